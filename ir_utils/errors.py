@@ -1,0 +1,36 @@
+"""What can go wrong, as exceptions that subclass the builtin they specialise.
+
+CompressionError
+├── OptionError        (ValueError)    an option's value, or a combination of options, means nothing
+├── ModelError         (ValueError)    a model or file that cannot be read as one
+├── WorkError          (RuntimeError)  a failure while computing or writing; names the weight
+└── MissingExtraError  (ImportError)   a feature whose optional dependency is not installed
+"""
+
+__all__ = ["CompressionError", "MissingExtraError", "ModelError", "OptionError", "WorkError"]
+
+
+class CompressionError(Exception):
+    """The root of everything that this package raises on purpose."""
+
+
+class OptionError(CompressionError, ValueError):
+    """An option that cannot be: the message names the field, the limit and the value received."""
+
+
+class ModelError(CompressionError, ValueError):
+    """A model or a file that cannot be used: missing, truncated, corrupt, or not a model at all."""
+
+
+class WorkError(CompressionError, RuntimeError):
+    """A failure while quantising or writing. The message names the weight."""
+
+
+class MissingExtraError(CompressionError, ImportError):
+    """An optional dependency is needed and absent. The message gives the command that installs it."""
+
+    def __init__(self, module: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package '{module}': install it with "
+            f"pip install 'ov-weight-compression[{extra}]'"
+        )
