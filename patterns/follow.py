@@ -1,0 +1,72 @@
+"""From a constant to the operations that read it, through everything that only converts or rearranges it.
+
+    Constant ─ (Convert, FakeConvert, Reshape, Squeeze, Unsqueeze, Transpose)* ─┬─ layer       a role, or a refusal
+                                                                               └─ operation   no role
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+
+import openvino as ov
+
+from ov_weight_compression.patterns.layout import View, reshape, transpose
+from ov_weight_compression.patterns.roles import ROLES, Role
+
+__all__ = ["Use", "follow"]
+
+_THROUGH = frozenset({"Convert", "FakeConvert", "Reshape", "Squeeze", "Unsqueeze", "Transpose"})
+
+
+@dataclass(frozen=True, eq=False)
+class Use:
+    """One operation that reads a constant, and how the constant looks from there."""
+
+    node: ov.Node
+    port: int
+    view: View | str
+    """The view, or why there is none."""
+    role: Role | str | None
+    """What the operation makes of it, or why it refuses; None for an operation that takes no weights."""
+
+
+def follow(constant: ov.Node, view: View) -> Iterator[Use]:
+    """The operations that read a constant, through everything that only converts or rearranges it."""
+    front: list[tuple[ov.Node, View | str]] = [(constant, view)]
+    while front:
+        source, seen = front.pop()
+        for target in source.output(0).get_target_inputs():
+            node, port = target.get_node(), target.get_index()
+            kind = node.get_type_name()
+            if port == 0 and kind in _THROUGH:
+                front.append((node, _behind(node, kind, seen)))
+            elif kind != "ShapeOf":
+                yield Use(node, port, seen, _role(node, kind, port, seen))
+
+
+def _behind(node: ov.Node, kind: str, view: View | str) -> View | str:
+    """The view behind an operation that only converts or rearranges."""
+    if isinstance(view, str) or kind in ("Convert", "FakeConvert"):
+        return view
+    if kind == "Transpose":
+        order = node.input_value(1).get_node()
+        if order.get_type_name() != "Constant":
+            return f"transposed by '{node.get_friendly_name()}' in an order known only at run time"
+        axes = [int(axis) for axis in order.data.reshape(-1)]
+        return transpose(view, axes or range(len(view))[::-1])
+    shape = node.get_output_partial_shape(0)
+    if not shape.is_static:
+        return f"reshaped by '{node.get_friendly_name()}' to a shape known only at run time"
+    seen = reshape(view, tuple(shape.to_shape()))
+    return seen if seen is not None else f"the reshape '{node.get_friendly_name()}' cuts across its axes"
+
+
+def _role(node: ov.Node, kind: str, port: int, view: View | str) -> Role | str | None:
+    judge = ROLES.get((kind, port))
+    if judge is None:
+        return None
+    if isinstance(view, str):
+        return view
+    return judge(node, port, tuple(prod(piece.size for piece in dimension) for dimension in view))

@@ -1,0 +1,55 @@
+"""A model and all that is nested in it: the bodies of If, Loop and TensorIterator, however deep.
+
+`ov.Model.get_ordered_ops()` lists one level only; `graphs_of` lists every level, each with its path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import openvino as ov
+
+__all__ = ["BODY_OPERATIONS", "Graph", "graphs_of"]
+
+BODY_OPERATIONS = frozenset({"If", "Loop", "TensorIterator"})
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """One level of a model: its operations in an order in which they can run, and their type names beside them."""
+
+    operations: list[ov.Node]
+    types: list[str]
+    path: str
+    """Empty for the model itself; for a body the operations that lead to it, `loop/body` or `if/then`."""
+    key: tuple[int, ...]
+    """Where it lies: the positions of the operations that lead to it. Sorting by it gives graph order."""
+    position: dict[ov.Node, int] = field(repr=False)
+
+    def place(self, node: ov.Node) -> tuple[int, ...]:
+        """A sort key: graph order over all levels."""
+        return (*self.key, self.position[node])
+
+
+def graphs_of(model: ov.Model) -> list[Graph]:
+    """The model and every body in it, outer before inner."""
+    return list(_walk(model, "", ()))
+
+
+def _walk(model: ov.Model, path: str, key: tuple[int, ...]) -> Iterator[Graph]:
+    operations = model.get_ordered_ops()
+    types = [node.get_type_name() for node in operations]
+    yield Graph(operations, types, path, key, {node: index for index, node in enumerate(operations)})
+    for index, kind in enumerate(types):
+        if kind in BODY_OPERATIONS:
+            node = operations[index]
+            for number, (name, body) in enumerate(_bodies(node, kind)):
+                inner = "/".join(filter(None, (path, node.get_friendly_name(), name)))
+                yield from _walk(body, inner, (*key, index, number))
+
+
+def _bodies(node: ov.Node, kind: str) -> list[tuple[str, ov.Model]]:
+    if kind == "If":
+        return [("then", node.get_function(0)), ("else", node.get_function(1))]
+    return [("body", node.get_function())]

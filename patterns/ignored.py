@@ -1,0 +1,154 @@
+"""The ignored scope: which operations the caller wants left alone, in NNCF's terms.
+
+    names       friendly names of operations, or of the constants themselves
+    patterns    regular expressions, matched from the start of a name (as `re.match` does)
+    types       operation types, "MatMul"
+    subgraphs   every operation on a path from one of `inputs` to one of `outputs`
+
+With `validate` (the default) a rule that matches nothing in the model is an error, for it is most likely a misspelling.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+
+import openvino as ov
+
+from ov_weight_compression.ir_utils.errors import OptionError
+from ov_weight_compression.patterns.graphs import Graph
+
+__all__ = ["IgnoredScope", "Subgraph"]
+
+
+@dataclass(frozen=True)
+class Subgraph:
+    """All operations on the paths from any of `inputs` to any of `outputs`, both ends included; friendly names."""
+
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class IgnoredScope:
+    """What to leave alone. A weight is ignored if any operation that uses it is, or the constant itself."""
+
+    names: tuple[str, ...] = ()
+    patterns: tuple[str, ...] = ()
+    types: tuple[str, ...] = ()
+    subgraphs: tuple[Subgraph, ...] = ()
+    validate: bool = True
+
+    @classmethod
+    def of(cls, value: object) -> IgnoredScope | None:
+        """Read a scope from None, an `IgnoredScope` (ours or NNCF's), a dict of its fields, a name or a list of names.
+
+        Raises:
+            OptionError: the value is none of these, or a field does not exist or has the wrong type.
+        """
+        if value is None or isinstance(value, cls):
+            return value
+        if isinstance(value, str):
+            return cls(names=(value,))
+        if isinstance(value, Mapping):
+            known = [field.name for field in fields(cls)]
+            for key in value:
+                if key not in known:
+                    raise OptionError(f"ignored_scope: unknown field {key!r}; it has {', '.join(known)}")
+            return cls._read(value)
+        if hasattr(value, "names") and hasattr(value, "patterns"):
+            present = [field.name for field in fields(cls) if hasattr(value, field.name)]
+            return cls._read({name: getattr(value, name) for name in present})
+        if isinstance(value, Iterable):
+            return cls(names=_strings("names", value))
+        raise OptionError(f"ignored_scope: expected an IgnoredScope, a dict or a list of names, got {value!r}")
+
+    @classmethod
+    def _read(cls, values: Mapping[str, object]) -> IgnoredScope:
+        subgraphs = values.get("subgraphs") or ()
+        if not isinstance(subgraphs, Iterable):
+            raise OptionError(f"ignored_scope: subgraphs must be a list, got {subgraphs!r}")
+        return cls(
+            names=_strings("names", values.get("names") or ()),
+            patterns=_strings("patterns", values.get("patterns") or ()),
+            types=_strings("types", values.get("types") or ()),
+            subgraphs=tuple(_subgraph(subgraph) for subgraph in subgraphs),
+            validate=bool(values.get("validate", True)),
+        )
+
+    def resolve(self, graphs: Iterable[Graph]) -> dict[str, str]:
+        """The friendly name of every operation in the scope, and the rule that put it there.
+
+        Raises:
+            OptionError: a rule matches nothing (unless `validate` is off), or a pattern is no regular expression.
+        """
+        graphs = list(graphs)
+        named = {node.get_friendly_name(): kind for graph in graphs for node, kind in _operations(graph)}
+        rules: dict[str, str] = {}
+        missing: list[str] = []
+        for rule, matched in self._matches(graphs, named):
+            if not matched:
+                missing.append(rule)
+            for name in matched:
+                rules.setdefault(name, rule)
+        if missing and self.validate:
+            raise OptionError(
+                f"ignored_scope: nothing in the model matches {'; '.join(missing)}. "
+                "Correct it, or pass validate=False to let rules match nothing"
+            )
+        return rules
+
+    def _matches(self, graphs: list[Graph], named: dict[str, str]) -> Iterable[tuple[str, list[str]]]:
+        for name in self.names:
+            yield f"name '{name}'", [name] if name in named else []
+        for pattern in self.patterns:
+            try:
+                expression = re.compile(pattern)
+            except re.error as error:
+                raise OptionError(f"ignored_scope: pattern {pattern!r} is no regular expression: {error}") from None
+            yield f"pattern '{pattern}'", [name for name in named if expression.match(name)]
+        for kind in self.types:
+            yield f"type '{kind}'", [name for name, own in named.items() if own == kind]
+        for subgraph in self.subgraphs:
+            rule = f"subgraph from {list(subgraph.inputs)} to {list(subgraph.outputs)}"
+            yield rule, [name for graph in graphs for name in _between(graph, subgraph)]
+
+
+def _operations(graph: Graph) -> Iterable[tuple[ov.Node, str]]:
+    return zip(graph.operations, graph.types, strict=True)
+
+
+def _between(graph: Graph, subgraph: Subgraph) -> list[str]:
+    """Names of the operations that some input leads to and that lead to some output."""
+    names = [node.get_friendly_name() for node in graph.operations]
+    after: set[int] = {index for index, name in enumerate(names) if name in subgraph.inputs}
+    before: set[int] = {index for index, name in enumerate(names) if name in subgraph.outputs}
+    sources = [[graph.position[value.get_node()] for value in node.input_values()] for node in graph.operations]
+    for index in range(len(names)):
+        if any(source in after for source in sources[index]):
+            after.add(index)
+    for index in reversed(range(len(names))):
+        if index in before:
+            before.update(sources[index])
+    return [names[index] for index in sorted(after & before)]
+
+
+def _strings(field: str, values: object) -> tuple[str, ...]:
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise OptionError(f"ignored_scope: {field} must be a list of strings, got {values!r}")
+    result = tuple(values)
+    for value in result:
+        if not isinstance(value, str):
+            raise OptionError(f"ignored_scope: {field} must be a list of strings, it holds {value!r}")
+    return result
+
+
+def _subgraph(value: object) -> Subgraph:
+    if isinstance(value, Mapping):
+        inputs, outputs = value.get("inputs", ()), value.get("outputs", ())
+    elif hasattr(value, "inputs") and hasattr(value, "outputs"):
+        inputs, outputs = value.inputs, value.outputs
+    else:
+        raise OptionError(f"ignored_scope: a subgraph has inputs and outputs, got {value!r}")
+    return Subgraph(_strings("subgraph inputs", inputs), _strings("subgraph outputs", outputs))

@@ -1,0 +1,135 @@
+"""What the search of a graph hands to everybody else: weights that can be compressed, and constants that cannot.
+
+Both are frozen dataclasses, and a refusal is data: a `Skip` with a reason in plain words, never an exception.
+
+Axes are always those of the constant itself, whatever Reshape or Transpose lies between it and the layer that uses it.
+Each axis has one name:
+
+    reduction   the layer sums over it, or reads it as one row: a scale, or a group of codes, runs along it
+    channel     the layer's output channels, or the rows of an embedding
+    batch       independent copies of a layer side by side: experts, groups of a convolution
+
+Seen as numbers a weight is the matrix `[rows, columns]`: `order` moves the reduction axes last, everything before them
+is flattened to rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from math import prod
+
+import openvino as ov
+
+__all__ = ["FLOAT_TYPES", "Consumer", "Kind", "Skip", "Weight"]
+
+FLOAT_TYPES = frozenset({"f32", "f16", "bf16", "f64"})
+
+
+class Kind(Enum):
+    """What sort of layer reads a weight. It decides which formats make sense and what a device executes."""
+
+    MATMUL = "matmul"
+    EXPERTS = "experts"
+    GATHER = "gather"
+    CONVOLUTION = "convolution"
+
+
+@dataclass(frozen=True, eq=False)
+class Consumer:
+    """An input port of the graph that a weight arrives at, after any Convert, Reshape, Transpose or FakeConvert."""
+
+    node: ov.Node
+    port: int
+    kind: Kind | None = None
+    """None for an operation that is not a layer but reads the same constant (an Add, a Result)."""
+
+    @property
+    def name(self) -> str:
+        """The operation's friendly name."""
+        return str(self.node.get_friendly_name())
+
+
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """One constant that can be compressed, and everything that the later stages need to know about its place."""
+
+    name: str
+    """The constant's friendly name; where a model uses it twice, the later one gets a suffix, `#2` and so on."""
+    constant: ov.Node
+    kind: Kind
+    """The most demanding of the consumers' kinds: CONVOLUTION, then GATHER, EXPERTS, MATMUL."""
+    consumers: tuple[Consumer, ...]
+    """The layers that use it as a weight, in graph order; at least one."""
+    shape: tuple[int, ...]
+    element_type: str
+    """One of `FLOAT_TYPES`."""
+    reduction_axes: tuple[int, ...]
+    """Ascending, at least one."""
+    channel_axes: tuple[int, ...]
+    batch_axes: tuple[int, ...]
+    input_axes: tuple[int, ...]
+    """The reduction axes in the order in which the layer's input channels run; differs from `reduction_axes` only
+    where a Transpose sits between (kernels of a TensorFlow convolution)."""
+    result_type: str
+    """Element type that the first consumer reads; differs from `element_type` where a Convert sits between."""
+    is_embedding: bool = False
+    """A Gather reads it. Without `all_layers` NNCF keeps every such table in the backup mode, not only the first."""
+    is_last_layer: bool = False
+    """The last MatMul of the graph, kept in the backup mode without `all_layers`; never a weight that an embedding
+    shares, nor any weight at all where the graph's last layer is ignored."""
+    other_uses: tuple[Consumer, ...] = ()
+    """Operations that are not layers and read the same constant: they will read the decompressed values."""
+    body: str = ""
+    """Where it lies: empty in the model itself, else the path of operations whose bodies lead to it."""
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """The permutation of the constant's axes that puts rows first and the reduction axes last."""
+        rows = tuple(axis for axis in range(len(self.shape)) if axis not in self.reduction_axes)
+        return rows + self.reduction_axes
+
+    @property
+    def rows(self) -> int:
+        """Number of rows of the `[rows, columns]` matrix."""
+        return prod(size for axis, size in enumerate(self.shape) if axis not in self.reduction_axes)
+
+    @property
+    def columns(self) -> int:
+        """Number of columns of the `[rows, columns]` matrix: what one scale per channel covers."""
+        return prod(self.shape[axis] for axis in self.reduction_axes)
+
+    @property
+    def elements(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the constant as it is now."""
+        return int(self.constant.get_byte_size())
+
+    @property
+    def groupable(self) -> bool:
+        """Whether a Reshape alone can cut the constant into groups: its reduction axes lie side by side."""
+        return self.reduction_axes[-1] - self.reduction_axes[0] == len(self.reduction_axes) - 1
+
+    @property
+    def backup_reason(self) -> str | None:
+        """Why this weight gets the backup mode unless `all_layers` is given; None where it does not."""
+        if self.is_embedding:
+            return "embedding"
+        return "last layer" if self.is_last_layer else None
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A constant that is left as it is, and why."""
+
+    name: str
+    consumer: str
+    """Friendly name of the first operation that reads it; empty where nothing does."""
+    shape: tuple[int, ...]
+    element_type: str
+    reason: str
+    bytes: int
