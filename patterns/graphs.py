@@ -26,6 +26,8 @@ class Graph:
     key: tuple[int, ...]
     """Where it lies: the positions of the operations that lead to it. Sorting by it gives graph order."""
     position: dict[ov.Node, int] = field(repr=False)
+    constants: list[tuple[ov.Node, str]] = field(repr=False)
+    """The constants, with the names of their element types."""
 
     def place(self, node: ov.Node) -> tuple[int, ...]:
         """A sort key: graph order over all levels."""
@@ -40,7 +42,15 @@ def graphs_of(model: ov.Model) -> list[Graph]:
 def _walk(model: ov.Model, path: str, key: tuple[int, ...]) -> Iterator[Graph]:
     operations = model.get_ordered_ops()
     types = [node.get_type_name() for node in operations]
-    yield Graph(operations, types, path, key, {node: index for index, node in enumerate(operations)})
+    constants = [node for node, kind in zip(operations, types, strict=True) if kind == "Constant"]
+    yield Graph(
+        operations=operations,
+        types=types,
+        path=path,
+        key=key,
+        position={node: index for index, node in enumerate(operations)},
+        constants=[(node, node.get_output_element_type(0).to_string()) for node in constants],
+    )
     for index, kind in enumerate(types):
         if kind in BODY_OPERATIONS:
             node = operations[index]

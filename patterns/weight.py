@@ -15,13 +15,14 @@ is flattened to rows.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from math import prod
 
 import openvino as ov
 
-__all__ = ["FLOAT_TYPES", "Consumer", "Kind", "Skip", "Weight"]
+__all__ = ["FLOAT_TYPES", "Consumer", "Kind", "Skip", "Weight", "demanding"]
 
 FLOAT_TYPES = frozenset({"f32", "f16", "bf16", "f64"})
 
@@ -33,6 +34,12 @@ class Kind(Enum):
     EXPERTS = "experts"
     GATHER = "gather"
     CONVOLUTION = "convolution"
+
+
+def demanding(kinds: Iterable[Kind]) -> Kind:
+    """The kind that asks the most of a weight which layers of several kinds share."""
+    present = set(kinds)
+    return next(kind for kind in (Kind.CONVOLUTION, Kind.GATHER, Kind.EXPERTS, Kind.MATMUL) if kind in present)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,295 @@
+"""Recognising weights that are compressed already, whoever compressed them.
+
+Every tool writes the same chain, with more or fewer links:
+
+    codes ─ Convert ─ [Reshape] ─ [Subtract(zero point)] ─ [Multiply(scale)]+ ─ [Reshape] ─ layer
+    table ─ [Convert] ─ Gather(Convert(codes)) ─ [Multiply(scale)] ─ [Reshape] ─ layer
+
+where the zero point and the scale are constants behind any Convert, Reshape or Multiply of constants (two-level scales
+are `Convert(Multiply(Convert(scale), scalar))`). The chain counts only if a layer reads its end as a weight: a mask
+that is converted and multiplied, a table of indices or a shape does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+
+import openvino as ov
+
+from ov_weight_compression.patterns.follow import Use, follow
+from ov_weight_compression.patterns.graphs import Graph, graphs_of
+from ov_weight_compression.patterns.layout import own_view
+from ov_weight_compression.patterns.roles import Role
+from ov_weight_compression.patterns.weight import Consumer, Kind, demanding
+
+__all__ = ["STORAGE_TYPES", "CompressedWeight", "compressed_in", "find_compressed"]
+
+INTEGER_TYPES = frozenset({"u1", "u2", "u3", "u4", "u6", "u8", "i4", "i8"})
+FLOAT8_TYPES = frozenset({"f8e4m3", "f8e5m2"})
+STORAGE_TYPES = INTEGER_TYPES | FLOAT8_TYPES | {"nf4", "f4e2m1"}
+_INDEX_TYPES = frozenset({"u1", "u2", "u3", "u4", "u6", "u8", "u16", "i32"})
+
+
+@dataclass(frozen=True, eq=False)
+class CompressedWeight:
+    """A weight and the constants it is stored as."""
+
+    name: str
+    """Friendly name of the constant that holds the codes."""
+    codes: ov.Node
+    """The constant of codes, or of indices into `table`."""
+    zero_point: ov.Node | None
+    scale: ov.Node | None
+    """The largest constant among the scales; None where there is none (a cast to fp8)."""
+    tensor_scale: ov.Node | None
+    """A second scale, of one element for the whole weight."""
+    table: ov.Node | None
+    """The codebook."""
+    chain: tuple[ov.Node, ...]
+    """The operations from the codes' first Convert to `last`, in order, without those of scale and zero point."""
+    last: ov.Node
+    """Its output stands for the float weight; a Convert behind it belongs to the layer."""
+    shape: tuple[int, ...]
+    """Shape of the float weight, which is that of `last`."""
+    code_shape: tuple[int, ...]
+    """Shape of the codes where the scale meets them: one dimension more than `shape` where they are grouped."""
+    reduction_axes: tuple[int, ...]
+    """Of the float weight, as its first consumer sees it."""
+    group_axis: int | None
+    """The axis of the float weight that groups run along; None for one scale per channel or per tensor."""
+    group_size: int
+    """-1 for one scale per channel or per tensor."""
+    kind: Kind
+    consumers: tuple[Consumer, ...]
+    body: str = ""
+
+    @property
+    def storage(self) -> str:
+        """Element type of the codes."""
+        return str(self.codes.get_output_element_type(0).to_string())
+
+    @property
+    def scale_type(self) -> str | None:
+        """Element type of the scale."""
+        return None if self.scale is None else str(self.scale.get_output_element_type(0).to_string())
+
+    @property
+    def constants(self) -> tuple[ov.Node, ...]:
+        """Everything that is stored for this weight: codes, zero point, scales, table."""
+        parts = (self.codes, self.zero_point, self.scale, self.tensor_scale, self.table)
+        return tuple(part for part in parts if part is not None)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all its constants."""
+        return sum(int(part.get_byte_size()) for part in self.constants)
+
+    @property
+    def elements(self) -> int:
+        """Elements of the float weight."""
+        return prod(self.shape)
+
+    @property
+    def format(self) -> str:
+        """What it is stored as, in words: "u4, group 128"."""
+        parts = ["codebook of " + self.table.get_output_element_type(0).to_string()] if self.table is not None else []
+        return ", ".join([*parts, self.storage, *([f"group {self.group_size}"] if self.group_size > 0 else [])])
+
+    @property
+    def is_fp8_source(self) -> bool:
+        """Whether this may be a weight as an fp8 checkpoint holds it, waiting to be compressed: eight-bit floats with
+        no scale, one scale for all, per channel or per block, but not in groups along the reduction axis, which only
+        a compressor makes. A compressed model with one scale per channel looks the same: ask its `rt_info` first."""
+        return self.storage in FLOAT8_TYPES and self.group_size == -1 and self.scale_type != "f8e8m0"
+
+
+def find_compressed(model: ov.Model) -> list[CompressedWeight]:
+    """Every weight of `model` and of the bodies inside it that is stored compressed, in graph order."""
+    graphs = graphs_of(model)
+    found = [(graph.place(one.consumers[0].node), one) for graph in graphs for one in compressed_in(graph)]
+    found.sort(key=lambda entry: entry[0])
+    return [one for _, one in found]
+
+
+def compressed_in(graph: Graph) -> list[CompressedWeight]:
+    """The compressed weights of one level of a model."""
+    candidates = STORAGE_TYPES | _INDEX_TYPES
+    found: list[CompressedWeight] = []
+    for constant, element_type in graph.constants:
+        if element_type in candidates and len(constant.shape) > 0:
+            found += _chains(graph, constant, element_type)
+    return found
+
+
+@dataclass
+class _Chain:
+    """The links found so far, from a codes constant onwards."""
+
+    codes: ov.Node
+    nodes: list[ov.Node]
+    zero_point: ov.Node | None = None
+    scales: tuple[ov.Node, ...] = ()
+    table: ov.Node | None = None
+    code_shape: tuple[int, ...] = ()
+
+    @property
+    def last(self) -> ov.Node:
+        return self.nodes[-1]
+
+
+def _chains(graph: Graph, codes: ov.Node, storage: str) -> Iterator[CompressedWeight]:
+    """The chains that start at one constant: one, unless several layers decompress it each for itself."""
+    for target in codes.output(0).get_target_inputs():
+        node = target.get_node()
+        if target.get_index() == 0 and node.get_type_name() == "Convert" and node in graph.position:
+            chain = _Chain(codes, [node])
+            if _extend(chain, storage):
+                yield from _settle(graph, chain)
+
+
+def _extend(chain: _Chain, storage: str) -> bool:
+    """Add the links behind the first Convert; whether the result decompresses anything."""
+    _pass(chain, "Convert")
+    if _table(chain):
+        _scales(chain)
+    elif storage not in STORAGE_TYPES:
+        return False
+    else:
+        _pass(chain, "Reshape")
+        chain.code_shape = tuple(chain.last.get_output_partial_shape(0).to_shape())
+        _zero_point(chain)
+        _scales(chain)
+        if not chain.scales and storage in INTEGER_TYPES:
+            return False
+    _group_reshape(chain)
+    return True
+
+
+def _next(chain: _Chain) -> tuple[ov.Node, int] | None:
+    """The only operation that reads the end of the chain, and its port; None where there are several."""
+    targets = list(chain.last.output(0).get_target_inputs())
+    return (targets[0].get_node(), targets[0].get_index()) if len(targets) == 1 else None
+
+
+def _pass(chain: _Chain, kind: str) -> None:
+    """Step over one operation of this type, if it is there and its shape is known."""
+    following = _next(chain)
+    if not following or following[1] != 0 or following[0].get_type_name() != kind:
+        return
+    if following[0].get_output_partial_shape(0).is_static:
+        chain.nodes.append(following[0])
+
+
+def _table(chain: _Chain) -> bool:
+    """Step over a Gather that looks the codes up in a constant of one dimension."""
+    following = _next(chain)
+    if not following or following[1] != 1 or following[0].get_type_name() != "Gather":
+        return False
+    gather = following[0]
+    tables = _constants(gather.input_value(0))
+    if tables is None or len(tables) != 1 or len(tables[0].shape) != 1 or len(chain.codes.shape) < 2:
+        return False
+    chain.table = tables[0]
+    chain.nodes.append(gather)
+    chain.code_shape = tuple(gather.get_output_partial_shape(0).to_shape())
+    return True
+
+
+def _zero_point(chain: _Chain) -> None:
+    following = _next(chain)
+    if following and following[1] == 0 and following[0].get_type_name() == "Subtract":
+        constants = _constants(following[0].input_value(1))
+        if constants is not None and len(constants) == 1:
+            chain.zero_point = constants[0]
+            chain.nodes.append(following[0])
+
+
+def _scales(chain: _Chain) -> None:
+    """Step over Multiply by constants, at most twice."""
+    for _ in range(2):
+        following = _next(chain)
+        if not following or following[0].get_type_name() != "Multiply":
+            return
+        constants = _constants(following[0].input_value(1 - following[1]))
+        if constants is None or len(chain.scales) + len(constants) > 2:
+            return
+        shape = following[0].get_output_partial_shape(0)
+        if not shape.is_static or prod(shape.to_shape()) != prod(chain.code_shape):
+            return
+        chain.scales += constants
+        chain.nodes.append(following[0])
+
+
+def _constants(value: ov.Output, depth: int = 5) -> tuple[ov.Node, ...] | None:
+    """The constants that a tensor is made of, or None where it is not made of constants alone."""
+    node = value.get_node()
+    kind = node.get_type_name()
+    if kind == "Constant":
+        return (node,)
+    if depth and kind in ("Convert", "Reshape", "Unsqueeze", "Squeeze"):
+        return _constants(node.input_value(0), depth - 1)
+    if depth and kind == "Multiply":
+        left, right = (_constants(node.input_value(port), depth - 1) for port in (0, 1))
+        return None if left is None or right is None else left + right
+    return None
+
+
+def _group_reshape(chain: _Chain) -> None:
+    """Step over the Reshape that merges groups back: it joins a dimension that the scale covers with the one before."""
+    following = _next(chain)
+    if not following or following[1] != 0 or following[0].get_type_name() != "Reshape":
+        return
+    shape = following[0].get_output_partial_shape(0)
+    if shape.is_static and _merged(chain.code_shape, tuple(shape.to_shape()), _scale_shape(chain)) is not None:
+        chain.nodes.append(following[0])
+
+
+def _scale_shape(chain: _Chain) -> tuple[int, ...]:
+    """Shape of the largest scale, brought to the codes' rank as broadcasting does."""
+    shape = max((tuple(scale.shape) for scale in chain.scales), key=prod, default=())
+    return (1,) * (len(chain.code_shape) - len(shape)) + shape
+
+
+def _merged(codes: tuple[int, ...], weight: tuple[int, ...], scale: tuple[int, ...]) -> int | None:
+    """The axis of the weight that two dimensions of the codes, groups and places within one, were merged to."""
+    if len(codes) != len(weight) + 1:
+        return None
+    for axis in range(len(weight)):
+        joined = (*codes[:axis], codes[axis] * codes[axis + 1], *codes[axis + 2 :])
+        if joined == weight and scale[axis] == codes[axis] and scale[axis + 1] == 1:
+            return axis
+    return None
+
+
+def _settle(graph: Graph, chain: _Chain) -> Iterator[CompressedWeight]:
+    """The compressed weight, if a layer reads the end of the chain as one."""
+    shape = tuple(chain.last.get_output_partial_shape(0).to_shape())
+    live = [use for use in follow(chain.last, own_view(shape)) if use.node in graph.position]
+    live.sort(key=lambda use: (graph.position[use.node], use.port))
+    uses: list[tuple[Use, Role]] = [(use, use.role) for use in live if isinstance(use.role, Role)]
+    if not uses:
+        return
+    use, role = uses[0]
+    seen = use.view if not isinstance(use.view, str) else ()
+    scales = sorted(chain.scales, key=lambda scale: prod(scale.shape), reverse=True)
+    axis = _merged(chain.code_shape, shape, _scale_shape(chain))
+    yield CompressedWeight(
+        name=chain.codes.get_friendly_name().removesuffix("_nncf_codebook_idxs"),
+        codes=chain.codes,
+        zero_point=chain.zero_point,
+        scale=scales[0] if scales else None,
+        tensor_scale=scales[1] if len(scales) > 1 else None,
+        table=chain.table,
+        chain=tuple(chain.nodes),
+        last=chain.last,
+        shape=shape,
+        code_shape=chain.code_shape,
+        reduction_axes=tuple(sorted({piece.axis for dim in role.reduction for piece in seen[dim]})),
+        group_axis=axis,
+        group_size=-1 if axis is None else chain.code_shape[axis + 1],
+        kind=demanding(one.kind for _, one in uses),
+        consumers=tuple(Consumer(one.node, one.port, own.kind) for one, own in uses),
+        body=graph.path,
+    )
