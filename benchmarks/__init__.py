@@ -1,0 +1,1 @@
+"""Speed, memory and accuracy of the package beside NNCF: run as ``python -m benchmarks.speed`` from the checkout."""

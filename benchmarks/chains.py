@@ -1,0 +1,93 @@
+"""Reading any compressed IR's weights, whoever wrote it: what stands in front of each consumer, and its f32 values."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+import openvino.opset15 as op
+from numpy.typing import NDArray
+
+CONSUMERS = {
+    "MatMul",
+    "Gather",
+    "Convolution",
+    "GroupConvolution",
+    "ConvolutionBackpropData",
+    "GroupConvolutionBackpropData",
+    "GroupedMatMul",
+}
+SMALLEST = 1024
+FLOATS = ("f32", "f16", "bf16", "f64")
+
+
+@dataclass(frozen=True)
+class WeightInput:
+    """The output that feeds a consumer's weight port, computed from constants alone."""
+
+    model: ov.Model
+    output: ov.Output
+    constants: tuple[ov.Node, ...]
+
+    @property
+    def stored(self) -> str:
+        """Storage of the largest constant, its group along the reduced axis, and the other parts: ``u4 g64 f16 u4``.
+
+        The types of the scale, zero point and table follow in graph order, without scalars' numbers.
+        """
+        codes = max(self.constants, key=lambda node: _size(node))
+        kind = codes.get_element_type().to_string()
+        if kind in FLOATS:
+            return "float"
+        others = [node for node in self.constants if node is not codes and _is_part(node)]
+        scales = [node for node in others if node.get_element_type().to_string() in (*FLOATS, "f8e8m0", "f8e4m3")]
+        size = _size(codes)
+        rows = max((_size(node) for node in scales), default=1)
+        types = sorted(node.get_element_type().to_string() for node in others)
+        return f"{kind} g{size // rows} {' '.join(types)}".strip()
+
+    def values(self) -> NDArray[np.float32]:
+        """What the consumer multiplies with, evaluated in f32."""
+        part = ov.Model([op.result(self.output)], [])
+        compiled = ov.Core().compile_model(part, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        return np.array(compiled([])[0], np.float32)
+
+
+def weights_of(path: Path) -> dict[str, WeightInput]:
+    """Every weight of an IR by ``consumer's name:port``; a constant with several consumers under the first alone."""
+    model = ov.Core().read_model(path)
+    behind: dict[str, tuple[ov.Node, ...]] = {}  # of each node that constants alone determine: those constants
+    found: dict[str, WeightInput] = {}
+    seen: set[tuple[str, ...]] = set()
+    for node in model.get_ordered_ops():
+        sources = [port.get_source_output() for port in node.inputs()]
+        known = [behind.get(source.get_node().get_friendly_name()) for source in sources]
+        if node.get_type_name() == "Constant":
+            behind[node.get_friendly_name()] = (node,)
+        elif known and all(each is not None for each in known):
+            behind[node.get_friendly_name()] = tuple(leaf for each in known for leaf in each or ())
+        if node.get_type_name() not in CONSUMERS:
+            continue
+        for port, (source, constants) in enumerate(zip(sources, known, strict=True)):
+            key = tuple(each.get_friendly_name() for each in constants or () if _counts(each))
+            if key and key not in seen:
+                seen.add(key)
+                found[f"{node.get_friendly_name()}:{port}"] = WeightInput(model, source, constants or ())
+    return found
+
+
+def _counts(node: ov.Node) -> bool:
+    """A constant that is worth compressing, or codes of one."""
+    return _is_part(node) and _size(node) >= SMALLEST
+
+
+def _is_part(node: ov.Node) -> bool:
+    """Not the shape of a Reshape or the axis of a Gather."""
+    return node.get_element_type().to_string() not in ("i32", "i64")
+
+
+def _size(node: ov.Node) -> int:
+    return math.prod(node.get_output_shape(0))

@@ -1,0 +1,101 @@
+"""Running one command and watching its memory, child processes included.
+
+Linux tells a process's memory apart in ``/proc/<pid>/status``: ``RssAnon`` is what it allocated itself and what a
+memory limit is about; ``VmRSS`` has the resident pages of mapped files too, which the kernel takes back at need.
+Both are sampled every ``PERIOD`` seconds and summed over the process and its descendants; ``VmHWM``, the kernel's own
+record of the highest ``VmRSS``, closes the gap between two samples.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+PERIOD = 0.02
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one command did: wall seconds from start to end, seconds of processor time, the moment of the start
+    (``time.time()``), peaks in bytes, the exit code (negative: the signal), the end of what it printed."""
+
+    seconds: float
+    processor: float
+    started: float
+    anonymous: int
+    resident: int
+    code: int
+    printed: str
+
+
+def descendants(pid: int) -> list[int]:
+    """The process and everything it started that still lives."""
+    found = [pid]
+    for parent in found:
+        for path in Path(f"/proc/{parent}/task").glob("*/children"):
+            try:
+                found += [int(child) for child in path.read_text().split()]
+            except OSError:
+                continue
+    return found
+
+
+def memory_of(pid: int) -> dict[str, int]:
+    """Bytes by name (``RssAnon``, ``VmRSS``, ``VmHWM``) of one process; empty where it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return {}
+    wanted = [line.split() for line in lines if line.startswith(("RssAnon:", "VmRSS:", "VmHWM:"))]
+    return {fields[0].rstrip(":"): int(fields[1]) * 1024 for fields in wanted}
+
+
+def run(
+    command: Sequence[str],
+    log: Path,
+    environment: dict[str, str] | None = None,
+    cwd: Path | None = None,
+    before: Callable[[], None] | None = None,
+    timeout: float | None = None,
+) -> Run:
+    """Runs a command to its end, its output in ``log``. ``before`` is called in the new process (to join a cgroup)."""
+    anonymous = resident = 0
+    processor = -_children_seconds()
+    with log.open("wb") as output:
+        began, started = time.perf_counter(), time.time()
+        process = subprocess.Popen(
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(environment or {})},
+            cwd=cwd,
+            preexec_fn=before,
+        )
+        try:
+            while process.poll() is None:
+                samples = [memory_of(pid) for pid in descendants(process.pid)]
+                anonymous = max(anonymous, sum(sample.get("RssAnon", 0) for sample in samples))
+                together = sum(sample.get("VmRSS", 0) for sample in samples)
+                resident = max(resident, together, samples[0].get("VmHWM", 0))
+                if timeout is not None and time.perf_counter() - began > timeout:
+                    process.kill()
+                time.sleep(PERIOD)
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+        seconds = time.perf_counter() - began
+    processor += _children_seconds()
+    printed = log.read_text(errors="replace")[-2000:]
+    return Run(seconds, processor, started, anonymous, resident, process.returncode, printed)
+
+
+def _children_seconds() -> float:
+    """Processor time of all ended children, user's and system's."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
