@@ -1,16 +1,21 @@
-"""Fixtures for every room's tests."""
+"""Fixtures for every room's tests, and the way to the builders: `from tests.models import ...`."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of models and texts beside the repository, which not every machine has."""
-    folder = Path(__file__).resolve().parents[1].parent / "shared"
+    folder = ROOT.parent / "shared"
     if not (folder / "zoo").is_dir():
         pytest.skip(f"the folder of shared models is not there: {folder}")
     return folder
