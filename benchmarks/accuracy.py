@@ -21,7 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks import accuracy_cases, accuracy_goals, accuracy_table, divergence, jobs, machine, peers
+from benchmarks import accuracy_cases, accuracy_goals, accuracy_table, divergence, jobs, machine, peers, places
 from benchmarks.accuracy_cases import Case, Variant
 
 Figures = dict[str, dict[str, Any]]
@@ -30,7 +30,6 @@ Mean KL divergence from the original in nats (f32 execution) on held-out text, l
 text for calibration; the first embedding and the last MatMul in int8. "NNCF's best" is the least of its awq,
 scale_estimation, both, gptq, and gptq with scale_estimation.
 """
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def key_of(case: Case, mode: str, variant: Variant) -> str:
@@ -118,14 +117,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__)
     peers.add_option(parser)
-    parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared", help="folder with models/ and texts/")
+    parser.add_argument("--shared", type=Path, default=places.SHARED, help="folder with models/ and texts/")
     parser.add_argument("--smollm", type=Path, help="folder with SmolLM2-135M's IR; without it, it is left out")
     parser.add_argument("--models", default=",".join(accuracy_cases.NAMES))
     parser.add_argument("--modes", default="int4_sym,int4_asym,int2_sym")
     parser.add_argument("--variants", default="*", help="wildcards on the variants' names, separated by semicolons")
     parser.add_argument("--tools", default="nncf,own")
     parser.add_argument("--refresh", choices=["own", "nncf"], help="measure this tool's variants again")
-    parser.add_argument("--cache", type=Path, default=ROOT / "benchmarks" / "results" / "accuracy.json")
+    parser.add_argument("--cache", type=Path, default=places.CACHE / "accuracy.json")
     parser.add_argument("--output", type=Path, help="Markdown file for the table")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--timeout", type=float, help="seconds after which one compression is given up")

@@ -9,15 +9,12 @@ before each run. What ``--scale-search off`` times is what NNCF does; ``auto`` i
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
-from benchmarks import llama_ir, machine, modes, peers, speed_runs, speed_table
+from benchmarks import llama_ir, machine, modes, peers, places, speed_runs, speed_table
 from benchmarks.limits import UNAVAILABLE, parse_size
 from benchmarks.llama_graph import Shape
 from benchmarks.speed_runs import Contender, Row
-
-DEFAULT_MODELS = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ov-weight-compression-benchmarks"
 
 
 def contenders(mode: str, arguments: argparse.Namespace, with_peer: bool) -> list[Contender]:
@@ -94,7 +91,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--group-size", type=int, default=128)
     parser.add_argument("--ratio", type=float, default=1.0, help="below 1 the data-free sensitivity is timed too")
     parser.add_argument("--pairs", type=int, default=3, help="rounds")
-    parser.add_argument("--models", type=Path, default=DEFAULT_MODELS, help="folder for the built models")
+    parser.add_argument("--models", type=Path, default=places.CACHE, help="folder for the built models")
     parser.add_argument("--work", type=Path, help="folder for outputs, deleted after each run (default: --models)")
     parser.add_argument("--growth", action="store_true", help="a table of time and memory over the sizes")
     parser.add_argument("--limit-memory", metavar="SIZE", help="such as 512M: run once inside this limit instead")

@@ -16,10 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import chains, jobs, machine, modes, peers, tables
+from benchmarks import chains, jobs, machine, modes, peers, places, tables
 
 TOLERANCE = 1 + 1e-6
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
@@ -135,7 +134,7 @@ def main(argv: list[str] | None = None) -> int:
     """Compares, prints, writes; 1 when a weight is worse than NNCF's or this package failed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.weights", description=__doc__)
     peers.add_option(parser)
-    parser.add_argument("folder", type=Path, nargs="?", default=ROOT.parent / "shared" / "zoo", help="folder or .xml")
+    parser.add_argument("folder", type=Path, nargs="?", default=places.SHARED / "zoo", help="folder or .xml")
     parser.add_argument("--modes", default=",".join(modes.ALL))
     parser.add_argument("--group-size", type=int, default=64)
     parser.add_argument("--output", type=Path, help="Markdown file for the results")
