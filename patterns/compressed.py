@@ -18,19 +18,22 @@ from math import prod
 
 import openvino as ov
 
+from ov_weight_compression.patterns.chain import (
+    FLOAT8_TYPES,
+    INDEX_TYPES,
+    STORAGE_TYPES,
+    Chain,
+    extend,
+    merged_axis,
+    scale_shape,
+)
 from ov_weight_compression.patterns.follow import Use, follow
 from ov_weight_compression.patterns.graphs import Graph, graphs_of
 from ov_weight_compression.patterns.layout import own_view
 from ov_weight_compression.patterns.roles import Role
 from ov_weight_compression.patterns.weight import Consumer, Kind, demanding
 
-__all__ = ["STORAGE_TYPES", "CompressedWeight", "compressed_in", "find_compressed"]
-
-INTEGER_TYPES = frozenset({"u1", "u2", "u3", "u4", "u6", "u8", "i4", "i8"})
-FLOAT8_TYPES = frozenset({"f8e4m3", "f8e5m2"})
-STORAGE_TYPES = INTEGER_TYPES | FLOAT8_TYPES | {"nf4", "f4e2m1"}
-_INDEX_TYPES = frozenset({"u1", "u2", "u3", "u4", "u6", "u8", "u16", "i32"})
-
+__all__ = ["CompressedWeight", "compressed_in", "find_compressed"]
 
 @dataclass(frozen=True, eq=False)
 class CompressedWeight:
@@ -115,7 +118,7 @@ def find_compressed(model: ov.Model) -> list[CompressedWeight]:
 
 def compressed_in(graph: Graph) -> list[CompressedWeight]:
     """The compressed weights of one level of a model."""
-    candidates = STORAGE_TYPES | _INDEX_TYPES
+    candidates = STORAGE_TYPES | INDEX_TYPES
     found: list[CompressedWeight] = []
     for constant, element_type in graph.constants:
         if element_type in candidates and len(constant.shape) > 0:
@@ -123,147 +126,17 @@ def compressed_in(graph: Graph) -> list[CompressedWeight]:
     return found
 
 
-@dataclass
-class _Chain:
-    """The links found so far, from a codes constant onwards."""
-
-    codes: ov.Node
-    nodes: list[ov.Node]
-    zero_point: ov.Node | None = None
-    scales: tuple[ov.Node, ...] = ()
-    table: ov.Node | None = None
-    code_shape: tuple[int, ...] = ()
-
-    @property
-    def last(self) -> ov.Node:
-        return self.nodes[-1]
-
-
 def _chains(graph: Graph, codes: ov.Node, storage: str) -> Iterator[CompressedWeight]:
     """The chains that start at one constant: one, unless several layers decompress it each for itself."""
     for target in codes.output(0).get_target_inputs():
         node = target.get_node()
         if target.get_index() == 0 and node.get_type_name() == "Convert" and node in graph.position:
-            chain = _Chain(codes, [node])
-            if _extend(chain, storage):
+            chain = Chain(codes, [node])
+            if extend(chain, storage):
                 yield from _settle(graph, chain)
 
 
-def _extend(chain: _Chain, storage: str) -> bool:
-    """Add the links behind the first Convert; whether the result decompresses anything."""
-    _pass(chain, "Convert")
-    if _table(chain):
-        _scales(chain)
-    elif storage not in STORAGE_TYPES:
-        return False
-    else:
-        _pass(chain, "Reshape")
-        chain.code_shape = tuple(chain.last.get_output_partial_shape(0).to_shape())
-        _zero_point(chain)
-        _scales(chain)
-        if not chain.scales and storage in INTEGER_TYPES:
-            return False
-    _group_reshape(chain)
-    return True
-
-
-def _next(chain: _Chain) -> tuple[ov.Node, int] | None:
-    """The only operation that reads the end of the chain, and its port; None where there are several."""
-    targets = list(chain.last.output(0).get_target_inputs())
-    return (targets[0].get_node(), targets[0].get_index()) if len(targets) == 1 else None
-
-
-def _pass(chain: _Chain, kind: str) -> None:
-    """Step over one operation of this type, if it is there and its shape is known."""
-    following = _next(chain)
-    if not following or following[1] != 0 or following[0].get_type_name() != kind:
-        return
-    if following[0].get_output_partial_shape(0).is_static:
-        chain.nodes.append(following[0])
-
-
-def _table(chain: _Chain) -> bool:
-    """Step over a Gather that looks the codes up in a constant of one dimension."""
-    following = _next(chain)
-    if not following or following[1] != 1 or following[0].get_type_name() != "Gather":
-        return False
-    gather = following[0]
-    tables = _constants(gather.input_value(0))
-    if tables is None or len(tables) != 1 or len(tables[0].shape) != 1 or len(chain.codes.shape) < 2:
-        return False
-    chain.table = tables[0]
-    chain.nodes.append(gather)
-    chain.code_shape = tuple(gather.get_output_partial_shape(0).to_shape())
-    return True
-
-
-def _zero_point(chain: _Chain) -> None:
-    following = _next(chain)
-    if following and following[1] == 0 and following[0].get_type_name() == "Subtract":
-        constants = _constants(following[0].input_value(1))
-        if constants is not None and len(constants) == 1:
-            chain.zero_point = constants[0]
-            chain.nodes.append(following[0])
-
-
-def _scales(chain: _Chain) -> None:
-    """Step over Multiply by constants, at most twice."""
-    for _ in range(2):
-        following = _next(chain)
-        if not following or following[0].get_type_name() != "Multiply":
-            return
-        constants = _constants(following[0].input_value(1 - following[1]))
-        if constants is None or len(chain.scales) + len(constants) > 2:
-            return
-        shape = following[0].get_output_partial_shape(0)
-        if not shape.is_static or prod(shape.to_shape()) != prod(chain.code_shape):
-            return
-        chain.scales += constants
-        chain.nodes.append(following[0])
-
-
-def _constants(value: ov.Output, depth: int = 5) -> tuple[ov.Node, ...] | None:
-    """The constants that a tensor is made of, or None where it is not made of constants alone."""
-    node = value.get_node()
-    kind = node.get_type_name()
-    if kind == "Constant":
-        return (node,)
-    if depth and kind in ("Convert", "Reshape", "Unsqueeze", "Squeeze"):
-        return _constants(node.input_value(0), depth - 1)
-    if depth and kind == "Multiply":
-        left, right = (_constants(node.input_value(port), depth - 1) for port in (0, 1))
-        return None if left is None or right is None else left + right
-    return None
-
-
-def _group_reshape(chain: _Chain) -> None:
-    """Step over the Reshape that merges groups back: it joins a dimension that the scale covers with the one before."""
-    following = _next(chain)
-    if not following or following[1] != 0 or following[0].get_type_name() != "Reshape":
-        return
-    shape = following[0].get_output_partial_shape(0)
-    if shape.is_static and _merged(chain.code_shape, tuple(shape.to_shape()), _scale_shape(chain)) is not None:
-        chain.nodes.append(following[0])
-
-
-def _scale_shape(chain: _Chain) -> tuple[int, ...]:
-    """Shape of the largest scale, brought to the codes' rank as broadcasting does."""
-    shape = max((tuple(scale.shape) for scale in chain.scales), key=prod, default=())
-    return (1,) * (len(chain.code_shape) - len(shape)) + shape
-
-
-def _merged(codes: tuple[int, ...], weight: tuple[int, ...], scale: tuple[int, ...]) -> int | None:
-    """The axis of the weight that two dimensions of the codes, groups and places within one, were merged to."""
-    if len(codes) != len(weight) + 1:
-        return None
-    for axis in range(len(weight)):
-        joined = (*codes[:axis], codes[axis] * codes[axis + 1], *codes[axis + 2 :])
-        if joined == weight and scale[axis] == codes[axis] and scale[axis + 1] == 1:
-            return axis
-    return None
-
-
-def _settle(graph: Graph, chain: _Chain) -> Iterator[CompressedWeight]:
+def _settle(graph: Graph, chain: Chain) -> Iterator[CompressedWeight]:
     """The compressed weight, if a layer reads the end of the chain as one."""
     shape = tuple(chain.last.get_output_partial_shape(0).to_shape())
     live = [use for use in follow(chain.last, own_view(shape)) if use.node in graph.position]
@@ -274,7 +147,7 @@ def _settle(graph: Graph, chain: _Chain) -> Iterator[CompressedWeight]:
     use, role = uses[0]
     seen = use.view if not isinstance(use.view, str) else ()
     scales = sorted(chain.scales, key=lambda scale: prod(scale.shape), reverse=True)
-    axis = _merged(chain.code_shape, shape, _scale_shape(chain))
+    axis = merged_axis(chain.code_shape, shape, scale_shape(chain))
     yield CompressedWeight(
         name=chain.codes.get_friendly_name().removesuffix("_nncf_codebook_idxs"),
         codes=chain.codes,
