@@ -1,0 +1,162 @@
+"""Reading a weight out of a Constant, piece by piece, without ever holding a copy of the whole.
+
+A model read from an IR maps its .bin file: the constant's memory is the file's. Pages that have been read count as
+resident memory until they are given back, which is done after each piece and only where the memory is certain to be a
+read-only mapping of a file (anonymous memory would lose its contents).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import mmap
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+from ov_weight_compression.ir_utils.layout import Layout, Slab
+from ov_weight_compression.ir_utils.types import Array, Float32
+
+__all__ = ["FLOAT_TYPES", "ConstantReader", "FileMappings", "ValueRange", "bf16_to_f32"]
+
+FLOAT_TYPES = ("f16", "bf16", "f32", "f64")
+_SCAN_BYTES = 1 << 20
+_MADV_DONTNEED = 4
+
+
+def bf16_to_f32(bits: Array) -> Float32:
+    """The values of bfloat16 bit patterns: the upper half of a float32."""
+    return (bits.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+
+
+@dataclass(frozen=True)
+class ValueRange:
+    """What one look at a weight's values tells: the largest finite magnitude, and how many are NaN or infinite."""
+
+    absmax: float
+    bad: int
+
+
+class ConstantReader:
+    """One float Constant as a matrix `[rows, columns]` (see `layout`), read in pieces of rows.
+
+    Keeps the node, and with it the mapped file, alive for as long as the weight may still be asked for.
+    """
+
+    def __init__(self, constant: Any, layout: Layout, mappings: FileMappings | None = None) -> None:
+        self.layout = layout
+        self._mappings = mappings
+        self.name: str = constant.get_friendly_name()
+        self._constant = constant
+        self._type: str = constant.get_output_element_type(0).get_type_name()
+
+    @property
+    def element_bytes(self) -> int:
+        """Bytes per element as stored."""
+        return {"f64": 8, "f32": 4}.get(self._type, 2)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole constant."""
+        return self.layout.rows * self.layout.columns * self.element_bytes
+
+    def read(self, slab: Slab) -> Array:
+        """The rows of a slab as contiguous `[n, columns]`: float16 as it is (a view where possible), else float32."""
+        view = self._matrix_view()[slab.index]
+        return self._widen(np.ascontiguousarray(view).reshape(-1, self.layout.columns))
+
+    def read_all(self) -> Float32:
+        """The whole matrix as float32."""
+        whole = self._widen(self.layout.to_matrix(self._values()))
+        return np.asarray(whole, dtype=np.float32)
+
+    def release(self, slab: Slab) -> None:
+        """Give back the file's pages under a slab that has been read."""
+        if self._mappings is not None and self.layout.contiguous:
+            self._mappings.drop(self._matrix_view()[slab.index])
+
+    def scan(self) -> ValueRange:
+        """Largest finite magnitude and count of NaN and infinite values, at the speed of memory."""
+        flat = self._values().reshape(-1)
+        step = _SCAN_BYTES // self.element_bytes
+        absmax, bad = 0.0, 0
+        for start in range(0, flat.size, step):
+            block = flat[start : start + step]
+            peak, count = _scan_half(block) if self._type == "f16" else _scan_wide(self._widen(block))
+            absmax, bad = max(absmax, peak), bad + count
+            if self._mappings is not None:
+                self._mappings.drop(block)
+        return ValueRange(absmax, bad)
+
+    def _values(self) -> Array:
+        values: Array = self._constant.data
+        return values
+
+    def _matrix_view(self) -> Array:
+        return self.layout.matrix_view(self._values().reshape(self.layout.shape))
+
+    def _widen(self, values: Array) -> Array:
+        if self._type == "f16":
+            return values
+        if self._type == "bf16":
+            return bf16_to_f32(values)
+        with np.errstate(over="ignore"):  # a double beyond float32 becomes infinite, and is counted as such
+            return values.astype(np.float32, copy=False)
+
+
+def _scan_half(block: Array) -> tuple[float, int]:
+    """On the bit patterns: integer maxima are several times faster than float16 arithmetic and see NaN as large."""
+    bits = block.view(np.uint16)
+    peak = max(int(block.view(np.int16).max(initial=0)), int(bits.max(initial=0)) & 0x7FFF if bits.max() >> 15 else 0)
+    if peak < 0x7C00:
+        return float(np.uint16(peak).view(np.float16)), 0
+    magnitudes = bits & 0x7FFF
+    finite = magnitudes[magnitudes < 0x7C00]
+    return float(finite.max(initial=0).view(np.float16)), int(magnitudes.size - finite.size)
+
+
+def _scan_wide(block: Float32) -> tuple[float, int]:
+    if block.size == 0:
+        return 0.0, 0
+    peak = max(float(block.max()), -float(block.min()))
+    if np.isfinite(peak):
+        return peak, 0
+    finite = block[np.isfinite(block)]
+    return float(np.abs(finite).max(initial=0.0)), int(block.size - finite.size)
+
+
+class FileMappings:
+    """The address ranges of this process that are read-only mappings of files, as they are now.
+
+    Make it while every constant that it will be asked about is alive: memory that is unmapped later may be used again
+    for something else at the same address.
+    """
+
+    def __init__(self) -> None:
+        self._ranges: list[tuple[int, int]] = []
+        if not sys.platform.startswith("linux"):
+            return
+        with open("/proc/self/maps") as lines:
+            for line in lines:
+                span, permissions, _, _, inode, *path = line.split(maxsplit=5)
+                if permissions[:2] == "r-" and inode != "0" and path:
+                    start, stop = (int(end, 16) for end in span.split("-"))
+                    self._ranges.append((start, stop))
+
+    def drop(self, values: Array) -> None:
+        """Give back the whole pages under `values`; the file keeps them, so a later read finds them again."""
+        if not values.flags.c_contiguous:
+            return
+        address = values.__array_interface__["data"][0]
+        first = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
+        last = (address + values.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        if last > first and any(start <= first and last <= stop for start, stop in self._ranges):
+            _libc().madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), _MADV_DONTNEED)
+
+
+@functools.cache
+def _libc() -> Any:
+    return ctypes.CDLL(None)

@@ -1,0 +1,143 @@
+"""The subgraph that stands for a float weight: low-bit codes and what turns them back into numbers.
+
+    codes ─ Convert ─ [Subtract ◂─ Convert ◂─ zero point] ─ Multiply ◂─ scale ─ [Reshape] ─ [Convert] ─▸ consumers
+
+    scale of mx formats:  f8e8m0 ─ Convert
+    scale of nvfp4:       f8e4m3 ─ Convert(f32) ─ Multiply ◂─ f32 scalar ─ Convert
+    codebooks:            codes ─ Convert(i32) ─▸ Gather(table, ·, 0) ─ [Convert] ─ Multiply ◂─ scale …
+
+The operations carry the mark with which OpenVINO protects its own decompression chains from constant folding, so that a
+`ConstantFolding` pass run later does not undo the compression. `compile_model` still recognises the chain, and the mark
+is not written to the IR. Three exceptions, each for a plugin's sake (seen with OpenVINO 2026.4):
+
+- the constants themselves stay unmarked: plugins change their types (f16 to f32), and can do so only with constants
+  that they were allowed to fold from postponed ones;
+- what leads to the scale stays unmarked: the CPU plugin wants to fold f8e8m0 and f8e4m3 scales;
+- codes that the CPU plugin does not execute (u3, f8, codebooks) get the mark on their first Convert alone, together
+  with the mark of a decompression: the plugin takes both off and folds the chain, which it could not run at all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from openvino import opset13 as ops
+
+__all__ = ["ChainParts", "build_dequantization", "protect_from_folding", "replace_constant"]
+
+_FOLDING_MARK = "DisableConstantFolding_0"
+_DECOMPRESSION_MARK = "decompression_0"
+_EXPANDED_STORAGE = frozenset({"u1", "u3", "u6", "f8e4m3", "f8e5m2"})
+
+
+@dataclass(frozen=True)
+class ChainParts:
+    """The constants of one weight's chain, as nodes (plain or postponed), with their shapes already in place.
+
+    `zero_point` is of the codes' type, or one i8 scalar; `scale` is f16, f32, f8e8m0 or f8e4m3; `tensor_scale` is the
+    f32 scalar of a two-level scale; `table` is the codebook that `codes` index.
+    """
+
+    codes: Any
+    scale: Any
+    zero_point: Any = None
+    tensor_scale: Any = None
+    table: Any = None
+
+
+def build_dequantization(parts: ChainParts, name: str, shape: tuple[int, ...]) -> Any:
+    """Build the chain and return its last node, of the weight's `shape`; f32 where the scale is or the plugin folds
+    the chain (so that the folded values are not rounded to f16 on the way), else f16.
+
+    The codes keep the weight's `name`, so whoever looks for the weight finds it; the other nodes' names derive from it.
+    """
+    kind = parts.codes.get_output_element_type(0).get_type_name()
+    folded = parts.table is not None or kind in _EXPANDED_STORAGE
+    wide = folded or parts.scale.get_output_element_type(0) == ov.Type.f32
+    arithmetic = ov.Type.f32 if wide else ov.Type.f16
+    operations: list[Any] = []
+
+    def add_scale(node: Any, suffix: str) -> Any:
+        node.set_friendly_name(f"{name}/{suffix}")
+        return node
+
+    def add(node: Any, suffix: str) -> Any:
+        node.set_friendly_name(f"{name}/{suffix}")
+        operations.append(node)
+        return node
+
+    if parts.table is None:
+        value = add(ops.convert(parts.codes, arithmetic), "convert")
+    else:
+        value = _look_up(parts, arithmetic, add)
+    if parts.zero_point is not None:
+        zero = add(ops.convert(parts.zero_point, arithmetic), "zero_point/convert")
+        value = add(ops.subtract(value, zero), "subtract")
+    value = add(ops.multiply(value, _scale(parts, arithmetic, add_scale)), "multiply")
+    if tuple(value.get_output_shape(0)) != shape:
+        target = add(ops.constant(np.array(shape, dtype=np.int64)), "shape")
+        value = add(ops.reshape(value, target, special_zero=False), "reshape")
+    if folded:
+        first = operations[0]
+        protect_from_folding(first)
+        first.get_rt_info()[_DECOMPRESSION_MARK] = ""
+        return value
+    for node in operations:
+        protect_from_folding(node)
+    return value
+
+
+def _look_up(parts: ChainParts, arithmetic: ov.Type, add: Any) -> Any:
+    indices = add(ops.convert(parts.codes, ov.Type.i32), "indices")
+    axis = add(ops.constant(np.array(0, dtype=np.int32)), "table/axis")
+    table = parts.table
+    if table.get_output_element_type(0) != arithmetic:
+        table = add(ops.convert(table, arithmetic), "table/convert")
+    return add(ops.gather(table, indices, axis), "gather")
+
+
+def _scale(parts: ChainParts, arithmetic: ov.Type, add: Any) -> Any:
+    scale = parts.scale
+    if parts.tensor_scale is not None:
+        wide = add(ops.convert(scale, ov.Type.f32), "scale/convert")
+        scale = add(ops.multiply(wide, parts.tensor_scale), "scale/multiply")
+    if scale.get_output_element_type(0) != arithmetic:
+        scale = add(ops.convert(scale, arithmetic), "scale/as_arithmetic")
+    return scale
+
+
+def protect_from_folding(node: Any) -> None:
+    """Keep OpenVINO's ConstantFolding pass away from a node."""
+    node.get_rt_info()[_FOLDING_MARK] = ""
+
+
+def replace_constant(constant: Any, chain: Any) -> None:
+    """Let every consumer of `constant` read `chain` instead, in the type that it had.
+
+    A Convert behind the constant (the f16 to f32 of a compressed checkpoint) serves on as the chain's last one, or
+    goes if the chain has its type already. Any other consumer gets a Convert to the constant's type where it is needed.
+    """
+    original = constant.get_output_element_type(0)
+    produced = chain.get_output_element_type(0)
+    direct = []
+    for target in list(constant.output(0).get_target_inputs()):
+        node = target.get_node()
+        if node.get_type_name() == "Convert" and node.get_output_element_type(0) != produced:
+            target.replace_source_output(chain.output(0))
+        elif node.get_type_name() == "Convert":
+            for reader in list(node.output(0).get_target_inputs()):
+                reader.replace_source_output(chain.output(0))
+        else:
+            direct.append(target)
+    if not direct:
+        return
+    last = chain
+    if produced != original:
+        last = ops.convert(chain, original)
+        last.set_friendly_name(f"{constant.get_friendly_name()}/as_{original.get_type_name()}")
+        protect_from_folding(last)
+    for target in direct:
+        target.replace_source_output(last.output(0))

@@ -1,0 +1,131 @@
+"""How a constant of any rank is seen as a matrix `[rows, columns]`, and back.
+
+The columns are what a weight is reduced over (`in` of a MatMul; `in·kh·kw` of a convolution), so groups run along them
+and every row is independent of the others. The rows are all other axes in order (`out`; `experts, out`; `vocabulary`).
+
+    [out, in]            reduced over axis 1      → rows out,           columns in
+    [in, out]            reduced over axis 0      → rows out,           columns in (transposed)
+    [experts, out, in]   reduced over axis 2      → rows experts·out,   columns in
+    [out, in, kh, kw]    reduced over 1, 2, 3     → rows out,           columns in·kh·kw
+
+Codes are stored in the constant's own order; only the group axis is split: `[in, out]` becomes `[in/g, g, out]`, its
+scales `[in/g, 1, out]`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from ov_weight_compression.ir_utils.types import Array
+
+__all__ = ["Layout", "Slab"]
+
+
+@dataclass(frozen=True)
+class Slab:
+    """Some consecutive rows: `start` to `stop` in matrix order, and where they lie in the permuted constant."""
+
+    start: int
+    stop: int
+    index: tuple[int | slice, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The correspondence between a constant of `shape` and its matrix; `reduced` are the axes of the columns, rising."""
+
+    shape: tuple[int, ...]
+    reduced: tuple[int, ...]
+
+    @cached_property
+    def order(self) -> tuple[int, ...]:
+        """The permutation of the constant's axes that brings the reduced ones last."""
+        return (*(axis for axis in range(len(self.shape)) if axis not in self.reduced), *self.reduced)
+
+    @cached_property
+    def inverse(self) -> tuple[int, ...]:
+        """The permutation that undoes `order`."""
+        return tuple(int(axis) for axis in np.argsort(self.order))
+
+    @cached_property
+    def lead(self) -> tuple[int, ...]:
+        """The sizes of the row axes."""
+        return tuple(self.shape[axis] for axis in self.order[: len(self.shape) - len(self.reduced)])
+
+    @cached_property
+    def rows(self) -> int:
+        """How many rows the matrix has."""
+        return math.prod(self.lead)
+
+    @cached_property
+    def columns(self) -> int:
+        """How many columns the matrix has."""
+        return math.prod(self.shape[axis] for axis in self.reduced)
+
+    @cached_property
+    def contiguous(self) -> bool:
+        """Whether the matrix is the constant itself, read in its own order."""
+        return self.order == tuple(range(len(self.shape)))
+
+    def slabs(self, max_rows: int) -> Iterator[Slab]:
+        """Cut the rows into pieces of at most `max_rows` that can each be read by one index."""
+        if self.contiguous or not self.lead:
+            for start in range(0, self.rows, max_rows):
+                stop = min(start + max_rows, self.rows)
+                yield Slab(start, stop, (slice(start, stop),))
+            return
+        *outer, last = self.lead
+        for number, position in enumerate(np.ndindex(*outer)):
+            for start in range(0, last, max_rows):
+                stop = min(start + max_rows, last)
+                base = number * last
+                yield Slab(base + start, base + stop, (*position, slice(start, stop)))
+
+    def matrix_view(self, values: Array) -> Array:
+        """`values` of the constant's shape, so that a slab's `index` picks `[n, columns]` (after a reshape)."""
+        return values.reshape(self.rows, self.columns) if self.contiguous else values.transpose(self.order)
+
+    def to_matrix(self, values: Array) -> Array:
+        """The whole constant as a contiguous `[rows, columns]`; a copy where the axes are permuted."""
+        return np.ascontiguousarray(values.reshape(self.shape).transpose(self.order)).reshape(self.rows, self.columns)
+
+    def from_matrix(self, matrix: Array) -> Array:
+        """`[rows, columns]` in the constant's own order and shape."""
+        sizes = [self.shape[axis] for axis in self.order]
+        return np.ascontiguousarray(matrix.reshape(sizes).transpose(self.inverse))
+
+    @cached_property
+    def groupable(self) -> bool:
+        """Whether a Reshape alone can cut the constant into groups: its reduced axes lie side by side."""
+        return self.reduced[-1] - self.reduced[0] == len(self.reduced) - 1
+
+    def grouped_shape(self, group: int) -> tuple[int, ...]:
+        """The shape of the codes: the constant's, with the reduced axes cut into `in/g, g`; its own for `group=-1`."""
+        return self.shape if group < 0 else self._with_reduced(self.columns // group, group)
+
+    def scale_shape(self, group: int) -> tuple[int, ...]:
+        """The shape of the scales and zero points, 1 along what shares one."""
+        if group < 0:
+            return tuple(1 if axis in self.reduced else size for axis, size in enumerate(self.shape))
+        return self._with_reduced(self.columns // group, 1)
+
+    def scales_in_place(self, scales: Array, group: int) -> Array:
+        """Scales `[rows, columns/g]` of the matrix, in the constant's order and with `scale_shape`."""
+        if group < 0:
+            return np.ascontiguousarray(scales).reshape(self.scale_shape(group))
+        before = len(self.lead) - (len(self.shape) - 1 - self.reduced[-1])
+        ordered = np.moveaxis(scales.reshape(*self.lead, -1), -1, before)
+        return np.ascontiguousarray(ordered).reshape(self.scale_shape(group))
+
+    def _with_reduced(self, *sizes: int) -> tuple[int, ...]:
+        return (*self.shape[: self.reduced[0]], *sizes, *self.shape[self.reduced[-1] + 1 :])
+
+    @staticmethod
+    def of(shape: Sequence[int], reduced: Sequence[int]) -> Layout:
+        """A layout from any sequences; the reduced axes are sorted."""
+        return Layout(tuple(int(size) for size in shape), tuple(sorted(int(axis) for axis in reduced)))

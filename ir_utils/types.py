@@ -1,0 +1,18 @@
+"""Names for the types that every room passes around."""
+
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+
+__all__ = ["Array", "Float32", "element_type"]
+
+Array: TypeAlias = npt.NDArray[Any]
+Float32: TypeAlias = npt.NDArray[np.float32]
+
+
+def element_type(name: str) -> ov.Type:
+    """OpenVINO's element type of that name ("u4"). `ov.Type(name)` would read it as numpy's, where u4 has 4 bytes."""
+    kind: ov.Type = getattr(ov.Type, name)
+    return kind

@@ -1,0 +1,180 @@
+"""One weight's computation, cut into pieces of rows, as the pipeline wants it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+import openvino as ov
+
+from ov_weight_compression.ir_utils.constants import ConstantReader
+from ov_weight_compression.ir_utils.layout import Layout, Slab
+from ov_weight_compression.ir_utils.packing import pack, packed_size
+from ov_weight_compression.ir_utils.pipeline import Task
+from ov_weight_compression.ir_utils.types import Array, element_type
+from ov_weight_compression.quantization.encode import Encoded, Weighting, encode_rows, stored_table
+from ov_weight_compression.quantization.scales import tensor_scale_of
+from ov_weight_compression.quantization.spec import Spec
+
+__all__ = ["Part", "WeightJob", "stored_parts"]
+
+_PIECE_ELEMENTS = 1 << 19
+_ROWS_ALIGNMENT = 8  # any number of columns times eight rows ends on a byte (and on u3's blocks of eight)
+
+Importance = Callable[[], Array | None]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One constant of a chain as it will be stored: OpenVINO's name of its type, and its shape."""
+
+    type: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Its bytes in the .bin file."""
+        count = int(np.prod(self.shape, dtype=np.int64))
+        bits = element_type(self.type).bitwidth
+        return packed_size(count, bits) if bits < 8 else count * bits // 8
+
+    def tensor(self) -> ov.Tensor:
+        """An empty tensor that owns its memory."""
+        return ov.Tensor(element_type(self.type), ov.Shape(list(self.shape)))
+
+
+def stored_parts(layout: Layout, spec: Spec) -> dict[str, Part]:
+    """What a weight of this layout is stored as, by the part's name."""
+    row, group = spec.format, spec.group_size
+    scales = layout.scale_shape(group)
+    parts = {"codes": Part(row.storage, layout.grouped_shape(group))}
+    if row.zero_point == "group":
+        parts["zero_point"] = Part(row.storage, scales)
+    elif row.zero_point == "scalar":
+        parts["zero_point"] = Part("i8", ())
+    parts["scale"] = Part(spec.scale_type, scales)
+    if row.tensor_scale:
+        parts["tensor_scale"] = Part("f32", ())
+    table = stored_table(row)
+    if table is not None and row.table_type is not None:
+        parts["table"] = Part(row.table_type, (table.size,))
+    return parts
+
+
+class Sink(Protocol):
+    """Where packed codes go piece by piece: a tensor, or the output file itself."""
+
+    def write(self, offset: int, data: Array) -> None:
+        """Put `data` (uint8) at byte `offset` of the codes."""
+
+
+class _TensorSink:
+    def __init__(self, tensor: ov.Tensor) -> None:
+        self._bytes: Array = tensor.data.reshape(-1).view(np.uint8)
+
+    def write(self, offset: int, data: Array) -> None:
+        self._bytes[offset : offset + data.size] = data
+
+
+@dataclass
+class WeightJob:
+    """Quantise one weight. Implements `ir_utils.pipeline.Job`."""
+
+    name: str
+    reader: ConstantReader
+    spec: Spec
+    absmax: float
+    importance: Importance | None = None
+    weighting: Weighting = "graph"
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """Every part of the chain, described: what `finish` and `known_parts` return."""
+        return stored_parts(self.reader.layout, self.spec)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the parts take, and the unpacked codes where the axes have to be permuted."""
+        stored = sum(part.nbytes for part in self.parts.values())
+        layout = self.reader.layout
+        return stored if layout.contiguous else stored + layout.rows * layout.columns
+
+    def begin(self) -> tuple[Sequence[Task], Callable[[], dict[str, Any]]]:
+        """One task for each piece of rows."""
+        tensor = self.parts["codes"].tensor()
+        tasks, finish = self.begin_into(_TensorSink(tensor))
+        return tasks, lambda: {"codes": tensor, **finish()}
+
+    def begin_into(self, sink: Sink) -> tuple[Sequence[Task], Callable[[], dict[str, Any]]]:
+        """As `begin`, but the codes go to `sink` and are not among the parts."""
+        layout, parts = self.reader.layout, self.parts
+        row, group = self.spec.format, self.spec.group_size
+        scale_dtype = {"f16": np.float16, "f32": np.float32}.get(self.spec.scale_type, np.uint8)
+        groups = layout.columns // self.spec.group_of(layout.columns)
+        scales: Array = np.empty((layout.rows, groups), dtype=scale_dtype)
+        zeros: Array | None = np.empty((layout.rows, groups), dtype=np.uint8) if row.zero_point == "group" else None
+        unpacked: Array | None = None
+        if not layout.contiguous:
+            unpacked = np.empty(layout.shape, dtype=np.uint16 if row.bits == 16 else np.uint8)
+        tensor_scale = tensor_scale_of(self.absmax, row)
+
+        def run(slab: Slab) -> None:
+            encoded = self._encode(slab, tensor_scale)
+            scales[slab.start : slab.stop] = encoded.scale
+            if zeros is not None and encoded.zero_point is not None:
+                zeros[slab.start : slab.stop] = encoded.zero_point
+            if unpacked is None:
+                sink.write(slab.start * layout.columns * row.bits // 8, pack(encoded.codes, row.bits))
+            else:
+                target = layout.matrix_view(unpacked)[slab.index]
+                target[...] = encoded.codes.reshape(target.shape)
+
+        def finish() -> dict[str, Any]:
+            if unpacked is not None:
+                sink.write(0, pack(unpacked, row.bits))
+            tensors = {"scale": _filled(parts["scale"], layout.scales_in_place(scales, group))}
+            if zeros is not None:
+                packed = pack(layout.scales_in_place(zeros, group), row.bits)
+                tensors["zero_point"] = _filled(parts["zero_point"], packed)
+            return tensors
+
+        return [partial(run, slab) for slab in layout.slabs(self._piece_rows())], finish
+
+    def _piece_rows(self) -> int:
+        rows = _PIECE_ELEMENTS // max(1, self.reader.layout.columns)
+        return max(_ROWS_ALIGNMENT, rows // _ROWS_ALIGNMENT * _ROWS_ALIGNMENT)
+
+    def _encode(self, slab: Slab, tensor_scale: np.float32 | None) -> Encoded:
+        importance = self.importance() if self.importance is not None else None
+        encoded = encode_rows(
+            self.reader.read(slab),
+            self.spec,
+            importance=importance,
+            weighting=self.weighting,
+            tensor_scale=tensor_scale,
+        )
+        self.reader.release(slab)
+        return encoded
+
+    def known_parts(self) -> dict[str, ov.Tensor]:
+        """The parts that are known before anything is computed: scalars and tables."""
+        row, parts = self.spec.format, self.parts
+        values: dict[str, Array] = {}
+        if row.zero_point == "scalar":
+            values["zero_point"] = np.array([row.zero_value], dtype=np.int8)
+        tensor_scale = tensor_scale_of(self.absmax, row)
+        if tensor_scale is not None:
+            values["tensor_scale"] = np.array([tensor_scale], dtype=np.float32)
+        table = stored_table(row)
+        if table is not None:
+            values["table"] = table
+        return {name: _filled(parts[name], data) for name, data in values.items()}
+
+
+def _filled(part: Part, data: Array) -> ov.Tensor:
+    tensor = part.tensor()
+    tensor.data.reshape(-1).view(np.uint8)[...] = data.reshape(-1).view(np.uint8)
+    return tensor

@@ -1,0 +1,192 @@
+"""What a caller asks for, checked once: loose keyword arguments become one frozen `Options`.
+
+Everything is validated before a model is touched, and a combination that means nothing is refused with the field, the
+limit and the value, never silently ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from ov_weight_compression.ir_utils.errors import OptionError
+from ov_weight_compression.ir_utils.pipeline import default_threads
+from ov_weight_compression.passes.modes import (
+    Accuracy,
+    BackupMode,
+    Device,
+    GroupSizeFallback,
+    Mode,
+    SensitivityMetric,
+    parse_enum,
+)
+from ov_weight_compression.passes.rules import Rule, check_group, parse_rules
+from ov_weight_compression.patterns import IgnoredScope
+from ov_weight_compression.quantization.formats import FORMATS
+
+__all__ = ["Options", "read_options"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Every option, parsed. `read_options` makes one from keyword arguments; the fields are explained there."""
+
+    mode: Mode = Mode.INT8_ASYM
+    ratio: float = 1.0
+    group_size: int | None = None
+    ignored_scope: IgnoredScope | None = None
+    all_layers: bool = False
+    backup_mode: BackupMode = BackupMode.INT8_ASYM
+    sensitivity_metric: SensitivityMetric = SensitivityMetric.WEIGHT_QUANTIZATION_ERROR
+    group_size_fallback: GroupSizeFallback = GroupSizeFallback.ADJUST
+    rules: tuple[Rule, ...] = ()
+    scale_search: str | int = "auto"
+    lazy: bool = True
+    threads: int = field(default_factory=default_threads)
+    device: Device | None = None
+
+    @property
+    def effective_group(self) -> int:
+        """The group size asked for, or the mode's own."""
+        return FORMATS[self.mode.value].default_group if self.group_size is None else self.group_size
+
+    def recipe(self) -> dict[str, str]:
+        """The options as strings, for the model's rt_info: what a reader needs to make the same model again."""
+        recipe = {
+            "mode": self.mode.value,
+            "ratio": repr(self.ratio),
+            "group_size": str(self.effective_group),
+            "backup_mode": self.backup_mode.value,
+            "all_layers": str(self.all_layers),
+            "sensitivity_metric": self.sensitivity_metric.value,
+            "group_size_fallback": self.group_size_fallback.value,
+            "scale_search": str(self.scale_search),
+        }
+        if self.rules:
+            recipe["rules"] = "; ".join(map(str, self.rules))
+        if self.ignored_scope is not None:
+            scope = self.ignored_scope
+            parts = [f"{part.name}={getattr(scope, part.name)}" for part in fields(scope) if getattr(scope, part.name)]
+            recipe["ignored_scope"] = "; ".join(parts)
+        if self.device is not None:
+            recipe["device"] = self.device.value
+        return recipe
+
+
+def read_options(**given: Any) -> Options:
+    """Check keyword arguments and make `Options` of them. `WeightCompression` documents each.
+
+    Raises:
+        OptionError: an unknown option, an impossible value, or a combination that means nothing.
+    """
+    known = {*_READERS, *_UNBUILT, "compression_format"}
+    for name in given:
+        if name not in known:
+            raise OptionError(f"unknown option {name!r}; there are {', '.join(sorted(known))}")
+    _refuse_unbuilt(given)
+    if str(getattr(given.get("compression_format"), "value", given.get("compression_format")) or "") not in (
+        "",
+        "dequantize",
+    ):
+        raise OptionError("compression_format: only 'dequantize' is written, for the others train with NNCF")
+    values = {name: reader(given[name]) for name, reader in _READERS.items() if given.get(name) is not None}
+    options = Options(**values)
+    _check_together(options, given)
+    return options
+
+
+def _number(name: str, low: float, high: float) -> Any:
+    def read(value: object) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+            raise OptionError(f"{name}: must be a number from {low:g} to {high:g}, got {value!r}")
+        return float(value)
+
+    return read
+
+
+def _count(name: str, low: int) -> Any:
+    def read(value: object) -> int:
+        if isinstance(value, bool) or not hasattr(value, "__index__") or int(value.__index__()) < low:
+            raise OptionError(f"{name}: must be a whole number of at least {low}, got {value!r}")
+        return int(value.__index__())
+
+    return read
+
+
+def _flag(name: str) -> Any:
+    def read(value: object) -> bool:
+        if not isinstance(value, bool):
+            raise OptionError(f"{name}: must be True or False, got {value!r}")
+        return value
+
+    return read
+
+
+def _search(value: object) -> str | int:
+    if isinstance(value, str) and value.lower() in ("auto", "off"):
+        return value.lower()
+    if isinstance(value, str) and value.isdigit():
+        value = int(value)
+    if isinstance(value, bool) or not hasattr(value, "__index__") or not 0 <= int(value.__index__()) <= 256:
+        raise OptionError(f"scale_search: must be 'auto', 'off' or a number of candidates up to 256, got {value!r}")
+    return int(value.__index__())
+
+
+_READERS: Mapping[str, Any] = {
+    "mode": lambda value: parse_enum(Mode, value, "mode"),
+    "ratio": _number("ratio", 0, 1),
+    "group_size": lambda value: check_group(value, "group_size"),
+    "ignored_scope": IgnoredScope.of,
+    "all_layers": _flag("all_layers"),
+    "backup_mode": lambda value: parse_enum(BackupMode, value, "backup_mode"),
+    "sensitivity_metric": lambda value: parse_enum(SensitivityMetric, value, "sensitivity_metric"),
+    "group_size_fallback": lambda value: parse_enum(GroupSizeFallback, value, "group_size_fallback"),
+    "rules": parse_rules,
+    "scale_search": _search,
+    "lazy": _flag("lazy"),
+    "threads": _count("threads", 1),
+    "device": lambda value: parse_enum(Device, value, "device"),
+}
+
+_UNBUILT = {
+    "dataset": "calibration with data",
+    "subset_size": "calibration with data",
+    "awq": "AWQ",
+    "scale_estimation": "scale estimation",
+    "gptq": "GPTQ",
+    "lora_correction": "LoRA correction",
+    "accuracy": "accuracy presets",
+}
+
+
+def _refuse_unbuilt(given: Mapping[str, Any]) -> None:
+    for name, what in _UNBUILT.items():
+        if given.get(name):
+            raise OptionError(f"{name}: {what} is not built yet in this version; leave it out")
+
+
+def _check_together(options: Options, given: Mapping[str, Any]) -> None:
+    mode = options.mode.value
+    own = FORMATS[mode]
+    if own.fixed_group and options.effective_group != own.default_group:
+        raise OptionError(f"group_size: {mode} is defined for groups of {own.default_group}, got {options.group_size}")
+    if options.mode.is_int8:
+        if options.ratio != 1:
+            raise OptionError(f"ratio: {mode} gives every weight 8 bits, so only 1 is allowed, got {options.ratio:g}")
+        if options.effective_group != -1:
+            raise OptionError(f"group_size: {mode} is per channel, so only -1 is allowed, got {options.group_size}")
+        for name in ("all_layers", "backup_mode", "sensitivity_metric"):
+            if given.get(name):
+                raise OptionError(f"{name}: means nothing with {mode}, which gives every weight 8 bits; leave it out")
+    if options.sensitivity_metric.needs_data:
+        raise OptionError(f"sensitivity_metric: {options.sensitivity_metric.value} needs a dataset")
+    for number, rule in enumerate(options.rules):
+        if rule.mode is None:
+            continue
+        row = FORMATS[rule.mode.value]
+        if rule.group_size is not None and row.fixed_group and rule.group_size != row.default_group:
+            raise OptionError(
+                f"rules[{number}]: {rule.mode.value} is defined for groups of {row.default_group}, "
+                f"got {rule.group_size}"
+            )

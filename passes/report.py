@@ -1,0 +1,167 @@
+"""What was done to every constant of a model, and why; as data, as JSON and as a table."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ov_weight_compression.ir_utils.layout import Layout
+from ov_weight_compression.passes.encode_job import stored_parts
+from ov_weight_compression.passes.plan import Plan
+from ov_weight_compression.patterns import Skip
+
+__all__ = ["Report", "Row", "Share", "make_report"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One compressed weight. Bytes are those of its constants in the .bin file, scales and zero points included."""
+
+    name: str
+    consumer: str
+    kind: str
+    shape: tuple[int, ...]
+    element_type: str
+    mode: str
+    group_size: int
+    scale_type: str
+    elements: int
+    bytes_before: int
+    bytes_after: int
+    reason: str
+    in_ratio: bool
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits for each element, everything counted."""
+        return 8 * self.bytes_after / self.elements
+
+
+@dataclass(frozen=True)
+class Share:
+    """One line of the shares per format, counted as NNCF counts them."""
+
+    mode: str
+    group_size: int
+    weights: int
+    elements: int
+    bytes_before: int
+    bytes_after: int
+    ratio_weights: int
+    ratio_elements: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """Every compressed weight and every constant that was left alone, in graph order."""
+
+    rows: tuple[Row, ...]
+    skips: tuple[Skip, ...]
+    recipe: dict[str, str]
+
+    @property
+    def bytes_before(self) -> int:
+        """Bytes of the compressed weights as they were."""
+        return sum(row.bytes_before for row in self.rows)
+
+    @property
+    def bytes_after(self) -> int:
+        """Bytes of the compressed weights as they are, scales and zero points included."""
+        return sum(row.bytes_after for row in self.rows)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits for each element of the compressed weights; 0 where there are none."""
+        elements = sum(row.elements for row in self.rows)
+        return 8 * self.bytes_after / elements if elements else 0.0
+
+    @property
+    def shares(self) -> tuple[Share, ...]:
+        """The weights summed by mode and group, the largest share first."""
+        keys = Counter({(row.mode, row.group_size): 0 for row in self.rows})
+        for row in self.rows:
+            keys[row.mode, row.group_size] += row.elements
+        return tuple(self._share(mode, group) for (mode, group), _ in keys.most_common())
+
+    def _share(self, mode: str, group: int) -> Share:
+        rows = [row for row in self.rows if (row.mode, row.group_size) == (mode, group)]
+        decided = [row for row in rows if row.in_ratio]
+        return Share(
+            mode,
+            group,
+            len(rows),
+            sum(row.elements for row in rows),
+            sum(row.bytes_before for row in rows),
+            sum(row.bytes_after for row in rows),
+            len(decided),
+            sum(row.elements for row in decided),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain JSON types."""
+        return {
+            "recipe": self.recipe,
+            "totals": {
+                "weights": len(self.rows),
+                "skipped": len(self.skips),
+                "bytes_before": self.bytes_before,
+                "bytes_after": self.bytes_after,
+                "bits_per_weight": round(self.bits_per_weight, 4),
+            },
+            "shares": [asdict(share) for share in self.shares],
+            "weights": [{**asdict(row), "bits_per_weight": round(row.bits_per_weight, 4)} for row in self.rows],
+            "skips": [asdict(skip) for skip in self.skips],
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write `to_dict` as JSON."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+
+    def __str__(self) -> str:
+        from ov_weight_compression.passes.report_table import render_text
+
+        return render_text(self)
+
+
+def make_report(plan: Plan, recipe: dict[str, str]) -> Report:
+    """The report of a plan: sizes follow from shapes and formats, so they are exact before anything is computed."""
+    return Report(_rows(plan), tuple(plan.skips), recipe)
+
+
+def _rows(plan: Plan) -> tuple[Row, ...]:
+    rows = []
+    for choice in plan.choices:
+        weight, spec = choice.weight, choice.spec
+        parts = stored_parts(Layout.of(weight.shape, weight.reduction_axes), spec)
+        rows.append(
+            Row(
+                name=weight.name,
+                consumer=weight.consumers[0].name,
+                kind=weight.kind.value,
+                shape=weight.shape,
+                element_type=weight.element_type,
+                mode=spec.format.name,
+                group_size=spec.group_size,
+                scale_type=spec.scale_type,
+                elements=weight.elements,
+                bytes_before=weight.bytes,
+                bytes_after=sum(part.nbytes for part in parts.values()),
+                reason=choice.reason,
+                in_ratio=choice.in_ratio,
+            )
+        )
+    return tuple(rows)
+
+
+def group_skips(skips: Iterable[Skip]) -> Sequence[tuple[str, int, int]]:
+    """Skips counted by reason: reason, constants, bytes; the most bytes first."""
+    counts: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    for skip in skips:
+        counts[skip.reason] += 1
+        sizes[skip.reason] += skip.bytes
+    return [(reason, counts[reason], size) for reason, size in sizes.most_common()]

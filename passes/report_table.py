@@ -1,0 +1,105 @@
+"""The report for people: shares per format, what got something else than asked for, what was left alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ov_weight_compression.passes.report import Report
+
+__all__ = ["human_bytes", "print_report", "render_text"]
+
+
+def human_bytes(count: float) -> str:
+    """A size as people read it: decimal units, three figures."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
+
+
+def _shares_table(report: Report) -> Any:
+    from rich.table import Table
+
+    table = Table(title="Compressed weights", title_justify="left", expand=False)
+    table.add_column("format")
+    for heading in ("group", "weights", "parameters", "of those under ratio", "before", "after", "bits/weight"):
+        table.add_column(heading, justify="right")
+    everything = sum(row.elements for row in report.rows) or 1
+    decided = sum(row.elements for row in report.rows if row.in_ratio) or 1
+    for share in report.shares:
+        table.add_row(
+            share.mode,
+            "channel" if share.group_size < 0 else str(share.group_size),
+            f"{share.weights} / {len(report.rows)}",
+            f"{share.elements / everything:.0%}",
+            f"{share.ratio_elements / decided:.0%} ({share.ratio_weights})" if share.ratio_weights else "–",
+            human_bytes(share.bytes_before),
+            human_bytes(share.bytes_after),
+            f"{8 * share.bytes_after / share.elements:.2f}",
+        )
+    table.add_section()
+    table.add_row(
+        "all",
+        "",
+        str(len(report.rows)),
+        "100%" if report.rows else "–",
+        "",
+        human_bytes(report.bytes_before),
+        human_bytes(report.bytes_after),
+        f"{report.bits_per_weight:.2f}",
+    )
+    return table
+
+
+def _reasons_table(title: str, heading: str, rows: list[tuple[str, int, int]]) -> Any:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", expand=False)
+    table.add_column(heading)
+    table.add_column("constants", justify="right")
+    table.add_column("bytes", justify="right")
+    for reason, count, size in rows:
+        table.add_row(reason, str(count), human_bytes(size))
+    return table
+
+
+def _exceptions(report: Report) -> list[tuple[str, int, int]]:
+    counts: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    for row in report.rows:
+        if row.reason:
+            group = "" if row.group_size < 0 else f", group {row.group_size}"
+            key = f"{row.mode}{group}: {row.reason}"
+            counts[key] += 1
+            sizes[key] += row.bytes_after
+    return [(key, counts[key], size) for key, size in sizes.most_common()]
+
+
+def print_report(report: Report, console: Any) -> None:
+    """Print the tables to a rich console."""
+    from ov_weight_compression.passes.report import group_skips
+
+    if not report.rows:
+        console.print("No weight was compressed.")
+    else:
+        console.print(_shares_table(report))
+    exceptions = _exceptions(report)
+    if exceptions:
+        console.print(_reasons_table("Not simply the mode asked for", "format and reason", exceptions))
+    if report.skips:
+        rows = list(group_skips(report.skips))
+        console.print(_reasons_table("Left as they are", "reason", rows))
+
+
+def render_text(report: Report, width: int = 120) -> str:
+    """The tables as plain text."""
+    import io
+
+    from rich.console import Console
+
+    buffer = io.StringIO()
+    print_report(report, Console(file=buffer, width=width))
+    return buffer.getvalue().rstrip()

@@ -1,0 +1,87 @@
+"""Put a plan into the graph: each weight's constant becomes its decompression chain.
+
+The constants of the chain are postponed: nothing is computed here. `ov.save_model` and `compile_model` ask for them one
+by one, and the pipeline computes them then. `lazy=False` computes them all at once and inserts plain constants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import openvino as ov
+
+from ov_weight_compression.ir_utils.dequantization import ChainParts, build_dequantization, replace_constant
+from ov_weight_compression.ir_utils.pipeline import Pipeline
+from ov_weight_compression.ir_utils.postponed import postponed_constant
+from ov_weight_compression.ir_utils.types import element_type
+from ov_weight_compression.passes.encode_job import WeightJob
+from ov_weight_compression.passes.plan import Choice
+from ov_weight_compression.patterns import Kind
+
+__all__ = ["PostponedPart", "rewrite"]
+
+
+class PostponedPart:
+    """The maker of one postponed constant: a job of a pipeline, and which of its parts."""
+
+    def __init__(self, pipeline: Pipeline, job: WeightJob, number: int, part: str) -> None:
+        self.pipeline, self.job, self.number, self.part = pipeline, job, number, part
+
+    def __call__(self) -> ov.Tensor:
+        """Compute (or fetch what was computed ahead) and hand over."""
+        return self.pipeline.take(self.number, self.part)
+
+
+def rewrite(
+    choices: Sequence[Choice], make_job: Callable[[Choice], WeightJob], pipeline: Pipeline, lazy: bool
+) -> list[WeightJob]:
+    """Rewrite every chosen weight, in graph order; the model is changed in place.
+
+    With `lazy=False` all values are computed before the first edit, so that a failure leaves the model as it was.
+
+    Raises:
+        WorkError: a weight could not be computed (only with `lazy=False`); the model is unchanged.
+    """
+    jobs = [make_job(choice) for choice in choices]
+    numbers = [pipeline.add(job) for job in jobs]
+    chains = [
+        _constants(pipeline, job, number, choice, lazy) for choice, job, number in zip(choices, jobs, numbers, strict=True)
+    ]
+    for choice, parts in zip(choices, chains, strict=True):
+        weight = choice.weight
+        name = str(weight.constant.get_friendly_name())
+        parts["codes"].set_friendly_name(name)
+        for part, node in parts.items():
+            if part != "codes":
+                node.set_friendly_name(f"{name}/{part}")
+        chain = build_dequantization(ChainParts(**parts), name, weight.shape)
+        replace_constant(weight.constant, chain)
+    return jobs
+
+
+def _constants(pipeline: Pipeline, job: WeightJob, number: int, choice: Choice, lazy: bool) -> dict[str, Any]:
+    """The nodes of one chain's constants. What is known already is plain, so that equal scalars are stored once.
+
+    An f32 part is postponed in any case: `ov.save_model` stores plain f32 constants as f16, which rounds a tensor's
+    scale and cannot hold the scales for which f32 was chosen.
+    """
+    known = job.known_parts()
+    gathered = any(consumer.kind is Kind.GATHER for consumer in choice.weight.consumers)
+    nodes = {}
+    for name, part in job.parts.items():
+        maker: Callable[[], ov.Tensor] = PostponedPart(pipeline, job, number, name)
+        if name in known or not lazy:
+            tensor = known[name] if name in known else maker()
+            if part.type != "f32":
+                nodes[name] = ov.op.Constant(tensor, shared_memory=True)
+                continue
+            maker = partial(_same, tensor)
+        shape = ov.Shape(list(part.shape))
+        nodes[name] = postponed_constant(element_type(part.type), shape, maker, gathered and name == "codes")
+    return nodes
+
+
+def _same(tensor: ov.Tensor) -> ov.Tensor:
+    return tensor

@@ -1,0 +1,138 @@
+"""The pass, and the function: what a user calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import openvino as ov
+from openvino.passes import ModelPass
+
+import ov_weight_compression
+from ov_weight_compression.ir_utils.constants import ConstantReader, FileMappings, ValueRange
+from ov_weight_compression.ir_utils.errors import OptionError
+from ov_weight_compression.ir_utils.layout import Layout
+from ov_weight_compression.ir_utils.pipeline import Pipeline
+from ov_weight_compression.passes.encode_job import WeightJob
+from ov_weight_compression.passes.options import Options, read_options
+from ov_weight_compression.passes.plan import Choice, make_plan
+from ov_weight_compression.passes.report import Report, make_report
+from ov_weight_compression.passes.rewrite import rewrite
+from ov_weight_compression.patterns import Weight, find_weights
+from ov_weight_compression.passes.data_free import weight_quantization_error
+
+__all__ = ["WeightCompression", "apply_weight_compression"]
+
+
+class WeightCompression(ModelPass):
+    """Compress the weights of a model: a pass for `openvino.passes.Manager`, or to call by itself.
+
+    The pass rewrites the graph at once and computes nothing: the values are computed while the model is saved or
+    compiled, one weight at a time. A model that is compressed already is left as it is.
+
+    Args:
+        mode: how weights are stored; a `Mode` or its value, `"int8_asym"` by default.
+        ratio: share of the parameters that get `mode`, the rest gets `backup_mode`; 0 to 1.
+        group_size: weights that share a scale; -1 for one scale a channel. The mode's own by default.
+        ignored_scope: what to leave alone: an `IgnoredScope` (NNCF's too), a dict of its fields, or a list of names.
+        all_layers: give embeddings and the last layer `mode` as well, not `backup_mode`.
+        backup_mode: `"int8_asym"` (default), `"int8_sym"`, `"fp8_e4m3"`, `"mxfp8_e4m3"`, or `"none"` to leave them alone.
+        sensitivity_metric: which weights keep the backup mode where `ratio` is below 1.
+        group_size_fallback: for weights that the group size does not divide: `"adjust"` (default) takes the largest power
+            of two that does, not under 16, else 8 bits per channel; `"ignore"` leaves them alone; `"error"` raises.
+        rules: what particular weights get, by name; see `ov_weight_compression.passes.rules`.
+        scale_search: `"auto"` (default) looks for better scales than absmax and min–max in formats of 4 bits and fewer;
+            `"off"` does not; a number says how many candidates.
+        lazy: False computes everything now and inserts plain constants.
+        threads: threads to compute with; by default OMP_NUM_THREADS or the processors there are.
+        device: prefer formats that this device executes compressed.
+        dataset, subset_size, awq, scale_estimation, gptq, lora_correction, accuracy: not built yet; refused.
+
+    Attributes:
+        report: what was done to every constant and why (`Report`), after the pass has run.
+
+    Raises:
+        OptionError: an unknown option, an impossible value, or options that contradict each other.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.options: Options = read_options(**options)
+        self._report: Report | None = None
+
+    @property
+    def report(self) -> Report:
+        """What was done, after the pass has run.
+
+        Raises:
+            OptionError: it has not run yet.
+        """
+        if self._report is None:
+            raise OptionError("report: the pass has not been run on a model yet")
+        return self._report
+
+    def run_on_model(self, model: Any) -> bool:
+        """Rewrite `model` in place; whether anything changed."""
+        options = self.options
+        weights, skips = find_weights(model, options.ignored_scope)
+        session = _Session(options)
+        plan = make_plan(weights, skips, options, session.scan, session.sensitivity)
+        jobs = rewrite(plan.choices, session.job, session.pipeline, options.lazy)
+        self._report = make_report(plan, options.recipe())
+        if jobs:
+            _leave_recipe(model, self._report)
+        return bool(jobs)
+
+
+def apply_weight_compression(model: ov.Model, **options: Any) -> ov.Model:
+    """Compress the weights of a model in place, and return it; `model.clone()` first keeps the original.
+
+    Takes the options of `WeightCompression`.
+
+        ov.save_model(apply_weight_compression(model, mode="int4_sym"), "model.xml")
+
+    Raises:
+        OptionError: as `WeightCompression` does, and where an ignored scope or a rule matches nothing.
+        WorkError: a weight could not be computed (with `lazy=False`; otherwise when saving or compiling does it).
+    """
+    if not isinstance(model, ov.Model):
+        raise OptionError(f"model: expected an openvino.Model, got {type(model).__name__}; read it with Core().read_model")
+    WeightCompression(**options).run_on_model(model)
+    return model
+
+
+class _Session:
+    """One run's readers and pipeline: what turns decisions about weights into work on their values."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.pipeline = Pipeline(threads=options.threads)
+        self._mappings = FileMappings()
+
+    def reader(self, weight: Weight) -> ConstantReader:
+        return ConstantReader(
+            weight.constant, Layout.of(weight.shape, weight.reduction_axes), self._mappings
+        )
+
+    def scan(self, weights: Sequence[Weight]) -> Sequence[ValueRange]:
+        return self._for_each(lambda weight: self.reader(weight).scan(), weights)
+
+    def sensitivity(self, weights: Sequence[Weight]) -> Sequence[float]:
+        return self._for_each(lambda weight: weight_quantization_error(self.reader(weight)), weights)
+
+    def _for_each(self, function: Callable[[Weight], Any], weights: Sequence[Weight]) -> list[Any]:
+        if self.options.threads == 1 or len(weights) < 2:
+            return [function(weight) for weight in weights]
+        with ThreadPoolExecutor(self.options.threads) as pool:
+            return list(pool.map(function, weights))
+
+    def job(self, choice: Choice) -> WeightJob:
+        return WeightJob(choice.weight.name, self.reader(choice.weight), choice.spec, choice.absmax)
+
+
+def _leave_recipe(model: Any, report: Report) -> None:
+    """Write into the model how it was made, so that a saved IR can say so."""
+    versions = {"version": ov_weight_compression.__version__, "openvino_version": ov.get_version()}
+    for key, value in {**report.recipe, **versions}.items():
+        model.set_rt_info(value, ["weight_compression", key])
