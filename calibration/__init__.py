@@ -1,0 +1,26 @@
+"""What activations look like: data, the statistics of every layer input, and two streams through a model."""
+
+from ov_weight_compression.calibration.collect import DEFAULT_MEMORY, collect
+from ov_weight_compression.calibration.data import CONTEXT_LENGTH, SUBSET_SIZE, Samples, make_samples
+from ov_weight_compression.calibration.reduce import Need
+from ov_weight_compression.calibration.statistics import LayerStatistics, Statistics
+from ov_weight_compression.calibration.streams import LayerInput, Seen, Stage, Streams, open_streams
+from ov_weight_compression.calibration.text import read_data
+
+__all__ = [
+    "CONTEXT_LENGTH",
+    "DEFAULT_MEMORY",
+    "SUBSET_SIZE",
+    "LayerInput",
+    "LayerStatistics",
+    "Need",
+    "Samples",
+    "Seen",
+    "Stage",
+    "Statistics",
+    "Streams",
+    "collect",
+    "make_samples",
+    "open_streams",
+    "read_data",
+]

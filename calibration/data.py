@@ -1,0 +1,198 @@
+"""From whatever a caller has, `dataset=`, to model inputs that can be run: one dictionary of arrays per window.
+
+The dataset may be
+
+    "random", "self"                    token ids made here, for a language model (see `generate`)
+    token ids                           [n], [windows, length], or a list of [length] arrays: a language model again
+    an iterable of model inputs         dictionaries by input name, tuples in input order, or arrays for a single input
+    an object with get_inference_data   NNCF's Dataset: the iterable that this method returns
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+
+from ov_weight_compression.calibration.generate import random_tokens, written_tokens
+from ov_weight_compression.calibration.language import LanguageModel, input_names, read_language_model
+from ov_weight_compression.calibration.tokens import as_windows, batches
+from ov_weight_compression.ir_utils.errors import OptionError
+
+__all__ = ["CONTEXT_LENGTH", "SUBSET_SIZE", "Samples", "make_samples"]
+
+SUBSET_SIZE = 128
+"""Windows used of a caller's data, as in NNCF."""
+CONTEXT_LENGTH = 256
+"""Tokens in a window."""
+_RANDOM_WINDOWS = 4
+_WRITTEN_WINDOWS = 64
+
+Window = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Calibration windows, ready to run; can be iterated over any number of times, with the same result."""
+
+    source: Callable[[], Iterator[Window]]
+    description: str
+    """What the data is, for reports and for the file of statistics."""
+
+    def __iter__(self) -> Iterator[Window]:
+        return self.source()
+
+
+def make_samples(
+    model: ov.Model,
+    dataset: Any,
+    *,
+    subset_size: int | None = None,
+    context_length: int = CONTEXT_LENGTH,
+    seed: int = 0,
+    quiet: bool = False,
+) -> Samples:
+    """Model inputs made of `dataset` for `model`.
+
+    `subset_size` is the most windows that are used: 128 of a caller's data; 4 of `"random"` and 64 of `"self"` are made
+    where it is None. `context_length` is the length of the windows that a flat array of token ids is cut into.
+
+    Raises OptionError where the data does not fit the model, and says what would.
+    """
+    for name, value in (("subset_size", subset_size), ("context_length", context_length)):
+        if value is not None and value < 1:
+            raise OptionError(f"{name}={value}: it must be at least 1")
+    language = read_language_model(model)
+    if isinstance(dataset, str):
+        tokens = _made(model, language, dataset, subset_size, context_length, seed, quiet)
+        how = "random tokens" if dataset == "random" else "tokens that the model wrote itself"
+        assert language is not None
+        return _language_samples(language, list(tokens), how)
+    if hasattr(dataset, "get_inference_data"):
+        dataset = _Again(dataset.get_inference_data)
+    if not isinstance(dataset, Iterable) or isinstance(dataset, Mapping):
+        raise OptionError(
+            f"dataset: {type(dataset).__name__} is not a sequence of model inputs: give a list of them, an array of "
+            f"token ids, 'random' or 'self'"
+        )
+    limit = subset_size or SUBSET_SIZE
+    if isinstance(dataset, Iterator):
+        dataset = list(islice(dataset, limit))
+    first = next(iter(dataset), None)
+    if first is None:
+        raise OptionError("dataset: it is empty: give at least one model input")
+    if _is_tokens(dataset, first):
+        if language is None:
+            raise OptionError(
+                f"dataset: integers can only be token ids, and the model has no input for those: give dictionaries "
+                f"with the keys {_names(model)}"
+            )
+        return _language_samples(language, as_windows(dataset, language, context_length, limit), "tokens of given data")
+    windows = _Again(lambda: (_window(model, language, item) for item in islice(dataset, limit)))
+    next(iter(windows))  # a first look, so that bad data is refused before any work
+    return Samples(windows.__iter__, f"{min(limit, len(dataset)) if isinstance(dataset, Sequence) else 'given'} inputs")
+
+
+class _Again:
+    """Iterates over a fresh iterator each time."""
+
+    def __init__(self, make: Callable[[], Iterable[Any]]) -> None:
+        self._make = make
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._make())
+
+
+def _made(
+    model: ov.Model,
+    language: LanguageModel | None,
+    dataset: str,
+    subset_size: int | None,
+    context_length: int,
+    seed: int,
+    quiet: bool,
+) -> NDArray[np.int64]:
+    if dataset not in ("random", "self"):
+        raise OptionError(f"dataset='{dataset}': allowed are 'random', 'self', token ids and model inputs")
+    if language is None:
+        raise OptionError(
+            f"dataset='{dataset}': only a language model can be given tokens that are made up, and this model has no "
+            f"input of token ids: give dictionaries with the keys {_names(model)}"
+        )
+    length = min(context_length, language.positions or context_length)
+    length = language.length or length
+    if dataset == "random":
+        return random_tokens(language, subset_size or _RANDOM_WINDOWS, length, seed)
+    return written_tokens(model, language, subset_size or _WRITTEN_WINDOWS, length, seed, quiet=quiet)
+
+
+def _language_samples(language: LanguageModel, windows: list[NDArray[Any]], how: str) -> Samples:
+    total = sum(window.size for window in windows)
+    groups = list(batches(windows, language.batch))
+    language.inputs(groups[0])  # refuses a model with inputs that do not follow from token ids
+    return Samples(lambda: (language.inputs(group) for group in groups), f"{len(windows)} windows, {total} {how}")
+
+
+def _is_tokens(dataset: Any, first: Any) -> bool:
+    """Whether the data is bare token ids: integers, or arrays of integers, without input names."""
+    if isinstance(first, (Mapping, tuple)):
+        return False
+    dtype = getattr(dataset, "dtype", None) if isinstance(dataset, np.ndarray) else None
+    return bool(np.issubdtype(dtype or _array(first).dtype, np.integer))
+
+
+def _window(model: ov.Model, language: LanguageModel | None, item: Any) -> Window:
+    """One model input by friendly name, each array checked against the input's type and shape."""
+    parameters = list(model.get_parameters())
+    if not isinstance(item, Mapping):
+        values = item if isinstance(item, (tuple, list)) else (item,)
+        if len(values) > len(parameters):
+            raise OptionError(f"dataset: {len(values)} arrays for {len(parameters)} inputs: {_names(model)}")
+        item = dict(enumerate(values))
+    window: Window = {}
+    for key, value in item.items():
+        node = _parameter(parameters, key)
+        if node is None:
+            raise OptionError(f"dataset: the model has no input '{key}': its inputs are {_names(model)}")
+        window[str(node.get_friendly_name())] = _fitted(node, _array(value))
+    if language is not None and language.ids in window:
+        return language.inputs(window[language.ids], window)
+    missing = [node.get_friendly_name() for node in parameters if node.get_friendly_name() not in window]
+    if missing:
+        raise OptionError(f"dataset: the inputs {', '.join(missing)} are not in it: the model needs {_names(model)}")
+    return window
+
+
+def _parameter(parameters: Sequence[ov.Node], key: Any) -> ov.Node | None:
+    """The model input that a key stands for: a name, or its number."""
+    if isinstance(key, int):
+        return parameters[key]
+    return next((node for node in parameters if str(key) in input_names(node)), None)
+
+
+def _fitted(node: ov.Node, array: NDArray[Any]) -> NDArray[Any]:
+    wanted, shape = node.get_output_element_type(0), node.get_output_partial_shape(0)
+    dtype = np.dtype(wanted.to_dtype())
+    if array.dtype.kind == "f" and dtype.kind in "iub":
+        raise OptionError(
+            f"dataset: input '{node.get_friendly_name()}' takes {wanted.to_string()}, and the data is {array.dtype}"
+        )
+    if not shape.compatible(ov.PartialShape(list(array.shape))):
+        raise OptionError(
+            f"dataset: input '{node.get_friendly_name()}' has the shape {shape}, and the data {list(array.shape)}"
+        )
+    return array.astype(dtype, copy=False)
+
+
+def _array(value: Any) -> NDArray[Any]:
+    """Arrays, lists, tensors of OpenVINO or torch."""
+    return np.asarray(value.data if isinstance(value, ov.Tensor) else value)
+
+
+def _names(model: ov.Model) -> str:
+    return ", ".join(str(node.get_friendly_name()) for node in model.get_parameters())

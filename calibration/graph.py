@@ -1,0 +1,238 @@
+"""A model as calibration sees it: an order to compute its tensors in, and the points where activations are looked at.
+
+Only operations that some wanted activation depends on are kept, so the last MatMul of a language model never runs.
+Each operation has a *level*: how many layers (operations that read a weight) lie on the longest way to it.
+
+    level 0   everything before the first layer: masks, positions
+    level 1   the embedding, the first norm ────────────────── its output is the tap of q, k, v
+    level 2   q, k, v, attention ───────────────────────────── the tap of o
+    level 3   o, the residual sum, the second norm ─────────── the tap of gate and up
+
+so the layers that read a tap of level L are themselves of level L + 1, and nothing at one level depends on another
+layer of that level. Operations are computed level by level; a cut at any place of this order leaves a prefix that can
+be run alone. What depends on constants only belongs to no level and is never computed here: every piece of the model
+that needs it takes it along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import openvino as ov
+
+from ov_weight_compression.calibration.stateless import stateless_copy
+from ov_weight_compression.patterns import Weight
+
+__all__ = ["Graph", "Tap", "TensorKey", "read_graph"]
+
+TensorKey = tuple[int, int]
+"""An operation's index in `Graph.nodes`, and the index of one of its outputs."""
+
+_NEVER_CONSTANT = frozenset({"Parameter", "RandomUniform", "Multinomial"})
+
+
+@dataclass(frozen=True, eq=False)
+class Tap:
+    """A tensor that layers read as their activation, and how they read it."""
+
+    name: str
+    """The friendly name of the operation that makes it."""
+    key: TensorKey
+    transposed: bool
+    """The input channels are the last dimension but one."""
+    width: int
+    """Number of input channels."""
+    batch: tuple[int, ...]
+    """Batch dimensions of the weights (experts), empty for a plain layer."""
+    weights: tuple[str, ...]
+    """Names of the weights that are multiplied with it."""
+    level: int
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """The wanted part of a stateless copy of a model, in computing order."""
+
+    nodes: tuple[ov.Node, ...]
+    """All operations of the copy in topological order; positions in this tuple are the indices used everywhere."""
+    sources: tuple[tuple[TensorKey, ...], ...]
+    constant: tuple[bool, ...]
+    order: tuple[int, ...]
+    """Indices of the operations to compute, by level, then topologically; without Parameters and constants."""
+    place: dict[int, int]
+    """The inverse of `order`."""
+    level_ends: tuple[int, ...]
+    """For each level, the number of operations in `order` up to and including that level."""
+    taps: tuple[Tap, ...]
+    layers: dict[int, tuple[str, ...]]
+    """By place in `order`: the names of the weights that this operation reads."""
+    weight_nodes: dict[str, ov.Node]
+    """The constants of the weights, by name."""
+    weight_bytes: dict[str, int]
+    """Bytes of each weight as f32, or as it is stored where no arithmetic is done on it (a Gather)."""
+    parameters: dict[str, TensorKey]
+    """The model's inputs by friendly name."""
+    last_use: dict[TensorKey, int]
+    """The last place in `order` that reads a tensor."""
+    routes: tuple[TensorKey, ...]
+    """Outputs of NonZero: a router's choice of the rows that go to an expert. They decide which rows a tap holds, so
+    a second stream has to take them from the first for the rows of the two to be pairs."""
+
+    def inputs_of(self, begin: int, end: int) -> list[TensorKey]:
+        """Tensors made before place `begin` and read in `[begin, end)`."""
+        found: dict[TensorKey, None] = {}
+        for place in range(begin, end):
+            for key in self.sources[self.order[place]]:
+                if not self.constant[key[0]] and self.place.get(key[0], -1) < begin:
+                    found[key] = None
+        return list(found)
+
+    def outputs_of(self, begin: int, end: int) -> list[TensorKey]:
+        """Tensors made in `[begin, end)` and read at `end` or later."""
+        return [
+            (index, port)
+            for index in self.order[begin:end]
+            for port in range(self.nodes[index].get_output_size())
+            if self.last_use.get((index, port), -1) >= end
+        ]
+
+
+@dataclass(frozen=True)
+class _Use:
+    """A place where a weight meets an activation."""
+
+    weight: Weight
+    layer: int
+    tap: tuple[TensorKey, bool, int, tuple[int, ...]] | None
+
+
+def read_graph(model: ov.Model, weights: Sequence[Weight], *, tapped: frozenset[str] | None = None) -> Graph:
+    """Work out levels, order and taps of `model` for `weights`.
+
+    Only activations of the weights named in `tapped` (default: of all) are wanted. Weights inside bodies of If, Loop
+    and TensorIterator have none: their layers run somewhere inside one operation.
+    """
+    clone, twins = stateless_copy(model)
+    nodes = tuple(clone.get_ordered_ops())
+    index = {node.get_name(): number for number, node in enumerate(nodes)}
+    sources = tuple(tuple(_key(value, index) for value in node.input_values()) for node in nodes)
+    constant = _constants(nodes, sources)
+    twin = {name: index[copied.get_name()] for name, copied in twins.items() if copied.get_name() in index}
+    uses = [use for weight in weights if not weight.body for use in _uses_of(weight, twin, nodes, sources)]
+    levels = _levels(sources, constant, {use.layer for use in uses})
+    taps = _taps([use for use in uses if use.tap and not constant[use.tap[0][0]]], nodes, levels, tapped)
+    order = _order(taps, sources, constant, levels, nodes)
+    place = {number: position for position, number in enumerate(order)}
+    layers: dict[int, tuple[str, ...]] = {}
+    for use in uses:
+        if use.layer in place:
+            layers[place[use.layer]] = (*layers.get(place[use.layer], ()), use.weight.name)
+    top = max((levels[number] for number in order), default=0)
+    return Graph(
+        nodes=nodes,
+        sources=sources,
+        constant=constant,
+        order=order,
+        place=place,
+        level_ends=tuple(sum(levels[number] <= level for number in order) for level in range(top + 1)),
+        taps=taps,
+        layers=layers,
+        weight_nodes={weight.name: twins[weight.constant.get_name()] for weight in weights if not weight.body},
+        weight_bytes={weight.name: _bytes_when_compiled(weight) for weight in weights},
+        parameters={node.get_friendly_name(): (index[node.get_name()], 0) for node in clone.get_parameters()},
+        last_use={key: position for position, number in enumerate(order) for key in sources[number]},
+        routes=tuple((number, 0) for number in order if nodes[number].get_type_name() == "NonZero"),
+    )
+
+
+def _key(value: ov.Output, index: dict[str, int]) -> TensorKey:
+    return index[value.get_node().get_name()], int(value.get_index())
+
+
+def _constants(nodes: Sequence[ov.Node], sources: Sequence[Sequence[TensorKey]]) -> tuple[bool, ...]:
+    """Which operations depend on nothing but constants."""
+    constant: list[bool] = []
+    for node, keys in zip(nodes, sources, strict=True):
+        constant.append(node.get_type_name() not in _NEVER_CONSTANT and all(constant[source] for source, _ in keys))
+    return tuple(constant)
+
+
+def _uses_of(
+    weight: Weight, twin: dict[str, int], nodes: Sequence[ov.Node], sources: Sequence[Sequence[TensorKey]]
+) -> list[_Use]:
+    """The layers that read a weight, with the activation where there is one worth looking at."""
+    found = []
+    for consumer in weight.consumers:
+        layer = twin.get(consumer.node.get_name())
+        if layer is None:
+            continue
+        tap = None
+        node = nodes[layer]
+        if node.get_type_name() in ("MatMul", "GroupedMatMul"):
+            shape = node.get_input_partial_shape(consumer.port)
+            batch = tuple(dim.get_length() for dim in list(shape)[:-2])
+            other = 1 - consumer.port
+            transposed = _transposed(node, other)
+            tap = (sources[layer][other], transposed, weight.columns, batch if prod(batch) > 1 else ())
+        found.append(_Use(weight, layer, tap))
+    return found
+
+
+def _transposed(node: ov.Node, port: int) -> bool:
+    """Whether a MatMul sums over the last dimension but one of the tensor at `port`."""
+    if node.get_type_name() != "MatMul" or len(node.get_input_partial_shape(port)) < 2:
+        return False
+    attributes = node.get_attributes()
+    return bool(attributes["transpose_a"]) if port == 0 else not attributes["transpose_b"]
+
+
+def _levels(sources: Sequence[Sequence[TensorKey]], constant: Sequence[bool], layers: set[int]) -> list[int]:
+    levels: list[int] = []
+    for number, keys in enumerate(sources):
+        below = max((levels[source] for source, _ in keys if not constant[source]), default=0)
+        levels.append(below + (number in layers))
+    return levels
+
+
+def _taps(
+    uses: Sequence[_Use], nodes: Sequence[ov.Node], levels: Sequence[int], tapped: frozenset[str] | None
+) -> tuple[Tap, ...]:
+    """One tap for all layers that read the same tensor in the same way."""
+    readers: dict[tuple[TensorKey, bool, int, tuple[int, ...]], list[str]] = {}
+    for use in uses:
+        if use.tap is not None and (tapped is None or use.weight.name in tapped):
+            names = readers.setdefault(use.tap, [])
+            if use.weight.name not in names:
+                names.append(use.weight.name)
+    taps = [
+        Tap(str(nodes[key[0]].get_friendly_name()), key, transposed, width, batch, tuple(names), levels[key[0]])
+        for (key, transposed, width, batch), names in readers.items()
+    ]
+    return tuple(sorted(taps, key=lambda tap: (tap.level, tap.key)))
+
+
+def _order(
+    taps: Sequence[Tap],
+    sources: Sequence[Sequence[TensorKey]],
+    constant: Sequence[bool],
+    levels: Sequence[int],
+    nodes: Sequence[ov.Node],
+) -> tuple[int, ...]:
+    """Everything that the taps depend on, by level."""
+    wanted: set[int] = set()
+    pending = [tap.key[0] for tap in taps]
+    while pending:
+        number = pending.pop()
+        if number not in wanted and not constant[number]:
+            wanted.add(number)
+            pending.extend(source for source, _ in sources[number])
+    found = [number for number in sorted(wanted) if nodes[number].get_type_name() != "Parameter"]
+    return tuple(sorted(found, key=lambda number: (levels[number], number)))
+
+
+def _bytes_when_compiled(weight: Weight) -> int:
+    if any(consumer.node.get_type_name() != "Gather" for consumer in weight.consumers):
+        return 4 * weight.elements
+    return weight.bytes

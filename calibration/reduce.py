@@ -1,0 +1,169 @@
+"""From activations to sums: the arithmetic of statistics, in numpy.
+
+An activation is seen as `x [experts, sequences, tokens, in]`, `experts` being 1 for a plain layer. The Gram matrices
+are matrix products, computed by BLAS in f32 over one window's rows (`x.T @ x` is a SYRK there: half the work of a
+GEMM) and summed over windows; sums per channel are kept in f64. The same inside the model's graph, as nodes beside the
+activation, was measured to be slower: 1.5 times for a Gram matrix (an ordinary GEMM there), 2 to 3 times for the sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ov_weight_compression.calibration.statistics import LayerStatistics
+
+__all__ = ["Accumulator", "Need", "add_cross", "add_gram", "rows_by_expert"]
+
+Array = NDArray[np.float32]
+_PANEL = 1024
+"""Rows of a Gram matrix that are computed at a time: bounds the temporary product to `_PANEL · in` floats."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """What to collect beside the sums per channel, which are always there."""
+
+    block: int = 0
+    """Group size of the block Gram matrices, 0 for none. A smaller group that divides it is contained in it."""
+    gram: bool = False
+    """The full Gram matrix, in² floats a layer."""
+
+    def bytes(self, width: int, experts: int = 1) -> int:
+        """Memory that the statistics of one layer input take."""
+        blocks = width * self.block if self.block and width % self.block == 0 else 0
+        return experts * (32 * width + 4 * blocks + (4 * width * width if self.gram else 0))
+
+
+def rows_by_expert(x: NDArray[Any], batch: Sequence[int], *, transposed: bool = False) -> Array:
+    """An activation as `[experts, sequences, tokens, in]`, f32.
+
+    `batch` are the batch dimensions of the weight that it is multiplied with. Where the activation has them too, each
+    expert has rows of its own; where it is broadcast to them, all experts share its rows and `experts` is 1.
+    """
+    x = np.asarray(x, np.float32)
+    x = x.reshape(1, -1) if x.ndim == 1 else x
+    x = x.swapaxes(-1, -2) if transposed else x
+    tokens, width = x.shape[-2:]
+    lead = x.shape[:-2]
+    own = len(batch)
+    if own and prod(batch) > 1 and lead[-own:] == tuple(batch):
+        x = x.reshape(-1, prod(batch), tokens, width)
+        return x.swapaxes(0, 1)
+    return x.reshape(1, prod(lead), tokens, width)
+
+
+def add_gram(total: Array, x: Array) -> None:
+    """`total += xᵀ x` for `x [n, in]`; only the upper panels are written (see `mirror`)."""
+    width = x.shape[1]
+    for begin in range(0, width, _PANEL):
+        end = min(begin + _PANEL, width)
+        part = x[:, begin:end]
+        total[begin:end, begin:end] += part.T @ part
+        if end < width:
+            total[begin:end, end:] += part.T @ x[:, end:]
+
+
+def mirror(total: Array) -> None:
+    """Fill in the part of a Gram matrix that `add_gram` leaves out."""
+    width = total.shape[0]
+    for begin in range(0, width, _PANEL):
+        end = min(begin + _PANEL, width)
+        total[end:, begin:end] = total[begin:end, end:].T
+
+
+def add_cross(total: Array, x: Array, y: Array) -> None:
+    """`total += xᵀ y` for `x, y [n, in]`."""
+    for begin in range(0, x.shape[1], _PANEL):
+        total[begin : begin + _PANEL] += x[:, begin : begin + _PANEL].T @ y
+
+
+class Accumulator:
+    """Sums over the windows of one layer input."""
+
+    def __init__(self, width: int, need: Need) -> None:
+        self._width = width
+        self._need = need
+        self._experts = 0
+        self._rows = 0
+        self._sequences = 0
+        self._means = np.zeros(4)
+
+    def add(self, x: Array) -> None:
+        """Add a window, `[experts, sequences, tokens, in]`. A window without tokens changes nothing."""
+        experts, sequences, tokens, width = x.shape
+        if not self._experts:
+            self._start(experts)
+        if x.size == 0:
+            return
+        self._rows += sequences * tokens
+        self._moments(x)
+        for expert in range(experts):
+            rows = x[expert].reshape(sequences * tokens, width)
+            if self._gram is not None:
+                add_gram(self._gram[expert], rows)
+            if self._blocks is not None:
+                groups = rows.reshape(len(rows), -1, self._need.block).swapaxes(0, 1)
+                self._blocks[expert] += groups.swapaxes(1, 2) @ groups
+
+    def result(self) -> LayerStatistics:
+        """The statistics so far. The accumulator is spent afterwards: the arrays are its own."""
+        if not self._experts:
+            self._start(1)
+        if self._gram is not None:
+            for gram in self._gram:
+                mirror(gram)
+        sequences = max(self._sequences, 1)
+
+        def shaped(array: NDArray[Any] | None) -> Any:
+            if array is None:
+                return None
+            array = array.astype(np.float32, copy=False)
+            return array[0] if self._experts == 1 else array
+
+        sum_abs, max_abs, total, sum_square = (shaped(one) for one in self._sums)
+        mean_square, mean_variance, max_variance, mean_max_abs = (float(one / sequences) for one in self._means)
+        return LayerStatistics(
+            n=self._rows,
+            sum_abs=sum_abs,
+            max_abs=max_abs,
+            sum=total,
+            sum_square=sum_square,
+            gram_blocks=shaped(self._blocks),
+            gram=shaped(self._gram),
+            sequences=self._sequences,
+            mean_square=mean_square,
+            mean_variance=mean_variance,
+            max_variance=max_variance,
+            mean_max_abs=mean_max_abs,
+        )
+
+    def _start(self, experts: int) -> None:
+        self._experts = experts
+        width, block = self._width, self._need.block
+        self._sums = np.zeros((4, experts, width))
+        self._gram = np.zeros((experts, width, width), np.float32) if self._need.gram else None
+        grouped = block > 0 and width % block == 0
+        self._blocks = np.zeros((experts, width // block, block, block), np.float32) if grouped else None
+
+    def _moments(self, x: Array) -> None:
+        """Sums per channel, and the four means over sequences."""
+        tokens = x.shape[2]
+        total = x.sum(2).astype(np.float64)
+        square = np.einsum("estc,estc->esc", x, x).astype(np.float64)
+        largest = np.maximum(x.max(2), -x.min(2))
+        variance = np.maximum(square / tokens - (total / tokens) ** 2, 0)
+        self._sums[0] += np.abs(x).sum(2).sum(1, dtype=np.float64)
+        np.maximum(self._sums[1], largest.max(1), out=self._sums[1])
+        self._sums[2] += total.sum(1)
+        self._sums[3] += square.sum(1)
+        self._sequences += x.shape[0] * x.shape[1]
+        self._means[0] += (square.mean(2) / tokens).sum()
+        self._means[1] += variance.mean(2).sum()
+        self._means[2] += variance.max(2).sum()
+        self._means[3] += largest.mean(2, dtype=np.float64).sum()

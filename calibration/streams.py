@@ -1,0 +1,215 @@
+"""Two streams through a model, the float one and the one whose weights are already compressed, side by side.
+
+    with open_streams(model, weights, samples) as streams:
+        for stage in streams:                            # in graph order
+            for layer_input in stage.inputs:             # q, k, v share one; gate, up share one
+                seen = layer_input.measure(gram=True, cross=True)
+                for name in layer_input.weights:
+                    stage.replace(name, compress(name, seen))
+
+A stage is everything that can be decided at one level of the graph (see `graph`): in a transformer block the stages are
+q/k/v, o, gate/up, down, and each sees the replacements of those before it. In a model of another shape it is at worst
+one layer. When the loop asks for the next stage, both streams run the stage's layers on every window, once: the float
+stream with the weights as they were, the compressed stream with the replacements. Between two stages only the tensors
+at the border exist, in memory or on disk.
+
+Weights that meet no activation (embeddings, convolutions) are in `stage.others`, before anything reads them. A weight
+that several layers share belongs to the first stage that reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+
+from ov_weight_compression.calibration.collect import DEFAULT_MEMORY
+from ov_weight_compression.calibration.data import Samples
+from ov_weight_compression.calibration.graph import Graph, Tap, read_graph
+from ov_weight_compression.calibration.progress import progress
+from ov_weight_compression.calibration.reduce import Accumulator, Array, Need, add_cross, rows_by_expert
+from ov_weight_compression.calibration.statistics import LayerStatistics
+from ov_weight_compression.calibration.store import Pool, Store
+from ov_weight_compression.calibration.stream import Stream, feed
+from ov_weight_compression.ir_utils.errors import OptionError
+from ov_weight_compression.patterns import Weight
+
+__all__ = ["LayerInput", "Seen", "Stage", "Streams", "open_streams"]
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What one layer input looks like in both streams: `x` in the float model, `x̂` behind the compressed weights."""
+
+    x: LayerStatistics
+    x_hat: LayerStatistics
+    """The same object as `x` while nothing before it has been replaced."""
+    cross: Array | None = None
+    """C = Σ x x̂ᵀ, f32 [in, in] (rows follow `x`, columns `x̂`), or [experts, in, in]; None where not asked for."""
+
+
+class LayerInput:
+    """A tensor that some layers of a stage read. Its activations wait in the streams' stores until it is measured."""
+
+    def __init__(self, tap: Tap, exact: Stream, compressed: Stream) -> None:
+        self._tap = tap
+        self._exact = exact
+        self._compressed = compressed
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """Names of the weights that are multiplied with it."""
+        return self._tap.weights
+
+    @property
+    def width(self) -> int:
+        """Number of input channels."""
+        return self._tap.width
+
+    @property
+    def same(self) -> bool:
+        """Both streams hold the same tensor: nothing that it depends on has been replaced."""
+        return self._tap.key not in self._compressed.store or self._compressed is self._exact
+
+    def measure(self, *, gram: bool = False, cross: bool = False, gram_hat: bool | None = None, block: int = 0) -> Seen:
+        """Statistics over all windows.
+
+        `gram` asks for H = Σ x xᵀ, `gram_hat` (as `gram` where None) for Ĥ = Σ x̂ x̂ᵀ, `cross` for C = Σ x x̂ᵀ, `block`
+        for the block Gram matrices of both. Each full matrix takes in² floats until the caller drops it.
+        """
+        gram_hat = gram if gram_hat is None else gram_hat
+        if self.same:
+            sums = Accumulator(self.width, Need(block, gram or gram_hat or cross))
+            for window in range(self._exact.windows):
+                sums.add(self._rows(self._exact, window))
+            x = sums.result()
+            return Seen(x, x, x.gram if cross else None)
+        plain, hat = Accumulator(self.width, Need(block, gram)), Accumulator(self.width, Need(block, gram_hat))
+        total: Array | None = None
+        for window in range(self._exact.windows):
+            x_rows, hat_rows = self._rows(self._exact, window), self._rows(self._compressed, window)
+            plain.add(x_rows)
+            hat.add(hat_rows)
+            if cross:
+                if total is None:
+                    total = np.zeros((len(x_rows), self.width, self.width), np.float32)
+                for expert in range(len(x_rows)):
+                    add_cross(total[expert], *(rows[expert].reshape(-1, self.width) for rows in (x_rows, hat_rows)))
+        return Seen(plain.result(), hat.result(), total[0] if total is not None and len(total) == 1 else total)
+
+    def _rows(self, stream: Stream, window: int) -> Array:
+        return rows_by_expert(stream.store.get(self._tap.key, window), self._tap.batch, transposed=self._tap.transposed)
+
+
+class Stage:
+    """What can be decided at one place of the graph, given everything before it."""
+
+    def __init__(self, inputs: Sequence[LayerInput], others: Sequence[str], compressed: Stream | None) -> None:
+        self.inputs = tuple(inputs)
+        self.others = tuple(others)
+        """Weights that meet no activation, first read here."""
+        self._compressed = compressed
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """Names of all weights that belong to the stage."""
+        return (*(name for one in self.inputs for name in one.weights), *self.others)
+
+    def replace(self, name: str, values: NDArray[Any]) -> None:
+        """From here on the compressed stream has `values` (f32 or f16, the constant's own shape) as weight `name`."""
+        if name not in self.weights:
+            raise OptionError(f"weight '{name}' is not of this stage: those are {', '.join(self.weights)}")
+        if self._compressed is not None:
+            self._compressed.replace(name, values)
+
+
+class Streams:
+    """Iterates over the stages of a model. Use `open_streams`."""
+
+    def __init__(
+        self, graph: Graph, weights: Sequence[Weight], exact: Stream, compressed: Stream | None, quiet: bool
+    ) -> None:
+        self._graph = graph
+        self._exact = exact
+        self._compressed = compressed
+        self._quiet = quiet
+        self._stages = _plan(graph)
+        reached = {name for _, others in self._stages for name in others}
+        reached.update(name for taps, _ in self._stages for tap in taps for name in tap.weights)
+        self.unreached = tuple(weight.name for weight in weights if weight.name not in reached)
+        """Weights of no stage: inside the body of an If or a loop, or read by nothing that leads to a layer input."""
+
+    def __len__(self) -> int:
+        return len(self._stages)
+
+    def __iter__(self) -> Iterator[Stage]:
+        begin = 0
+        with progress("Layer by layer", len(self._stages), quiet=self._quiet) as advance:
+            for level, (taps, others) in enumerate(self._stages):
+                end = self._graph.level_ends[level] if level < len(self._graph.level_ends) else len(self._graph.order)
+                self._run(begin, end, taps)
+                begin = end
+                inputs = [LayerInput(tap, self._exact, self._compressed or self._exact) for tap in taps]
+                yield Stage(inputs, others, self._compressed)
+                advance(1)
+
+    def _run(self, begin: int, end: int, taps: Sequence[Tap]) -> None:
+        """Take both streams to `end`, keeping what the next stage looks at."""
+        watched = dict.fromkeys([tap.key for tap in taps])
+        routes = [key for key in self._graph.routes if begin <= self._graph.place[key[0]] < end]
+        self._exact.advance(begin, end, {**watched, **dict.fromkeys(routes)})
+        if self._compressed is not None and self._compressed.changed:
+            self._compressed.advance(begin, end, watched, forced=routes)
+            self._compressed.forget(end, watched)
+        self._exact.forget(end, watched)
+
+
+@contextmanager
+def open_streams(
+    model: ov.Model,
+    weights: Sequence[Weight],
+    samples: Samples,
+    *,
+    compressed: bool = True,
+    calibration_memory: int = DEFAULT_MEMORY,
+    quiet: bool = False,
+) -> Iterator[Streams]:
+    """Run `samples` through `model` stage by stage; see the module for how it is used.
+
+    `weights` are those that the caller may replace; the model itself is not changed. With `compressed=False` there is
+    the float stream only, at half the time: replacements change nothing and every `LayerInput` is `same`.
+    """
+    graph = read_graph(model, weights)
+    with Pool(calibration_memory // 4) as pool:
+        store = Store(pool)
+        windows = feed(graph, store, samples)
+        limit = calibration_memory // 6
+        exact = Stream(graph, store, windows, limit)
+        second = Stream(graph, Store(pool, parent=store), windows, limit) if compressed else None
+        yield Streams(graph, weights, exact, second, quiet)
+
+
+def _plan(graph: Graph) -> list[tuple[list[Tap], list[str]]]:
+    """For each level, the taps that layers above it read, and the weights there that have no tap; each weight once."""
+    stages: list[tuple[list[Tap], list[str]]] = []
+    seen: set[str] = set()
+    for level in range(len(graph.level_ends)):
+        end = graph.level_ends[level + 1] if level + 1 < len(graph.level_ends) else len(graph.order)
+        taps = []
+        first = {name for place in range(graph.level_ends[level], end) for name in graph.layers.get(place, ())}
+        for tap in graph.taps:
+            names = tuple(name for name in tap.weights if name not in seen)
+            if tap.level == level and names:
+                taps.append(replace(tap, weights=names))
+                seen.update(names)
+        others = sorted(first - seen)
+        seen.update(others)
+        stages.append((taps, others))
+    while stages and not stages[-1][0] and not stages[-1][1]:
+        stages.pop()
+    return stages
