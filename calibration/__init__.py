@@ -4,6 +4,7 @@ from ov_weight_compression.calibration.collect import DEFAULT_MEMORY, collect
 from ov_weight_compression.calibration.data import CONTEXT_LENGTH, SUBSET_SIZE, Samples, make_samples
 from ov_weight_compression.calibration.reduce import Need
 from ov_weight_compression.calibration.statistics import LayerStatistics, Statistics
+from ov_weight_compression.calibration.statistics_file import load_statistics, save_statistics, statistics_file
 from ov_weight_compression.calibration.streams import LayerInput, Seen, Stage, Streams, open_streams
 from ov_weight_compression.calibration.text import read_data
 
@@ -20,7 +21,10 @@ __all__ = [
     "Statistics",
     "Streams",
     "collect",
+    "load_statistics",
     "make_samples",
     "open_streams",
     "read_data",
+    "save_statistics",
+    "statistics_file",
 ]

@@ -13,9 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openvino as ov
 from numpy.typing import NDArray
 
 __all__ = ["LayerStatistics", "Statistics"]
@@ -128,6 +130,19 @@ class Statistics(Mapping[str, LayerStatistics]):
 
     def __len__(self) -> int:
         return len(self._layers)
+
+    def save(self, path: str | Path) -> Path:
+        """Write a safetensors file; see `statistics_file`."""
+        from ov_weight_compression.calibration.statistics_file import save_statistics
+
+        return save_statistics(self, path)
+
+    @staticmethod
+    def load(path: str | Path, model: ov.Model | None = None) -> Statistics:
+        """Read what `save` wrote; with `model`, only if it was collected from that model."""
+        from ov_weight_compression.calibration.statistics_file import load_statistics
+
+        return load_statistics(path, model)
 
     def __repr__(self) -> str:
         return f"Statistics of {len(self)} layers, {self.data or 'data unknown'}"

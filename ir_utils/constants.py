@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-
 from ov_weight_compression.ir_utils.layout import Layout, Slab
 from ov_weight_compression.ir_utils.types import Array, Float32
 

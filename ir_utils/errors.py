@@ -31,6 +31,5 @@ class MissingExtraError(CompressionError, ImportError):
 
     def __init__(self, module: str, extra: str, purpose: str) -> None:
         super().__init__(
-            f"{purpose} needs the package '{module}': install it with "
-            f"pip install 'ov-weight-compression[{extra}]'"
+            f"{purpose} needs the package '{module}': install it with pip install 'ov-weight-compression[{extra}]'"
         )

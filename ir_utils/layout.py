@@ -37,7 +37,7 @@ class Slab:
 
 @dataclass(frozen=True)
 class Layout:
-    """The correspondence between a constant of `shape` and its matrix; `reduced` are the axes of the columns, rising."""
+    """The correspondence between a constant of `shape` and its matrix; `reduced` are the columns' axes, rising."""
 
     shape: tuple[int, ...]
     reduced: tuple[int, ...]

@@ -1,6 +1,12 @@
 """What a user calls: the pass, the function, and the values that their options take."""
 
-from ov_weight_compression.ir_utils.errors import CompressionError, MissingExtraError, ModelError, OptionError, WorkError
+from ov_weight_compression.ir_utils.errors import (
+    CompressionError,
+    MissingExtraError,
+    ModelError,
+    OptionError,
+    WorkError,
+)
 from ov_weight_compression.passes.modes import Accuracy, BackupMode, Device, GroupSizeFallback, Mode, SensitivityMetric
 from ov_weight_compression.passes.report import Report
 from ov_weight_compression.passes.weight_compression import WeightCompression, apply_weight_compression

@@ -1,8 +1,8 @@
 """The data-free sensitivity of a weight, streamed over its rows.
 
 NNCF's `weight_quantization_error`: the inverse of the largest mean squared error of any channel under 8 bits
-(asymmetric, per channel). What 8 bits store exactly is kept in 8 bits; what they cannot store well anyway may as well get
-4 bits in groups.
+(asymmetric, per channel). What 8 bits store exactly is kept in 8 bits; what they cannot store well anyway may as well
+get 4 bits in groups.
 """
 
 from __future__ import annotations

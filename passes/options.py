@@ -13,7 +13,6 @@ from typing import Any
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.pipeline import default_threads
 from ov_weight_compression.passes.modes import (
-    Accuracy,
     BackupMode,
     Device,
     GroupSizeFallback,

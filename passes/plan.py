@@ -237,8 +237,8 @@ def _skip(weight: Weight, reason: str) -> Skip:
 
 def _group_error(weight: Weight, group: int, why: str) -> str:
     return (
-        f"group_size: {group} does not fit {weight.name} (used by {weight.consumers[0].name}): {why}; choose a divisor, "
-        "group_size_fallback='adjust' or 'ignore', or give this weight a rule"
+        f"group_size: {group} does not fit {weight.name} (used by {weight.consumers[0].name}): {why}; "
+        "choose a divisor, group_size_fallback='adjust' or 'ignore', or give this weight a rule"
     )
 
 

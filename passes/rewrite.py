@@ -47,7 +47,8 @@ def rewrite(
     jobs = [make_job(choice) for choice in choices]
     numbers = [pipeline.add(job) for job in jobs]
     chains = [
-        _constants(pipeline, job, number, choice, lazy) for choice, job, number in zip(choices, jobs, numbers, strict=True)
+        _constants(pipeline, job, number, choice, lazy)
+        for choice, job, number in zip(choices, jobs, numbers, strict=True)
     ]
     for choice, parts in zip(choices, chains, strict=True):
         weight = choice.weight

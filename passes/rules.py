@@ -22,7 +22,7 @@ __all__ = ["Rule", "check_group", "parse_rule_text", "parse_rules"]
 
 @dataclass(frozen=True)
 class Rule:
-    """One row: a pattern and what its weights get; `mode` None leaves them alone, `group_size` None is the mode's own."""
+    """One row: a pattern and what its weights get. `mode` None leaves them alone, `group_size` None is the mode's."""
 
     pattern: str
     mode: Mode | None
@@ -97,4 +97,3 @@ def parse_rule_text(text: str) -> tuple[str, object]:
         return pattern, {"mode": mode, "group_size": int(group)}
     except ValueError:
         raise OptionError(f"--rule: the group in {text!r} must be a whole number") from None
-

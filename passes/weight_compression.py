@@ -14,13 +14,13 @@ from ov_weight_compression.ir_utils.constants import ConstantReader, FileMapping
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.layout import Layout
 from ov_weight_compression.ir_utils.pipeline import Pipeline
+from ov_weight_compression.passes.data_free import weight_quantization_error
 from ov_weight_compression.passes.encode_job import WeightJob
 from ov_weight_compression.passes.options import Options, read_options
 from ov_weight_compression.passes.plan import Choice, make_plan
 from ov_weight_compression.passes.report import Report, make_report
 from ov_weight_compression.passes.rewrite import rewrite
 from ov_weight_compression.patterns import Weight, find_weights
-from ov_weight_compression.passes.data_free import weight_quantization_error
 
 __all__ = ["WeightCompression", "apply_weight_compression"]
 
@@ -37,10 +37,11 @@ class WeightCompression(ModelPass):
         group_size: weights that share a scale; -1 for one scale a channel. The mode's own by default.
         ignored_scope: what to leave alone: an `IgnoredScope` (NNCF's too), a dict of its fields, or a list of names.
         all_layers: give embeddings and the last layer `mode` as well, not `backup_mode`.
-        backup_mode: `"int8_asym"` (default), `"int8_sym"`, `"fp8_e4m3"`, `"mxfp8_e4m3"`, or `"none"` to leave them alone.
+        backup_mode: `"int8_asym"` (default), `"int8_sym"`, `"fp8_e4m3"`, `"mxfp8_e4m3"`, or `"none"`, which leaves
+            them alone.
         sensitivity_metric: which weights keep the backup mode where `ratio` is below 1.
-        group_size_fallback: for weights that the group size does not divide: `"adjust"` (default) takes the largest power
-            of two that does, not under 16, else 8 bits per channel; `"ignore"` leaves them alone; `"error"` raises.
+        group_size_fallback: for weights that the group size does not divide: `"adjust"` (default) takes the largest
+            power of two that does, not under 16, else 8 bits per channel; `"ignore"` leaves them alone; `"error"` raises.
         rules: what particular weights get, by name; see `ov_weight_compression.passes.rules`.
         scale_search: `"auto"` (default) looks for better scales than absmax and min–max in formats of 4 bits and fewer;
             `"off"` does not; a number says how many candidates.
@@ -97,7 +98,8 @@ def apply_weight_compression(model: ov.Model, **options: Any) -> ov.Model:
         WorkError: a weight could not be computed (with `lazy=False`; otherwise when saving or compiling does it).
     """
     if not isinstance(model, ov.Model):
-        raise OptionError(f"model: expected an openvino.Model, got {type(model).__name__}; read it with Core().read_model")
+        kind = type(model).__name__
+        raise OptionError(f"model: expected an openvino.Model, got {kind}; read a file with Core().read_model")
     WeightCompression(**options).run_on_model(model)
     return model
 
@@ -111,9 +113,7 @@ class _Session:
         self._mappings = FileMappings()
 
     def reader(self, weight: Weight) -> ConstantReader:
-        return ConstantReader(
-            weight.constant, Layout.of(weight.shape, weight.reduction_axes), self._mappings
-        )
+        return ConstantReader(weight.constant, Layout.of(weight.shape, weight.reduction_axes), self._mappings)
 
     def scan(self, weights: Sequence[Weight]) -> Sequence[ValueRange]:
         return self._for_each(lambda weight: self.reader(weight).scan(), weights)

@@ -12,10 +12,22 @@ the constant's axes that is, and whether each of them is there as a whole.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-__all__ = ["Piece", "View", "own_view", "pieces_of", "reshape", "transpose"]
+__all__ = [
+    "Piece",
+    "View",
+    "cut",
+    "own_view",
+    "pieces_of",
+    "repeat",
+    "reshape",
+    "reshape_partly",
+    "transpose",
+    "whole",
+]
 
 
 class Piece(NamedTuple):
@@ -77,3 +89,74 @@ def reshape(view: View, shape: Sequence[int]) -> View | None:
                 return None
         result.append(tuple(dimension))
     return tuple(result) if not pieces else None
+
+
+def whole(axis: int, size: int | None) -> tuple[Piece, ...]:
+    """The one piece of a dimension that is a whole axis; none where the size is one or unknown."""
+    return (Piece(axis, size, 1),) if size is not None and size != 1 else ()
+
+
+def reshape_partly(view: View, before: Sequence[int | None], after: Sequence[int | None]) -> View | None:
+    """The view behind a Reshape where some sizes are known only at run time (None, with no pieces of their own).
+
+    Unknown dimensions are taken to correspond to each other in order, where what lies between them has equal sizes.
+    Where they do not, only what follows the last of them can be tracked.
+    """
+    old, new = _runs(before), _runs(after)
+    if len(old) == len(new) and all(_product(before, a) == _product(after, b) for a, b in zip(old, new, strict=True)):
+        runs = list(zip(old, new, strict=True))
+    elif _product(before, old[-1]) == _product(after, new[-1]):
+        runs = [(old[-1], new[-1])]
+        if any(view[dim] for dim in range(old[-1].start)):
+            return None
+    else:
+        return None
+    result: list[tuple[Piece, ...]] = [()] * len(after)
+    for source, target in runs:
+        if any(math.prod(piece.size for piece in view[dim]) != before[dim] for dim in source):
+            return None
+        part = reshape(view[source.start : source.stop], [after[dim] or 1 for dim in target])
+        if part is None:
+            return None
+        result[target.start : target.stop] = part
+    return tuple(result)
+
+
+def repeat(view: View, before: Sequence[int | None], after: Sequence[int | None], axis: int) -> View | None:
+    """The view behind a Broadcast or a Tile: repetitions are pieces of `axis` with stride 0."""
+    missing = len(after) - len(before)
+    if missing < 0:
+        return None
+    result: list[tuple[Piece, ...]] = []
+    for place, size in enumerate(after):
+        old = before[place - missing] if place >= missing else 1
+        pieces = view[place - missing] if place >= missing else ()
+        if size is None or old is None or size == old:
+            result.append(pieces)
+        elif size % old == 0:
+            result.append((Piece(axis, size // old, 0), *pieces))
+        else:
+            return None
+    return tuple(result)
+
+
+def cut(view: View, dimension: int, start: int, length: int, step: int) -> tuple[View, dict[int, int]] | None:
+    """The view of `length` positions of a dimension, and how far each axis has moved; None where pieces would break."""
+    pieces = view[dimension]
+    inner = math.prod(piece.size for piece in pieces[1:])
+    if not pieces or (inner > 1 and (step != 1 or start % inner or length % inner)) or step < 1:
+        return None
+    axis, _, stride = pieces[0]
+    first = (Piece(axis, length // inner, stride * step),) if length != inner else ()
+    return (*view[:dimension], (*first, *pieces[1:]), *view[dimension + 1 :]), {axis: start // inner * stride}
+
+
+def _product(sizes: Sequence[int | None], run: range) -> int:
+    """The number of positions in a run of known dimensions."""
+    return math.prod(sizes[dim] or 1 for dim in run)
+
+
+def _runs(sizes: Sequence[int | None]) -> list[range]:
+    """The runs of known dimensions before, between and after the unknown ones."""
+    ends = [-1, *(dim for dim, size in enumerate(sizes) if size is None), len(sizes)]
+    return [range(left + 1, right) for left, right in zip(ends, ends[1:], strict=False)]
