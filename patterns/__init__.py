@@ -3,6 +3,7 @@
 from ov_weight_compression.patterns.compressed import CompressedWeight, find_compressed
 from ov_weight_compression.patterns.find import find_weights
 from ov_weight_compression.patterns.ignored import IgnoredScope, Subgraph
+from ov_weight_compression.patterns.importance import NormGain, RowNormProduct, RowNorms, importance_sources
 from ov_weight_compression.patterns.matching import first_match, matches
 from ov_weight_compression.patterns.weight import Consumer, Kind, Skip, Weight
 
@@ -11,11 +12,15 @@ __all__ = [
     "Consumer",
     "IgnoredScope",
     "Kind",
+    "NormGain",
+    "RowNormProduct",
+    "RowNorms",
     "Skip",
     "Subgraph",
     "Weight",
     "find_compressed",
     "find_weights",
     "first_match",
+    "importance_sources",
     "matches",
 ]

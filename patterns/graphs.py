@@ -1,6 +1,7 @@
 """A model and all that is nested in it: the bodies of If, Loop and TensorIterator, however deep.
 
-`ov.Model.get_ordered_ops()` lists one level only; `graphs_of` lists every level, each with its path.
+`ov.Model.get_ordered_ops()` lists one level only; `graphs_of` lists every level, each with its path. Beside it two
+small questions that the bindings answer only at length: what a tensor's dimensions are, and which constant it is.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 
 import openvino as ov
 
-__all__ = ["BODY_OPERATIONS", "Graph", "graphs_of"]
+__all__ = ["BODY_OPERATIONS", "Graph", "constant_of", "dimensions", "graphs_of"]
 
 BODY_OPERATIONS = frozenset({"If", "Loop", "TensorIterator"})
 
@@ -37,6 +38,22 @@ class Graph:
 def graphs_of(model: ov.Model) -> list[Graph]:
     """The model and every body in it, outer before inner."""
     return list(_walk(model, "", ()))
+
+
+def dimensions(value: ov.Output) -> list[int | None] | None:
+    """The sizes of a tensor's dimensions, None for those known only at run time; None for an unknown rank."""
+    shape = value.get_partial_shape()
+    if shape.rank.is_dynamic:
+        return None
+    return [dim.get_length() if dim.is_static else None for dim in shape]
+
+
+def constant_of(value: ov.Output) -> ov.Node | None:
+    """The constant behind a tensor and any Convert, Reshape, Squeeze or Unsqueeze; None where there is none."""
+    node = value.get_node()
+    while node.get_type_name() in ("Convert", "Reshape", "Squeeze", "Unsqueeze"):
+        node = node.input_value(0).get_node()
+    return node if node.get_type_name() == "Constant" else None
 
 
 def _walk(model: ov.Model, path: str, key: tuple[int, ...]) -> Iterator[Graph]:

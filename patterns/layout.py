@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 __all__ = [
@@ -159,4 +160,4 @@ def _product(sizes: Sequence[int | None], run: range) -> int:
 def _runs(sizes: Sequence[int | None]) -> list[range]:
     """The runs of known dimensions before, between and after the unknown ones."""
     ends = [-1, *(dim for dim, size in enumerate(sizes) if size is None), len(sizes)]
-    return [range(left + 1, right) for left, right in zip(ends, ends[1:], strict=False)]
+    return [range(left + 1, right) for left, right in pairwise(ends)]

@@ -283,3 +283,101 @@ def compressed_linear(
     layer = op.matmul(x, value, False, True)
     layer.set_friendly_name("layer")
     return ov.Model([op.result(layer)], [x], "compressed")
+
+
+def rms_norm(x: ov.Node, size: int, name: str, dtype: str = "f32") -> ov.Node:
+    """x over the root of its mean square, times a gain called `name`, as exporters of Llama write it."""
+    squares = op.power(x, op.constant(np.full((1, 1, 1), 2.0, np.float32)))
+    mean = op.reduce_mean(squares, op.constant(np.array([-1])), True)
+    divisor = op.sqrt(op.add(mean, op.constant(np.full((1, 1, 1), 1e-5, np.float32))))
+    normed = op.multiply(x, op.divide(op.constant(np.ones((1, 1, 1), np.float32)), divisor))
+    return op.multiply(in_f32(constant((1, 1, size), name, dtype, scale=1.0)), normed)
+
+
+def layer_norm(x: ov.Node, size: int, name: str) -> ov.Node:
+    """MVN, times a gain, plus a bias."""
+    normed = op.mvn(x, op.constant(np.array([-1])), True, 1e-5, "INSIDE_SQRT")
+    return op.add(op.multiply(normed, constant((1, 1, size), name, scale=1.0)), constant((1, 1, size), f"{name}.bias"))
+
+
+def heads_of(x: ov.Node, heads: int, size: int) -> ov.Node:
+    """`[batch, length, heads · size]` as `[batch, heads, length, size]`."""
+    split = op.reshape(x, op.constant(np.array([0, 0, heads, size])), True)
+    return op.transpose(split, op.constant(np.array([0, 2, 1, 3])))
+
+
+def repeat_heads(x: ov.Node, heads: int, times: int, size: int) -> ov.Node:
+    """Every key-value head `times` times in a row, as exporters write it: Unsqueeze, Broadcast, Reshape."""
+    if times == 1:
+        return x
+    lengths = op.gather(op.shape_of(x), op.constant(np.array([0, 2])), op.constant(np.int64(0)))
+    batch, length = op.split(lengths, op.constant(np.int64(0)), 2).outputs()
+    fixed = [op.constant(np.array([number])) for number in (heads, times, size)]
+    shape = op.concat([batch, fixed[0], fixed[1], length, fixed[2]], 0)
+    wide = op.broadcast(op.unsqueeze(x, op.constant(np.int64(2))), shape, broadcast_spec="BIDIRECTIONAL")
+    return op.reshape(wide, op.constant(np.array([0, heads * times, -1, size])), True)
+
+
+def llama(
+    hidden: int = 64,
+    heads: int = 4,
+    key_heads: int = 2,
+    inner: int = 96,
+    layers: int = 2,
+    vocabulary: int = 160,
+    *,
+    dtype: str = "f32",
+    tied: bool = False,
+    decomposed: bool = False,
+) -> ov.Model:
+    """A Llama without rotary embedding or cache: ids `[batch, length]` to logits.
+
+    Weights are called as optimum-intel calls them (`model.layers.0.self_attn.q_proj.weight`); `decomposed` writes the
+    attention as MatMul, Softmax, MatMul and the SiLU as x · sigmoid(x).
+    """
+    ids = op.parameter([-1, -1], np.int64, name="input_ids")
+    table = in_f32(constant((vocabulary, hidden), "model.embed_tokens.weight", dtype))
+    x: ov.Node = op.gather(table, ids, op.constant(np.int64(0)))
+    size = hidden // heads
+
+    def linear_of(value: ov.Node, out: int, name: str) -> ov.Node:
+        weight = in_f32(constant((out, value.get_output_partial_shape(0)[-1].get_length()), f"{name}.weight", dtype))
+        layer = op.matmul(value, weight, False, True)
+        layer.set_friendly_name(f"{name}/MatMul")
+        return layer
+
+    for number in range(layers):
+        name = f"model.layers.{number}"
+        normed = rms_norm(x, hidden, f"{name}.input_layernorm.weight", dtype)
+        q = heads_of(linear_of(normed, hidden, f"{name}.self_attn.q_proj"), heads, size)
+        k, v = (
+            repeat_heads(
+                heads_of(linear_of(normed, key_heads * size, f"{name}.self_attn.{which}_proj"), key_heads, size),
+                key_heads,
+                heads // key_heads,
+                size,
+            )
+            for which in "kv"
+        )
+        if decomposed:
+            scores = op.softmax(op.multiply(op.matmul(q, k, False, True), op.constant(np.float32(size**-0.5))), -1)
+            mixed = op.matmul(scores, v, False, False)
+        else:
+            mixed = op.scaled_dot_product_attention(q, k, v)
+        joined = op.transpose(mixed, op.constant(np.array([0, 2, 1, 3])))
+        joined = op.reshape(joined, op.constant(np.array([0, 0, hidden])), True)
+        x = op.add(x, linear_of(joined, hidden, f"{name}.self_attn.o_proj"))
+        normed = rms_norm(x, hidden, f"{name}.post_attention_layernorm.weight", dtype)
+        gate = linear_of(normed, inner, f"{name}.mlp.gate_proj")
+        up = linear_of(normed, inner, f"{name}.mlp.up_proj")
+        act = op.multiply(gate, op.sigmoid(gate)) if decomposed else op.swish(gate)
+        x = op.add(x, linear_of(op.multiply(act, up), hidden, f"{name}.mlp.down_proj"))
+    x = rms_norm(x, hidden, "model.norm.weight", dtype)
+    if tied:
+        logits = op.matmul(x, table, False, True)
+        logits.set_friendly_name("lm_head/MatMul")
+    else:
+        logits = linear_of(x, vocabulary, "lm_head")
+    result = op.result(logits)
+    result.get_output_tensor(0).set_names({"logits"})
+    return ov.Model([result], [ids], "llama")

@@ -1,0 +1,121 @@
+"""What the graph itself says about how large each input channel of a layer is, without any data.
+
+    behind a norm            x_j = γ_j n_j + β_j        n of unit size            NormGain
+    behind attention         x_j = Σ a_t V_j h_t        row j of V's weight       RowNorms
+    behind gate and up       x_j = act(G_j h) U_j h     both rows                 RowNormProduct
+    behind an activation     x_j = act(U_j h)           one row                   RowNorms
+
+Only structure is looked at here: each answer names constants and says which row belongs to which channel. No answer is
+given where that is not certain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from math import prod
+
+from ov_weight_compression.patterns.graphs import dimensions
+from ov_weight_compression.patterns.norms import NormGain, norm_gain
+from ov_weight_compression.patterns.origin import Origin
+from ov_weight_compression.patterns.origins import Origins
+from ov_weight_compression.patterns.weight import Consumer, Kind, Weight
+
+__all__ = ["NormGain", "RowNormProduct", "RowNorms", "Source", "importance_sources"]
+
+
+@dataclass(frozen=True, eq=False)
+class RowNorms:
+    """Channel j is as large as one row of another weight: `rows()[j]` along that weight's channel axis."""
+
+    weight: Weight
+    offset: int
+    digits: tuple[tuple[int, int], ...]
+    """Pairs (size, stride), outermost first: j is read as digits of these sizes, and its row is the sum of offset and
+    digit · stride."""
+
+    def rows(self) -> list[int]:
+        """The row of every channel."""
+        rows = [self.offset]
+        for size, stride in self.digits:
+            rows = [row + digit * stride for row in rows for digit in range(size)]
+        return rows
+
+    @property
+    def signature(self) -> tuple[object, ...]:
+        """Equal for equal answers."""
+        return (self.weight.name, self.offset, self.digits)
+
+
+@dataclass(frozen=True, eq=False)
+class RowNormProduct:
+    """Channel j is as large as the product of one row each of two weights (which may be the same one)."""
+
+    factors: tuple[RowNorms, RowNorms]
+
+    @property
+    def signature(self) -> tuple[object, ...]:
+        """Equal for equal answers."""
+        return tuple(factor.signature for factor in self.factors)
+
+
+Source = NormGain | RowNorms | RowNormProduct
+
+
+def importance_sources(weights: Iterable[Weight]) -> dict[str, Source]:
+    """For each MatMul or expert weight whose input the graph says something about, what it says; by the weight's name.
+
+    Args:
+        weights: as `find_weights` gives them. A producer that is not among them (an ignored one) is of unknown make.
+    """
+    weights = list(weights)
+    origins = Origins(weights)
+    return {weight.name: source for weight in weights if (source := _source(weight, origins)) is not None}
+
+
+def _source(weight: Weight, origins: Origins) -> Source | None:
+    """What all the layers that use a weight have in common; one that gathers its rows has no input channels."""
+    if len(weight.input_axes) != 1:
+        return None
+    layers = [consumer for consumer in weight.consumers if consumer.kind in (Kind.MATMUL, Kind.EXPERTS)]
+    found = [_of_layer(layer, weight.columns, origins) for layer in layers]
+    first = found[0] if found else None
+    if first is None or any(other is None or other.signature != first.signature for other in found):
+        return None
+    return first
+
+
+def _of_layer(layer: Consumer, columns: int, origins: Origins) -> Source | None:
+    value = layer.node.input_value(0 if layer.node.get_type_name() == "GroupedMatMul" else 1 - layer.port)
+    sizes = dimensions(value)
+    if sizes is None:
+        return None
+    place = _contracted(layer, len(sizes))
+    if sizes[place] not in (columns, None):
+        return None
+    if place == len(sizes) - 1:
+        gain = norm_gain(value, columns)
+        if gain is not None:
+            return gain
+    rows = list(_rows(origins.of_input(value, place, columns) or (), place, columns))
+    if len(rows) == 1:
+        return rows[0]
+    return RowNormProduct((rows[0], rows[1])) if len(rows) == 2 else None
+
+
+def _contracted(layer: Consumer, rank: int) -> int:
+    """The dimension of the activation that the layer sums over."""
+    if layer.node.get_type_name() == "GroupedMatMul" or rank == 1:
+        return rank - 1
+    attributes = layer.node.get_attributes()
+    last = not attributes["transpose_a"] if layer.port == 1 else attributes["transpose_b"]
+    return rank - 1 if last else rank - 2
+
+
+def _rows(found: Iterable[Origin], place: int, columns: int) -> Iterator[RowNorms]:
+    """The origins whose rows make up the whole of one dimension."""
+    for origin in found:
+        pieces = origin.view[place]
+        if any(piece.axis != 0 for piece in pieces) or prod(piece.size for piece in pieces) != columns:
+            return
+        yield RowNorms(origin.weight, origin.offset, tuple((piece.size, piece.stride) for piece in pieces))

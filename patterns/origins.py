@@ -1,0 +1,271 @@
+"""Where the channels of an activation come from: which rows of which weights computed them.
+
+A value is followed backwards, through everything that keeps channels apart, to the layers that made it:
+
+    activation functions, scalars, biases     channels stay where they are
+    Reshape, Transpose, Split, Slice, Gather   channels move; the layout of every dimension is tracked
+    Broadcast                                  channels are repeated (key-value heads shared by several query heads)
+    attention: softmax(...) @ V                the channels of V
+    Multiply of two such values                the channels of both, paired
+
+The result says for every dimension which digits of the row number it counts: the output of 4 query heads of 16 that
+share 2 key-value heads ends as `((2, 16), (2, 0), (16, 1))`, so channel `h·16 + j` comes from row `(h // 2)·16 + j`.
+Where anything is in doubt the answer is None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from math import prod
+
+import openvino as ov
+
+from ov_weight_compression.patterns.graphs import constant_of, dimensions
+from ov_weight_compression.patterns.layout import repeat, reshape_partly, transpose, whole
+from ov_weight_compression.patterns.origin import (
+    ROWS,
+    Origin,
+    counts_rows,
+    each,
+    narrowed,
+    replaced,
+    same_for_all,
+    widened,
+)
+from ov_weight_compression.patterns.weight import Kind, Weight
+
+__all__ = ["Origins"]
+
+_DEPTH = 64
+
+
+class Origins:
+    """Answers for one model, remembered between questions."""
+
+    def __init__(self, weights: Iterable[Weight]) -> None:
+        self._layers: dict[ov.Node, Weight] = {
+            consumer.node: weight
+            for weight in weights
+            if len(weight.reduction_axes) == 1 and len(weight.channel_axes) == 1
+            for consumer in weight.consumers
+            if consumer.kind in (Kind.MATMUL, Kind.EXPERTS) and consumer.port == 1
+        }
+        self._known: dict[tuple[ov.Node, int], tuple[Origin, ...] | None] = {}
+
+    def of(self, value: ov.Output, depth: int = _DEPTH) -> tuple[Origin, ...] | None:
+        """The weights whose rows made the channels of a value, each once for every factor it stands for.
+
+        An empty tuple is a value within bounds (a Sigmoid), which scales nothing; None is a value of unknown make.
+        """
+        key = (value.get_node(), value.get_index())
+        if key not in self._known:
+            self._known[key] = self._find(value, depth - 1) if depth else None
+        return self._known[key]
+
+    def of_input(self, value: ov.Output, place: int, size: int) -> tuple[Origin, ...] | None:
+        """As `of`, for a value whose dimension `place` must have this size because a layer sums over it.
+
+        Exporters compute the shape of the last Reshape at run time and leave that size unknown.
+        """
+        node, after = value.get_node(), dimensions(value)
+        if after is None or after[place] is not None or node.get_type_name() != "Reshape":
+            return self.of(value)
+        before, after[place] = dimensions(node.input_value(0)), size
+        if before is None:
+            return None
+        return each(self.of(node.input_value(0)), lambda view: reshape_partly(view, before, after))
+
+    def _find(self, value: ov.Output, depth: int) -> tuple[Origin, ...] | None:
+        node = value.get_node()
+        kind = node.get_type_name()
+        if kind in _BOUNDED:
+            return ()
+        if node in self._layers:
+            return self._layer(node)
+        rule = _RULES.get(kind)
+        return rule(self, node, value.get_index(), depth) if rule else None
+
+    def _layer(self, node: ov.Node) -> tuple[Origin, ...] | None:
+        """A MatMul by a weight: its last dimension counts the rows of the weight."""
+        weight, sizes = self._layers[node], dimensions(node.output(0))
+        if sizes is None or sizes[-1] != weight.shape[weight.channel_axes[0]]:
+            return None
+        view = tuple(whole(axis, size) for axis, size in enumerate(sizes[:-1], 1))
+        return (Origin(weight, 0, (*view, whole(ROWS, sizes[-1]))),)
+
+    def _same(self, node: ov.Node, _index: int, depth: int) -> tuple[Origin, ...] | None:
+        return self.of(node.input_value(0), depth)
+
+    def _state(self, node: ov.Node, _index: int, depth: int) -> tuple[Origin, ...] | None:
+        """A variable that starts from a value and keeps it: keys and values of an encoder."""
+        return self.of(node.input_value(0), depth) if node.get_input_size() else None
+
+    def _sum(self, node: ov.Node, _index: int, depth: int) -> tuple[Origin, ...] | None:
+        """A bias moves channels, it does not mix them; a sum of two activations is of unknown make."""
+        return self._beside_constant(node, depth, any_size=True)
+
+    def _limit(self, node: ov.Node, _index: int, depth: int) -> tuple[Origin, ...] | None:
+        return self._beside_constant(node, depth, any_size=False)
+
+    def _beside_constant(self, node: ov.Node, depth: int, *, any_size: bool) -> tuple[Origin, ...] | None:
+        for port in (1, 0):
+            constant = constant_of(node.input_value(port))
+            if constant is not None and (any_size or prod(constant.shape) == 1):
+                return widened(self.of(node.input_value(1 - port), depth), node)
+        return None
+
+    def _product(self, node: ov.Node, _index: int, depth: int) -> tuple[Origin, ...] | None:
+        """The factors of both sides. A side that is the same for all channels (a norm's divisor) does not count."""
+        scaled = self._beside_constant(node, depth, any_size=False)
+        if scaled is not None or any(constant_of(value) is not None for value in node.input_values()):
+            return scaled
+        left, right = (self.of(value, depth) for value in node.input_values())
+        if left is None or right is None:
+            one, other = (left, node.input_value(1)) if right is None else (right, node.input_value(0))
+            return widened(one, node) if one and same_for_all(other, one) else None
+        return widened(left + right, node)
+
+    def _quotient(self, node: ov.Node, _index: int, depth: int) -> tuple[Origin, ...] | None:
+        """Only by what is the same for all channels: a divisor of channels would turn their sizes around."""
+        found, divisor = self.of(node.input_value(0), depth), node.input_value(1)
+        constant = constant_of(divisor)
+        scalar = constant is not None and prod(constant.shape) == 1
+        return widened(found, node) if found and (scalar or same_for_all(divisor, found)) else None
+
+    def _power(self, node: ov.Node, _index: int, depth: int) -> tuple[Origin, ...] | None:
+        exponent = constant_of(node.input_value(1))
+        if exponent is None or prod(exponent.shape) != 1:
+            return None
+        found, times = self.of(node.input_value(0), depth), float(exponent.data.reshape(-1)[0])
+        return found * int(times) if found is not None and times in (1.0, 2.0) else None
+
+    def _reshape(self, node: ov.Node, _index: int, depth: int) -> tuple[Origin, ...] | None:
+        before, after = dimensions(node.input_value(0)), dimensions(node.output(0))
+        if before is None or after is None:
+            return None
+        return each(self.of(node.input_value(0), depth), lambda view: reshape_partly(view, before, after))
+
+    def _transpose(self, node: ov.Node, _index: int, depth: int) -> tuple[Origin, ...] | None:
+        order = constant_of(node.input_value(1))
+        if order is None or not order.shape or not order.shape[0]:
+            return None
+        axes = [int(axis) for axis in order.data]
+        return each(self.of(node.input_value(0), depth), lambda view: transpose(view, axes))
+
+    def _broadcast(self, node: ov.Node, _index: int, depth: int) -> tuple[Origin, ...] | None:
+        before, after = dimensions(node.input_value(0)), dimensions(node.output(0))
+        if before is None or after is None:
+            return None
+        return each(self.of(node.input_value(0), depth), lambda view: repeat(view, before, after, ROWS))
+
+    def _split(self, node: ov.Node, index: int, depth: int) -> tuple[Origin, ...] | None:
+        axis, sizes = constant_of(node.input_value(1)), dimensions(node.input_value(0))
+        lengths = [dimensions(output) for output in node.outputs()]
+        if axis is None or sizes is None or any(length is None for length in lengths):
+            return None
+        place = int(axis.data.reshape(-1)[0]) % len(sizes)
+        parts = [length[place] for length in lengths if length is not None]
+        if any(part is None for part in parts):
+            return self.of(node.input_value(0), depth) if sizes[place] is None else None
+        start = sum(part for part in parts[:index] if part is not None)
+        return narrowed(self.of(node.input_value(0), depth), place, start, parts[index] or 0, 1)
+
+    def _slice(self, node: ov.Node, _index: int, depth: int) -> tuple[Origin, ...] | None:
+        sizes, after = dimensions(node.input_value(0)), dimensions(node.output(0))
+        given = [constant_of(node.input_value(port)) for port in range(1, node.get_input_size())]
+        if sizes is None or after is None or len(given) < 4 or given[3] is None or given[2] is None:
+            return None
+        found = self.of(node.input_value(0), depth)
+        for number, axis in enumerate(int(one) % len(sizes) for one in given[3].data):
+            size, length = sizes[axis], after[axis]
+            if size is None:
+                continue  # tokens: never the channels
+            if given[0] is None or length is None:
+                return None
+            start, step = int(given[0].data[number]), int(given[2].data[number])
+            found = narrowed(found, axis, start + size if start < 0 else start, length, step)
+        return found
+
+    def _gather(self, node: ov.Node, _index: int, depth: int) -> tuple[Origin, ...] | None:
+        sizes, picked = dimensions(node.input_value(0)), dimensions(node.input_value(1))
+        axis = constant_of(node.input_value(2))
+        found = self.of(node.input_value(0), depth)
+        if sizes is None or picked is None or axis is None or found is None:
+            return None
+        place = int(axis.data.reshape(-1)[0]) % len(sizes)
+        number = constant_of(node.input_value(1))
+        if number is not None and not picked and sizes[place] is not None:
+            start = int(number.data.reshape(-1)[0]) % (sizes[place] or 1)
+            cut = narrowed(found, place, start, 1, 1)
+            return each(cut, lambda view: (*view[:place], *view[place + 1 :]))
+        if any(counts_rows(origin.view[place]) for origin in found):
+            return None
+        return each(found, lambda view: replaced(view, place, picked))
+
+    def _concat(self, node: ov.Node, _index: int, depth: int) -> tuple[Origin, ...] | None:
+        """A cache and what is appended to it: the cache holds earlier values of the same make."""
+        sizes = dimensions(node.output(0))
+        values = [value for value in node.input_values() if not _is_state(value)]
+        if sizes is None or len(values) != 1:
+            return None
+        found = self.of(values[0], depth)
+        axis = int(node.get_attributes()["axis"]) % len(sizes)
+        if found is None or any(counts_rows(origin.view[axis]) for origin in found):
+            return None
+        return each(found, lambda view: replaced(view, axis, [sizes[axis]]))
+
+    def _attention(self, node: ov.Node, _index: int, depth: int) -> tuple[Origin, ...] | None:
+        return self._mixed(node, 2, depth)
+
+    def _mixed_rows(self, node: ov.Node, _index: int, depth: int) -> tuple[Origin, ...] | None:
+        """A MatMul of two activations, `weights of attention @ V`."""
+        return None if node.get_attributes()["transpose_b"] else self._mixed(node, 1, depth)
+
+    def _mixed(self, node: ov.Node, port: int, depth: int) -> tuple[Origin, ...] | None:
+        """Sums over positions, the last dimension but one; channels stay where they are."""
+        before, after = dimensions(node.input_value(port)), dimensions(node.output(0))
+        found = self.of(node.input_value(port), depth)
+        if before is None or after is None or not found or len(before) < 2:
+            return None
+        if any(counts_rows(origin.view[-2]) for origin in found):
+            return None
+        mixed = each(found, lambda view: replaced(view, len(view) - 2, [after[-2]]))
+        return each(mixed, lambda view: repeat(view, [*before[:-2], after[-2], before[-1]], after, ROWS))
+
+
+def _is_state(value: ov.Output) -> bool:
+    """Whether a value comes from outside or from an earlier call: a cache."""
+    node = value.get_node()
+    while node.get_type_name() in ("Gather", "Convert", "Reshape", "Transpose"):
+        node = node.input_value(0).get_node()
+    return bool(node.get_type_name() in ("ReadValue", "Parameter"))
+
+
+Rule = Callable[[Origins, ov.Node, int, int], "tuple[Origin, ...] | None"]
+
+_BOUNDED = frozenset({"Tanh", "Sigmoid", "Erf", "HSigmoid", "HardSigmoid"})
+_ELEMENTWISE = ("Convert", "Swish", "Gelu", "Relu", "Mish", "HSwish", "SoftPlus", "Elu", "Selu", "Clamp")
+_RULES: dict[str, Rule] = {
+    **dict.fromkeys(_ELEMENTWISE, Origins._same),
+    "ReadValue": Origins._state,
+    "Add": Origins._sum,
+    "Subtract": Origins._sum,
+    "Minimum": Origins._limit,
+    "Maximum": Origins._limit,
+    "Multiply": Origins._product,
+    "Divide": Origins._quotient,
+    "Power": Origins._power,
+    "Reshape": Origins._reshape,
+    "Squeeze": Origins._reshape,
+    "Unsqueeze": Origins._reshape,
+    "Transpose": Origins._transpose,
+    "Broadcast": Origins._broadcast,
+    "Tile": Origins._broadcast,
+    "Split": Origins._split,
+    "VariadicSplit": Origins._split,
+    "Slice": Origins._slice,
+    "Gather": Origins._gather,
+    "Concat": Origins._concat,
+    "ScaledDotProductAttention": Origins._attention,
+    "MatMul": Origins._mixed_rows,
+}
