@@ -1,0 +1,171 @@
+"""`ov-compress compare BASE COMPRESSED --data …`: the options, and what is printed and written."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ov_weight_compression.ir_utils.errors import CompressionError, OptionError, WorkError
+
+__all__ = ["add_compare_parser", "run_compare"]
+
+_DESCRIPTION = """Say what compression cost: run a compressed model and the model it was made from on the same data.
+Of language models the predictions are compared (KL divergence, agreement, perplexity), of others the outputs; of both
+every compressed weight and the outputs of the layers."""
+
+
+def add_compare_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Add the command to the `add_subparsers()` of a parser; `args.run` is set to `run_compare`."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "compare", help="what compression cost: two models on the same data", description=_DESCRIPTION
+    )
+    parser.add_argument("base", type=Path, metavar="BASE", help="the original: a file, or the folder of an exporter")
+    parser.add_argument("compressed", type=Path, metavar="COMPRESSED", help="the model made from it, likewise")
+    _add_data(parser)
+    _add_running(parser)
+    _add_results(parser)
+    parser.set_defaults(run=run_compare)
+    return parser
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--data",
+        type=Path,
+        metavar="FILE",
+        help="text, token ids (.npy, .npz) or inputs by name (.npz); without it inputs are made up from their shapes",
+    )
+    group.add_argument("--tokenizer", type=Path, metavar="PATH", help="folder or file, if not beside one of the models")
+    group.add_argument("--window", type=int, metavar="N", help="tokens to a window (256, or what the model takes)")
+    group.add_argument("--stride", type=int, metavar="N", help="tokens from one window to the next (the window)")
+    group.add_argument(
+        "--context",
+        type=int,
+        metavar="N",
+        help="leading positions of a window that are not scored (0; where windows overlap, window minus stride)",
+    )
+    group.add_argument("--windows", type=int, metavar="N", help="at most so many windows, the first ones")
+    group.add_argument(
+        "--no-score-last",
+        action="store_true",
+        help="leave the last position of a window, which has no next token, out of KL and agreement too",
+    )
+    group.add_argument("--batch", type=int, metavar="N", help="rows of given inputs to run at once (all)")
+    group.add_argument(
+        "--shape",
+        type=_shape,
+        action="append",
+        default=[],
+        metavar="INPUT=1,3,224,224",
+        help="shape of a made-up input, may be repeated",
+    )
+
+
+def _add_running(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("running")
+    group.add_argument("--device", default="CPU", help="where to run (CPU)")
+    group.add_argument(
+        "--as-deployed",
+        action="store_true",
+        help="the device's default precision and quantised activations, instead of f32: not the weights alone",
+    )
+    group.add_argument("--save-base", type=Path, metavar="FILE", help="keep the base model's logits in a file")
+    group.add_argument("--base-logits", type=Path, metavar="FILE", help="use logits that --save-base kept")
+    group.add_argument("--no-layers", action="store_true", help="do not compare weights and layers")
+    group.add_argument(
+        "--layer-samples",
+        type=int,
+        default=2,
+        metavar="N",
+        help="windows or inputs on which the layers' outputs are compared (2; 0 for weights alone)",
+    )
+
+
+def _add_results(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("results")
+    group.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
+    group.add_argument("--html", type=Path, metavar="FILE", help="write a page to look at")
+    group.add_argument("--quiet", action="store_true", help="print nothing but errors")
+
+
+def run_compare(args: argparse.Namespace) -> int:
+    """Run the command. 0: done; 2: bad input or options; 1: a failure while working. Errors go to stderr, one line."""
+    try:
+        _check_results(args)
+        from ov_weight_compression.evaluation.compare import compare
+
+        with _progress(args.quiet) as progress:
+            found = compare(
+                args.base,
+                args.compressed,
+                args.data,
+                window=args.window,
+                stride=args.stride,
+                context=args.context,
+                windows=args.windows,
+                score_last=not args.no_score_last,
+                tokenizer=args.tokenizer,
+                batch=args.batch,
+                shapes=dict(args.shape),
+                device=args.device,
+                as_deployed=args.as_deployed,
+                layers=not args.no_layers,
+                layer_samples=args.layer_samples,
+                save_base=args.save_base,
+                base_logits=args.base_logits,
+                progress=progress,
+            )
+        if args.json:
+            found.save_json(args.json)
+        if args.html:
+            found.save_html(args.html)
+        if not args.quiet:
+            found.print()
+    except CompressionError as error:
+        print(f"ov-compress compare: {error}", file=sys.stderr)
+        return 1 if isinstance(error, WorkError) else 2
+    return 0
+
+
+def _shape(text: str) -> tuple[str, tuple[int, ...]]:
+    name, _, sizes = text.partition("=")
+    try:
+        shape = tuple(int(size) for size in sizes.split(","))
+    except ValueError:
+        shape = ()
+    if not name or not shape or min(shape) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form input=1,3,224,224")
+    return name, shape
+
+
+def _check_results(args: argparse.Namespace) -> None:
+    """Before anything is computed: whether the results can be written where they are wanted."""
+    for option, path in (("--json", args.json), ("--html", args.html)):
+        if path is not None and (path.is_dir() or not path.parent.is_dir()):
+            raise OptionError(f"{option} {path}: there is no folder {path.parent} to write a file of this name to")
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[str, int, int | None], None] | None]:
+    """A bar on stderr where somebody is looking at it."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def show(stage: str, done: int, total: int | None) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total)
+            bar.update(tasks[stage], completed=done, total=total)
+
+        yield show

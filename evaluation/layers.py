@@ -1,0 +1,196 @@
+"""Where the loss comes from: every compressed weight beside the weight it was made from.
+
+    weight SNR    10 log10(sum w² / sum (w - ŵ)²) dB, w the base model's weight and ŵ what the compressed chain comes
+                  to, both in f32 at the layer's input. 6 dB are one bit.
+    output SNR    the same of the layer's output y in both models on the same data: the error of everything before the
+                  layer is in it, so it shows how the loss builds up.
+    own SNR       the same of the compressed layer's output when it is given the base model's input: what this layer
+                  alone does to what passes through it, with real activations instead of weights counted equal.
+
+Layers are paired by their friendly names, which compression leaves as they are; where a name is not found, weights are
+paired by the constant's name. One weight is read at a time, in pieces.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import openvino as ov
+
+from ov_weight_compression.evaluation.outputs import Energy
+from ov_weight_compression.evaluation.values import ConstantValues, is_constant
+from ov_weight_compression.patterns import CompressedWeight, find_compressed
+from ov_weight_compression.patterns.graphs import graphs_of
+
+__all__ = ["FormatFigures", "LayerFigures", "PairedLayer", "formats_of", "mode_of", "pair_layers", "weigh"]
+
+
+@dataclass(frozen=True, eq=False)
+class PairedLayer:
+    """A compressed weight and the layer that reads its original."""
+
+    weight: CompressedWeight
+    base: ov.Node | None
+    """The same layer in the base model; None where it is not found."""
+    base_port: int
+    note: str = ""
+    """Why something cannot be measured."""
+
+
+@dataclass(frozen=True)
+class LayerFigures:
+    """One compressed weight."""
+
+    name: str
+    """Friendly name of the constant that holds its codes."""
+    layer: str
+    """Friendly name of the first layer that reads it."""
+    kind: str
+    mode: str
+    """Name of the format, as the options of compression call it."""
+    group_size: int
+    """-1: one scale per channel."""
+    shape: tuple[int, ...]
+    elements: int
+    bytes: int
+    """As stored: codes, scales, zero points, table."""
+    weight_snr_db: float | None
+    output_snr_db: float | None = None
+    own_snr_db: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class FormatFigures:
+    """All constants that are stored alike."""
+
+    mode: str
+    group_size: int | None
+    """None for what is not compressed."""
+    weights: int
+    elements: int
+    bytes: int
+    bits_per_weight: float
+    weight_snr_db: float | None
+    """Of all their weights together."""
+    weight_snr_db_min: float | None
+
+
+def mode_of(weight: CompressedWeight) -> str:
+    """The name that the options of compression have for a weight's format."""
+    storage, scale = weight.storage, weight.scale_type
+    if weight.table is not None:
+        return "codebook"
+    if storage in ("f4e2m1", "f8e4m3"):
+        short = "fp4" if storage == "f4e2m1" else "fp8_e4m3"
+        return {"f8e8m0": "mx" + short, "f8e4m3": "nvfp4"}.get(scale or "", short)
+    if storage == "nf4":
+        return "nf4"
+    if storage.startswith("f8"):
+        return storage.replace("f8", "fp8_")
+    zero = weight.zero_point
+    scalar = zero is not None and math.prod(zero.get_output_shape(0)) == 1 and storage in ("u2", "u3")
+    signed = storage.startswith("i") and zero is None
+    return f"int{storage[1:]}_{'sym' if signed or scalar else 'asym'}"
+
+
+def pair_layers(base: ov.Model, compressed: ov.Model) -> list[PairedLayer]:
+    """Every compressed weight, in graph order, with its original."""
+    nodes: dict[tuple[str, str], ov.Node] = {}
+    constants: dict[str, ov.Node] = {}
+    for graph in graphs_of(base):
+        for node, kind in zip(graph.operations, graph.types, strict=True):
+            nodes.setdefault((graph.path, node.get_friendly_name()), node)
+            if kind == "Constant":
+                constants.setdefault(node.get_friendly_name(), node)
+    return [_pair(weight, nodes, constants) for weight in find_compressed(compressed)]
+
+
+def _pair(
+    weight: CompressedWeight, nodes: dict[tuple[str, str], ov.Node], constants: dict[str, ov.Node]
+) -> PairedLayer:
+    consumer = weight.consumers[0]
+    node = nodes.get((weight.body, consumer.name))
+    if node is not None and node.get_type_name() == consumer.node.get_type_name():
+        value = node.input_value(consumer.port)
+        if not is_constant(value.get_node()):
+            return PairedLayer(weight, None, 0, "in the base model its weight is not a constant")
+        if tuple(value.get_partial_shape().to_shape()) == _shape_at(weight):
+            return PairedLayer(weight, node, consumer.port)
+    for name in (weight.name, weight.name.removesuffix("_compressed")):
+        constant = constants.get(name)
+        if constant is not None and tuple(constant.get_output_shape(0)) == weight.shape:
+            return PairedLayer(weight, constant, -1, "paired by the constant's name: its layer is called otherwise")
+    return PairedLayer(weight, None, 0, "not found in the base model")
+
+
+def _shape_at(weight: CompressedWeight) -> tuple[int, ...]:
+    consumer = weight.consumers[0]
+    return tuple(consumer.node.input_value(consumer.port).get_partial_shape().to_shape())
+
+
+def weigh(pair: PairedLayer, measured: bool = True) -> tuple[LayerFigures, Energy | None]:
+    """The figures of one weight without any data, and its energies, to be summed by format; with `measured=False` only
+    what it is stored as."""
+    weight = pair.weight
+    energy = None
+    if pair.base is not None and measured:
+        energy = Energy()
+        ours, theirs = _outputs(pair, pair.base)
+        for left, right in zip(ConstantValues(ours).pieces(), ConstantValues(theirs).pieces(), strict=True):
+            energy.add(left, right)
+    figures = LayerFigures(
+        name=weight.name,
+        layer=weight.consumers[0].name,
+        kind=weight.kind.value,
+        mode=mode_of(weight),
+        group_size=weight.group_size,
+        shape=weight.shape,
+        elements=weight.elements,
+        bytes=weight.bytes,
+        weight_snr_db=energy.known_db if energy else None,
+        note=pair.note,
+    )
+    return figures, energy
+
+
+def _outputs(pair: PairedLayer, base: ov.Node) -> tuple[Any, Any]:
+    if pair.base_port < 0:
+        return base.output(0), pair.weight.last.output(0)
+    consumer = pair.weight.consumers[0]
+    return base.input_value(pair.base_port), consumer.node.input_value(consumer.port)
+
+
+def formats_of(
+    model: ov.Model, layers: list[LayerFigures], energies: list[Energy | None], weights: list[CompressedWeight]
+) -> tuple[FormatFigures, ...]:
+    """Constants summed by format, the most elements first; those that are not compressed by element type."""
+    keys = sorted({(layer.mode, layer.group_size) for layer in layers})
+    rows = [_format_row(mode, group, layers, energies) for mode, group in keys]
+    stored = {part for weight in weights for part in weight.constants}
+    plain: dict[str, list[int]] = {}
+    for graph in graphs_of(model):
+        for node, kind in graph.constants:
+            if node not in stored and kind in ("f16", "bf16", "f32", "f64"):
+                count = math.prod(node.get_output_shape(0))
+                row = plain.setdefault(kind, [0, 0, 0])
+                row[0], row[1], row[2] = row[0] + 1, row[1] + count, row[2] + int(node.get_byte_size())
+    for kind, (count, elements, size) in plain.items():
+        rows.append(FormatFigures(kind, None, count, elements, size, 8 * size / max(elements, 1), None, None))
+    return tuple(sorted(rows, key=lambda row: -row.elements))
+
+
+def _format_row(mode: str, group: int, layers: list[LayerFigures], energies: list[Energy | None]) -> FormatFigures:
+    chosen = [place for place, layer in enumerate(layers) if (layer.mode, layer.group_size) == (mode, group)]
+    total = Energy()
+    for place in chosen:
+        energy = energies[place]
+        if energy is not None:
+            total.signal, total.noise = total.signal + energy.signal, total.noise + energy.noise
+    known = [snr for snr in (layers[place].weight_snr_db for place in chosen) if snr is not None]
+    elements, size = (sum(getattr(layers[place], field) for place in chosen) for field in ("elements", "bytes"))
+    return FormatFigures(
+        mode, group, len(chosen), elements, size, 8 * size / elements, total.known_db, min(known, default=None)
+    )

@@ -1,0 +1,98 @@
+"""From what a caller names as a model (an `ov.Model`, a file, a folder of an exporter) to the model itself."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import openvino as ov
+
+from ov_weight_compression.evaluation.arithmetic import core, first_line
+from ov_weight_compression.ir_utils.errors import ModelError
+
+__all__ = ["Loaded", "load"]
+
+_NOT_MODELS = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
+_LIMITS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A model and where it came from."""
+
+    model: ov.Model
+    name: str
+    path: Path | None = None
+    """The .xml file; None for a model that was given as an object."""
+
+    @property
+    def folder(self) -> Path | None:
+        """Where its tokenizer and config.json would lie."""
+        return self.path.parent if self.path else None
+
+    def config(self) -> dict[str, Any]:
+        """The exporter's config.json, or nothing."""
+        file = self.path.parent / "config.json" if self.path else None
+        if file is None or not file.is_file():
+            return {}
+        try:
+            read = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return read if isinstance(read, dict) else {}
+
+    def longest_window(self) -> int | None:
+        """The number of positions that the model was made for, where its config.json says it."""
+        config = self.config()
+        found = [config[key] for key in _LIMITS if isinstance(config.get(key), int) and config[key] > 1]
+        return min(found, default=None)
+
+
+def load(source: ov.Model | str | PathLike[str], role: str) -> Loaded:
+    """Read a model.
+
+    Args:
+        source: an `ov.Model`; a file that OpenVINO reads; or a folder with `openvino_model.xml`, or with one .xml
+            beside those of the tokenizer.
+        role: "base" or "compressed", for messages.
+
+    Raises:
+        ModelError: there is no such file, or OpenVINO cannot read it.
+    """
+    if isinstance(source, ov.Model):
+        return Loaded(source, source.get_friendly_name() or role)
+    path = Path(source)
+    if path.is_dir():
+        path = _model_in(path, role)
+    if not path.is_file():
+        raise ModelError(f"the {role} model {path} does not exist")
+    if path.suffix == ".xml" and not path.with_suffix(".bin").is_file():
+        raise ModelError(
+            f"the {role} model {path} has no weights beside it: {path.with_suffix('.bin').name} is missing"
+        )
+    try:
+        model = core().read_model(path)
+    except RuntimeError as error:
+        raise ModelError(f"the {role} model {path} cannot be read: {first_line(error)}") from error
+    return Loaded(model, _name_of(path), path)
+
+
+def _model_in(folder: Path, role: str) -> Path:
+    usual = folder / "openvino_model.xml"
+    if usual.is_file():
+        return usual
+    found = sorted(file for file in folder.glob("*.xml") if file.name not in _NOT_MODELS)
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise ModelError(f"the {role} folder {folder} holds no OpenVINO model (.xml)")
+    names = ", ".join(file.name for file in found)
+    raise ModelError(f"the {role} folder {folder} holds several models ({names}): name the file")
+
+
+def _name_of(path: Path) -> str:
+    """What a person would call it: the folder's name where the file's is the same for every model."""
+    return path.parent.resolve().name if path.name == "openvino_model.xml" else path.name

@@ -1,0 +1,178 @@
+"""How far the outputs of any model moved, for the same inputs.
+
+With a an output of the base model and b the compressed model's, in float64 over all samples:
+
+    relative L2    sqrt(sum (a - b)² / sum a²)
+    SNR            10 log10(sum a² / sum (a - b)²) dB: infinite where nothing changed
+    cosine         a·b / (|a| |b|) of each row: mean, minimum, 1st percentile; 1 where both rows are zero
+
+A row is a vector with a meaning of its own:
+
+    rank 0, 1      the whole output of one inference
+    rank 2         [samples, d]: a sample
+    rank 3         [samples, n, d]: one position (token, frame, patch) of a sample
+    rank 4, more   [samples, ...]: a sample, flattened (feature maps, pictures)
+
+Neighbours: over the samples of a rank 2 output, or of a rank 3 one averaged over its positions (those that
+`attention_mask` allows), the ten nearest others by cosine in both models; the mean share that is the same. Only where
+there are 12 samples or more (with 11, ten neighbours are all there are), at most the first 4,096.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from ov_weight_compression.ir_utils.types import Array
+
+__all__ = ["Energy", "OutputFigures", "OutputTotals", "decibels"]
+
+_NEIGHBOURS = 10
+_MOST_SAMPLES = 4096
+
+
+def decibels(signal: float, noise: float) -> float:
+    """10 log10(signal / noise); infinite without noise, NaN without either."""
+    if noise == 0:
+        return math.inf if signal > 0 else math.nan
+    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+
+
+@dataclass
+class Energy:
+    """Running sums of squares of a signal and of its error."""
+
+    signal: float = 0.0
+    noise: float = 0.0
+
+    def add(self, base: Array, compressed: Array) -> None:
+        """Add some values of the base and the same values of the compressed model."""
+        step = 1 << 20
+        a, b = base.reshape(-1), compressed.reshape(-1)
+        for start in range(0, a.size, step):
+            x = a[start : start + step].astype(np.float64)
+            difference = x - b[start : start + step]
+            self.signal += float(x @ x)
+            self.noise += float(difference @ difference)
+
+    @property
+    def snr_db(self) -> float:
+        """Signal to noise in dB."""
+        return decibels(self.signal, self.noise)
+
+    @property
+    def known_db(self) -> float | None:
+        """The same; None where there was nothing but zeros."""
+        return None if self.signal == 0 == self.noise else self.snr_db
+
+    @property
+    def relative_l2(self) -> float:
+        """Root of noise over signal."""
+        return math.sqrt(self.noise / self.signal) if self.signal > 0 else (0.0 if self.noise == 0 else math.inf)
+
+
+@dataclass(frozen=True)
+class OutputFigures:
+    """One output of a model."""
+
+    name: str
+    rows: int
+    row: str
+    """What a row is, in words."""
+    cosine_mean: float
+    cosine_min: float
+    cosine_p1: float
+    relative_l2: float
+    snr_db: float
+    neighbours: float | None
+    """Mean share of the ten nearest neighbours that stayed, 0..1; None where there are no samples to compare."""
+    samples: int
+    """Samples over which neighbours were looked for."""
+
+
+@dataclass
+class OutputTotals:
+    """What is kept of one output while samples go by."""
+
+    name: str
+    energy: Energy = field(default_factory=Energy)
+    cosines: list[npt.NDArray[np.float64]] = field(default_factory=list)
+    pooled: list[tuple[Array, Array]] = field(default_factory=list)
+    row: str = ""
+    kept: int = 0
+
+    def add(self, base: Array, compressed: Array, mask: Array | None) -> None:
+        """Add the output of one inference; `mask` is its attention mask `[samples, n]`, if any."""
+        a, b = base.astype(np.float64), compressed.astype(np.float64)
+        self.energy.add(a, b)
+        self.row = _row_name(a.ndim)
+        self.cosines.append(_cosines(_rows(a), _rows(b)))
+        if a.ndim in (2, 3) and self.kept < _MOST_SAMPLES:
+            self.pooled.append((_pooled(a, mask), _pooled(b, mask)))
+            self.kept += len(a)
+
+    def figures(self) -> OutputFigures:
+        """The figures over everything added."""
+        cosines = np.concatenate(self.cosines)
+        samples = min(self.kept, _MOST_SAMPLES)
+        shared = None
+        if samples >= _NEIGHBOURS + 2 and len({a.shape[1:] for a, _ in self.pooled}) == 1:
+            a, b = (np.concatenate(side)[:samples] for side in zip(*self.pooled, strict=True))
+            shared = float((_nearest(a)[:, :, None] == _nearest(b)[:, None, :]).any(axis=2).mean())
+        return OutputFigures(
+            name=self.name,
+            rows=len(cosines),
+            row=self.row,
+            cosine_mean=float(cosines.mean()),
+            cosine_min=float(cosines.min()),
+            cosine_p1=float(np.percentile(cosines, 1)),
+            relative_l2=self.energy.relative_l2,
+            snr_db=self.energy.snr_db,
+            neighbours=shared,
+            samples=samples if shared is not None else 0,
+        )
+
+
+def _row_name(rank: int) -> str:
+    return {0: "the output", 1: "the output", 2: "a sample", 3: "a position of a sample"}.get(
+        rank, "a sample, flattened"
+    )
+
+
+def _rows(values: Array) -> Array:
+    if values.ndim < 2:
+        return values.reshape(1, -1)
+    return values.reshape(-1, values.shape[-1]) if values.ndim == 3 else values.reshape(len(values), -1)
+
+
+def _cosines(a: Array, b: Array) -> npt.NDArray[np.float64]:
+    norms = np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        cosines = (a * b).sum(axis=1) / norms
+    both_zero = ~a.any(axis=1) & ~b.any(axis=1)
+    found: npt.NDArray[np.float64] = np.where(norms > 0, cosines, np.where(both_zero, 1.0, 0.0))
+    return found
+
+
+def _pooled(values: Array, mask: Array | None) -> Array:
+    if values.ndim == 2:
+        return values
+    if mask is None or mask.shape != values.shape[:2]:
+        return np.asarray(values.mean(axis=1))
+    weights = mask.astype(np.float64)[:, :, None]
+    return np.asarray((values * weights).sum(axis=1) / np.maximum(weights.sum(axis=1), 1))
+
+
+def _nearest(rows: Array) -> npt.NDArray[np.intp]:
+    """Indices of the ten nearest other rows by cosine, `[rows, 10]`; of equals the first."""
+    unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    found = np.empty((len(rows), _NEIGHBOURS), dtype=np.intp)
+    for start in range(0, len(rows), 512):
+        block = slice(start, min(start + 512, len(rows)))
+        alike = unit[block] @ unit.T
+        alike[np.arange(len(alike)), np.arange(block.start, block.stop)] = -np.inf
+        found[block] = np.argsort(-alike, axis=1, kind="stable")[:, :_NEIGHBOURS]
+    return found

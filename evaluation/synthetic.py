@@ -1,0 +1,118 @@
+"""Inputs for a model that came without data, made from its input shapes. Always the same ones for the same model.
+
+Token ids are drawn evenly from the vocabulary; masks are ones; numbers are standard normal. Open axes are filled in:
+one sample at a time, 32 tokens or frames, pictures with 3 channels and the first usual size that the model's own shapes
+agree with. `shapes` overrides any of it. Such inputs show that a model still works, and how far its outputs moved on
+noise: they say little about its accuracy on real data, and a report made from them says what it was made from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import openvino as ov
+
+from ov_weight_compression.evaluation.feeding import Feeder, input_name
+from ov_weight_compression.ir_utils.errors import OptionError
+from ov_weight_compression.ir_utils.types import Array
+
+__all__ = ["SAMPLES", "random_inputs", "random_tokens", "vocabulary_of"]
+
+SAMPLES = 16
+_SEED = 0
+_LENGTH = 32
+_PICTURE_SIZES = (224, 32, 64, 96, 112, 128, 160, 192, 256, 288, 299, 320, 336, 378, 384, 448, 512, 518, 640, 28, 30)
+_DERIVED = ("attention_mask", "position_ids", "token_type_ids", "beam_idx", "cache_position", "use_cache_branch")
+
+
+def vocabulary_of(model: ov.Model) -> int:
+    """How many token ids a model's embedding knows: the rows of the table that `input_ids` indexes; 100 if unknown."""
+    front = [port for port in model.inputs if input_name(port) == "input_ids"]
+    for _ in range(8):
+        targets = [target for port in front for target in port.get_target_inputs()]
+        for target in targets:
+            node = target.get_node()
+            table = node.input_value(0).get_partial_shape() if node.get_type_name() == "Gather" else None
+            if target.get_index() == 1 and table is not None and table.rank.is_static and table[0].is_static:
+                return int(table[0].get_length())
+        front = [target.get_node().output(0) for target in targets if target.get_index() == 0]
+    return 100
+
+
+def random_tokens(vocabulary: int, windows: int, window: int) -> Array:
+    """Token ids `[windows, window]`."""
+    return np.random.default_rng(_SEED).integers(0, vocabulary, (windows, window))
+
+
+def random_inputs(
+    model: ov.Model, feeder: Feeder, shapes: Mapping[str, Sequence[int]] | None, samples: int
+) -> Iterator[dict[str, Array]]:
+    """Sets of random inputs, one after another.
+
+    Raises:
+        OptionError: `shapes` names no input of the model, or an axis can only be known by the caller.
+    """
+    wanted = {name: tuple(shape) for name, shape in (shapes or {}).items()}
+    strange = [name for name in wanted if name not in feeder.names]
+    if strange:
+        raise OptionError(f"shapes: the model has no input '{strange[0]}', only {', '.join(feeder.names)}")
+    ports = {input_name(port): port for port in model.inputs}
+    known = (
+        {name for name in ports if name.startswith("past_key") or name in _DERIVED} if "input_ids" in ports else set()
+    )
+    drawn = {name: port for name, port in ports.items() if name in wanted or name not in known}
+    sizes = _sizes(model, drawn, wanted)
+    vocabulary = vocabulary_of(model)
+    random = np.random.default_rng(_SEED)
+    for _ in range(samples):
+        yield {name: _draw(name, port, sizes[name], vocabulary, random) for name, port in drawn.items()}
+
+
+def _draw(name: str, port: Any, size: tuple[int, ...], vocabulary: int, random: np.random.Generator) -> Array:
+    kind = port.get_element_type()
+    if kind == ov.Type.boolean or "mask" in name:
+        return np.ones(size)
+    if kind.is_integral():
+        return random.integers(0, vocabulary, size)
+    return random.standard_normal(size, dtype=np.float32)
+
+
+def _sizes(model: ov.Model, ports: dict[str, Any], wanted: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    pictures = [name for name, port in ports.items() if name not in wanted and _is_open_picture(port)]
+    if not pictures:
+        return {name: wanted.get(name) or _filled(name, port, None) for name, port in ports.items()}
+    for side in _PICTURE_SIZES:
+        sizes = {name: wanted.get(name) or _filled(name, port, side) for name, port in ports.items()}
+        if _agrees(model, ports, sizes):
+            return sizes
+    shape = ports[pictures[0]].get_partial_shape()
+    raise OptionError(f"shapes: the size of '{pictures[0]}' {shape} cannot be guessed: give it, or real data")
+
+
+def _is_open_picture(port: Any) -> bool:
+    shape = port.get_partial_shape()
+    return bool(shape.rank.is_static and shape.rank.get_length() == 4 and (shape[2].is_dynamic or shape[3].is_dynamic))
+
+
+def _filled(name: str, port: Any, side: int | None) -> tuple[int, ...]:
+    shape = port.get_partial_shape()
+    if shape.rank.is_dynamic:
+        raise OptionError(f"shapes: the number of axes of '{name}' is open: give its shape, or real data")
+    rank = shape.rank.get_length()
+    usual = (1, 3, side or _LENGTH, side or _LENGTH) if rank == 4 else (1, *[_LENGTH] * (rank - 1))
+    return tuple(
+        dimension.get_length() if dimension.is_static else max(guess, dimension.get_min_length())
+        for dimension, guess in zip(shape, usual, strict=True)
+    )
+
+
+def _agrees(model: ov.Model, ports: dict[str, Any], sizes: dict[str, tuple[int, ...]]) -> bool:
+    trial = model.clone()
+    named = {input_name(port): port for port in trial.inputs}
+    try:
+        trial.reshape({named[name]: ov.PartialShape(list(size)) for name, size in sizes.items() if name in ports})
+    except RuntimeError:
+        return False
+    return True

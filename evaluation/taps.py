@@ -1,0 +1,161 @@
+"""Measuring the outputs of layers inside two models, a few layers at a time.
+
+For each compressed layer the base model, cloned, is given two more outputs:
+
+    y       the layer's own output
+    y own   the output of the layer taken out of a clone of the compressed model, with its codes, scales and all, fed by
+            what feeds the base model's layer
+
+and the compressed model, cloned, one: the layer's output there. Layers are taken in graph order, as many at a time as
+their outputs fit into a budget; every such chunk compiles both models once more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import openvino as ov
+from openvino import opset13 as ops
+
+from ov_weight_compression.evaluation.arithmetic import Arithmetic
+from ov_weight_compression.evaluation.data import Inputs
+from ov_weight_compression.evaluation.layers import LayerFigures, PairedLayer
+from ov_weight_compression.evaluation.outputs import Energy
+from ov_weight_compression.evaluation.running import Runner
+from ov_weight_compression.evaluation.values import is_constant
+
+__all__ = ["measure_outputs"]
+
+_BUDGET = 128 << 20
+_UNKNOWN_WIDTH = 4096
+
+
+@dataclass
+class _Tap:
+    """What is measured of one layer."""
+
+    place: int
+    name: str
+    output: Energy = field(default_factory=Energy)
+    own: Energy = field(default_factory=Energy)
+    comparable: bool = True
+    """False once the layer has put out other shapes in the two models, as an expert does that got other tokens."""
+
+    def figures(self, known: LayerFigures) -> LayerFigures:
+        """The layer's figures with what was measured; nothing where nothing passed through it."""
+        note = known.note if self.comparable else "the two models gave it different rows: its output is not compared"
+        output = self.output.known_db if self.comparable else None
+        return replace(known, output_snr_db=output, own_snr_db=self.own.known_db, note=note)
+
+
+def measure_outputs(
+    base: ov.Model,
+    compressed: ov.Model,
+    pairs: Sequence[PairedLayer],
+    figures: list[LayerFigures],
+    samples: Sequence[Inputs],
+    arithmetic: Arithmetic,
+    progress: Callable[[str, int, int | None], None],
+) -> list[LayerFigures]:
+    """The same figures with `output_snr_db` and `own_snr_db`.
+
+    Args:
+        base, compressed: the models; neither is changed.
+        pairs: all compressed weights, `figures` theirs.
+        samples: sets of inputs to run, as few as will do.
+        arithmetic: what both are compiled with.
+        progress: called after each chunk of layers.
+    """
+    found = list(figures)
+    open_layers = [place for place, pair in enumerate(pairs) if _can_tap(pair)]
+    for place, pair in enumerate(pairs):
+        if pair.weight.body and not found[place].note:
+            found[place] = replace(found[place], note=f"inside '{pair.weight.body}': its output is not measured")
+    done = 0
+    for chunk in _chunks(open_layers, pairs, samples):
+        taps = [_Tap(place, pairs[place].weight.consumers[0].name) for place in chunk]
+        _run(base, compressed, pairs, taps, samples, arithmetic)
+        for tap in taps:
+            found[tap.place] = tap.figures(found[tap.place])
+        done += len(chunk)
+        progress("layers", done, len(open_layers))
+    return found
+
+
+def _can_tap(pair: PairedLayer) -> bool:
+    return pair.base is not None and pair.base_port >= 0 and not pair.weight.body
+
+
+def _chunks(places: list[int], pairs: Sequence[PairedLayer], samples: Sequence[Inputs]) -> Iterator[list[int]]:
+    """Layers whose outputs, three of each, fit into the budget together."""
+    rows = max((max((value.size for value in sample.values()), default=1) for sample in samples), default=1)
+    chunk: list[int] = []
+    size = 0
+    for place in places:
+        own = 12 * _output_elements(pairs[place], rows)
+        if chunk and size + own > _BUDGET:
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(place)
+        size += own
+    if chunk:
+        yield chunk
+
+
+def _output_elements(pair: PairedLayer, rows: int) -> int:
+    """About how many elements a layer puts out: rows of its last axis."""
+    shape = pair.weight.consumers[0].node.get_output_partial_shape(0)
+    width = _UNKNOWN_WIDTH
+    if shape.rank.is_static and shape.rank.get_length() and shape[shape.rank.get_length() - 1].is_static:
+        width = shape[shape.rank.get_length() - 1].get_length()
+    experts = pair.weight.shape[0] if len(pair.weight.shape) == 3 else 1
+    return int(rows * width * experts)
+
+
+def _run(
+    base: ov.Model,
+    compressed: ov.Model,
+    pairs: Sequence[PairedLayer],
+    taps: list[_Tap],
+    samples: Sequence[Inputs],
+    arithmetic: Arithmetic,
+) -> None:
+    ours, theirs, donor = base.clone(), compressed.clone(), compressed.clone()
+    own_nodes, their_nodes, donors = _by_name(ours), _by_name(theirs), _by_name(donor)
+    plain, grafted = len(ours.outputs), []
+    for tap in taps:
+        port = pairs[tap.place].weight.consumers[0].port
+        ours.add_results([ops.result(own_nodes[tap.name])])  # add_outputs would skip what is an output already
+        theirs.add_results([ops.result(their_nodes[tap.name])])
+        grafted.append(_graft(donors[tap.name], own_nodes[tap.name], port))
+    ours.add_results([ops.result(node) for node in grafted])
+    first = Runner(ours, "the base model with its layers' outputs", arithmetic)
+    second = Runner(theirs, "the compressed model with its layers' outputs", arithmetic)
+    start = len(theirs.outputs) - len(taps)
+    for sample in samples:
+        here, there = first.run(first.feeder.complete(sample)), second.run(second.feeder.complete(sample))
+        for number, tap in enumerate(taps):
+            y = here[plain + number]
+            tap.comparable &= y.shape == there[start + number].shape
+            if tap.comparable:
+                tap.output.add(y, there[start + number])
+            tap.own.add(y, here[plain + len(taps) + number])
+
+
+def _by_name(model: ov.Model) -> dict[str, Any]:
+    """Operations by friendly name, the first of equal ones, as `pair_layers` takes it."""
+    nodes: dict[str, Any] = {}
+    for node in model.get_ordered_ops():
+        nodes.setdefault(node.get_friendly_name(), node)
+    return nodes
+
+
+def _graft(layer: Any, original: Any, port: int) -> Any:
+    """Let a layer of another model read what the original reads, all but the weight."""
+    for place in range(layer.get_input_size()):
+        value = original.input_value(place)
+        if place != port and not is_constant(value.get_node()):
+            layer.input(place).replace_source_output(value)
+    return layer

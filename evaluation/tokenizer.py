@@ -1,0 +1,126 @@
+"""The tokenizer that lies beside a model, whichever of the two kinds can be used here.
+
+    openvino_tokenizer.xml    run by OpenVINO, which needs the operations of the package `openvino-tokenizers`
+    tokenizer.json            read by the package `tokenizers`
+
+Text is encoded once and whole, as the tokenizer itself does it by default: if it puts a mark at the beginning of a
+text, then one mark before the first window. It is never cut short or padded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+
+from ov_weight_compression.evaluation.arithmetic import first_line
+from ov_weight_compression.ir_utils.errors import MissingExtraError, ModelError, OptionError
+
+__all__ = ["Tokenizer", "find_tokenizer"]
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """Text to token ids and back."""
+
+    source: str
+    encode: Callable[[str], npt.NDArray[np.int64]]
+    decode: Callable[[Sequence[int]], str]
+
+    def pieces(self, tokens: Sequence[int]) -> list[str]:
+        """The text of each token in its place. A letter whose bytes are spread over several tokens is shown at the last
+        of them. Concatenated they are the text."""
+        pieces: list[str] = []
+        shown = ""
+        for end in range(1, len(tokens) + 1):
+            text = self.decode(tokens[:end])
+            whole = not text.endswith("\ufffd") or end == len(tokens)
+            pieces.append(text[len(shown) :] if whole else "")
+            shown = text if whole else shown
+        return pieces
+
+
+def find_tokenizer(folders: Sequence[Path | None]) -> Tokenizer:
+    """The first tokenizer that can be used, of those in some folders (a path to a file is taken as it is).
+
+    Raises:
+        OptionError: there is none.
+        MissingExtraError: there is one, and what it needs is not installed.
+    """
+    places = [place for place in folders if place is not None]
+    files = [file for place in places for file in _candidates(place)]
+    for file in files:
+        if find_spec(_NEEDS[file.suffix][0]) is not None:
+            return _open_xml(file) if file.suffix == ".xml" else _open_json(file)
+    if files:
+        module, extra = _NEEDS[files[-1].suffix]
+        raise MissingExtraError(module, extra, f"reading text with {files[-1]}")
+    looked = ", ".join(str(place) for place in dict.fromkeys(places)) or "nowhere: the models were not given as files"
+    raise OptionError(
+        "data: text needs a tokenizer, openvino_tokenizer.xml or tokenizer.json beside the model "
+        f"(looked in {looked}): name one as tokenizer, or give token ids (.npy)"
+    )
+
+
+_NEEDS = {".xml": ("openvino_tokenizers", "genai"), ".json": ("tokenizers", "text")}
+
+
+def _candidates(place: Path) -> list[Path]:
+    if place.is_file():
+        if place.suffix not in _NEEDS:
+            raise OptionError(f"tokenizer={str(place)!r}: must be an openvino_tokenizer.xml or a tokenizer.json")
+        return [place]
+    return [file for file in (place / "openvino_tokenizer.xml", place / "tokenizer.json") if file.is_file()]
+
+
+def _open_json(file: Path) -> Tokenizer:
+    from tokenizers import Tokenizer as Reader
+
+    try:
+        reader = Reader.from_file(str(file))
+    except Exception as error:  # the package raises bare Exception
+        raise ModelError(f"tokenizer {file} cannot be read: {first_line(error)}") from error
+    reader.no_truncation()
+    reader.no_padding()
+
+    def encode(text: str) -> npt.NDArray[np.int64]:
+        return np.array(reader.encode(text).ids, dtype=np.int64)
+
+    def decode(tokens: Sequence[int]) -> str:
+        return str(reader.decode([int(token) for token in tokens], skip_special_tokens=False))
+
+    return Tokenizer(str(file), encode, decode)
+
+
+def _open_xml(file: Path) -> Tokenizer:
+    import_module("openvino_tokenizers")  # from here on every new Core knows its operations
+    runtime = ov.Core()
+    tokenize = _compile(runtime, file)
+
+    def encode(text: str) -> npt.NDArray[np.int64]:
+        ids: npt.NDArray[np.int64] = np.asarray(tokenize([text])["input_ids"]).astype(np.int64)[0]
+        return ids
+
+    back = file.with_name("openvino_detokenizer.xml")
+    detokenize = _compile(runtime, back) if back.is_file() else None
+
+    def decode(tokens: Sequence[int]) -> str:
+        if detokenize is None:
+            return "".join(f"⟨{token}⟩" for token in tokens)
+        return str(detokenize([np.array([tokens], dtype=np.int64)])[0][0])
+
+    return Tokenizer(str(file), encode, decode)
+
+
+def _compile(runtime: ov.Core, file: Path) -> Any:
+    try:
+        return runtime.compile_model(file, "CPU")
+    except RuntimeError as error:
+        raise ModelError(f"tokenizer {file} cannot be read: {first_line(error)}") from error

@@ -1,0 +1,169 @@
+"""What a subgraph of constants comes to, in f32 and piece by piece: the weights of both models as they are multiplied.
+
+A weight of the base model is `Constant ─ [Convert] ─ [Reshape] ─ layer`, a compressed one the longer chain of codes,
+zero points and scales. Both are evaluated at the layer's input, in f32 as the layer sees them when executed in f32,
+whatever type the chain is written in. Pieces are rows of the first axis, so that a table of a gigabyte is never there
+as a whole; only an operation that mixes rows (a Transpose) is evaluated whole, for that weight.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from openvino import opset13 as ops
+
+from ov_weight_compression.evaluation.arithmetic import core
+from ov_weight_compression.ir_utils.types import Array, Float32
+
+__all__ = ["ConstantValues", "is_constant"]
+
+_PIECE_ELEMENTS = 1 << 21
+_ALIGN = 1 << 10
+"""Pieces begin at multiples of this many rows, so that groups and packed codes are never cut in the middle."""
+
+
+def is_constant(node: ov.Node, depth: int = 24) -> bool:
+    """Whether a node's output depends on no input and no state of the model."""
+    if node.get_type_name() in ("Parameter", "ReadValue", "RandomUniform") or depth == 0:
+        return False
+    return all(is_constant(value.get_node(), depth - 1) for value in node.input_values())
+
+
+class ConstantValues:
+    """The values of an output that depends on constants alone."""
+
+    def __init__(self, output: Any) -> None:
+        self._output = output
+        self.shape = tuple(int(size) for size in output.get_shape())
+        self._whole: dict[Any, Float32] = {}
+
+    def pieces(self) -> Iterator[Float32]:
+        """All values in row-major order, as flat arrays."""
+        if not self.shape:
+            yield self._rows(self._output, 0, 1).reshape(-1)
+            return
+        width = max(1, math.prod(self.shape[1:]))
+        align = _ALIGN if len(self.shape) == 2 else 1  # of more axes the first is no part of a group
+        step = max(align, _PIECE_ELEMENTS // width // align * align)
+        for start in range(0, self.shape[0], step):
+            yield self._rows(self._output, start, min(start + step, self.shape[0])).reshape(-1)
+
+    def _rows(self, output: Any, start: int, stop: int) -> Float32:
+        """Rows of the first axis; the whole for a scalar."""
+        node = output.get_node()
+        evaluate = _EVALUATORS.get(node.get_type_name())
+        found = evaluate(self, node, start, stop) if evaluate else None
+        if found is not None:
+            return found
+        whole = self._keep(output, _compiled)
+        return whole[start:stop] if whole.ndim else whole
+
+    def _all(self, output: Any) -> Float32:
+        """Every row, kept: for an operation that cannot be taken in pieces."""
+        size = output.get_shape()
+        return self._keep(output, lambda value: self._rows(value, 0, size[0] if len(size) else 1))
+
+    def _keep(self, output: Any, evaluate: Callable[[Any], Float32]) -> Float32:
+        if output not in self._whole:
+            self._whole[output] = evaluate(output)
+        return self._whole[output]
+
+    def _operand(self, output: Any, like: Any, start: int, stop: int) -> Float32:
+        """The rows of an operand that meet rows `start` to `stop` of the result, as broadcasting pairs them."""
+        rank, size = len(like), output.get_shape()
+        if len(size) == rank and rank and size[0] == like[0]:
+            return self._rows(output, start, stop)
+        return self._rows(output, 0, size[0] if len(size) else 1)
+
+
+def _constant(values: ConstantValues, node: Any, start: int, stop: int) -> Float32 | None:
+    shape = node.get_output_shape(0)
+    if len(shape) == 0:
+        return np.asarray(node.get_data(dtype=np.float32), dtype=np.float32).reshape(())
+    width = math.prod(shape[1:])
+    kind = node.get_output_element_type(0)
+    if kind.bitwidth < 8 and start * width % 8:
+        return None  # begins inside a byte: evaluate the whole
+    part = _part(node, kind, start * width, (stop - start) * width)
+    return np.asarray(part.get_data(dtype=np.float32), dtype=np.float32).reshape((stop - start, *shape[1:]))
+
+
+def _part(node: Any, kind: ov.Type, first: int, count: int) -> Any:
+    """A Constant of some consecutive elements of another; OpenVINO unpacks and converts every type that it has."""
+    raw = node.get_tensor_view().data.reshape(-1).view(np.uint8)
+    begin = first * kind.bitwidth // 8
+    tensor = ov.Tensor(kind, ov.Shape([count]))
+    target = tensor.data.reshape(-1).view(np.uint8)
+    target[:] = raw[begin : begin + len(target)]
+    return ov.op.Constant(tensor)
+
+
+def _convert(values: ConstantValues, node: Any, start: int, stop: int) -> Float32 | None:
+    return values._rows(node.input_value(0), start, stop)
+
+
+def _elementwise(
+    function: Callable[[Array, Array], Array],
+) -> Callable[[ConstantValues, Any, int, int], Float32 | None]:
+    def evaluate(values: ConstantValues, node: Any, start: int, stop: int) -> Float32 | None:
+        shape = node.get_output_shape(0)
+        left, right = (values._operand(node.input_value(port), shape, start, stop) for port in (0, 1))
+        return np.asarray(function(left, right), dtype=np.float32)
+
+    return evaluate
+
+
+def _reshape(values: ConstantValues, node: Any, start: int, stop: int) -> Float32 | None:
+    """Rows of the result are consecutive elements, and so are rows of what is reshaped."""
+    source, target = tuple(node.input_value(0).get_shape()), tuple(node.get_output_shape(0))
+    if not source or not target:
+        return None
+    width, whole = math.prod(target[1:]), math.prod(source[1:])
+    if start * width % whole or stop * width % whole:
+        return values._all(node.input_value(0)).reshape(target)[start:stop]
+    rows = values._rows(node.input_value(0), start * width // whole, stop * width // whole)
+    return rows.reshape(stop - start, *target[1:])
+
+
+def _transpose(values: ConstantValues, node: Any, start: int, stop: int) -> Float32 | None:
+    order = node.input_value(1).get_node()
+    if order.get_type_name() != "Constant":
+        return None
+    axes = [int(axis) for axis in order.data.reshape(-1)] or None
+    return values._all(node.input_value(0)).transpose(axes)[start:stop]
+
+
+def _gather(values: ConstantValues, node: Any, start: int, stop: int) -> Float32 | None:
+    """A look-up in a table of one axis."""
+    table = node.input_value(0)
+    if len(table.get_shape()) != 1:
+        return None
+    indices = values._rows(node.input_value(1), start, stop)
+    looked_up: Float32 = values._rows(table, 0, table.get_shape()[0])[indices.astype(np.int64)]
+    return looked_up
+
+
+_EVALUATORS: dict[str, Callable[[ConstantValues, Any, int, int], Float32 | None]] = {
+    "Constant": _constant,
+    "Convert": _convert,
+    "Multiply": _elementwise(np.multiply),
+    "Subtract": _elementwise(np.subtract),
+    "Add": _elementwise(np.add),
+    "Divide": _elementwise(np.divide),
+    "Reshape": _reshape,
+    "Squeeze": _reshape,
+    "Unsqueeze": _reshape,
+    "Transpose": _transpose,
+    "Gather": _gather,
+}
+
+
+def _compiled(output: Any) -> Float32:
+    """Any other operation, evaluated by OpenVINO as a model of its own."""
+    model = ov.Model([ops.convert(output, ov.Type.f32).output(0)], [], "values")
+    compiled = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return np.array(compiled([])[0], dtype=np.float32)

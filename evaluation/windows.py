@@ -1,0 +1,118 @@
+"""Cutting token ids into the windows that a language model is run on.
+
+A stream `[n]` is cut into windows of `window` tokens, one starting every `stride` tokens, whole ones only (a stream
+shorter than a window is one window of its own). An array `[windows, length]` is taken as it is. A list of streams is
+cut one by one. Each window is run by itself, from an empty cache.
+
+Which positions of a window are scored is said by `context`: its first `context` positions are not. Its default scores
+every token once: 0 where windows do not overlap, `window - stride` where they do. llama.cpp's tool scores the second
+half of each window, and leaves out the last position: `context=window // 2, score_last=False`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ov_weight_compression.evaluation.divergence import NO_TOKEN
+from ov_weight_compression.ir_utils.errors import OptionError
+from ov_weight_compression.ir_utils.types import Array
+
+__all__ = ["DEFAULT_WINDOW", "Cut", "Windows", "cut"]
+
+DEFAULT_WINDOW = 256
+_Tokens = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How text is cut and which positions count. None takes the default that this module describes."""
+
+    window: int | None = None
+    stride: int | None = None
+    context: int | None = None
+    limit: int | None = None
+    """At most so many windows, the first ones."""
+    score_last: bool = True
+    """Whether the last position of a window, which has no next token to be right about, counts for KL and agreement."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("window", 2), ("stride", 1), ("context", 0), ("limit", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise OptionError(f"{name}={value}: must be at least {least}")
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows of token ids, and which of their positions are scored."""
+
+    tokens: tuple[_Tokens, ...]
+    window: int
+    """Length of the longest."""
+    stride: int
+    context: int
+    score_last: bool
+
+    def following(self, tokens: _Tokens) -> _Tokens:
+        """The next token at each scored position of a window; -1 at a last position that is scored without one."""
+        end = len(tokens) if self.score_last else len(tokens) - 1
+        return np.append(tokens[1:], NO_TOKEN)[self.context : end]
+
+    def scored(self, tokens: _Tokens) -> slice:
+        """The scored positions of a window."""
+        return slice(self.context, len(tokens) if self.score_last else len(tokens) - 1)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the windows, their lengths included."""
+        sha = hashlib.sha256()
+        for tokens in self.tokens:
+            sha.update(len(tokens).to_bytes(8, "little"))
+            sha.update(tokens.astype("<i8").tobytes())
+        return sha.hexdigest()
+
+
+def cut(arrays: Iterable[Array], options: Cut, longest: int | None = None) -> Windows:
+    """Cut arrays of token ids into windows.
+
+    Args:
+        arrays: integer arrays `[n]` or `[windows, length]`.
+        options: see `Cut`.
+        longest: what the model was made for; caps the default window, not one that was asked for.
+
+    Raises:
+        OptionError: nothing is left to score, or an array holds no token ids.
+    """
+    window = options.window or min(DEFAULT_WINDOW, longest or DEFAULT_WINDOW)
+    stride = options.stride or window
+    pieces: list[_Tokens] = []
+    for array in arrays:
+        pieces += _pieces(array, window, stride)
+    pieces = pieces[: options.limit]
+    context = max(window - stride, 0) if options.context is None else options.context
+    found = Windows(tuple(pieces), max(map(len, pieces), default=0), stride, context, options.score_last)
+    if not pieces:
+        raise OptionError("data: there is no window of at least 2 tokens in it")
+    if not any((found.following(piece) >= 0).any() for piece in pieces):
+        raise OptionError(f"context={context}: no window of {found.window} tokens has a position left to score")
+    return found
+
+
+def _pieces(array: Array, window: int, stride: int) -> list[_Tokens]:
+    if not np.issubdtype(array.dtype, np.integer):
+        raise OptionError(f"data: token ids must be whole numbers, this array holds {array.dtype}")
+    if array.ndim not in (1, 2):
+        raise OptionError(f"data: token ids must be [n] or [windows, length], this array is {list(array.shape)}")
+    if array.size and int(array.min()) < 0:
+        raise OptionError(f"data: token ids must not be negative, this array holds {int(array.min())}")
+    array = array.astype(np.int64)
+    if array.ndim == 2:
+        return list(array) if array.shape[1] > 1 else []
+    if len(array) < window:
+        return [array] if len(array) > 1 else []
+    return [array[start : start + window] for start in range(0, len(array) - window + 1, stride)]
