@@ -21,14 +21,18 @@ __all__ = ["Job", "Pipeline", "Task", "default_threads"]
 
 Task = Callable[[], None]
 _IDLE_SECONDS = 0.2
+_AT_ONCE = -1  # the number of a run that is no job of the list: before all others
 
 
 class Job(Protocol):
     """One weight's computation. `begin` allocates and cuts; `finish` hands over the parts once every task has run."""
 
     name: str
-    nbytes: int
-    """Bytes held from `begin` until the parts are taken."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held from `begin` until the parts are taken."""
+        ...
 
     def begin(self) -> tuple[Sequence[Task], Callable[[], dict[str, Any]]]:
         """The tasks, to be run in any order and thread, and what returns the parts by name after the last."""
@@ -108,6 +112,26 @@ class Pipeline:
                 self._start_ahead(number)
             return value
 
+    def run(self, job: Job, tasks: Sequence[Task], finish: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Run a job's tasks now, on the workers, and return what `finish` does.
+
+        Raises:
+            WorkError: the computation failed; names the weight.
+        """
+        run = _Run(job, deque(tasks), finish, len(tasks))
+        with self._changed:
+            try:
+                self._enqueue(_AT_ONCE, run)
+                while not run.done:
+                    self._changed.wait()
+                self._runs.pop(_AT_ONCE, None)
+            except BaseException:
+                self._cancel()
+                raise
+        if run.error is not None:
+            raise _as_work_error(job.name, run.error) from run.error
+        return run.parts or {}
+
     def _finished(self, number: int, part: str) -> _Run:
         """The run of a job that holds `part` or has failed; a run that somebody else's Ctrl-C ended is made again."""
         while True:
@@ -124,19 +148,22 @@ class Pipeline:
         job = self._jobs[number]
         tasks, finish = job.begin()
         run = _Run(job, deque(tasks), finish, len(tasks))
+        self._enqueue(number, run)
+        return run
+
+    def _enqueue(self, number: int, run: _Run) -> None:
         self._runs[number] = run
-        if not tasks:
+        if not run.waiting:
             self._conclude(run)
         while self._workers < self.threads:
             self._workers += 1
             threading.Thread(target=self._work, name="ov-weight-compression", daemon=True).start()
         self._changed.notify_all()
-        return run
 
     def _start_ahead(self, number: int) -> None:
         """Start the jobs that follow, while what is held stays within `look_ahead`; what lies behind goes first."""
-        held = sum(self._jobs[key].nbytes for key in self._runs)
-        for old in [key for key, run in self._runs.items() if key < number and run.done]:
+        held = sum(run.job.nbytes for run in self._runs.values())
+        for old in [key for key, run in self._runs.items() if _AT_ONCE < key < number and run.done]:
             if held > self.look_ahead:
                 held -= self._jobs[old].nbytes
                 del self._runs[old]

@@ -15,9 +15,9 @@ from ov_weight_compression.ir_utils.layout import Layout, Slab
 from ov_weight_compression.ir_utils.packing import pack, packed_size
 from ov_weight_compression.ir_utils.pipeline import Task
 from ov_weight_compression.ir_utils.types import Array, element_type
-from ov_weight_compression.quantization.encode import Encoded, Weighting, encode_rows, stored_table
+from ov_weight_compression.quantization.encode import Weighting, encode_rows, stored_table
 from ov_weight_compression.quantization.scales import tensor_scale_of
-from ov_weight_compression.quantization.spec import Spec
+from ov_weight_compression.quantization.spec import Encoded, Spec
 
 __all__ = ["Part", "WeightJob", "stored_parts"]
 
@@ -94,6 +94,12 @@ class WeightJob:
     def parts(self) -> dict[str, Part]:
         """Every part of the chain, described: what `finish` and `known_parts` return."""
         return stored_parts(self.reader.layout, self.spec)
+
+    @property
+    def computed_parts(self) -> dict[str, Part]:
+        """The parts that `finish` returns: those that depend on the weight's values."""
+        known = self.known_parts()
+        return {name: part for name, part in self.parts.items() if name not in known}
 
     @property
     def nbytes(self) -> int:

@@ -25,7 +25,7 @@ def _shares_table(report: Report) -> Any:
 
     table = Table(title="Compressed weights", title_justify="left", expand=False)
     table.add_column("format")
-    for heading in ("group", "weights", "parameters", "of those under ratio", "before", "after", "bits/weight"):
+    for heading in ("group", "weights", "params", "in ratio", "before", "after", "bits"):
         table.add_column(heading, justify="right")
     everything = sum(row.elements for row in report.rows) or 1
     decided = sum(row.elements for row in report.rows if row.in_ratio) or 1
@@ -96,10 +96,9 @@ def print_report(report: Report, console: Any) -> None:
 
 def render_text(report: Report, width: int = 120) -> str:
     """The tables as plain text."""
-    import io
-
     from rich.console import Console
 
-    buffer = io.StringIO()
-    print_report(report, Console(file=buffer, width=width))
-    return buffer.getvalue().rstrip()
+    console = Console(width=width)
+    with console.capture() as capture:
+        print_report(report, console)
+    return capture.get().rstrip()

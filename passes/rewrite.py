@@ -6,7 +6,7 @@ by one, and the pipeline computes them then. `lazy=False` computes them all at o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,23 +15,38 @@ import openvino as ov
 from ov_weight_compression.ir_utils.dequantization import ChainParts, build_dequantization, replace_constant
 from ov_weight_compression.ir_utils.pipeline import Pipeline
 from ov_weight_compression.ir_utils.postponed import postponed_constant
+from ov_weight_compression.ir_utils.saving import LARGE_BYTES, MARK_BYTES, FileSink, active_deferral
 from ov_weight_compression.ir_utils.types import element_type
 from ov_weight_compression.passes.encode_job import WeightJob
 from ov_weight_compression.passes.plan import Choice
 from ov_weight_compression.patterns import Kind
 
-__all__ = ["PostponedPart", "rewrite"]
+__all__ = ["PostponedWeight", "rewrite"]
 
 
-class PostponedPart:
-    """The maker of one postponed constant: a job of a pipeline, and which of its parts."""
+class PostponedWeight:
+    """A job of a pipeline, as the makers of its constants and `save_model` see it."""
 
-    def __init__(self, pipeline: Pipeline, job: WeightJob, number: int, part: str) -> None:
-        self.pipeline, self.job, self.number, self.part = pipeline, job, number, part
+    def __init__(self, pipeline: Pipeline, job: WeightJob) -> None:
+        self.pipeline, self.job, self.number = pipeline, job, pipeline.add(job)
+        self.name = job.name
+        sizes = [part.nbytes for part in job.computed_parts.values()]
+        self._by_pieces = job.reader.layout.contiguous and sum(sizes) >= LARGE_BYTES and min(sizes) >= MARK_BYTES
 
-    def __call__(self) -> ov.Tensor:
-        """Compute (or fetch what was computed ahead) and hand over."""
-        return self.pipeline.take(self.number, self.part)
+    def part(self, name: str) -> ov.Tensor:
+        """A part, computed now or fetched if computed ahead; a stub where `save_model` writes the weight in pieces."""
+        deferral = active_deferral()
+        if deferral is None or not self._by_pieces:
+            tensor: ov.Tensor = self.pipeline.take(self.number, name)
+            return tensor
+        part = self.job.parts[name]
+        return deferral.stub(self, name, element_type(part.type), ov.Shape(list(part.shape)))
+
+    def write(self, sinks: Mapping[str, FileSink]) -> None:
+        """Compute the weight, its codes straight into their place in the file."""
+        tasks, finish = self.job.begin_into(sinks["codes"])
+        for name, tensor in self.pipeline.run(self.job, tasks, finish).items():
+            sinks[name].write(0, tensor.data)
 
 
 def rewrite(
@@ -45,11 +60,8 @@ def rewrite(
         WorkError: a weight could not be computed (only with `lazy=False`); the model is unchanged.
     """
     jobs = [make_job(choice) for choice in choices]
-    numbers = [pipeline.add(job) for job in jobs]
-    chains = [
-        _constants(pipeline, job, number, choice, lazy)
-        for choice, job, number in zip(choices, jobs, numbers, strict=True)
-    ]
+    postponed = [PostponedWeight(pipeline, job) for job in jobs]
+    chains = [_constants(weight, choice, lazy) for weight, choice in zip(postponed, choices, strict=True)]
     for choice, parts in zip(choices, chains, strict=True):
         weight = choice.weight
         name = str(weight.constant.get_friendly_name())
@@ -62,17 +74,17 @@ def rewrite(
     return jobs
 
 
-def _constants(pipeline: Pipeline, job: WeightJob, number: int, choice: Choice, lazy: bool) -> dict[str, Any]:
+def _constants(postponed: PostponedWeight, choice: Choice, lazy: bool) -> dict[str, Any]:
     """The nodes of one chain's constants. What is known already is plain, so that equal scalars are stored once.
 
     An f32 part is postponed in any case: `ov.save_model` stores plain f32 constants as f16, which rounds a tensor's
     scale and cannot hold the scales for which f32 was chosen.
     """
-    known = job.known_parts()
+    known = postponed.job.known_parts()
     gathered = any(consumer.kind is Kind.GATHER for consumer in choice.weight.consumers)
     nodes = {}
-    for name, part in job.parts.items():
-        maker: Callable[[], ov.Tensor] = PostponedPart(pipeline, job, number, name)
+    for name, part in postponed.job.parts.items():
+        maker: Callable[[], ov.Tensor] = partial(postponed.part, name)
         if name in known or not lazy:
             tensor = known[name] if name in known else maker()
             if part.type != "f32":

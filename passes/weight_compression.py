@@ -13,7 +13,7 @@ import ov_weight_compression
 from ov_weight_compression.ir_utils.constants import ConstantReader, FileMappings, ValueRange
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.layout import Layout
-from ov_weight_compression.ir_utils.pipeline import Pipeline
+from ov_weight_compression.ir_utils.pipeline import Job, Pipeline
 from ov_weight_compression.passes.data_free import weight_quantization_error
 from ov_weight_compression.passes.encode_job import WeightJob
 from ov_weight_compression.passes.options import Options, read_options
@@ -41,7 +41,8 @@ class WeightCompression(ModelPass):
             them alone.
         sensitivity_metric: which weights keep the backup mode where `ratio` is below 1.
         group_size_fallback: for weights that the group size does not divide: `"adjust"` (default) takes the largest
-            power of two that does, not under 16, else 8 bits per channel; `"ignore"` leaves them alone; `"error"` raises.
+            power of two that does, not under 16, else 8 bits per channel; `"ignore"` leaves them alone;
+            `"error"` raises.
         rules: what particular weights get, by name; see `ov_weight_compression.passes.rules`.
         scale_search: `"auto"` (default) looks for better scales than absmax and min–max in formats of 4 bits and fewer;
             `"off"` does not; a number says how many candidates.
@@ -61,6 +62,7 @@ class WeightCompression(ModelPass):
         super().__init__()
         self.options: Options = read_options(**options)
         self._report: Report | None = None
+        self._pipeline: Pipeline | None = None
 
     @property
     def report(self) -> Report:
@@ -73,11 +75,17 @@ class WeightCompression(ModelPass):
             raise OptionError("report: the pass has not been run on a model yet")
         return self._report
 
+    def on_weight_finished(self, callback: Callable[[Job], None]) -> None:
+        """Call `callback` whenever a weight of the rewritten model has been computed, in whichever thread did it."""
+        if self._pipeline is not None:
+            self._pipeline.on_finished = callback
+
     def run_on_model(self, model: Any) -> bool:
         """Rewrite `model` in place; whether anything changed."""
         options = self.options
         weights, skips = find_weights(model, options.ignored_scope)
         session = _Session(options)
+        self._pipeline = session.pipeline
         plan = make_plan(weights, skips, options, session.scan, session.sensitivity)
         jobs = rewrite(plan.choices, session.job, session.pipeline, options.lazy)
         self._report = make_report(plan, options.recipe())

@@ -1,0 +1,185 @@
+"""The command `ov-compress`.
+
+    ov-compress MODEL -o OUT [--mode …]           compress (the word `compress` may be left out)
+    ov-compress compare BASE COMPRESSED …         what it cost
+
+Exit codes: 0 done; 1 something failed while working; 2 the options or the input cannot be used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ov_weight_compression import __version__
+
+if TYPE_CHECKING:
+    from ov_weight_compression.passes.files import FileResult
+
+__all__ = ["main"]
+
+_COMMANDS = ("compress", "compare")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command with `arguments` (those of the process by default) and return its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words and words[0] not in _COMMANDS and words[0] not in ("-h", "--help", "--version"):
+        words.insert(0, "compress")
+    parser = _parser()
+    parsed = parser.parse_args(words)
+    if not hasattr(parsed, "run"):
+        parser.print_help()
+        return 2
+    from ov_weight_compression.ir_utils.errors import CompressionError, MissingExtraError, WorkError
+
+    try:
+        code: int = parsed.run(parsed)
+        return code
+    except (WorkError, MissingExtraError) as error:
+        return _fail(str(error), 1)
+    except CompressionError as error:
+        return _fail(str(error), 2)
+    except KeyboardInterrupt:
+        return _fail("interrupted; nothing was written", 130)
+    except MemoryError:
+        return _fail("out of memory; nothing was written", 1)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"ov-compress: {message}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ov-compress",
+        description="Compress the weights of OpenVINO models. MODEL -o OUT alone compresses to int8_asym.",
+    )
+    parser.add_argument("--version", action="version", version=f"ov-compress {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND")
+    _add_compress(commands)
+    return parser
+
+
+def _add_compress(commands: Any) -> None:
+    command = commands.add_parser("compress", help="compress a model's weights (the default command)")
+    command.add_argument("model", metavar="MODEL", type=Path, help=".xml, .onnx, or a folder with openvino_*.xml files")
+    command.add_argument("-o", "--output", metavar="OUT", type=Path, help=".xml file or folder to write")
+    command.add_argument("--mode", default="int8_asym", help="how weights are stored (default int8_asym)")
+    command.add_argument("--ratio", type=float, help="share of the parameters that get the mode (default 1)")
+    command.add_argument("--group-size", type=int, help="weights that share a scale, -1 for one a channel")
+    command.add_argument("--all-layers", action="store_true", default=None, help="the mode for embeddings and head too")
+    command.add_argument("--backup-mode", help="what the rest gets: none, int8_asym, int8_sym, fp8_e4m3, mxfp8_e4m3")
+    command.add_argument("--sensitivity-metric", help="what decides over the ratio")
+    command.add_argument("--group-size-fallback", help="where the group does not divide: adjust, ignore, error")
+    command.add_argument("--scale-search", help="auto, off, or a number of candidates")
+    command.add_argument(
+        "--rule",
+        action="append",
+        metavar="PATTERN=MODE[:GROUP]",
+        help="what matching weights get; MODE none skips them",
+    )
+    command.add_argument(
+        "--ignore",
+        action="append",
+        metavar="NAME",
+        help="leave alone: a layer's name, or name:N, re:REGEX, type:OPERATION; may be repeated",
+    )
+    command.add_argument("--no-validate", action="store_true", help="an --ignore that matches nothing is no error")
+    command.add_argument("--device", help="choose formats that CPU, GPU or NPU executes")
+    command.add_argument("--threads", type=int, help="threads to compute with")
+    for name in ("awq", "scale-estimation", "gptq", "lora-correction"):
+        command.add_argument(f"--{name}", action="store_true", default=None, help=argparse.SUPPRESS)
+    command.add_argument("--data", help=argparse.SUPPRESS)
+    command.add_argument("--subset-size", type=int, help=argparse.SUPPRESS)
+    command.add_argument("--accuracy", help=argparse.SUPPRESS)
+    command.add_argument("--report", metavar="FILE", type=Path, help="write the report as JSON")
+    command.add_argument("--dry-run", action="store_true", help="report with exact sizes, write no model")
+    command.add_argument("--force", action="store_true", help="replace what is at the output")
+    command.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    command.set_defaults(run=_run_compress)
+
+
+def _options(parsed: argparse.Namespace) -> dict[str, Any]:
+    """The pass's options from the command line's; only those that were given."""
+    from ov_weight_compression.passes.rules import parse_rule_text
+
+    names = (
+        *("mode", "ratio", "group_size", "all_layers", "backup_mode", "sensitivity_metric", "group_size_fallback"),
+        *("scale_search", "device", "threads", "awq", "scale_estimation", "gptq", "lora_correction"),
+        *("subset_size", "accuracy"),
+    )
+    options = {name: getattr(parsed, name) for name in names if getattr(parsed, name) is not None}
+    if parsed.data is not None:
+        options["dataset"] = parsed.data
+    if parsed.rule:
+        options["rules"] = [parse_rule_text(rule) for rule in parsed.rule]
+    if parsed.ignore:
+        options["ignored_scope"] = _ignored(parsed.ignore, not parsed.no_validate)
+    return options
+
+
+def _ignored(entries: Sequence[str], validate: bool) -> dict[str, object]:
+    fields: dict[str, list[str]] = {"names": [], "patterns": [], "types": []}
+    prefixes = {"name:": "names", "re:": "patterns", "type:": "types"}
+    for entry in entries:
+        prefix = next((prefix for prefix in prefixes if entry.startswith(prefix)), "")
+        fields[prefixes.get(prefix, "names")].append(entry[len(prefix) :])
+    return {**fields, "validate": validate}
+
+
+def _run_compress(parsed: argparse.Namespace) -> int:
+    from ov_weight_compression.ir_utils.errors import OptionError
+    from ov_weight_compression.passes.files import compress_path
+
+    if parsed.output is None and not parsed.dry_run:
+        raise OptionError("output: say where to write with -o OUT, or add --dry-run to see the report alone")
+    options = _options(parsed)
+    target = None if parsed.dry_run else parsed.output
+    if parsed.quiet:
+        results = compress_path(parsed.model, target, options, parsed.force)
+    else:
+        from ov_weight_compression.passes.progress import progress_bar
+
+        with progress_bar() as progress:
+            results = compress_path(parsed.model, target, options, parsed.force, progress)
+        _summarise(results, parsed.dry_run)
+    if parsed.report is not None:
+        _write_report(results, parsed.report)
+    return 0
+
+
+def _summarise(results: Sequence[FileResult], dry_run: bool) -> None:
+    from rich.console import Console
+
+    from ov_weight_compression.passes.report_table import human_bytes, print_report
+
+    console = Console()
+    for result in results:
+        if len(results) > 1:
+            console.rule(str(result.source), align="left")
+        print_report(result.report, console)
+    before = sum(result.report.bytes_before for result in results)
+    after = sum(result.report.bytes_after for result in results)
+    where = "nothing written (dry run)" if dry_run else ", ".join(str(result.target) for result in results)
+    console.print(f"{human_bytes(before)} of weights → {human_bytes(after)}: {where}", soft_wrap=True)
+
+
+def _write_report(results: Sequence[FileResult], path: Path) -> None:
+    import json
+
+    from ov_weight_compression.ir_utils.errors import WorkError
+
+    models = [{"source": str(r.source), "target": str(r.target), **r.report.to_dict()} for r in results]
+    try:
+        path.write_text(json.dumps(models[0] if len(models) == 1 else {"models": models}, indent=1) + "\n")
+    except OSError as error:
+        raise WorkError(f"{path}: the report cannot be written: {error.strerror}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""IR files as files: where the constants of an .xml lie in its .bin, and reading both with errors for people."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import openvino as ov
+
+from ov_weight_compression.ir_utils.errors import ModelError
+
+__all__ = ["StoredConstant", "read_model", "stored_constants"]
+
+_CONSTANT = re.compile(rb'<data\b[^>]*?\boffset="(\d+)"[^>]*?\bsize="(\d+)"')
+_READABLE = (".xml", ".onnx")
+
+
+@dataclass(frozen=True)
+class StoredConstant:
+    """A run of bytes of a .bin file."""
+
+    offset: int
+    size: int
+
+
+def stored_constants(xml: Path) -> list[StoredConstant]:
+    """Where the constants that an .xml names lie in its .bin; several may name the same bytes."""
+    return [StoredConstant(int(offset), int(size)) for offset, size in _CONSTANT.findall(xml.read_bytes())]
+
+
+def read_model(path: str | Path) -> ov.Model:
+    """Read an .xml (with its .bin) or an .onnx (external data included); its weights stay in the mapped file.
+
+    Raises:
+        ModelError: the file is missing or unreadable, is of another kind, is corrupt, or its .bin is missing or
+            shorter than the .xml says. The message names the file.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ModelError(f"{path}: there is no such file")
+    if not path.is_file() or path.suffix.lower() not in _READABLE:
+        raise ModelError(f"{path}: not a model; expected an .xml or .onnx file, or a folder with openvino_*.xml files")
+    if path.suffix.lower() == ".xml":
+        _check_weights(path)
+    try:
+        return ov.Core().read_model(path)
+    except RuntimeError as error:
+        raise ModelError(f"{path}: OpenVINO cannot read it: {_reason(error)}") from error
+
+
+def _check_weights(xml: Path) -> None:
+    weights = xml.with_suffix(".bin")
+    try:
+        needed = max((constant.offset + constant.size for constant in stored_constants(xml)), default=0)
+        size = weights.stat().st_size if weights.exists() else None
+        if size:
+            with weights.open("rb"):
+                pass
+    except OSError as error:
+        raise ModelError(f"{error.filename or xml}: cannot be read: {error.strerror}") from error
+    if needed and size is None:
+        raise ModelError(f"{weights}: the weights of {xml.name} are missing")
+    if size is not None and size < needed:
+        raise ModelError(f"{weights}: truncated: {xml.name} needs {needed} bytes, the file has {size}")
+
+
+def _reason(error: Exception) -> str:
+    """The line of an OpenVINO exception that says what happened."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith("Exception from")]
+    return (telling or lines or ["no reason given"])[0]
