@@ -41,6 +41,8 @@ class Done:
         """The last words of a run that did not end well."""
         if self.stages is not None:
             return None
+        if self.run.code < 0:
+            return f"killed by signal {-self.run.code}"
         last = [line for line in self.run.printed.splitlines() if line.strip()][-1:]
         return f"exit code {self.run.code}: {' '.join(last)}"[:300]
 

@@ -2,8 +2,9 @@
 
 Linux tells a process's memory apart in ``/proc/<pid>/status``: ``RssAnon`` is what it allocated itself and what a
 memory limit is about; ``VmRSS`` has the resident pages of mapped files too, which the kernel takes back at need.
-Both are sampled every ``PERIOD`` seconds and summed over the process and its descendants; ``VmHWM``, the kernel's own
-record of the highest ``VmRSS``, closes the gap between two samples.
+Both are sampled every ``PERIOD`` seconds; ``VmHWM``, the kernel's own record of the highest ``VmRSS``, closes the gap
+between two samples. While there are children, the proportional figures of ``/proc/<pid>/smaps_rollup`` are summed
+instead: a page that a fork shares with its parent must not count twice.
 """
 
 from __future__ import annotations
@@ -45,14 +46,22 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def memory_of(pid: int) -> dict[str, int]:
-    """Bytes by name (``RssAnon``, ``VmRSS``, ``VmHWM``) of one process; empty where it has ended."""
+def memory_of(pids: Sequence[int]) -> tuple[int, int]:
+    """Anonymous and resident bytes of processes taken together, without those that have ended."""
+    if len(pids) == 1:
+        own = _fields(Path(f"/proc/{pids[0]}/status"))
+        return own.get("RssAnon", 0), max(own.get("VmRSS", 0), own.get("VmHWM", 0))
+    shares = [_fields(Path(f"/proc/{pid}/smaps_rollup")) for pid in pids]
+    return sum(share.get("Pss_Anon", 0) for share in shares), sum(share.get("Pss", 0) for share in shares)
+
+
+def _fields(path: Path) -> dict[str, int]:
+    """The lines ``name: number kB`` of a file of /proc, in bytes; empty where the process has ended."""
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        lines = [line.split() for line in path.read_text().splitlines()]
     except OSError:
         return {}
-    wanted = [line.split() for line in lines if line.startswith(("RssAnon:", "VmRSS:", "VmHWM:"))]
-    return {fields[0].rstrip(":"): int(fields[1]) * 1024 for fields in wanted}
+    return {line[0].rstrip(":"): int(line[1]) * 1024 for line in lines if len(line) == 3 and line[2] == "kB"}
 
 
 def run(
@@ -78,10 +87,8 @@ def run(
         )
         try:
             while process.poll() is None:
-                samples = [memory_of(pid) for pid in descendants(process.pid)]
-                anonymous = max(anonymous, sum(sample.get("RssAnon", 0) for sample in samples))
-                together = sum(sample.get("VmRSS", 0) for sample in samples)
-                resident = max(resident, together, samples[0].get("VmHWM", 0))
+                together = memory_of(descendants(process.pid))
+                anonymous, resident = max(anonymous, together[0]), max(resident, together[1])
                 if timeout is not None and time.perf_counter() - began > timeout:
                     process.kill()
                 time.sleep(PERIOD)

@@ -30,6 +30,11 @@ def test_children_count_too(tmp_path: Path) -> None:
     assert processes.run([sys.executable, "-c", script], tmp_path / "log").anonymous > 100e6
 
 
+def test_pages_shared_with_a_fork_count_once(tmp_path: Path) -> None:
+    script = f"import os; {ALLOCATE}; child = os.fork(); time.sleep(0.3); child and os.wait()"
+    assert 100e6 < processes.run([sys.executable, "-c", script], tmp_path / "log").anonymous < 150e6
+
+
 def test_a_failure_keeps_its_last_words(tmp_path: Path) -> None:
     run = processes.run([sys.executable, "-c", "raise SystemExit('no such weight')"], tmp_path / "log")
     assert run.code == 1
