@@ -19,7 +19,7 @@ import numpy as np
 from ov_weight_compression.ir_utils.layout import Layout, Slab
 from ov_weight_compression.ir_utils.types import Array, Float32
 
-__all__ = ["FLOAT_TYPES", "ConstantReader", "FileMappings", "ValueRange", "bf16_to_f32"]
+__all__ = ["FLOAT_TYPES", "ConstantReader", "FileMappings", "ValueRange", "bf16_to_f32", "float_values"]
 
 FLOAT_TYPES = ("f16", "bf16", "f32", "f64")
 _SCAN_BYTES = 1 << 20
@@ -29,6 +29,14 @@ _MADV_DONTNEED = 4
 def bf16_to_f32(bits: Array) -> Float32:
     """The values of bfloat16 bit patterns: the upper half of a float32."""
     return (bits.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+
+
+def float_values(constant: Any) -> Float32:
+    """All values of a small float Constant as float32, in its own shape."""
+    values: Array = constant.data
+    if constant.get_output_element_type(0).get_type_name() == "bf16":
+        return bf16_to_f32(values)
+    return values.astype(np.float32)
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def make_plan(
     for entry in fitted:
         settled = _check_values(entry, ranges[id(entry.weight)]) if isinstance(entry, Choice) else entry
         if isinstance(settled, Choice):
-            choices.append(settled)
+            choices.append(_with_search(settled, options))
         else:
             left.append(settled)
     return Plan(tuple(choices), tuple(left))
@@ -228,6 +228,15 @@ def _check_values(choice: Choice, values: ValueRange) -> Choice | Skip:
         if spread / row.top > _F16_MAX or values.absmax / row.top < _F16_COARSE:
             spec = replace(spec, scale_type="f32")
     return replace(choice, spec=spec, absmax=values.absmax)
+
+
+def _with_search(choice: Choice, options: Options) -> Choice:
+    """Scale search where it pays: formats of 4 bits and fewer."""
+    row = choice.spec.format
+    if options.scale_search == "off" or not row.default_search:
+        return choice
+    candidates = row.default_search if isinstance(options.scale_search, str) else options.scale_search
+    return replace(choice, spec=replace(choice.spec, search=candidates))
 
 
 def _skip(weight: Weight, reason: str) -> Skip:

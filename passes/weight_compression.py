@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
 from typing import Any
 
 import openvino as ov
@@ -14,6 +15,7 @@ from ov_weight_compression.ir_utils.constants import ConstantReader, FileMapping
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.layout import Layout
 from ov_weight_compression.ir_utils.pipeline import Job, Pipeline
+from ov_weight_compression.passes.channel_importance import ChannelImportance
 from ov_weight_compression.passes.data_free import weight_quantization_error
 from ov_weight_compression.passes.encode_job import WeightJob
 from ov_weight_compression.passes.options import Options, read_options
@@ -84,7 +86,7 @@ class WeightCompression(ModelPass):
         """Rewrite `model` in place; whether anything changed."""
         options = self.options
         weights, skips = find_weights(model, options.ignored_scope)
-        session = _Session(options)
+        session = _Session(options, weights)
         self._pipeline = session.pipeline
         plan = make_plan(weights, skips, options, session.scan, session.sensitivity)
         jobs = rewrite(plan.choices, session.job, session.pipeline, options.lazy)
@@ -115,8 +117,9 @@ def apply_weight_compression(model: ov.Model, **options: Any) -> ov.Model:
 class _Session:
     """One run's readers and pipeline: what turns decisions about weights into work on their values."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, weights: Sequence[Weight]) -> None:
         self.options = options
+        self._weights = weights
         self.pipeline = Pipeline(threads=options.threads)
         self._mappings = FileMappings()
 
@@ -136,7 +139,13 @@ class _Session:
             return list(pool.map(function, weights))
 
     def job(self, choice: Choice) -> WeightJob:
-        return WeightJob(choice.weight.name, self.reader(choice.weight), choice.spec, choice.absmax)
+        weight = choice.weight
+        importance = partial(self._importance.of, weight) if choice.spec.search else None
+        return WeightJob(weight.name, self.reader(weight), choice.spec, choice.absmax, importance)
+
+    @cached_property
+    def _importance(self) -> ChannelImportance:
+        return ChannelImportance(self._weights, self.reader)
 
 
 def _leave_recipe(model: Any, report: Report) -> None:
