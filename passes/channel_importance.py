@@ -1,4 +1,4 @@
-"""What an error in each input channel of a layer costs, as far as the graph tells it without data: E[x²] up to a factor.
+"""What an error in each input channel of a layer costs, as far as the graph tells without data: E[x²] up to a factor.
 
     NormGain          γ² + β²
     RowNorms          Σ_k w_k W[row, k]²     of the producer, w the importance of the producer's own input channels
@@ -77,4 +77,5 @@ def _normalised(values: Float32) -> Float32:
     mean = float(values.mean(dtype=np.float64))
     if not np.isfinite(mean) or mean <= 0:
         return np.ones_like(values)
-    return np.maximum(values / np.float32(mean), np.float32(_SMALLEST))
+    scaled: Float32 = np.maximum(values / np.float32(mean), np.float32(_SMALLEST))
+    return scaled
