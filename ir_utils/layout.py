@@ -72,12 +72,17 @@ class Layout:
         """Whether the matrix is the constant itself, read in its own order."""
         return self.order == tuple(range(len(self.shape)))
 
-    def slabs(self, max_rows: int) -> Iterator[Slab]:
-        """Cut the rows into pieces of at most `max_rows` that can each be read by one index."""
+    def slabs(self, max_rows: int, block: int = 0) -> Iterator[Slab]:
+        """Cut the rows into pieces of at most `max_rows` that can each be read by one index.
+
+        With `block` no piece goes across a multiple of so many rows (an expert's).
+        """
         if self.contiguous or not self.lead:
-            for start in range(0, self.rows, max_rows):
-                stop = min(start + max_rows, self.rows)
-                yield Slab(start, stop, (slice(start, stop),))
+            block = block or self.rows
+            for first in range(0, self.rows, max(1, block)):
+                for start in range(first, first + block, max_rows):
+                    stop = min(start + max_rows, first + block)
+                    yield Slab(start, stop, (slice(start, stop),))
             return
         *outer, last = self.lead
         for number, position in enumerate(np.ndindex(*outer)):

@@ -15,6 +15,7 @@ from ov_weight_compression.ir_utils.layout import Layout, Slab
 from ov_weight_compression.ir_utils.packing import pack, packed_size
 from ov_weight_compression.ir_utils.pipeline import Task
 from ov_weight_compression.ir_utils.types import Array, element_type
+from ov_weight_compression.passes.stored import StoredWeight
 from ov_weight_compression.quantization.encode import Weighting, encode_rows, stored_table
 from ov_weight_compression.quantization.scales import tensor_scale_of
 from ov_weight_compression.quantization.spec import Encoded, Spec
@@ -88,7 +89,12 @@ class WeightJob:
     spec: Spec
     absmax: float
     importance: Importance | None = None
+    """What gives the importance of the input channels, `[columns]` or `[experts, columns]`, when it is needed."""
     weighting: Weighting = "graph"
+    experts: int = 1
+    """Into how many blocks of rows, each with an importance of its own, the weight falls."""
+    stored: StoredWeight | None = None
+    """The weight's codes, where they have been computed already."""
 
     @property
     def parts(self) -> dict[str, Part]:
@@ -147,14 +153,18 @@ class WeightJob:
                 tensors["zero_point"] = _filled(parts["zero_point"], packed)
             return tensors
 
-        return [partial(run, slab) for slab in layout.slabs(self._piece_rows())], finish
+        return [partial(run, slab) for slab in layout.slabs(self._piece_rows(), layout.rows // self.experts)], finish
 
     def _piece_rows(self) -> int:
         rows = _PIECE_ELEMENTS // max(1, self.reader.layout.columns)
         return max(_ROWS_ALIGNMENT, rows // _ROWS_ALIGNMENT * _ROWS_ALIGNMENT)
 
     def _encode(self, slab: Slab, tensor_scale: np.float32 | None) -> Encoded:
+        if self.stored is not None:
+            return self.stored.rows(slab)
         importance = self.importance() if self.importance is not None else None
+        if importance is not None and importance.ndim == 2:
+            importance = importance[slab.start * len(importance) // self.reader.layout.rows]
         encoded = encode_rows(
             self.reader.read(slab),
             self.spec,
