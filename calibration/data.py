@@ -20,7 +20,7 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from ov_weight_compression.calibration.generate import random_tokens, written_tokens
-from ov_weight_compression.calibration.language import LanguageModel, input_names, read_language_model
+from ov_weight_compression.calibration.language import LanguageModel, input_label, input_names, read_language_model
 from ov_weight_compression.calibration.tokens import as_windows, batches
 from ov_weight_compression.ir_utils.errors import OptionError
 
@@ -162,7 +162,7 @@ def _window(model: ov.Model, language: LanguageModel | None, item: Any) -> Windo
         window[str(node.get_friendly_name())] = _fitted(node, _array(value))
     if language is not None and language.ids in window:
         return language.inputs(window[language.ids], window)
-    missing = [node.get_friendly_name() for node in parameters if node.get_friendly_name() not in window]
+    missing = [input_label(node) for node in parameters if node.get_friendly_name() not in window]
     if missing:
         raise OptionError(f"dataset: the inputs {', '.join(missing)} are not in it: the model needs {_names(model)}")
     return window
@@ -180,11 +180,11 @@ def _fitted(node: ov.Node, array: NDArray[Any]) -> NDArray[Any]:
     dtype = np.dtype(wanted.to_dtype())
     if array.dtype.kind == "f" and dtype.kind in "iub":
         raise OptionError(
-            f"dataset: input '{node.get_friendly_name()}' takes {wanted.to_string()}, and the data is {array.dtype}"
+            f"dataset: input '{input_label(node)}' takes {wanted.to_string()}, and the data is {array.dtype}"
         )
     if not shape.compatible(ov.PartialShape(list(array.shape))):
         raise OptionError(
-            f"dataset: input '{node.get_friendly_name()}' has the shape {shape}, and the data {list(array.shape)}"
+            f"dataset: input '{input_label(node)}' has the shape {shape}, and the data {list(array.shape)}"
         )
     return array.astype(dtype, copy=False)
 
@@ -195,4 +195,4 @@ def _array(value: Any) -> NDArray[Any]:
 
 
 def _names(model: ov.Model) -> str:
-    return ", ".join(str(node.get_friendly_name()) for node in model.get_parameters())
+    return ", ".join(map(input_label, model.get_parameters()))

@@ -55,8 +55,10 @@ class Tap:
 class Graph:
     """The wanted part of a stateless copy of a model, in computing order."""
 
+    model: ov.Model
+    """The stateless copy. It is never changed: pieces are cut out of copies of it."""
     nodes: tuple[ov.Node, ...]
-    """All operations of the copy in topological order; positions in this tuple are the indices used everywhere."""
+    """All its operations in topological order; positions in this tuple are the indices used everywhere."""
     sources: tuple[tuple[TensorKey, ...], ...]
     constant: tuple[bool, ...]
     order: tuple[int, ...]
@@ -68,8 +70,8 @@ class Graph:
     taps: tuple[Tap, ...]
     layers: dict[int, tuple[str, ...]]
     """By place in `order`: the names of the weights that this operation reads."""
-    weight_nodes: dict[str, ov.Node]
-    """The constants of the weights, by name."""
+    weight_nodes: dict[str, int]
+    """The indices of the weights' constants, by name; only of those that something reads."""
     weight_bytes: dict[str, int]
     """Bytes of each weight as f32, or as it is stored where no arithmetic is done on it (a Gather)."""
     parameters: dict[str, TensorKey]
@@ -131,6 +133,7 @@ def read_graph(model: ov.Model, weights: Sequence[Weight], *, tapped: frozenset[
             layers[place[use.layer]] = (*layers.get(place[use.layer], ()), use.weight.name)
     top = max((levels[number] for number in order), default=0)
     return Graph(
+        model=clone,
         nodes=nodes,
         sources=sources,
         constant=constant,
@@ -139,7 +142,9 @@ def read_graph(model: ov.Model, weights: Sequence[Weight], *, tapped: frozenset[
         level_ends=tuple(sum(levels[number] <= level for number in order) for level in range(top + 1)),
         taps=taps,
         layers=layers,
-        weight_nodes={weight.name: twins[weight.constant.get_name()] for weight in weights if not weight.body},
+        weight_nodes={
+            weight.name: twin[weight.constant.get_name()] for weight in weights if weight.constant.get_name() in twin
+        },
         weight_bytes={weight.name: _bytes_when_compiled(weight) for weight in weights},
         parameters={node.get_friendly_name(): (index[node.get_name()], 0) for node in clone.get_parameters()},
         last_use={key: position for position, number in enumerate(order) for key in sources[number]},

@@ -3,7 +3,7 @@
 Exporters agree on the inputs' names. `input_ids [batch, length]` is the data; everything else follows from it for a
 window that starts with an empty cache:
 
-    attention_mask  [batch, length]    ones
+    attention_mask  [batch, length]    ones (over the cache too, but not in Mamba)
     position_ids    [batch, length]    0, 1, 2, …  ([3, batch, length] for models with several position axes)
     token_type_ids  [batch, length]    zeros
     beam_idx        [batch]            0, 1, … batch − 1
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ov_weight_compression.ir_utils.errors import OptionError
 
-__all__ = ["LanguageModel", "input_names", "read_language_model"]
+__all__ = ["LanguageModel", "input_label", "input_names", "read_language_model"]
 
 _IDS = ("input_ids", "decoder_input_ids")
 _PASSING = ("Convert", "Reshape", "Unsqueeze", "Squeeze", "Add", "Clamp", "Maximum")
@@ -69,7 +69,7 @@ class LanguageModel:
         names = input_names(node)
         shape = node.get_output_partial_shape(0)
         if "attention_mask" in names and len(shape) == 2:
-            return np.ones((batch, past + length))
+            return np.ones((batch, length if self.conv_taps is not None else past + length))
         if "position_ids" in names and len(shape) in (2, 3):
             lead = [dim.get_length() if dim.is_static else 1 for dim in list(shape)[:-2]]
             return np.broadcast_to(np.arange(past, past + length), (*lead, batch, length))
@@ -85,8 +85,8 @@ class LanguageModel:
             sizes = [dim.get_length() if dim.is_static else 0 for dim in shape]
             return np.zeros([batch, *sizes[1:]])
         raise OptionError(
-            f"dataset: the model's input '{node.get_friendly_name()}' {shape} does not follow from token ids: "
-            f"give dictionaries that hold it, with the keys {', '.join(p.get_friendly_name() for p in self.parameters)}"
+            f"dataset: the model's input '{input_label(node)}' {shape} does not follow from token ids: "
+            f"give dictionaries that hold it, with the keys {', '.join(map(input_label, self.parameters))}"
         )
 
 
@@ -126,6 +126,11 @@ def read_language_model(model: ov.Model) -> LanguageModel | None:
 def input_names(node: ov.Node) -> set[str]:
     """All names that a model input answers to: its friendly name and those of its tensor."""
     return {str(node.get_friendly_name()), *map(str, node.output(0).get_names())}
+
+
+def input_label(node: ov.Node) -> str:
+    """The name to call a model input by: the first of its tensor's, else its friendly name."""
+    return min(map(str, node.output(0).get_names()), default=str(node.get_friendly_name()))
 
 
 def _dtype(node: ov.Node) -> np.dtype[Any]:

@@ -3,9 +3,9 @@
     whole     … ─ A ─┬─ MatMul ─ B ─ MatMul ─ C …          piece     Parameter(A) ─┬─ MatMul ─ B ─ Result
                      └───────── Add ──────────                       Result(A + …) ┘
 
-The graph is rewired for a moment: every edge that enters the piece is led to a Parameter (or to a Constant, for a
-tensor that is the same in every window), a model is made of what lies between and copied, and the edges are put back.
-Only the piece is ever compiled. Tensors of a half precision cross a border as f32, because that is what they are in a
+In a copy of the graph, which shares all constants with it, every edge that enters the piece is led to a Parameter (or
+to a Constant, for a shape that is the same in every window); what lies between there and the Results is the
+piece, and only that is compiled. Tensors of a half precision cross a border as f32, because that is what they are in a
 model that is executed in f32.
 """
 
@@ -48,32 +48,31 @@ class Piece:
     """Tensors made in the piece that are wanted."""
     forced: tuple[TensorKey, ...] = ()
     """Tensors made in the piece that are taken from the store all the same."""
-    replaced: Mapping[str, ov.Output] = field(default_factory=dict)
+    replaced: Mapping[str, ov.Node] = field(default_factory=dict)
     """What stands in for a weight's constant, by the weight's name."""
 
 
 def cut_out(piece: Piece, store: Store) -> tuple[ov.Model, list[TensorKey]]:
     """A piece as a model of its own, and the tensors that its Parameters stand for. Its Results are the outputs."""
     graph = piece.graph
-    moved: list[tuple[ov.Input, ov.Output]] = []
+    nodes = graph.model.clone().get_ordered_ops()
+    within = {nodes[index].get_name() for index in graph.order[piece.begin : piece.end]}
     parameters: list[ov.Node] = []
     keys: list[TensorKey] = []
-    try:
-        within = {graph.nodes[index].get_name() for index in graph.order[piece.begin : piece.end]}
-        for key in (*graph.inputs_of(piece.begin, piece.end), *piece.forced):
-            entry, parameter = _entrance(graph, key, store)
-            if parameter is not None:
-                parameters.append(parameter)
-                keys.append(key)
-            _lead(graph.nodes[key[0]].output(key[1]), entry, moved, within)
-        for name, output in piece.replaced.items():
-            _lead(graph.weight_nodes[name].output(0), output, moved, None)
-        results = [_exit(graph, key) for key in piece.outputs]
-        model = ov.Model(results, parameters).clone()
-    finally:
-        for port, source in reversed(moved):
-            port.replace_source_output(source)
-    return model, keys
+    for key in (*graph.inputs_of(piece.begin, piece.end), *piece.forced):
+        tensor = nodes[key[0]].output(key[1])
+        is_input = nodes[key[0]].get_type_name() == "Parameter"
+        entry, parameter = _entrance(tensor, None if is_input else store.value(key), store.shape(key))
+        if parameter is not None:
+            parameters.append(parameter)
+            keys.append(key)
+        for port in list(tensor.get_target_inputs()):
+            if port.get_node().get_name() in within:
+                port.replace_source_output(entry)
+    for name, constant in piece.replaced.items():
+        _stand_in(nodes[graph.weight_nodes[name]], constant)
+    results = [_exit(nodes[index].output(port)) for index, port in piece.outputs]
+    return ov.Model(results, parameters), keys
 
 
 def run_piece(
@@ -97,37 +96,34 @@ def run_piece(
             receive(window, key, request.get_output_tensor(port).data)
 
 
-def _lead(
-    source: ov.Output, target: ov.Output, moved: list[tuple[ov.Input, ov.Output]], within: set[str] | None
-) -> None:
-    """Let the readers of `source` (those `within` a piece, or all) read `target`, and note how to undo it."""
-    for port in list(source.get_target_inputs()):
-        if within is None or port.get_node().get_name() in within:
-            port.replace_source_output(target)
-            moved.append((port, source))
-
-
-def _entrance(graph: Graph, key: TensorKey, store: Store) -> tuple[ov.Output, ov.Node | None]:
-    """What stands in for a tensor from outside: a Constant or a Parameter, in the tensor's own type."""
-    output = graph.nodes[key[0]].output(key[1])
-    own = output.get_element_type().to_string()
-    value = store.value(key)
+def _entrance(
+    tensor: ov.Output, value: NDArray[Any] | None, shape: tuple[int, ...] | None
+) -> tuple[ov.Output, ov.Node | None]:
+    """What a tensor from outside comes in by: a Constant or a Parameter, brought to the tensor's own type."""
+    own = tensor.get_element_type().to_string()
     if value is not None:
-        node = ops.constant(value)
-        return (ops.convert(node, own) if own in _HALF else node).output(0), None
-    shape = store.shape(key)
-    parameter = ops.parameter(
-        ov.PartialShape(list(shape)) if shape is not None else output.get_partial_shape(),
-        ov.Type.f32 if own in _HALF else output.get_element_type(),
-    )
-    return (ops.convert(parameter, own) if own in _HALF else parameter).output(0), parameter
+        node, parameter = ops.constant(value), None
+    else:
+        node = parameter = ops.parameter(
+            # A dimension that is 0 in every window is left open: the CPU plugin divides by it when it compiles.
+            ov.PartialShape([size or -1 for size in shape]) if shape is not None else tensor.get_partial_shape(),
+            ov.Type.f32 if own in _HALF else tensor.get_element_type(),
+        )
+    return (ops.convert(node, own) if own in _HALF else node).output(0), parameter
 
 
-def _exit(graph: Graph, key: TensorKey) -> ov.Node:
-    output = graph.nodes[key[0]].output(key[1])
-    if output.get_element_type().to_string() in _HALF:
-        output = ops.convert(output, "f32").output(0)
-    return ops.result(output)
+def _stand_in(constant: ov.Node, other: ov.Node) -> None:
+    """Let the readers of `constant` read `other`; its type may be another only where a Convert follows anyway."""
+    own = constant.get_output_element_type(0).to_string()
+    readers = list(constant.output(0).get_target_inputs())
+    for port in readers:
+        fits = other.get_output_element_type(0).to_string() == own or port.get_node().get_type_name() == "Convert"
+        port.replace_source_output((other if fits else ops.convert(other, own)).output(0))
+
+
+def _exit(tensor: ov.Output) -> ov.Node:
+    half = tensor.get_element_type().to_string() in _HALF
+    return ops.result(ops.convert(tensor, "f32") if half else tensor)
 
 
 def _contiguous(array: NDArray[Any]) -> NDArray[Any]:

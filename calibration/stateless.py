@@ -5,9 +5,11 @@ variable's value is always what it is at the start:
 
     before    init ─ ReadValue ─ Gather(beam_idx) ─ Concat(·, new keys) ┬ attention
                                                                         └ Assign
-    after     init ────────────── Gather(beam_idx) ─ Concat(·, new keys) ─ attention
+    after     new keys ─ attention
 
-The copy shares its constants with the original, so it costs a few megabytes whatever the model's size.
+where the Concat is left out if its other part is empty, as a cache is; a variable that starts with anything else is
+simply replaced by that. The copy shares its constants with the original, so it costs a few megabytes whatever the
+model's size.
 """
 
 from __future__ import annotations
@@ -38,6 +40,12 @@ def stateless_copy(model: ov.Model) -> tuple[ov.Model, dict[str, ov.Node]]:
     for sink in list(clone.get_sinks()):
         if sink.get_type_name() == "Assign":
             clone.remove_sink(sink)
+    for variable in list(clone.get_variables()):
+        clone.remove_variable(variable)
+    clone.validate_nodes_and_infer_types()
+    for node in clone.get_ordered_ops():
+        if node.get_type_name() == "Concat":
+            _drop_empty(node)
     return clone, twins
 
 
@@ -45,6 +53,18 @@ def _bypass(node: ov.Node, value: ov.Output) -> None:
     """Let everything that reads `node` read `value` instead."""
     for target in list(node.output(0).get_target_inputs()):
         target.replace_source_output(value)
+
+
+def _drop_empty(concat: ov.Node) -> None:
+    """Bypass a Concat of which all parts but one are known to be empty."""
+    axis = concat.get_attributes()["axis"]
+    parts = [value for value in concat.input_values() if not _is_empty(value.get_partial_shape(), axis)]
+    if len(parts) == 1 < concat.get_input_size():
+        _bypass(concat, parts[0])
+
+
+def _is_empty(shape: ov.PartialShape, axis: int) -> bool:
+    return bool(shape.rank.is_static and shape[axis].is_static and shape[axis].get_length() == 0)
 
 
 def _initial_value(read: ov.Node) -> ov.Output:

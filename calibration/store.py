@@ -19,8 +19,8 @@ from ov_weight_compression.calibration.graph import TensorKey
 
 __all__ = ["Pool", "Store"]
 
-_SMALL = 64
-"""Tensors of at most so many elements are compared between windows: shapes and indices that are always the same."""
+_SMALL = 16
+"""Integer vectors of at most so many elements are compared between windows: shapes that are always the same."""
 
 
 class Pool:
@@ -100,7 +100,7 @@ class Store:
         return entry.first[0] if entry.first is not None and entry.same_shape else None
 
     def value(self, key: TensorKey) -> NDArray[Any] | None:
-        """The value of a small or an empty tensor that is the same in all windows, else None."""
+        """The value of a short vector of integers that is the same in all windows, else None."""
         entry = self._find(key)
         return entry.first[1] if entry.first is not None and entry.same_value else None
 
@@ -128,7 +128,7 @@ class Store:
 
 def _compare(entry: _Entry, array: NDArray[Any]) -> None:
     """Note whether this window's tensor has the shape, and if it is small the value, of the windows before."""
-    small = (array.size <= _SMALL and array.dtype.kind in "iub") or array.size == 0
+    small = array.size <= _SMALL and array.ndim <= 1 and array.dtype.kind in "iu"
     if entry.first is None:
         entry.first = (array.shape, np.array(array) if small else np.empty(0, array.dtype))
         entry.same_value = small

@@ -32,19 +32,16 @@ class Stream:
         self._limit = weight_limit
         self.store = store
         self.windows = windows
-        self._replaced: dict[str, ov.Output] = {}
+        self._replaced: dict[str, ov.Node] = {}
         self.changed = False
         """Whether any weight has ever been replaced."""
 
     def replace(self, name: str, values: NDArray[Any]) -> None:
         """From here on the constant of weight `name` is `values`, in the constant's own shape, f32 or f16."""
-        constant = self._graph.weight_nodes[name]
-        node = ops.constant(np.ascontiguousarray(values))
-        readers = {port.get_node().get_type_name() for port in constant.output(0).get_target_inputs()}
-        own = constant.get_output_element_type(0).to_string()
-        if node.get_output_element_type(0).to_string() != own and readers != {"Convert"}:
-            node = ops.convert(node, own)
-        self._replaced[name] = node.output(0)
+        constant = self._graph.nodes[self._graph.weight_nodes[name]]
+        if tuple(values.shape) != tuple(constant.get_output_shape(0)):
+            raise ValueError(f"weight '{name}': {values.shape} in place of {constant.get_output_shape(0)}")
+        self._replaced[name] = ops.constant(np.ascontiguousarray(values))
         self.changed = True
 
     def advance(
@@ -96,12 +93,12 @@ class Stream:
             if done and (since is None or self._graph.place.get(key[0], -1) >= since):
                 self.store.drop(key)
         ahead = {name for place, names in self._graph.layers.items() if place >= front for name in names}
-        self._replaced = {name: output for name, output in self._replaced.items() if name in ahead}
+        self._replaced = {name: node for name, node in self._replaced.items() if name in ahead}
 
-    def _in_use(self, begin: int, end: int) -> dict[str, ov.Output]:
+    def _in_use(self, begin: int, end: int) -> dict[str, ov.Node]:
         """The replaced weights that operations in `[begin, end)` read."""
         names = {name for place in range(begin, end) for name in self._graph.layers.get(place, ())}
-        return {name: output for name, output in self._replaced.items() if name in names}
+        return {name: node for name, node in self._replaced.items() if name in names}
 
 
 def feed(graph: Graph, store: Store, inputs: Iterable[Mapping[str, NDArray[Any]]]) -> int:

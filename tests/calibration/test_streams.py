@@ -1,0 +1,234 @@
+"""Two streams through a model: the order of the stages, and what each of them sees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+import pytest
+
+from ov_weight_compression.calibration import Need, collect, make_samples, open_streams
+from ov_weight_compression.ir_utils.errors import OptionError
+from tests import models
+from tests.calibration import small
+
+TOKENS = np.random.default_rng(7).integers(0, small.VOCABULARY, 200)
+TINY = 1 << 17
+
+
+def coarse(values: np.ndarray) -> np.ndarray:
+    """A weight with so few bits that the streams part visibly."""
+    step = np.abs(values).max() / 8
+    return (np.round(values.astype(np.float32) / step) * step).astype(values.dtype)
+
+
+def rows(arrays: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate([array.reshape(-1, array.shape[-1]) for array in arrays]).astype(np.float64)
+
+
+def test_stages_follow_the_graph() -> None:
+    model = small.language_model(blocks=2)
+    with open_streams(model, small.weights_of(model), make_samples(model, TOKENS)) as streams:
+        found = [([sorted(one.weights) for one in stage.inputs], sorted(stage.others)) for stage in streams]
+        assert len(streams) == len(found)
+        assert streams.unreached == ()
+    block = [[["k_{}", "q_{}", "v_{}"]], [["o_{}"]], [["gate_{}", "up_{}"]], [["down_{}"]]]
+    expected = [[[name.format(number) for name in names] for names in stage] for number in (0, 1) for stage in block]
+    assert found == [([], ["embedding", "positions"]), *((stage, []) for stage in expected), ([["head"]], [])]
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16"])
+@pytest.mark.parametrize("memory", [1 << 30, TINY])
+def test_each_stage_sees_the_replacements_before_it(dtype: str, memory: int) -> None:
+    model = small.language_model(dtype=dtype)
+    weights = {weight.name: weight for weight in small.weights_of(model)}
+    samples = make_samples(model, [TOKENS[:12], TOKENS[12:24], TOKENS[24:60]])
+    exact = small.activations(model, weights.values(), samples)
+    replaced: dict[str, np.ndarray] = {}
+    with open_streams(model, list(weights.values()), samples, calibration_memory=memory, quiet=True) as streams:
+        for stage in streams:
+            for one in stage.inputs:
+                seen = one.measure(gram=True, cross=True)
+                name = one.weights[0]
+                x = rows(exact[name])
+                hat = rows(small.activations(small.with_constants(model, replaced), [weights[name]], samples)[name])
+                assert not one.same
+                assert np.abs(x - hat).max() > 1e-3 * np.abs(x).max()
+                tolerance = 1e-4 * np.abs(x.T @ x).max()
+                for gram, expected in ((seen.x.gram, x.T @ x), (seen.x_hat.gram, hat.T @ hat), (seen.cross, x.T @ hat)):
+                    np.testing.assert_allclose(gram, expected, atol=tolerance)
+                np.testing.assert_allclose(seen.x_hat.importance, (hat**2).mean(0), rtol=1e-3)
+            for name in stage.weights:
+                replaced[name] = coarse(weights[name].constant.data)
+                stage.replace(name, replaced[name])
+    assert set(replaced) == set(weights)
+
+
+def test_equal_weights_give_equal_streams() -> None:
+    model = small.language_model()
+    weights = {weight.name: weight for weight in small.weights_of(model)}
+    samples = make_samples(model, TOKENS)
+    collected = collect(model, list(weights.values()), samples, need=Need(gram=True))
+    with open_streams(model, list(weights.values()), samples) as streams:
+        for number, stage in enumerate(streams):
+            for one in stage.inputs:
+                seen = one.measure(gram=True, cross=True)
+                assert one.same == (number == 0)
+                assert seen.cross is not None
+                assert seen.x_hat.gram is not None
+                np.testing.assert_allclose(seen.cross, seen.x_hat.gram, rtol=1e-5, atol=1e-3)
+                np.testing.assert_array_equal(seen.x.gram, seen.x_hat.gram)
+                np.testing.assert_allclose(seen.x.gram, collected[one.weights[0]].gram, atol=1e-2)
+            for name in stage.weights:
+                stage.replace(name, weights[name].constant.data)
+
+
+def test_streams_are_one_until_something_is_replaced() -> None:
+    model = small.language_model()
+    weights = {weight.name: weight for weight in small.weights_of(model)}
+    same = []
+    with open_streams(model, list(weights.values()), make_samples(model, TOKENS)) as streams:
+        for stage in streams:
+            for one in stage.inputs:
+                seen = one.measure(cross=True)
+                same.append(one.same)
+                assert (seen.x is seen.x_hat) == one.same
+                assert seen.cross is not None
+                if "gate_0" in one.weights:
+                    stage.replace("gate_0", coarse(weights["gate_0"].constant.data))
+    assert same == [True] * 3 + [False] * 6
+
+
+def test_the_float_stream_alone() -> None:
+    model = small.language_model()
+    weights = {weight.name: weight for weight in small.weights_of(model)}
+    samples = make_samples(model, TOKENS)
+    collected = collect(model, list(weights.values()), samples, need=Need(gram=True))
+    with open_streams(model, list(weights.values()), samples, compressed=False) as streams:
+        for stage in streams:
+            for one in stage.inputs:
+                assert one.same
+                np.testing.assert_allclose(one.measure(gram=True).x.gram, collected[one.weights[0]].gram, atol=1e-2)
+            for name in stage.weights:
+                stage.replace(name, coarse(weights[name].constant.data))
+
+
+def test_what_is_not_asked_for_is_not_there() -> None:
+    model = small.language_model()
+    weights = small.weights_of(model)
+    with open_streams(model, weights, make_samples(model, TOKENS)) as streams:
+        for stage in streams:
+            if stage.others:
+                stage.replace("embedding", np.zeros((small.VOCABULARY, 32), np.float32))
+            for one in stage.inputs:
+                seen = one.measure(gram_hat=True, block=16)
+                assert seen.x.gram is None
+                assert seen.cross is None
+                assert seen.x_hat.gram is not None
+                assert seen.x_hat.gram_blocks is not None
+                assert seen.x_hat.gram_blocks.shape == (one.width // 16, 16, 16)
+
+
+def test_a_weight_of_another_stage_is_refused() -> None:
+    model = small.language_model()
+    with open_streams(model, small.weights_of(model), make_samples(model, TOKENS)) as streams:
+        stage = next(iter(streams))
+        with pytest.raises(OptionError, match="weight 'down_1' is not of this stage: those are embedding, positions"):
+            stage.replace("down_1", np.zeros((32, 64), np.float32))
+
+
+def test_routed_experts_are_compared_row_by_row() -> None:
+    """The router of the compressed stream would choose otherwise; its experts must get the float stream's rows."""
+    model = small.routed_experts()
+    weights = {weight.name: weight for weight in small.weights_of(model)}
+    samples = make_samples(
+        model, [np.random.default_rng(seed).standard_normal((9, 32)).astype("f4") for seed in (1, 2)]
+    )
+    exact = small.activations(model, weights.values(), samples)
+    with open_streams(model, list(weights.values()), samples) as streams:
+        for stage in streams:
+            for one in stage.inputs:
+                seen = one.measure(gram=True, cross=True)
+                assert seen.x.n == seen.x_hat.n == len(rows(exact[one.weights[0]]))
+                if one.weights[0].startswith("up") and seen.x.n:
+                    assert seen.cross is not None
+                    assert seen.x.gram is not None
+                    assert not one.same
+                    assert np.abs(seen.cross - seen.x.gram).max() < 0.2 * np.abs(seen.x.gram).max()
+            for name in stage.weights:
+                values = weights[name].constant.data
+                stage.replace(name, values[::-1] if name == "router" else coarse(values))
+
+
+def test_experts_with_rows_of_their_own() -> None:
+    model = small.batched_experts()
+    weights = {weight.name: weight for weight in small.weights_of(model)}
+    samples = make_samples(model, [np.random.default_rng(0).standard_normal((11, 32)).astype("f4")])
+    down = coarse(weights["up"].constant.data)
+    with open_streams(model, list(weights.values()), samples) as streams:
+        first, second = ([one.measure(cross=True) for one in stage.inputs] for stage in stepping(streams, {"up": down}))
+    assert first[0].x.experts == second[0].x.experts == 3
+    assert second[0].cross is not None
+    x = small.activations(model, weights.values(), samples)["down"][0]
+    hat = small.activations(small.with_constants(model, {"up": down}), weights.values(), samples)["down"][0]
+    for expert in range(3):
+        np.testing.assert_allclose(second[0].cross[expert], x[expert].T @ hat[expert], atol=1e-4)
+
+
+def stepping(streams: object, values: dict[str, np.ndarray]) -> object:
+    """The stages, each with its replacements made once its user is done with it."""
+    for stage in streams:  # type: ignore[attr-defined]
+        yield stage
+        for name in set(stage.weights) & set(values):
+            stage.replace(name, values[name])
+
+
+def test_models_that_are_no_transformers() -> None:
+    model = models.layers(4)
+    x = np.random.default_rng(0).standard_normal((6, 64)).astype(np.float32)
+    with open_streams(model, small.weights_of(model), make_samples(model, [x])) as streams:
+        assert [stage.weights for stage in streams] == [("weight_0",), ("weight_1",), ("weight_2",), ("weight_3",)]
+    model = models.convolution()
+    shape = [dim.get_length() if dim.is_static else 8 for dim in model.get_parameters()[0].get_output_partial_shape(0)]
+    with open_streams(model, small.weights_of(model), make_samples(model, [np.ones(shape, np.float32)])) as streams:
+        assert list(streams) == []
+        assert streams.unreached == ("weight",)
+
+
+def test_weights_in_bodies_are_unreached() -> None:
+    model = models.in_loop()
+    with open_streams(model, small.weights_of(model), make_samples(model, [np.ones((2, 64), np.float32)])) as streams:
+        assert list(streams) == []
+        assert streams.unreached == ("weight",)
+
+
+def test_a_shared_weight_belongs_to_its_first_stage() -> None:
+    model = models.tied_head()
+    weights = small.weights_of(model)
+    with open_streams(model, weights, make_samples(model, [np.arange(6).reshape(1, 6)])) as streams:
+        assert [(stage.others, [one.weights for one in stage.inputs]) for stage in streams] == [
+            (("weight",), []),
+            ((), [("weight_0",)]),
+        ]
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2_moe", "gpt_neox"])
+def test_zoo(shared: Path, name: str) -> None:
+    model = ov.Core().read_model(shared / "zoo" / name / "openvino_model.xml")
+    weights = {weight.name: weight for weight in small.weights_of(model)}
+    samples = make_samples(model, np.random.default_rng(1).integers(0, 300, 64), context_length=16)
+    count = 0
+    with open_streams(model, list(weights.values()), samples) as streams:
+        for stage in streams:
+            for one in stage.inputs:
+                seen = one.measure(gram=True, cross=True)
+                assert seen.cross is not None
+                assert seen.x.gram is not None
+                np.testing.assert_allclose(
+                    seen.cross, seen.x.gram, atol=1e-5 * max(1.0, float(np.abs(seen.cross).max()))
+                )
+            count += len(stage.weights)
+            for weight in stage.weights:
+                stage.replace(weight, weights[weight].constant.data.astype(np.float32))
+    assert count == len(weights)
