@@ -92,7 +92,7 @@ def _constants(postponed: PostponedWeight, choice: Choice, lazy: bool) -> dict[s
                 continue
             maker = partial(_same, tensor)
         shape = ov.Shape(list(part.shape))
-        nodes[name] = postponed_constant(element_type(part.type), shape, maker, gathered and name == "codes")
+        nodes[name] = postponed_constant(element_type(part.type), shape, maker, gathered and part.type != "f32")
     return nodes
 
 
