@@ -226,8 +226,17 @@ def _check_values(choice: Choice, values: ValueRange) -> Choice | Skip:
     if spec.scale_type == "f16" and values.absmax > 0:
         spread = 2 * values.absmax if row.asymmetric else values.absmax
         if spread / row.top > _F16_MAX or values.absmax / row.top < _F16_COARSE:
-            spec = replace(spec, scale_type="f32")
-    return replace(choice, spec=spec, absmax=values.absmax)
+            return _with_wide_scales(replace(choice, absmax=values.absmax))
+    return replace(choice, absmax=values.absmax)
+
+
+def _with_wide_scales(choice: Choice) -> Choice:
+    """f32 scales; with 8 bits per channel where a Gather reads groups, whose scales the CPU plugin wants in f16."""
+    spec, reason = replace(choice.spec, scale_type="f32"), choice.reason
+    if spec.group_size != -1 and any(consumer.kind is Kind.GATHER for consumer in choice.weight.consumers):
+        spec = Spec(FORMATS[Mode.INT8_ASYM.value], -1, "f32")
+        reason = _join(reason, "f16 cannot hold its scales, and an embedding in groups cannot have others")
+    return replace(choice, spec=spec, reason=reason)
 
 
 def _with_search(choice: Choice, options: Options) -> Choice:
