@@ -69,8 +69,8 @@ def weights_of(path: Path) -> dict[str, WeightInput]:
             behind[node.get_friendly_name()] = (node,)
         elif known and all(each is not None for each in known):
             behind[node.get_friendly_name()] = tuple(leaf for each in known for leaf in each or ())
-        if node.get_type_name() not in CONSUMERS:
-            continue
+        if node.get_type_name() not in CONSUMERS or node.get_friendly_name() in behind:
+            continue  # a Gather from a codebook is part of a chain, not a consumer
         for port, (source, constants) in enumerate(zip(sources, known, strict=True)):
             key = tuple(each.get_friendly_name() for each in constants or () if _counts(each))
             if key and key not in seen:

@@ -41,7 +41,7 @@ class Comparison:
     @property
     def worse(self) -> bool:
         """Whether this package's error is larger although the format is the same."""
-        return self.same and self.error**2 > self.rival**2 * TOLERANCE
+        return self.same and not self.error**2 <= self.rival**2 * TOLERANCE  # a NaN is worse than anything
 
 
 def compare(original: Path, ours: Path, theirs: Path, model: str, mode: str) -> Iterator[Comparison]:

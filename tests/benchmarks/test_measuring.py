@@ -133,6 +133,16 @@ def test_chain_is_named_and_evaluated(tmp_path: Path) -> None:
     np.testing.assert_allclose(found[1].values(), expected, rtol=1e-3)
 
 
+def test_gather_from_a_codebook_is_part_of_the_chain(tmp_path: Path) -> None:
+    indices = np.arange(64 * 64, dtype=np.uint8).reshape(64, 64) % 16
+    table = np.linspace(-1, 1, 16).astype(np.float16)
+    chain = op.gather(op.constant(table), op.convert(op.constant(indices), "i32"), op.constant(np.int64(0)))
+    path = matmul(op.convert(chain, "f32"), tmp_path / "model.xml")
+    (found,) = chains.weights_of(path).items()
+    assert found[0] == "layer:1"
+    np.testing.assert_array_equal(found[1].values(), table[indices].astype(np.float32))
+
+
 def test_larger_error_is_found_only_where_the_format_is_the_same(tmp_path: Path) -> None:
     value = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
 
