@@ -11,6 +11,8 @@ from math import prod
 
 import openvino as ov
 
+from ov_weight_compression.patterns.graphs import is_constant
+
 __all__ = ["FLOAT8_TYPES", "INDEX_TYPES", "STORAGE_TYPES", "Chain", "extend", "merged_axis", "scale_shape"]
 
 _INTEGER_TYPES = frozenset({"u1", "u2", "u3", "u4", "u6", "u8", "i4", "i8"})
@@ -112,7 +114,7 @@ def _constants(value: ov.Output, depth: int = 5) -> tuple[ov.Node, ...] | None:
     """The constants that a tensor is made of, or None where it is not made of constants alone."""
     node = value.get_node()
     kind = node.get_type_name()
-    if kind == "Constant":
+    if is_constant(node):
         return (node,)
     if depth and kind in ("Convert", "Reshape", "Unsqueeze", "Squeeze"):
         return _constants(node.input_value(0), depth - 1)

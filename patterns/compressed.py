@@ -28,7 +28,7 @@ from ov_weight_compression.patterns.chain import (
     scale_shape,
 )
 from ov_weight_compression.patterns.follow import Use, follow
-from ov_weight_compression.patterns.graphs import Graph, graphs_of
+from ov_weight_compression.patterns.graphs import Graph, bytes_of, graphs_of
 from ov_weight_compression.patterns.layout import own_view
 from ov_weight_compression.patterns.roles import Role
 from ov_weight_compression.patterns.weight import Consumer, Kind, demanding
@@ -87,7 +87,7 @@ class CompressedWeight:
     @property
     def bytes(self) -> int:
         """Bytes of all its constants."""
-        return sum(int(part.get_byte_size()) for part in self.constants)
+        return sum(bytes_of(part) for part in self.constants)
 
     @property
     def elements(self) -> int:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import openvino as ov
 
 from ov_weight_compression.patterns.compressed import compressed_in
-from ov_weight_compression.patterns.graphs import Graph, graphs_of
+from ov_weight_compression.patterns.graphs import Graph, bytes_of, graphs_of, is_postponed
 from ov_weight_compression.patterns.ignored import IgnoredScope
 from ov_weight_compression.patterns.judge import Candidate, judge
 from ov_weight_compression.patterns.weight import FLOAT_TYPES, Kind, Skip, Weight
@@ -24,6 +24,8 @@ __all__ = ["REPORTED_ELEMENTS", "find_weights"]
 
 REPORTED_ELEMENTS = 1024
 """From this many elements on, a constant that no layer uses is reported too."""
+
+_POSTPONED = "its value is computed only when the model is saved or compiled"
 
 
 def find_weights(model: ov.Model, ignored: object = None) -> tuple[list[Weight], list[Skip]]:
@@ -58,7 +60,7 @@ class _Found:
     place: tuple[int, ...]
     """Where the first operation that reads it lies."""
     layers: list[tuple[int, ...]]
-    """Where the layers that read it lie, in order; none for what is compressed already."""
+    """Where the layers that read it lie, in order."""
     result: Weight | Skip
 
 
@@ -68,15 +70,16 @@ def _settle(graph: Graph, rules: dict[str, str]) -> Iterator[_Found]:
     for one in compressed_in(graph):
         consumer = one.consumers[0]
         reason = f"already compressed ({one.format})"
-        skip = Skip(one.name, consumer.name, one.shape, one.storage, reason, int(one.codes.get_byte_size()))
-        yield _Found(graph.place(consumer.node), [], skip)
+        skip = Skip(one.name, consumer.name, one.shape, one.storage, reason, bytes_of(one.codes))
+        yield _Found(graph.place(one.chain[0]), [graph.place(other.node) for other in one.consumers], skip)
         parts.update((part, f"belongs to '{one.name}', which is already compressed") for part in one.constants)
     for constant, element_type in graph.constants:
-        if element_type not in FLOAT_TYPES:
+        if element_type not in FLOAT_TYPES or not constant.shape:
             continue
         candidate = Candidate.of(graph, constant, element_type)
         if candidate.layers or candidate.elements >= REPORTED_ELEMENTS:
-            result = parts.get(constant) or judge(candidate, rules)
+            known = parts.get(constant) or (_POSTPONED if is_postponed(constant) else None)
+            result = known or judge(candidate, rules)
             first = candidate.first
             yield _Found(
                 place=graph.place(first.node if first else constant),

@@ -6,12 +6,23 @@ small questions that the bindings answer only at length: what a tensor's dimensi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import openvino as ov
+from openvino.utils.postponed_constant import PostponedConstant
 
-__all__ = ["BODY_OPERATIONS", "Graph", "constant_of", "dimensions", "graphs_of"]
+__all__ = [
+    "BODY_OPERATIONS",
+    "Graph",
+    "bytes_of",
+    "constant_of",
+    "dimensions",
+    "graphs_of",
+    "is_constant",
+    "is_postponed",
+]
 
 BODY_OPERATIONS = frozenset({"If", "Loop", "TensorIterator"})
 
@@ -28,7 +39,7 @@ class Graph:
     """Where it lies: the positions of the operations that lead to it. Sorting by it gives graph order."""
     position: dict[ov.Node, int] = field(repr=False)
     constants: list[tuple[ov.Node, str]] = field(repr=False)
-    """The constants, with the names of their element types."""
+    """The constants, postponed ones too, with the names of their element types."""
 
     def place(self, node: ov.Node) -> tuple[int, ...]:
         """A sort key: graph order over all levels."""
@@ -48,6 +59,24 @@ def dimensions(value: ov.Output) -> list[int | None] | None:
     return [dim.get_length() if dim.is_static else None for dim in shape]
 
 
+def is_postponed(node: ov.Node) -> bool:
+    """Whether a node is a constant whose value is computed when the model is saved or compiled."""
+    return isinstance(node, PostponedConstant)
+
+
+def is_constant(node: ov.Node) -> bool:
+    """Whether a node is a constant of either kind."""
+    return bool(node.get_type_name() == "Constant") or is_postponed(node)
+
+
+def bytes_of(constant: ov.Node) -> int:
+    """Bytes of a constant of either kind."""
+    if not is_postponed(constant):
+        return int(constant.get_byte_size())
+    bits = int(constant.get_output_element_type(0).bitwidth)
+    return -(-math.prod(int(size) for size in constant.shape) * bits // 8)
+
+
 def constant_of(value: ov.Output) -> ov.Node | None:
     """The constant behind a tensor and any Convert, Reshape, Squeeze or Unsqueeze; None where there is none."""
     node = value.get_node()
@@ -59,7 +88,7 @@ def constant_of(value: ov.Output) -> ov.Node | None:
 def _walk(model: ov.Model, path: str, key: tuple[int, ...]) -> Iterator[Graph]:
     operations = model.get_ordered_ops()
     types = [node.get_type_name() for node in operations]
-    constants = [node for node, kind in zip(operations, types, strict=True) if kind == "Constant"]
+    constants = [node for node, kind in zip(operations, types, strict=True) if kind == "Constant" or is_postponed(node)]
     yield Graph(
         operations=operations,
         types=types,

@@ -8,7 +8,7 @@ from math import prod
 import openvino as ov
 
 from ov_weight_compression.patterns.follow import Use, follow
-from ov_weight_compression.patterns.graphs import BODY_OPERATIONS, Graph
+from ov_weight_compression.patterns.graphs import BODY_OPERATIONS, Graph, bytes_of
 from ov_weight_compression.patterns.layout import View, own_view, pieces_of
 from ov_weight_compression.patterns.roles import RECURRENT, Role
 from ov_weight_compression.patterns.weight import Consumer, Kind, Skip, Weight, demanding
@@ -30,6 +30,8 @@ class Candidate:
     element_type: str
     shape: tuple[int, ...]
     uses: list[Use]
+    layers: list[Use]
+    """Those of the uses that are operations which take weights."""
 
     @classmethod
     def of(cls, graph: Graph, constant: ov.Node, element_type: str) -> Candidate:
@@ -37,12 +39,7 @@ class Candidate:
         shape = tuple(constant.shape)
         uses = [use for use in follow(constant, own_view(shape)) if use.node in graph.position]
         uses.sort(key=lambda use: (graph.position[use.node], use.port))
-        return cls(graph, constant, element_type, shape, uses)
-
-    @property
-    def layers(self) -> list[Use]:
-        """The uses by operations that take weights."""
-        return [use for use in self.uses if use.role is not None]
+        return cls(graph, constant, element_type, shape, uses, [use for use in uses if use.role is not None])
 
     @property
     def first(self) -> Use | None:
@@ -68,7 +65,7 @@ class Candidate:
             shape=self.shape,
             element_type=self.element_type,
             reason=reason,
-            bytes=int(self.constant.get_byte_size()),
+            bytes=bytes_of(self.constant),
         )
 
 
@@ -137,6 +134,8 @@ def _no_layer(candidate: Candidate) -> str:
         return "only its shape is read"
     kinds = sorted({use.node.get_type_name() for use in candidate.uses})
     sort = "one-dimensional, " if max(candidate.shape) == candidate.elements else ""
+    if kinds == ["FakeQuantize"]:
+        return "behind a FakeQuantize: its values are quantised already"
     takes = "which takes no" if len(kinds) == 1 else "none of which takes"
     return f"{sort}feeds only {', '.join(kinds)}, {takes} compressed weights"
 

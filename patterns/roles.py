@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import openvino as ov
 
+from ov_weight_compression.patterns.graphs import is_constant
 from ov_weight_compression.patterns.positional import makes_positions
 from ov_weight_compression.patterns.weight import Kind
 
@@ -34,7 +35,7 @@ def _matmul(node: ov.Node, port: int, shape: tuple[int, ...]) -> Role | str:
     rank = len(shape)
     if rank < 2:
         return "one-dimensional: there are no output channels to give scales to"
-    if _is_constant(node.input_value(1 - port).get_node()):
+    if _bare_constant(node.input_value(1 - port).get_node()):
         return "both inputs of the MatMul are constants: it is computed once, when the model is compiled"
     if makes_positions(node):
         return "rotary or positional embedding: its values become angles, which need their precision"
@@ -76,11 +77,11 @@ def _convolution(batch: tuple[int, ...], channel: int) -> Callable[[ov.Node, int
     return role
 
 
-def _is_constant(node: ov.Node) -> bool:
+def _bare_constant(node: ov.Node) -> bool:
     """Whether nothing but reshaping lies between this tensor and a Constant."""
     while node.get_type_name() in ("Convert", "Reshape", "Transpose", "FakeConvert"):
         node = node.input_value(0).get_node()
-    return bool(node.get_type_name() == "Constant")
+    return is_constant(node)
 
 
 ROLES: dict[tuple[str, int], Callable[[ov.Node, int, tuple[int, ...]], Role | str]] = {

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import openvino as ov
 import pytest
 from openvino import opset13 as op
+from openvino.utils import make_postponed_constant
 
 from ov_weight_compression.patterns import CompressedWeight, Kind, find_compressed, find_weights
 from tests import models
@@ -55,6 +58,42 @@ def test_every_storage(storage: str, zero_point: str | None, scale: str, group: 
     assert [consumer.name for consumer in found.consumers] == ["layer"]
     assert found.last.get_type_name() == ("Multiply" if group == -1 else "Reshape")
     assert not found.is_fp8_source
+
+
+@pytest.mark.parametrize("cloned", [False, True])
+def test_postponed_constants(cloned: bool) -> None:
+    """As they are in a model that this package has compressed and that has not been saved yet."""
+
+    def make(kind: ov.Type, shape: tuple[int, ...]) -> ov.Node:
+        return make_postponed_constant(kind, ov.Shape(shape), lambda: ov.Tensor(kind, ov.Shape(shape)), f"{kind}")
+
+    value = op.convert(make(ov.Type.u4, (512, 2, 32)), "f16")
+    value = op.subtract(value, op.convert(make(ov.Type.u4, (512, 2, 1)), "f16"))
+    value = op.multiply(value, make(ov.Type.f16, (512, 2, 1)))
+    value = op.convert(op.reshape(value, op.constant(np.array([512, 64])), False), "f32")
+    x = op.parameter([-1, 64], np.float32)
+    model = ov.Model([op.matmul(x, value, False, True)], [x])
+    del value
+    gc.collect()
+    found = only(model.clone() if cloned else model)
+    assert (found.storage, found.scale_type, found.group_size) == ("u4", "f16", 32)
+    assert found.bytes == 512 * 32 + 512 + 512 * 2 * 2
+    assert [skip.reason[:7] for skip in find_weights(model)[1]] == ["already", "belongs"]
+
+
+def test_inside_a_body() -> None:
+    x = op.parameter([2, 64], np.float32)
+    state = op.parameter([2, 64], np.float32)
+    codes = op.convert(op.constant(ov.Tensor(ov.Type.i8, ov.Shape((64, 64)))), "f32")
+    layer = op.matmul(state, op.multiply(codes, op.constant(np.ones((64, 1), np.float32))), False, True)
+    result, go_on = op.result(layer), op.result(op.constant(np.array(True)))
+    node = op.loop(op.constant(np.int64(3)), op.constant(np.array(True)))
+    node.set_function(ov.Model([go_on, result], [state], "body"))
+    node.set_special_body_ports([-1, 0])
+    node.set_merged_input(state, x.output(0), result.output(0))
+    node.set_friendly_name("repeat")
+    found = only(ov.Model([op.result(node.get_iter_value(result.output(0), -1))], [x]))
+    assert found.body == "repeat/body"
 
 
 def two_level(storage: str = "f4e2m1") -> ov.Model:

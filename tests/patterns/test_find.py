@@ -6,6 +6,7 @@ import numpy as np
 import openvino as ov
 import pytest
 from openvino import opset13 as op
+from openvino.utils import make_postponed_constant
 
 from ov_weight_compression.patterns import Kind, Skip, Weight, find_weights
 from tests import models
@@ -318,6 +319,28 @@ def test_an_ignored_last_layer_leaves_none_marked() -> None:
     weights, skips = find_weights(models.layers(3), ["layer_2"])
     assert [weight.backup_reason for weight in weights] == [None, None]
     assert [(skip.name, skip.reason) for skip in skips] == [("weight_2", "ignored: name 'layer_2'")]
+
+
+def test_a_compressed_last_layer_leaves_none_marked() -> None:
+    """What is left of a model that was compressed before keeps its place: its last layer is not a new last layer."""
+    x = op.parameter([-1, 64], np.float32)
+    codes = op.convert(op.constant(ov.Tensor(ov.Type.i8, ov.Shape((64, 64)))), "f32")
+    head = op.multiply(codes, op.constant(np.ones((64, 1), np.float32)))
+    weights, _ = find_weights(ov.Model([by_rows(by_rows(x, models.constant((64, 64))), head)], [x]))
+    assert [weight.backup_reason for weight in weights] == [None]
+
+
+def test_a_postponed_weight_is_refused() -> None:
+    kind, shape = ov.Type.f32, ov.Shape((64, 64))
+    weight = make_postponed_constant(kind, shape, lambda: ov.Tensor(kind, shape), "weight")
+    x = op.parameter([-1, 64], np.float32)
+    assert "computed only when" in only_skip(ov.Model([by_rows(x, weight)], [x])).reason
+
+
+def test_a_fake_quantized_weight_is_refused() -> None:
+    ends = [op.constant(np.float32(value)) for value in (-1, 1, -1, 1)]
+    skip = only_skip(models.linear(through=lambda node: op.fake_quantize(node, *ends, 255)))
+    assert skip.reason == "behind a FakeQuantize: its values are quantised already"
 
 
 def test_the_order_is_that_of_the_graph() -> None:
