@@ -20,7 +20,7 @@ from typing import Any
 import openvino as ov
 
 from ov_weight_compression.evaluation.outputs import Energy
-from ov_weight_compression.evaluation.values import ConstantValues, is_constant
+from ov_weight_compression.ir_utils.chain_values import ConstantValues, is_constant
 from ov_weight_compression.patterns import CompressedWeight, find_compressed
 from ov_weight_compression.patterns.graphs import graphs_of
 

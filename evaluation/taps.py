@@ -24,7 +24,7 @@ from ov_weight_compression.evaluation.data import Inputs
 from ov_weight_compression.evaluation.layers import LayerFigures, PairedLayer
 from ov_weight_compression.evaluation.outputs import Energy
 from ov_weight_compression.evaluation.running import Runner
-from ov_weight_compression.evaluation.values import is_constant
+from ov_weight_compression.ir_utils.chain_values import is_constant
 
 __all__ = ["measure_outputs"]
 

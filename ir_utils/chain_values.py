@@ -1,13 +1,14 @@
-"""What a subgraph of constants comes to, in f32 and piece by piece: the weights of both models as they are multiplied.
+"""What a subgraph of constants comes to, in f32 and piece by piece: a weight as it is multiplied.
 
-A weight of the base model is `Constant ─ [Convert] ─ [Reshape] ─ layer`, a compressed one the longer chain of codes,
-zero points and scales. Both are evaluated at the layer's input, in f32 as the layer sees them when executed in f32,
-whatever type the chain is written in. Pieces are rows of the first axis, so that a table of a gigabyte is never there
+A float weight is `Constant ─ [Convert] ─ [Reshape] ─ layer`, a compressed one the longer chain of codes, zero points
+and scales. Either is evaluated at any of its outputs, in f32 as a layer sees it that is executed in f32, whatever type
+the chain is written in. Pieces are rows of the first axis, so that a table of a gigabyte is never there
 as a whole; only an operation that mixes rows (a Transpose) is evaluated whole, for that weight.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,8 +16,8 @@ from typing import Any
 import numpy as np
 import openvino as ov
 from openvino import opset13 as ops
+from openvino.utils.postponed_constant import PostponedConstant
 
-from ov_weight_compression.evaluation.arithmetic import core
 from ov_weight_compression.ir_utils.types import Array, Float32
 
 __all__ = ["ConstantValues", "is_constant"]
@@ -40,6 +41,7 @@ class ConstantValues:
         self._output = output
         self.shape = tuple(int(size) for size in output.get_shape())
         self._whole: dict[Any, Float32] = {}
+        self._made: dict[Any, Any] = {}
 
     def pieces(self) -> Iterator[Float32]:
         """All values in row-major order, as flat arrays."""
@@ -54,13 +56,21 @@ class ConstantValues:
 
     def _rows(self, output: Any, start: int, stop: int) -> Float32:
         """Rows of the first axis; the whole for a scalar."""
-        node = output.get_node()
+        node = self._plain(output.get_node())
         evaluate = _EVALUATORS.get(node.get_type_name())
         found = evaluate(self, node, start, stop) if evaluate else None
         if found is not None:
             return found
         whole = self._keep(output, _compiled)
         return whole[start:stop] if whole.ndim else whole
+
+    def _plain(self, node: Any) -> Any:
+        """A postponed constant as a Constant, computed once."""
+        if not isinstance(node, PostponedConstant):
+            return node
+        if node not in self._made:
+            self._made[node] = ov.op.Constant(node.m_maker(), shared_memory=True)
+        return self._made[node]
 
     def _all(self, output: Any) -> Float32:
         """Every row, kept: for an operation that cannot be taken in pieces."""
@@ -165,5 +175,10 @@ _EVALUATORS: dict[str, Callable[[ConstantValues, Any, int, int], Float32 | None]
 def _compiled(output: Any) -> Float32:
     """Any other operation, evaluated by OpenVINO as a model of its own."""
     model = ov.Model([ops.convert(output, ov.Type.f32).output(0)], [], "values")
-    compiled = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = _core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return np.array(compiled([])[0], dtype=np.float32)
+
+
+@functools.cache
+def _core() -> ov.Core:
+    return ov.Core()
