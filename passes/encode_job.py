@@ -88,13 +88,13 @@ class WeightJob:
     reader: ConstantReader
     spec: Spec
     absmax: float
+    stored: StoredWeight | None = None
+    """The weight's codes, where they have been computed already."""
     importance: Importance | None = None
     """What gives the importance of the input channels, `[columns]` or `[experts, columns]`, when it is needed."""
     weighting: Weighting = "graph"
     experts: int = 1
     """Into how many blocks of rows, each with an importance of its own, the weight falls."""
-    stored: StoredWeight | None = None
-    """The weight's codes, where they have been computed already."""
 
     @property
     def parts(self) -> dict[str, Part]:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.pipeline import default_threads
+from ov_weight_compression.passes import readers
 from ov_weight_compression.passes.modes import (
+    Accuracy,
     BackupMode,
     Device,
     GroupSizeFallback,
@@ -41,6 +44,15 @@ class Options:
     group_size_fallback: GroupSizeFallback = GroupSizeFallback.ADJUST
     rules: tuple[Rule, ...] = ()
     scale_search: str | int = "auto"
+    dataset: Any = None
+    subset_size: int | None = None
+    context_length: int | None = None
+    scale_estimation: bool = False
+    gptq: bool = False
+    accuracy: Accuracy | None = None
+    statistics_path: Path | None = None
+    calibration_memory: int | None = None
+    quiet: bool = True
     lazy: bool = True
     threads: int = field(default_factory=default_threads)
     device: Device | None = None
@@ -62,6 +74,13 @@ class Options:
             "group_size_fallback": self.group_size_fallback.value,
             "scale_search": str(self.scale_search),
         }
+        if self.accuracy is not None:
+            recipe["accuracy"] = self.accuracy.value
+        for name in ("scale_estimation", "gptq"):
+            if getattr(self, name):
+                recipe[name] = "True"
+        if self.dataset is not None:
+            recipe["dataset"] = self.dataset if isinstance(self.dataset, str) else type(self.dataset).__name__
         if self.rules:
             recipe["rules"] = "; ".join(map(str, self.rules))
         if self.ignored_scope is not None:
@@ -90,73 +109,44 @@ def read_options(**given: Any) -> Options:
     ):
         raise OptionError("compression_format: only 'dequantize' is written, for the others train with NNCF")
     values = {name: reader(given[name]) for name, reader in _READERS.items() if given.get(name) is not None}
+    if "sensitivity_metric" not in values and "dataset" in values:
+        values["sensitivity_metric"] = SensitivityMetric.MAX_ACTIVATION_VARIANCE  # as NNCF chooses with data
     options = Options(**values)
     _check_together(options, given)
     return options
 
 
-def _number(name: str, low: float, high: float) -> Any:
-    def read(value: object) -> float:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-            raise OptionError(f"{name}: must be a number from {low:g} to {high:g}, got {value!r}")
-        return float(value)
-
-    return read
-
-
-def _count(name: str, low: int) -> Any:
-    def read(value: object) -> int:
-        if isinstance(value, bool) or not hasattr(value, "__index__") or int(value.__index__()) < low:
-            raise OptionError(f"{name}: must be a whole number of at least {low}, got {value!r}")
-        return int(value.__index__())
-
-    return read
-
-
-def _flag(name: str) -> Any:
-    def read(value: object) -> bool:
-        if not isinstance(value, bool):
-            raise OptionError(f"{name}: must be True or False, got {value!r}")
-        return value
-
-    return read
-
-
-def _search(value: object) -> str | int:
-    if isinstance(value, str) and value.lower() in ("auto", "off"):
-        return value.lower()
-    if isinstance(value, str) and value.isdigit():
-        value = int(value)
-    if isinstance(value, bool) or not hasattr(value, "__index__") or not 0 <= int(value.__index__()) <= 256:
-        raise OptionError(f"scale_search: must be 'auto', 'off' or a number of candidates up to 256, got {value!r}")
-    return int(value.__index__())
-
+_MEANINGLESS_IN_INT8 = (
+    *("all_layers", "backup_mode", "sensitivity_metric", "dataset", "scale_estimation", "gptq", "accuracy"),
+    "statistics_path",
+)
 
 _READERS: Mapping[str, Any] = {
     "mode": lambda value: parse_enum(Mode, value, "mode"),
-    "ratio": _number("ratio", 0, 1),
+    "ratio": readers.number("ratio", 0, 1),
     "group_size": lambda value: check_group(value, "group_size"),
     "ignored_scope": IgnoredScope.of,
-    "all_layers": _flag("all_layers"),
+    "all_layers": readers.flag("all_layers"),
     "backup_mode": lambda value: parse_enum(BackupMode, value, "backup_mode"),
     "sensitivity_metric": lambda value: parse_enum(SensitivityMetric, value, "sensitivity_metric"),
     "group_size_fallback": lambda value: parse_enum(GroupSizeFallback, value, "group_size_fallback"),
     "rules": parse_rules,
-    "scale_search": _search,
-    "lazy": _flag("lazy"),
-    "threads": _count("threads", 1),
+    "scale_search": readers.scale_search,
+    "dataset": lambda value: value,
+    "subset_size": readers.count("subset_size", 1),
+    "context_length": readers.count("context_length", 2),
+    "scale_estimation": readers.flag("scale_estimation"),
+    "gptq": readers.flag("gptq"),
+    "accuracy": lambda value: parse_enum(Accuracy, value, "accuracy"),
+    "statistics_path": readers.path("statistics_path"),
+    "calibration_memory": readers.count("calibration_memory", 1 << 26),
+    "quiet": readers.flag("quiet"),
+    "lazy": readers.flag("lazy"),
+    "threads": readers.count("threads", 1),
     "device": lambda value: parse_enum(Device, value, "device"),
 }
 
-_UNBUILT = {
-    "dataset": "calibration with data",
-    "subset_size": "calibration with data",
-    "awq": "AWQ",
-    "scale_estimation": "scale estimation",
-    "gptq": "GPTQ",
-    "lora_correction": "LoRA correction",
-    "accuracy": "accuracy presets",
-}
+_UNBUILT = {"awq": "AWQ", "lora_correction": "LoRA correction"}
 
 
 def _refuse_unbuilt(given: Mapping[str, Any]) -> None:
@@ -175,11 +165,16 @@ def _check_together(options: Options, given: Mapping[str, Any]) -> None:
             raise OptionError(f"ratio: {mode} gives every weight 8 bits, so only 1 is allowed, got {options.ratio:g}")
         if options.effective_group != -1:
             raise OptionError(f"group_size: {mode} is per channel, so only -1 is allowed, got {options.group_size}")
-        for name in ("all_layers", "backup_mode", "sensitivity_metric"):
-            if given.get(name):
+        for name in _MEANINGLESS_IN_INT8:
+            if given.get(name) is not None and given[name] is not False:
                 raise OptionError(f"{name}: means nothing with {mode}, which gives every weight 8 bits; leave it out")
-    if options.sensitivity_metric.needs_data:
-        raise OptionError(f"sensitivity_metric: {options.sensitivity_metric.value} needs a dataset")
+    if options.sensitivity_metric.needs_data and options.dataset is None:
+        raise OptionError(
+            f"sensitivity_metric: {options.sensitivity_metric.value} needs a dataset; give one, or use "
+            "weight_quantization_error"
+        )
+    if options.scale_search == "off" and (options.scale_estimation or options.accuracy is not None):
+        raise OptionError("scale_search: must not be 'off' with scale_estimation or accuracy, which are made of it")
     for number, rule in enumerate(options.rules):
         if rule.mode is None:
             continue

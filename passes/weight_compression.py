@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -15,14 +16,17 @@ from ov_weight_compression.ir_utils.constants import ConstantReader, FileMapping
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.layout import Layout
 from ov_weight_compression.ir_utils.pipeline import Job, Pipeline
+from ov_weight_compression.passes.calibrate import Calibration
 from ov_weight_compression.passes.channel_importance import ChannelImportance
-from ov_weight_compression.passes.data_free import weight_quantization_error
 from ov_weight_compression.passes.encode_job import WeightJob
+from ov_weight_compression.passes.noise import noise_of
 from ov_weight_compression.passes.options import Options, read_options
 from ov_weight_compression.passes.plan import Choice, make_plan
 from ov_weight_compression.passes.report import Report, make_report
 from ov_weight_compression.passes.rewrite import rewrite
+from ov_weight_compression.passes.stored import StoredWeight
 from ov_weight_compression.patterns import Weight, find_weights
+from ov_weight_compression.quantization.sensitivity import sensitivity
 
 __all__ = ["WeightCompression", "apply_weight_compression"]
 
@@ -51,7 +55,16 @@ class WeightCompression(ModelPass):
         lazy: False computes everything now and inserts plain constants.
         threads: threads to compute with; by default OMP_NUM_THREADS or the processors there are.
         device: prefer formats that this device executes compressed.
-        dataset, subset_size, awq, scale_estimation, gptq, lora_correction, accuracy: not built yet; refused.
+        dataset: model inputs (dicts, tuples, arrays), token ids, NNCF's Dataset, or for a language model `"random"` or
+            `"self"`; see `ov_weight_compression.calibration`.
+        subset_size, context_length: how many windows of the dataset are used (128) and, for tokens, how long (256).
+        accuracy: `"fast"`, `"balanced"` or `"best"`; see `ov_weight_compression.passes.method`.
+        scale_estimation: the scale search weighted with what the data shows.
+        gptq: codes by GPTQ, with descent on codes and scales after it.
+        statistics_path: folder to keep statistics in, and to read them from if they are there.
+        calibration_memory: bytes that calibration may hold; 2 GiB.
+        quiet: False shows a progress bar while calibrating.
+        awq, lora_correction: not built yet; refused.
 
     Attributes:
         report: what was done to every constant and why (`Report`), after the pass has run.
@@ -86,9 +99,10 @@ class WeightCompression(ModelPass):
         """Rewrite `model` in place; whether anything changed."""
         options = self.options
         weights, skips = find_weights(model, options.ignored_scope)
-        session = _Session(options, weights)
+        session = _Session(model, options, weights)
         self._pipeline = session.pipeline
         plan = make_plan(weights, skips, options, session.scan, session.sensitivity)
+        session.calibrate(plan.choices)
         jobs = rewrite(plan.choices, session.job, session.pipeline, options.lazy)
         self._report = make_report(plan, options.recipe())
         if jobs:
@@ -117,11 +131,13 @@ def apply_weight_compression(model: ov.Model, **options: Any) -> ov.Model:
 class _Session:
     """One run's readers and pipeline: what turns decisions about weights into work on their values."""
 
-    def __init__(self, options: Options, weights: Sequence[Weight]) -> None:
+    def __init__(self, model: Any, options: Options, weights: Sequence[Weight]) -> None:
         self.options = options
-        self._weights = weights
         self.pipeline = Pipeline(threads=options.threads)
         self._mappings = FileMappings()
+        self._weights = weights
+        self._calibration = Calibration(model, weights, options, self.reader)
+        self._stored: Mapping[str, StoredWeight] = {}
 
     def reader(self, weight: Weight) -> ConstantReader:
         return ConstantReader(weight.constant, Layout.of(weight.shape, weight.reduction_axes), self._mappings)
@@ -130,22 +146,34 @@ class _Session:
         return self._for_each(lambda weight: self.reader(weight).scan(), weights)
 
     def sensitivity(self, weights: Sequence[Weight]) -> Sequence[float]:
-        return self._for_each(lambda weight: weight_quantization_error(self.reader(weight)), weights)
+        metric = self.options.sensitivity_metric
+        means = self._calibration.means(weights) if metric.needs_data else [None] * len(weights)
+        noises = self._for_each(lambda weight: noise_of(self.reader(weight)), weights)
+        return [sensitivity(metric.value, noise, seen) for noise, seen in zip(noises, means, strict=True)]
+
+    def calibrate(self, choices: Sequence[Choice]) -> None:
+        """Run what the options want to know from data, before anything is edited."""
+        self._stored = self._calibration.encode(choices)
+
+    def job(self, choice: Choice) -> WeightJob:
+        weight = choice.weight
+        job = WeightJob(weight.name, self.reader(weight), choice.spec, choice.absmax, self._stored.get(weight.name))
+        if job.stored is not None or not choice.spec.search:
+            return job
+        seen = self._calibration.importance(weight)
+        if seen is None:
+            return replace(job, importance=partial(self._graph_importance.of, weight))
+        return replace(job, importance=lambda: seen, weighting="data", experts=len(seen) if seen.ndim == 2 else 1)
+
+    @cached_property
+    def _graph_importance(self) -> ChannelImportance:
+        return ChannelImportance(self._weights, self.reader)
 
     def _for_each(self, function: Callable[[Weight], Any], weights: Sequence[Weight]) -> list[Any]:
         if self.options.threads == 1 or len(weights) < 2:
             return [function(weight) for weight in weights]
         with ThreadPoolExecutor(self.options.threads) as pool:
             return list(pool.map(function, weights))
-
-    def job(self, choice: Choice) -> WeightJob:
-        weight = choice.weight
-        importance = partial(self._importance.of, weight) if choice.spec.search else None
-        return WeightJob(weight.name, self.reader(weight), choice.spec, choice.absmax, importance)
-
-    @cached_property
-    def _importance(self) -> ChannelImportance:
-        return ChannelImportance(self._weights, self.reader)
 
 
 def _leave_recipe(model: Any, report: Report) -> None:

@@ -1,0 +1,74 @@
+"""What is done with data: the algorithms behind NNCF's names and behind the three presets.
+
+    accuracy     with a dataset                                     a language model without one
+    fast         scale search weighted with E[x²]                   the same, on 1,024 random tokens
+    balanced     + GPTQ with descent, on the float model's inputs   the same, on text that the model writes itself
+    best         + targets of the float model over the compressed   the same, on text that the model writes itself
+                 layers before (two streams)
+
+`scale_estimation=True` is the weighted search, `gptq=True` is GPTQ with descent. A dataset alone means the weighted
+search too, for there is no reason to measure and not to use it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ov_weight_compression.ir_utils.errors import OptionError
+from ov_weight_compression.passes.modes import Accuracy
+
+__all__ = ["Method", "method_of"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a run does with activations."""
+
+    weighted: bool = False
+    """Weigh the scale search with E[x²]."""
+    gptq: bool = False
+    two_streams: bool = False
+    """GPTQ sees the inputs behind the compressed layers and aims at the float model's outputs."""
+    dataset: Any = None
+    """What the caller gave, or "random" or "self"."""
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether anything has to be run."""
+        return self.weighted or self.gptq
+
+
+def method_of(
+    accuracy: Accuracy | None, dataset: Any, scale_estimation: bool, gptq: bool, is_language_model: bool
+) -> Method:
+    """Put the options together.
+
+    Raises:
+        OptionError: data is needed, none was given, and none can be made up for this model.
+    """
+    wanted = accuracy is not None or scale_estimation or gptq or dataset is not None
+    if not wanted:
+        return Method()
+    if dataset is None:
+        dataset = _made_up(accuracy, scale_estimation or gptq, is_language_model)
+        if dataset is None:
+            return Method()
+    deep = accuracy in (Accuracy.BALANCED, Accuracy.BEST)
+    return Method(True, gptq or deep, accuracy is Accuracy.BEST, dataset)
+
+
+def _made_up(accuracy: Accuracy | None, named: bool, is_language_model: bool) -> str | None:
+    if named:
+        raise OptionError(
+            "dataset: scale_estimation and gptq need one; give model inputs, or 'random' or 'self' for a language model"
+        )
+    if is_language_model:
+        return "random" if accuracy is Accuracy.FAST else "self"
+    if accuracy is Accuracy.FAST:
+        return None  # nothing to measure with: the search weighs by what the graph says
+    assert accuracy is not None
+    raise OptionError(
+        f"dataset: accuracy={accuracy.value} needs one for a model that is no language model; "
+        "give a list of its inputs, or use accuracy='fast'"
+    )

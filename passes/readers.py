@@ -1,0 +1,69 @@
+"""How the values of options are read: from what a caller may write to what the code works with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ov_weight_compression.ir_utils.errors import OptionError
+
+__all__ = ["count", "flag", "number", "path", "scale_search"]
+
+
+def number(name: str, low: float, high: float) -> Callable[[object], float]:
+    """A number between two limits."""
+
+    def read(value: object) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+            raise OptionError(f"{name}: must be a number from {low:g} to {high:g}, got {value!r}")
+        return float(value)
+
+    return read
+
+
+def count(name: str, low: int) -> Callable[[object], int]:
+    """A whole number that is not too small."""
+
+    def read(value: object) -> int:
+        whole = None if isinstance(value, bool) else getattr(value, "__index__", None)
+        if whole is None or whole() < low:
+            raise OptionError(f"{name}: must be a whole number of at least {low}, got {value!r}")
+        return int(whole())
+
+    return read
+
+
+def flag(name: str) -> Callable[[object], bool]:
+    """True or False."""
+
+    def read(value: object) -> bool:
+        if not isinstance(value, bool):
+            raise OptionError(f"{name}: must be True or False, got {value!r}")
+        return value
+
+    return read
+
+
+def path(name: str) -> Callable[[object], Path]:
+    """A path as text or object."""
+
+    def read(value: Any) -> Path:
+        try:
+            return Path(value)
+        except TypeError:
+            raise OptionError(f"{name}: must be a path, got {value!r}") from None
+
+    return read
+
+
+def scale_search(value: object) -> str | int:
+    """`auto`, `off` or a number of candidates."""
+    if isinstance(value, str) and value.lower() in ("auto", "off"):
+        return value.lower()
+    if isinstance(value, str) and value.isdigit():
+        value = int(value)
+    whole = None if isinstance(value, bool) else getattr(value, "__index__", None)
+    if whole is None or not 0 <= whole() <= 256:
+        raise OptionError(f"scale_search: must be 'auto', 'off' or a number of candidates up to 256, got {value!r}")
+    return int(whole()) or "off"
