@@ -92,16 +92,28 @@ def _add_compress(commands: Any) -> None:
     command.add_argument("--no-validate", action="store_true", help="an --ignore that matches nothing is no error")
     command.add_argument("--device", help="choose formats that CPU, GPU or NPU executes")
     command.add_argument("--threads", type=int, help="threads to compute with")
-    for name in ("awq", "scale-estimation", "gptq", "lora-correction"):
-        command.add_argument(f"--{name}", action="store_true", default=None, help=argparse.SUPPRESS)
-    command.add_argument("--data", help=argparse.SUPPRESS)
-    command.add_argument("--subset-size", type=int, help=argparse.SUPPRESS)
-    command.add_argument("--accuracy", help=argparse.SUPPRESS)
+    _add_data_options(command)
     command.add_argument("--report", metavar="FILE", type=Path, help="write the report as JSON")
     command.add_argument("--dry-run", action="store_true", help="report with exact sizes, write no model")
     command.add_argument("--force", action="store_true", help="replace what is at the output")
     command.add_argument("--quiet", action="store_true", help="print nothing but errors")
     command.set_defaults(run=_run_compress)
+
+
+def _add_data_options(command: argparse.ArgumentParser) -> None:
+    data = command.add_argument_group("with data")
+    data.add_argument("--data", metavar="FILE", help="text, .npy or .npz; random or self for a language model")
+    data.add_argument("--accuracy", help="fast, balanced or best")
+    data.add_argument("--scale-estimation", action="store_true", default=None, help="scale search weighted by the data")
+    data.add_argument("--gptq", action="store_true", default=None, help="codes by GPTQ")
+    data.add_argument("--awq", action="store_true", default=None, help=argparse.SUPPRESS)
+    data.add_argument("--lora-correction", action="store_true", default=None, help=argparse.SUPPRESS)
+    data.add_argument("--subset-size", type=int, metavar="N", help="windows of the data to use (default 128)")
+    data.add_argument("--context-length", type=int, metavar="N", help="tokens in a window (default 256)")
+    data.add_argument("--statistics-path", metavar="DIR", help="keep statistics here, and use those that are there")
+    data.add_argument(
+        "--calibration-memory", type=int, metavar="BYTES", help="what calibration may hold (default 2 GiB)"
+    )
 
 
 def _options(parsed: argparse.Namespace) -> dict[str, Any]:
@@ -111,11 +123,10 @@ def _options(parsed: argparse.Namespace) -> dict[str, Any]:
     names = (
         *("mode", "ratio", "group_size", "all_layers", "backup_mode", "sensitivity_metric", "group_size_fallback"),
         *("scale_search", "device", "threads", "awq", "scale_estimation", "gptq", "lora_correction"),
-        *("subset_size", "accuracy"),
+        *("subset_size", "accuracy", "context_length", "statistics_path", "calibration_memory"),
     )
     options = {name: getattr(parsed, name) for name in names if getattr(parsed, name) is not None}
-    if parsed.data is not None:
-        options["dataset"] = parsed.data
+    options["quiet"] = parsed.quiet
     if parsed.rule:
         options["rules"] = [parse_rule_text(rule) for rule in parsed.rule]
     if parsed.ignore:
@@ -141,12 +152,12 @@ def _run_compress(parsed: argparse.Namespace) -> int:
     options = _options(parsed)
     target = None if parsed.dry_run else parsed.output
     if parsed.quiet:
-        results = compress_path(parsed.model, target, options, parsed.force)
+        results = compress_path(parsed.model, target, options, parsed.force, data=parsed.data)
     else:
         from ov_weight_compression.passes.progress import progress_bar
 
         with progress_bar() as progress:
-            results = compress_path(parsed.model, target, options, parsed.force, progress)
+            results = compress_path(parsed.model, target, options, parsed.force, progress, parsed.data)
         _summarise(results, parsed.dry_run)
     if parsed.report is not None:
         _write_report(results, parsed.report)

@@ -47,9 +47,16 @@ class Progress:
 
 
 def compress_path(
-    source: Path, target: Path | None, options: dict[str, Any], force: bool = False, progress: Progress | None = None
+    source: Path,
+    target: Path | None,
+    options: dict[str, Any],
+    force: bool = False,
+    progress: Progress | None = None,
+    data: str | None = None,
 ) -> list[FileResult]:
     """Compress a model file or a folder into `target`; with `target` None only decide and report (a dry run).
+
+    `data` names a calibration dataset as the command line does: a file, "random" or "self".
 
     Raises:
         ModelError: the source is no model, or not readable.
@@ -59,6 +66,10 @@ def compress_path(
     source = source.expanduser()
     if target is not None:
         target = _settle_target(source, target.expanduser(), force)
+    if data is not None:
+        from ov_weight_compression.calibration import read_data
+
+        options = {**options, "dataset": read_data(data, source if source.is_dir() else source.parent)}
     if source.is_dir():
         return _compress_folder(source, target, options, progress or Progress())
     return [_compress_file(source, target, options, progress or Progress())]
@@ -84,17 +95,18 @@ def _settle_target(source: Path, target: Path, force: bool) -> Path:
 def _compress_file(source: Path, target: Path | None, options: dict[str, Any], progress: Progress) -> FileResult:
     pass_ = WeightCompression(**options)
     model = read_model(source)
+    if target is None:
+        return FileResult(source, source, pass_.preview(model))
     pass_.run_on_model(model)
-    if target is not None:
-        elements = {row.name: row.elements for row in pass_.report.rows}
+    elements = {row.name: row.elements for row in pass_.report.rows}
 
-        def finished(job: Job) -> None:
-            progress.advance(elements[job.name])
+    def finished(job: Job) -> None:
+        progress.advance(elements[job.name])
 
-        pass_.on_weight_finished(finished)
-        progress.start(source.name, pass_.report)
-        save_model(model, target)
-    return FileResult(source, target or source, pass_.report)
+    pass_.on_weight_finished(finished)
+    progress.start(source.name, pass_.report)
+    save_model(model, target)
+    return FileResult(source, target, pass_.report)
 
 
 def _models_in(folder: Path) -> list[Path]:

@@ -21,7 +21,7 @@ from ov_weight_compression.passes.channel_importance import ChannelImportance
 from ov_weight_compression.passes.encode_job import WeightJob
 from ov_weight_compression.passes.noise import noise_of
 from ov_weight_compression.passes.options import Options, read_options
-from ov_weight_compression.passes.plan import Choice, make_plan
+from ov_weight_compression.passes.plan import Choice, Plan, make_plan
 from ov_weight_compression.passes.report import Report, make_report
 from ov_weight_compression.passes.rewrite import rewrite
 from ov_weight_compression.passes.stored import StoredWeight
@@ -95,19 +95,26 @@ class WeightCompression(ModelPass):
         if self._pipeline is not None:
             self._pipeline.on_finished = callback
 
+    def preview(self, model: Any) -> Report:
+        """The report that running the pass on `model` would leave, exact in its sizes; the model is not changed."""
+        _, plan = self._decide(model)
+        return make_report(plan, self.options.recipe())
+
     def run_on_model(self, model: Any) -> bool:
         """Rewrite `model` in place; whether anything changed."""
-        options = self.options
-        weights, skips = find_weights(model, options.ignored_scope)
-        session = _Session(model, options, weights)
+        session, plan = self._decide(model)
         self._pipeline = session.pipeline
-        plan = make_plan(weights, skips, options, session.scan, session.sensitivity)
         session.calibrate(plan.choices)
-        jobs = rewrite(plan.choices, session.job, session.pipeline, options.lazy)
-        self._report = make_report(plan, options.recipe())
+        jobs = rewrite(plan.choices, session.job, session.pipeline, self.options.lazy)
+        self._report = make_report(plan, self.options.recipe())
         if jobs:
             _leave_recipe(model, self._report)
         return bool(jobs)
+
+    def _decide(self, model: Any) -> tuple[_Session, Plan]:
+        weights, skips = find_weights(model, self.options.ignored_scope)
+        session = _Session(model, self.options, weights)
+        return session, make_plan(weights, skips, self.options, session.scan, session.sensitivity)
 
 
 def apply_weight_compression(model: ov.Model, **options: Any) -> ov.Model:
