@@ -13,8 +13,9 @@ is not written to the IR. Three exceptions, each for a plugin's sake (seen with 
 - the constants themselves stay unmarked: plugins change their types (f16 to f32), and can do so only with constants
   that they were allowed to fold from postponed ones;
 - what leads to the scale stays unmarked: the CPU plugin wants to fold f8e8m0 and f8e4m3 scales;
-- codes that the CPU plugin does not execute (u3, f8, codebooks) get the mark on their first Convert alone, together
-  with the mark of a decompression: the plugin takes both off and folds the chain, which it could not run at all.
+- codes that the CPU plugin does not execute (u3, f8, codebooks) get the mark on their first Convert and their scale's
+  alone, together with the mark of a decompression: the plugin takes both off and folds the chain, which it could not
+  run at all. (A scale folded to f32 beforehand would make `ov.save_model` write an IR that cannot be read.)
 """
 
 from __future__ import annotations
@@ -59,9 +60,11 @@ def build_dequantization(parts: ChainParts, name: str, shape: tuple[int, ...]) -
     wide = folded or parts.scale.get_output_element_type(0) == ov.Type.f32
     arithmetic = ov.Type.f32 if wide else ov.Type.f16
     operations: list[Any] = []
+    scales: list[Any] = []
 
     def add_scale(node: Any, suffix: str) -> Any:
         node.set_friendly_name(f"{name}/{suffix}")
+        scales.append(node)
         return node
 
     def add(node: Any, suffix: str) -> Any:
@@ -81,9 +84,9 @@ def build_dequantization(parts: ChainParts, name: str, shape: tuple[int, ...]) -
         target = add(ops.constant(np.array(shape, dtype=np.int64)), "shape")
         value = add(ops.reshape(value, target, special_zero=False), "reshape")
     if folded:
-        first = operations[0]
-        protect_from_folding(first)
-        first.get_rt_info()[_DECOMPRESSION_MARK] = ""
+        for node in (operations[0], *(node for node in scales if node.get_type_name() == "Convert")):
+            protect_from_folding(node)
+            node.get_rt_info()[_DECOMPRESSION_MARK] = ""
         return value
     for node in operations:
         protect_from_folding(node)
