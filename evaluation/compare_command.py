@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ov_weight_compression.ir_utils.errors import CompressionError, OptionError, WorkError
+from ov_weight_compression.ir_utils.errors import CompressionError, MissingExtraError, OptionError, WorkError
 
 __all__ = ["add_compare_parser", "run_compare"]
 
@@ -94,7 +94,8 @@ def _add_results(parser: argparse.ArgumentParser) -> None:
 
 
 def run_compare(args: argparse.Namespace) -> int:
-    """Run the command. 0: done; 2: bad input or options; 1: a failure while working. Errors go to stderr, one line."""
+    """Run the command. Returns 0 when done; 2 for bad input or options; 1 for a failure while working, or where a package
+    is missing. Errors go to stderr, one line."""
     try:
         _check_results(args)
         from ov_weight_compression.evaluation.compare import compare
@@ -127,8 +128,8 @@ def run_compare(args: argparse.Namespace) -> int:
         if not args.quiet:
             found.print()
     except CompressionError as error:
-        print(f"ov-compress compare: {error}", file=sys.stderr)
-        return 1 if isinstance(error, WorkError) else 2
+        print(f"ov-compress: {error}", file=sys.stderr)
+        return 1 if isinstance(error, (WorkError, MissingExtraError)) else 2
     return 0
 
 

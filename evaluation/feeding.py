@@ -25,7 +25,7 @@ import openvino as ov
 from ov_weight_compression.ir_utils.errors import ModelError, OptionError
 from ov_weight_compression.ir_utils.types import Array
 
-__all__ = ["Feeder", "input_name"]
+__all__ = ["Feeder", "indexed_rows", "input_name"]
 
 _PAST = ("past_key_values", "past_key", "past.", "cache_params.past")
 
@@ -34,6 +34,30 @@ def input_name(port: Any) -> str:
     """The name by which an input is known: the one that exporters use, where it has several."""
     names = sorted(port.get_names()) or [port.get_node().get_friendly_name()]
     return str(next((name for name in names if name in _FILLERS or name == "input_ids"), names[0]))
+
+
+def indexed_rows(model: ov.Model, name: str) -> int | None:
+    """The rows of the table that an input indexes: the vocabulary behind `input_ids`, the number of positions behind
+    `position_ids`. None where the input goes into no table within a few operations."""
+    front = [port for port in model.inputs if input_name(port) == name]
+    shift = 0
+    for _ in range(8):
+        targets = [target for port in front for target in port.get_target_inputs()]
+        for target in targets:
+            node = target.get_node()
+            table = node.input_value(0).get_partial_shape() if node.get_type_name() == "Gather" else None
+            if target.get_index() == 1 and table is not None and table.rank.get_length() == 2 and table[0].is_static:
+                return int(table[0].get_length()) - shift
+        shift += sum(_added(target.get_node()) for target in targets)
+        front = [target.get_node().output(0) for target in targets if target.get_index() == 0]
+    return None
+
+
+def _added(node: ov.Node) -> int:
+    """What an Add of a whole number adds; OPT counts positions from 2."""
+    if node.get_type_name() != "Add" or not isinstance(constant := node.input_value(1).get_node(), ov.op.Constant):
+        return 0
+    return int(constant.data) if constant.data.size == 1 else 0
 
 
 class Feeder:

@@ -11,6 +11,7 @@ from typing import Any
 import openvino as ov
 
 from ov_weight_compression.evaluation.arithmetic import core, first_line
+from ov_weight_compression.evaluation.feeding import indexed_rows
 from ov_weight_compression.ir_utils.errors import ModelError
 
 __all__ = ["Loaded", "load"]
@@ -25,6 +26,7 @@ class Loaded:
 
     model: ov.Model
     name: str
+    """What it is called in reports: after its folder or file, or "base" and "compressed"."""
     path: Path | None = None
     """The .xml file; None for a model that was given as an object."""
 
@@ -45,10 +47,12 @@ class Loaded:
         return read if isinstance(read, dict) else {}
 
     def longest_window(self) -> int | None:
-        """The number of positions that the model was made for, where its config.json says it."""
+        """The number of positions that the model was made for, as far as its config.json or a table of positions says
+        it: behind the end of such a table OpenVINO reads zeros and says nothing."""
         config = self.config()
         found = [config[key] for key in _LIMITS if isinstance(config.get(key), int) and config[key] > 1]
-        return min(found, default=None)
+        table = indexed_rows(self.model, "position_ids")
+        return min([*found, *([table] if table else [])], default=None)
 
 
 def load(source: ov.Model | str | PathLike[str], role: str) -> Loaded:
@@ -63,7 +67,7 @@ def load(source: ov.Model | str | PathLike[str], role: str) -> Loaded:
         ModelError: there is no such file, or OpenVINO cannot read it.
     """
     if isinstance(source, ov.Model):
-        return Loaded(source, source.get_friendly_name() or role)
+        return Loaded(source, role)
     path = Path(source)
     if path.is_dir():
         path = _model_in(path, role)
@@ -94,5 +98,6 @@ def _model_in(folder: Path, role: str) -> Path:
 
 
 def _name_of(path: Path) -> str:
-    """What a person would call it: the folder's name where the file's is the same for every model."""
-    return path.parent.resolve().name if path.name == "openvino_model.xml" else path.name
+    """What a person would call it: the folder's name, and the file's where it is not the same for every model."""
+    folder = path.parent.resolve().name
+    return folder if path.name == "openvino_model.xml" else f"{folder}/{path.name}"

@@ -15,7 +15,7 @@ A row is a vector with a meaning of its own:
 
 Neighbours: over the samples of a rank 2 output, or of a rank 3 one averaged over its positions (those that
 `attention_mask` allows), the ten nearest others by cosine in both models; the mean share that is the same. Only where
-there are 12 samples or more (with 11, ten neighbours are all there are), at most the first 4,096.
+there are 12 samples or more (with 11, ten neighbours are all there are), at most the first 4,096, of 8 numbers or more.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ __all__ = ["Energy", "OutputFigures", "OutputTotals", "decibels"]
 
 _NEIGHBOURS = 10
 _MOST_SAMPLES = 4096
+_LEAST_WIDTH = 8
 
 
 def decibels(signal: float, noise: float) -> float:
@@ -110,7 +111,7 @@ class OutputTotals:
         self.energy.add(a, b)
         self.row = _row_name(a.ndim)
         self.cosines.append(_cosines(_rows(a), _rows(b)))
-        if a.ndim in (2, 3) and self.kept < _MOST_SAMPLES:
+        if a.ndim in (2, 3) and a.shape[-1] >= _LEAST_WIDTH and self.kept < _MOST_SAMPLES:
             self.pooled.append((_pooled(a, mask), _pooled(b, mask)))
             self.kept += len(a)
 

@@ -45,7 +45,8 @@ def _sections(comparison: Comparison) -> Iterable[str]:
     if comparison.worst_positions:
         yield "<h2>Predictions that changed most</h2>" + surprises(comparison.worst_positions)
     if comparison.worst_passages:
-        yield "<h2>Texts that suffered most</h2><p class=dim>The darker a token, the more its prediction changed.</p>"
+        yield "<h2>Texts that suffered most</h2>"
+        yield "<p class=dim>The stronger the colour, the more the prediction of a token changed.</p>"
         yield passages(comparison.worst_passages)
     yield _making(comparison)
 
@@ -191,9 +192,8 @@ def _making(comparison: Comparison) -> str:
         pairs.append(("window and stride", f"{data.window} and {data.stride} tokens"))
     if data.context is not None:
         last = "scored for KL and agreement" if data.score_last else "not scored"
-        pairs.append(
-            ("positions", f"all but the first {data.context} of each window; the last, without a next token, {last}")
-        )
+        first = f"all but the first {data.context}" if data.context else "all"
+        pairs.append(("positions", f"{first} of each window; the last, without a next token, {last}"))
     inside = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in pairs)
     return f"<h2>How this was measured</h2><dl>{inside}</dl>{_definitions(comparison)}"
 

@@ -14,6 +14,7 @@ __all__ = ["histogram", "layer_chart"]
 
 _WIDTH, _LEFT, _RIGHT = 1032, 52, 12
 _COLOURS = 6
+_RING_PITCH = 10.0
 
 
 def histogram(figures: LanguageFigures) -> str:
@@ -85,7 +86,7 @@ def layer_chart(layers: Sequence[LayerFigures]) -> str:
     height, top, bottom = 290, 12, 256
     pitch = min(40.0, (_WIDTH - _LEFT - _RIGHT) / len(layers))
     parts = _lines([(value, bottom - value / ceiling * (bottom - top)) for value in range(0, int(ceiling) + 1, 10)])
-    rings = []
+    rings: list[tuple[float, float]] = []
     for number, layer in enumerate(layers):
         value, left = heights[number], _LEFT + number * pitch
         shown = 0.0 if value is None else min(max(value, 0.0), ceiling)
@@ -95,9 +96,8 @@ def layer_chart(layers: Sequence[LayerFigures]) -> str:
         parts.append(_bar(left + gap / 2, bottom - max(size, 1), pitch - gap, max(size, 1), colour, _told(layer)))
         if _finite(layer.output_snr_db):
             y = bottom - min(max(layer.output_snr_db or 0.0, 0.0), ceiling) / ceiling * (bottom - top)
-            radius = min(3.2, max(1.4, pitch / 3))
-            rings.append(f'<circle class="dot" cx="{left + pitch / 2:.1f}" cy="{y:.1f}" r="{radius:.1f}"/>')
-    parts += rings
+            rings.append((left + pitch / 2, y))
+    parts += _rings(rings, pitch)
     parts.append(f'<text x="{_LEFT}" y="{bottom + 20}">first layer</text>')
     end = _LEFT + pitch * len(layers)
     if end > _LEFT + 160:
@@ -107,8 +107,17 @@ def layer_chart(layers: Sequence[LayerFigures]) -> str:
         for n, one in enumerate(formats)
     )
     what = "SNR of the layer's own output, dB" if own else "SNR of the weight, dB"
-    ring = '<span><i class="ring"></i>SNR of the output with the error of all layers before, dB</span>' if rings else ""
+    form, mark = ("line", "") if pitch < _RING_PITCH else ("ring", '<i class="ring"></i>')
+    ring = f"<span>{mark}{form}: SNR of the output with the error of all layers before, dB</span>" if rings else ""
     return f'<div class="key"><span>bar: {what}</span>{ring}{key}</div>' + _svg(height, parts, "SNR of every layer")
+
+
+def _rings(places: Sequence[tuple[float, float]], pitch: float) -> list[str]:
+    """A ring for each layer, or one line where they would run into each other."""
+    if pitch < _RING_PITCH:
+        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+        return [f'<polyline class="halo" points="{points}"/><polyline class="line" points="{points}"/>']
+    return [f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="3.2"/>' for x, y in places]
 
 
 def _told(layer: LayerFigures) -> str:

@@ -39,6 +39,8 @@ STYLE = """
 .ovwc svg .mark { stroke:var(--ink); stroke-width:1.2; stroke-dasharray:4 3; }
 .ovwc svg .mark-text { fill:var(--ink); stroke:var(--paper); stroke-width:4; paint-order:stroke; }
 .ovwc svg .dot { fill:var(--paper); stroke:var(--ink); stroke-width:1.1; }
+.ovwc svg .line { fill:none; stroke:var(--ink); stroke-width:1.3; stroke-linejoin:round; }
+.ovwc svg .halo { fill:none; stroke:var(--paper); stroke-width:3.6; stroke-linejoin:round; opacity:.75; }
 .ovwc svg .bar:hover { opacity:.7; }
 .ovwc .key { display:flex; flex-wrap:wrap; gap:4px 18px; margin:6px 0 2px; color:var(--dim); font-size:13px; }
 .ovwc .key i { display:inline-block; width:11px; height:11px; border-radius:3px; margin-right:6px;

@@ -30,7 +30,7 @@ class Pair:
     @property
     def base_feeder(self) -> Feeder:
         """Knows the base model's inputs, which are the compressed model's too."""
-        return Feeder(self.base.model, f"the base model {self.base.name}")
+        return Feeder(self.base.model, "the base model")
 
 
 def open_pair(

@@ -68,7 +68,7 @@ class Runner:
     @staticmethod
     def of(loaded: Loaded, role: str, arithmetic: Arithmetic) -> Runner:
         """A runner whose messages say "the base model pylm"."""
-        return Runner(loaded.model, f"the {role} model {loaded.name}", arithmetic)
+        return Runner(loaded.model, f"the {role} model" + (f" {loaded.name}" if loaded.path else ""), arithmetic)
 
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:
         """All outputs for one set of complete inputs, from an empty state."""

@@ -11,7 +11,13 @@ from ov_weight_compression.evaluation.data import Data, Inputs, Source, read_dat
 from ov_weight_compression.evaluation.options import Options
 from ov_weight_compression.evaluation.pair import Pair
 from ov_weight_compression.evaluation.running import find_logits
-from ov_weight_compression.evaluation.synthetic import SAMPLES, random_inputs, random_tokens, vocabulary_of
+from ov_weight_compression.evaluation.synthetic import (
+    SAMPLES,
+    fitting_window,
+    random_inputs,
+    random_tokens,
+    vocabulary_of,
+)
 from ov_weight_compression.evaluation.windows import DEFAULT_WINDOW, Windows, cut
 from ov_weight_compression.ir_utils.errors import OptionError
 
@@ -87,9 +93,11 @@ def prepare(pair: Pair, data: Source, options: Options) -> Samples:
 def _made_up(pair: Pair, options: Options, vocabulary: int | None) -> Data:
     model, feeder = pair.base.model, pair.base_feeder
     count = options.cut.limit
+    usual_count = SAMPLES if vocabulary is None else _SYNTHETIC_WINDOWS
     if feeder.takes_tokens and not options.shapes:
-        window = options.cut.window or min(DEFAULT_WINDOW, pair.base.longest_window() or DEFAULT_WINDOW)
-        tokens = random_tokens(vocabulary or vocabulary_of(model), count or _SYNTHETIC_WINDOWS, window)
+        usual = min(DEFAULT_WINDOW, pair.base.longest_window() or DEFAULT_WINDOW)
+        window = options.cut.window or fitting_window(model, usual)
+        tokens = random_tokens(vocabulary or vocabulary_of(model), count or usual_count, window)
         return Data("random token ids", tokens=(tokens,), synthesised=True)
     inputs = random_inputs(model, feeder, options.shapes, count or SAMPLES)
     first = next(inputs)

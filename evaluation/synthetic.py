@@ -14,31 +14,36 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
-from ov_weight_compression.evaluation.feeding import Feeder, input_name
+from ov_weight_compression.evaluation.feeding import Feeder, indexed_rows, input_name
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.types import Array
 
-__all__ = ["SAMPLES", "random_inputs", "random_tokens", "vocabulary_of"]
+__all__ = ["SAMPLES", "fitting_window", "random_inputs", "random_tokens", "vocabulary_of"]
 
 SAMPLES = 16
 _SEED = 0
 _LENGTH = 32
 _PICTURE_SIZES = (224, 32, 64, 96, 112, 128, 160, 192, 256, 288, 299, 320, 336, 378, 384, 448, 512, 518, 640, 28, 30)
+_SEQUENCES = ("input_ids", "attention_mask", "position_ids", "token_type_ids")
 _DERIVED = ("attention_mask", "position_ids", "token_type_ids", "beam_idx", "cache_position", "use_cache_branch")
 
 
 def vocabulary_of(model: ov.Model) -> int:
     """How many token ids a model's embedding knows: the rows of the table that `input_ids` indexes; 100 if unknown."""
-    front = [port for port in model.inputs if input_name(port) == "input_ids"]
-    for _ in range(8):
-        targets = [target for port in front for target in port.get_target_inputs()]
-        for target in targets:
-            node = target.get_node()
-            table = node.input_value(0).get_partial_shape() if node.get_type_name() == "Gather" else None
-            if target.get_index() == 1 and table is not None and table.rank.is_static and table[0].is_static:
-                return int(table[0].get_length())
-        front = [target.get_node().output(0) for target in targets if target.get_index() == 0]
-    return 100
+    return indexed_rows(model, "input_ids") or 100
+
+
+def fitting_window(model: ov.Model, window: int) -> int:
+    """A window that the model's own shapes agree with: the given one, or a half, a quarter … of it."""
+    ports = {input_name(port): port for port in model.inputs if input_name(port) in _SEQUENCES}
+    while window > 2 and not _agrees(model, {name: (1, window) for name, port in ports.items() if _is_open(port)}):
+        window //= 2
+    return window
+
+
+def _is_open(port: Any) -> bool:
+    shape = port.get_partial_shape()
+    return bool(shape.rank.is_static and shape.rank.get_length() == 2 and shape[1].is_dynamic)
 
 
 def random_tokens(vocabulary: int, windows: int, window: int) -> Array:
@@ -85,7 +90,7 @@ def _sizes(model: ov.Model, ports: dict[str, Any], wanted: dict[str, tuple[int, 
         return {name: wanted.get(name) or _filled(name, port, None) for name, port in ports.items()}
     for side in _PICTURE_SIZES:
         sizes = {name: wanted.get(name) or _filled(name, port, side) for name, port in ports.items()}
-        if _agrees(model, ports, sizes):
+        if _agrees(model, sizes):
             return sizes
     shape = ports[pictures[0]].get_partial_shape()
     raise OptionError(f"shapes: the size of '{pictures[0]}' {shape} cannot be guessed: give it, or real data")
@@ -108,11 +113,12 @@ def _filled(name: str, port: Any, side: int | None) -> tuple[int, ...]:
     )
 
 
-def _agrees(model: ov.Model, ports: dict[str, Any], sizes: dict[str, tuple[int, ...]]) -> bool:
+def _agrees(model: ov.Model, sizes: dict[str, tuple[int, ...]]) -> bool:
+    """Whether OpenVINO can work out all shapes of the model from these."""
     trial = model.clone()
     named = {input_name(port): port for port in trial.inputs}
     try:
-        trial.reshape({named[name]: ov.PartialShape(list(size)) for name, size in sizes.items() if name in ports})
+        trial.reshape({named[name]: ov.PartialShape(list(size)) for name, size in sizes.items()})
     except RuntimeError:
         return False
     return True

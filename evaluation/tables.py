@@ -14,6 +14,7 @@ from ov_weight_compression.evaluation.wording import (
     layer_name,
     percent,
     plain,
+    short_format,
     short_name,
     with_error,
 )
@@ -85,9 +86,13 @@ def _table(title: str, *columns: str) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, title_style="bold")
+    table = Table(
+        title=title, title_justify="left", box=SIMPLE_HEAD, title_style="bold", padding=(0, 1, 0, 0), pad_edge=False
+    )
     for number, column in enumerate(columns):
-        options: dict[str, Any] = {"overflow": "fold"} if number == 0 else {"justify": "right", "no_wrap": True}
+        options: dict[str, Any] = {"justify": "right", "no_wrap": True}
+        if number == 0:
+            options = {"overflow": "fold", "min_width": 14}
         table.add_column(column, **options)
     return table
 
@@ -104,11 +109,11 @@ def _language(comparison: Comparison) -> Table | None:
 def _outputs(comparison: Comparison) -> Table | None:
     if not comparison.outputs:
         return None
-    table = _table("Outputs", "output", "rows", "cosine mean", "min", "1 %", "rel. L2", "SNR dB", "10 neighbours")
+    table = _table("Outputs", "output", "rows", "cos mean", "min", "1 %", "rel. L2", "SNR dB", "10-NN")
     for one in comparison.outputs:
-        cosines = (plain(value, 6) for value in (one.cosine_mean, one.cosine_min, one.cosine_p1))
+        cosines = (plain(value, 5) for value in (one.cosine_mean, one.cosine_min, one.cosine_p1))
         table.add_row(
-            one.name, count(one.rows), *cosines, plain(one.relative_l2), db(one.snr_db), percent(one.neighbours)
+            one.name, count(one.rows), *cosines, plain(one.relative_l2, 3), db(one.snr_db), percent(one.neighbours)
         )
     return table
 
@@ -134,9 +139,11 @@ def _layers(comparison: Comparison) -> Table | None:
     worst = comparison.worst_layers()
     if not worst:
         return None
-    title = f"Layers that lose most ({len(worst)} of {len(comparison.layers)}), SNR in dB"
-    table = _table(title, "layer", "format", "weight", "own output", "output")
+    title = (
+        f"Layers that lose most ({len(worst)} of {len(comparison.layers)}), SNR of weight, own output and output in dB"
+    )
+    table = _table(title, "layer", "format", "weight", "own", "output")
     for one in worst:
         row = (db(one.weight_snr_db), db(one.own_snr_db), db(one.output_snr_db))
-        table.add_row(short_name(layer_name(one.layer, one.name), 56), format_name(one.mode, one.group_size), *row)
+        table.add_row(short_name(layer_name(one.layer, one.name), 56), short_format(one.mode, one.group_size), *row)
     return table

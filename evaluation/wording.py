@@ -15,6 +15,7 @@ __all__ = [
     "percent",
     "plain",
     "probability",
+    "short_format",
     "short_name",
     "with_error",
 ]
@@ -39,9 +40,12 @@ def with_error(estimate: Estimate, scale: float = 1.0, unit: str = "") -> str:
     value, error = estimate.value * scale, estimate.error * scale
     if not math.isfinite(value) or not math.isfinite(error) or error == 0:
         return plain(value) + unit
+    power = math.floor(math.log10(abs(value))) if value else 0
+    if power < -4:
+        decimals = max(0, 1 + power - math.floor(math.log10(error)))
+        figures = f"({value / 10**power:.{decimals}f} ± {error / 10**power:.{decimals}f})e−{-power}{unit}"
+        return figures.replace("(-", "(−")
     decimals = max(0, 1 - math.floor(math.log10(error)))
-    if decimals > 9:
-        return f"{plain(value)} ± {plain(error, 2)}{unit}"
     return f"{value:.{decimals}f} ± {error:.{decimals}f}{unit}".replace("-", "−")
 
 
@@ -82,6 +86,11 @@ def format_name(mode: str, group_size: int | None) -> str:
     if group_size is None:
         return f"{mode}, not compressed"
     return f"{mode}, per channel" if group_size < 0 else f"{mode}, group {group_size}"
+
+
+def short_format(mode: str, group_size: int) -> str:
+    """A format and its group, for narrow tables."""
+    return mode if group_size < 0 else f"{mode} g{group_size}"
 
 
 def short_name(name: str, most: int = 60) -> str:
