@@ -60,7 +60,7 @@ def save_statistics(statistics: Statistics, path: str | Path) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        save_file(tensors, partial, {_KEY: json.dumps(content, sort_keys=True)})
+        save_file(tensors, partial, {_KEY: json.dumps(content)})
         partial.replace(file)
     finally:
         partial.unlink(missing_ok=True)

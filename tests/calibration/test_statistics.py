@@ -1,0 +1,155 @@
+"""Statistics as data: their arithmetic, their file, the fingerprint of their model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+import pytest
+
+from ov_weight_compression.calibration import Need, Statistics, collect, load_statistics, make_samples, save_statistics
+from ov_weight_compression.calibration import reduce as arithmetic
+from ov_weight_compression.calibration.fingerprint import fingerprint
+from ov_weight_compression.ir_utils.errors import MissingExtraError, ModelError
+from tests.calibration import small
+
+TOKENS = np.random.default_rng(7).integers(0, small.VOCABULARY, 100)
+
+
+def collected(model: ov.Model) -> Statistics:
+    return collect(model, small.weights_of(model), make_samples(model, TOKENS), need=Need(block=16, gram=True))
+
+
+def test_saved_and_loaded(tmp_path: Path) -> None:
+    model = small.language_model()
+    before = collected(model)
+    file = before.save(tmp_path / "new" / "q.safetensors")
+    after = Statistics.load(file, model)
+    assert list(tmp_path.rglob("*")) == [tmp_path / "new", file]
+    assert (after.fingerprint, after.data) == (before.fingerprint, before.data)
+    assert list(after) == list(before)
+    for name in before:
+        assert after[name].numbers() == before[name].numbers()
+        assert set(after[name].arrays()) == set(before[name].arrays())
+        for item, array in before[name].arrays().items():
+            np.testing.assert_array_equal(after[name].arrays()[item], array)
+    assert after["q_0"] is after["k_0"]
+
+
+def test_what_layers_share_is_stored_once(tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    file = save_statistics(collected(small.language_model()), tmp_path)
+    assert file == tmp_path / "statistics.safetensors"
+    with safe_open(file, framework="numpy") as opened:
+        owners = {key.rpartition("/")[0] for key in opened.keys()}  # noqa: SIM118
+        assert json.loads(opened.metadata()["ov_weight_compression"])["layers"]["k_0"] in owners
+    assert len(owners) == 9
+    assert len({"q_0", "k_0", "v_0"} & owners) == 1
+
+
+def test_statistics_of_another_model_are_refused(tmp_path: Path) -> None:
+    model = small.language_model()
+    file = save_statistics(collected(model), tmp_path)
+    values = np.array(next(w for w in small.weights_of(model) if w.name == "down_1").constant.data)
+    values[0, 0] += 1
+    with pytest.raises(ModelError, match="these statistics were collected from another model"):
+        load_statistics(file, small.with_constants(model, {"down_1": values}))
+    assert len(load_statistics(file)) == len(load_statistics(file, model.clone())) == 15
+
+
+def test_the_fingerprint_survives_saving_and_renaming(tmp_path: Path) -> None:
+    model = small.language_model()
+    ov.save_model(model, tmp_path / "model.xml", compress_to_fp16=False)
+    again = ov.Core().read_model(tmp_path / "model.xml")
+    for number, node in enumerate(again.get_ordered_ops()):
+        node.set_friendly_name(f"renamed_{number}")
+    assert fingerprint(again) == fingerprint(model)
+    assert fingerprint(small.language_model(dtype="f16")) != fingerprint(model)
+
+
+def test_damaged_and_foreign_files(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    with pytest.raises(ModelError, match="there is no such file of statistics"):
+        load_statistics(tmp_path)
+    file = save_statistics(collected(small.language_model()), tmp_path)
+    whole = file.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", b"\x80\x04pickle"):
+        file.write_bytes(damaged)
+        with pytest.raises(ModelError, match="not a file of statistics"):
+            load_statistics(file)
+    save_file({"a": np.zeros(3)}, file)
+    with pytest.raises(ModelError, match="not a file of statistics that this version writes"):
+        load_statistics(file)
+
+
+def test_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    statistics = collected(small.language_model())
+    for module in ("safetensors", "safetensors.numpy"):
+        monkeypatch.setitem(__import__("sys").modules, module, None)
+    for action in (statistics.save, Statistics.load):
+        with pytest.raises(MissingExtraError, match=r"pip install 'ov-weight-compression\[calibration\]'"):
+            action(tmp_path)
+
+
+def test_wide_gram_matrices_are_made_of_panels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arithmetic, "_PANEL", 24)
+    rng = np.random.default_rng(0)
+    windows = [rng.standard_normal((1, 2, 15, 64)).astype(np.float32) for _ in range(3)]
+    sums = arithmetic.Accumulator(64, Need(gram=True))
+    cross = np.zeros((64, 64), np.float32)
+    for x in windows:
+        sums.add(x)
+        arithmetic.add_cross(cross, x.reshape(-1, 64), 2 * x.reshape(-1, 64))
+    rows = np.concatenate([x.reshape(-1, 64) for x in windows])
+    gram = sums.result().gram
+    assert gram is not None
+    np.testing.assert_allclose(gram, rows.T @ rows, atol=1e-3)
+    np.testing.assert_array_equal(gram, gram.T)
+    np.testing.assert_allclose(cross, 2 * rows.T @ rows, atol=1e-3)
+
+
+def test_sums_of_two_sets_of_rows() -> None:
+    rng = np.random.default_rng(0)
+    parts = [rng.standard_normal((1, 1, tokens, 32)).astype(np.float32) for tokens in (5, 11)]
+    sums = [arithmetic.Accumulator(32, Need(block=16)) for _ in range(3)]
+    for which, x in ((0, parts[0]), (1, parts[1]), (2, parts[0]), (2, parts[1])):
+        sums[which].add(x)
+    first, second, both = (one.result() for one in sums)
+    added = first + second
+    assert added.numbers() == pytest.approx(both.numbers())
+    for item, array in both.arrays().items():
+        np.testing.assert_allclose(added.arrays()[item], array, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "batch", "transposed", "expected"),
+    [
+        ((8,), (), False, (1, 1, 1, 8)),
+        ((5, 8), (), False, (1, 1, 5, 8)),
+        ((8, 5), (), True, (1, 1, 5, 8)),
+        ((2, 5, 8), (), False, (1, 2, 5, 8)),
+        ((2, 3, 5, 8), (), False, (1, 6, 5, 8)),
+        ((3, 5, 8), (3,), False, (3, 1, 5, 8)),
+        ((2, 3, 5, 8), (3,), False, (3, 2, 5, 8)),
+        ((1, 5, 8), (3,), False, (1, 1, 5, 8)),
+        ((5, 8), (3,), False, (1, 1, 5, 8)),
+        ((2, 3, 5, 8), (2, 3), False, (6, 1, 5, 8)),
+        ((0, 8), (), False, (1, 1, 0, 8)),
+    ],
+)
+def test_rows_by_expert(
+    shape: tuple[int, ...], batch: tuple[int, ...], transposed: bool, expected: tuple[int, ...]
+) -> None:
+    x = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    found = arithmetic.rows_by_expert(x, batch, transposed=transposed)
+    assert found.shape == expected
+    if transposed:
+        np.testing.assert_array_equal(found[0, 0], x.T)
+    elif len(batch) == 1 and len(shape) == 4:
+        np.testing.assert_array_equal(found[1, 1], x[1, 1])
+    else:
+        np.testing.assert_array_equal(found.reshape(-1), x.reshape(-1))
