@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 from ov_weight_compression.ir_utils.constants import ValueRange
 from ov_weight_compression.ir_utils.errors import OptionError
+from ov_weight_compression.passes.device_rules import executed_variant
 from ov_weight_compression.passes.modes import BackupMode, GroupSizeFallback, Mode
 from ov_weight_compression.passes.options import Options
 from ov_weight_compression.patterns import Kind, Skip, Weight
@@ -62,6 +63,8 @@ class _Wish:
     group: int
     reason: str = ""
     in_ratio: bool = False
+    by_rule: bool = False
+    """A rule names it for this very weight, so the device does not change it."""
 
 
 def make_plan(
@@ -122,7 +125,7 @@ def _forced(weight: Weight, options: Options) -> _Wish | None:
         if rule.mode is None:
             return _Wish(None, -1, f"rule {rule.pattern!r} leaves it alone")
         group = FORMATS[rule.mode.value].default_group if rule.group_size is None else rule.group_size
-        return _Wish(rule.mode, group, f"rule {rule.pattern!r}")
+        return _Wish(rule.mode, group, f"rule {rule.pattern!r}", by_rule=True)
     if options.mode.is_int8:
         return _Wish(options.mode, -1)
     if weight.kind is Kind.CONVOLUTION and not FORMATS[options.mode.value].everywhere:
@@ -161,7 +164,8 @@ def _most_sensitive(weights: Sequence[Weight], options: Options, sensitivity: Se
 
 
 def _fit(weight: Weight, wish: _Wish, options: Options) -> Choice | Skip:
-    """Fit a wish to the weight's shape: what the format takes, and what the group size divides."""
+    """Fit a wish to the device and the weight's shape: what the format takes, and what the group size divides."""
+    wish = _for_device(weight, wish, options)
     if wish.mode is None:
         return _skip(weight, wish.reason)
     row = FORMATS[wish.mode.value]
@@ -177,6 +181,16 @@ def _fit(weight: Weight, wish: _Wish, options: Options) -> Choice | Skip:
     if weight.columns % group == 0:
         return _choice(weight, row, group, wish)
     return _adjust(weight, wish, options, row)
+
+
+def _for_device(weight: Weight, wish: _Wish, options: Options) -> _Wish:
+    """The wish, or what the device executes in its place."""
+    if options.device is None or wish.by_rule or wish.mode is None:
+        return wish
+    variant = executed_variant(options.device, weight, FORMATS[wish.mode.value], wish.group)
+    if variant is None:
+        return wish
+    return replace(wish, mode=variant.mode, group=variant.group, reason=_join(wish.reason, variant.reason))
 
 
 def _adjust(weight: Weight, wish: _Wish, options: Options, row: Format) -> Choice | Skip:
@@ -205,6 +219,9 @@ def _fall_back(weight: Weight, wish: _Wish, options: Options, problem: str) -> C
     fits = row.default_group == -1 or (_groupable(weight) and weight.columns % row.default_group == 0)
     if not fits or (weight.kind is Kind.CONVOLUTION and not row.everywhere):
         row = FORMATS[Mode.INT8_ASYM.value]
+    variant = executed_variant(options.device, weight, row, row.default_group) if options.device else None
+    if variant is not None:
+        row, reason = FORMATS[variant.mode.value], _join(reason, variant.reason)
     return _choice(weight, row, row.default_group, replace(wish, reason=reason))
 
 

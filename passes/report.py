@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ov_weight_compression.ir_utils.layout import Layout
+from ov_weight_compression.passes.device_rules import device_warnings
 from ov_weight_compression.passes.encode_job import stored_parts
+from ov_weight_compression.passes.modes import Device
 from ov_weight_compression.passes.plan import Plan
 from ov_weight_compression.patterns import Skip
 
@@ -62,6 +64,8 @@ class Report:
     rows: tuple[Row, ...]
     skips: tuple[Skip, ...]
     recipe: dict[str, str]
+    warnings: tuple[str, ...] = ()
+    """What the target device (the CPU where none is named) is known to expand when it compiles the model."""
 
     @property
     def bytes_before(self) -> int:
@@ -112,6 +116,7 @@ class Report:
                 "bytes_after": self.bytes_after,
                 "bits_per_weight": round(self.bits_per_weight, 4),
             },
+            "warnings": list(self.warnings),
             "shares": [asdict(share) for share in self.shares],
             "weights": [{**asdict(row), "bits_per_weight": round(row.bits_per_weight, 4)} for row in self.rows],
             "skips": [asdict(skip) for skip in self.skips],
@@ -129,7 +134,9 @@ class Report:
 
 def make_report(plan: Plan, recipe: dict[str, str]) -> Report:
     """The report of a plan: sizes follow from shapes and formats, so they are exact before anything is computed."""
-    return Report(_rows(plan), tuple(plan.skips), recipe)
+    device = Device(recipe["device"]) if "device" in recipe else None
+    warnings = device_warnings(device, ((choice.weight, choice.spec.format) for choice in plan.choices))
+    return Report(_rows(plan), tuple(plan.skips), recipe, warnings)
 
 
 def _rows(plan: Plan) -> tuple[Row, ...]:

@@ -92,6 +92,8 @@ def print_report(report: Report, console: Any) -> None:
     if report.skips:
         rows = list(group_skips(report.skips))
         console.print(_reasons_table("Left as they are", "reason", rows))
+    for warning in report.warnings:
+        console.print(f"note: {warning}", style="yellow", highlight=False, soft_wrap=True)
 
 
 def render_text(report: Report, width: int = 120) -> str:

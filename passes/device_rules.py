@@ -1,0 +1,131 @@
+"""What devices are known to execute compressed, and what a weight gets instead where they do not.
+
+A mode is one thing and what a device executes is another: a weight whose codes the plugin has no kernel for is expanded
+to floats when the model is compiled. The file is smaller then, but neither memory nor time is saved at run time.
+
+    layer                                  CPU                        GPU             NPU
+    MatMul, 2-D weight as second input     i8 u8 i4 u4 u2 nf4 f4e2m1  i8 u8 i4 u4     i8 i4
+    GroupedMatMul                          i8 u8 i4 u4                ?               ?
+    Gather                                 i8 u8 i4 u4                i8 u8 i4 u4     i8 i4
+    MatMul, weights [n, out, in], n > 1    none (expanded to bf16)    ?               ?
+    MatMul, weight as first input          none                       ?               ?
+    convolutions                           none                       none            none
+
+Codebooks are expanded everywhere. The CPU's column was read from its runtime graph with OpenVINO 2026.4 on a processor
+with AVX-512 and AMX; the others follow OpenVINO's documentation (the NPU wants symmetric integers) and were not
+measured. All of it may change with the next version: `ov-compress inspect --device` looks at the device itself.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ov_weight_compression.passes.modes import Device, Mode
+from ov_weight_compression.patterns import Consumer, Kind, Weight
+from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL, Format
+
+__all__ = ["Variant", "device_warnings", "executed_variant", "is_expanded"]
+
+_MEASURED = {
+    Device.CPU: "measured with OpenVINO 2026.4",
+    Device.GPU: "by OpenVINO's documentation",
+    Device.NPU: "by OpenVINO's documentation",
+}
+
+_INTEGERS = frozenset({"i8", "u8", "i4", "u4"})
+_SYMMETRIC = frozenset({"i8", "i4"})
+_NOTHING: frozenset[str] = frozenset()
+_CONVOLUTIONS = {"convolution": _NOTHING}
+
+_EXECUTED: dict[Device, dict[str, frozenset[str]]] = {
+    Device.CPU: {
+        "MatMul": _INTEGERS | {"u2", "nf4", "f4e2m1"},
+        "GroupedMatMul": _INTEGERS,
+        "Gather": _INTEGERS,
+        "MatMul of 3-D weights": _NOTHING,
+        "MatMul with the weight as first input": _NOTHING,
+        **_CONVOLUTIONS,
+    },
+    Device.GPU: {"MatMul": _INTEGERS, "Gather": _INTEGERS, **_CONVOLUTIONS},
+    Device.NPU: {"MatMul": _SYMMETRIC, "Gather": _SYMMETRIC, **_CONVOLUTIONS},
+}
+"""Storage types by kind of layer; what is not in the table is not known."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What a weight gets instead of a format that its device would expand."""
+
+    mode: Mode
+    group: int
+    reason: str
+
+
+def is_expanded(device: Device, weight: Weight, row: Format) -> bool:
+    """Whether a device is known to expand this weight in this format for at least one of its layers."""
+    return _expanding_layer(device, weight, row) is not None
+
+
+def executed_variant(device: Device, weight: Weight, row: Format, group: int) -> Variant | None:
+    """The format nearest to `row` that the device executes in every layer of the weight; None where the device
+    executes `row` itself, or is not known to execute anything for this weight.
+
+    Formats of four bits and fewer become int4_sym, which takes as many bytes as nf4 and fp4 do, in the same groups (32
+    in place of the fixed groups of mxfp4 and nvfp4, 128 where there are none); those of eight bits int8_sym.
+    """
+    layer = _expanding_layer(device, weight, row)
+    if layer is None:
+        return None
+    if row.bits <= 4:
+        own = 32 if row.fixed_group else FORMATS["int4_sym"].default_group if group == PER_CHANNEL else group
+        candidates = [(Mode.INT4_SYM, group if row.name == "int4_asym" else own)]
+    else:
+        candidates = []
+    for mode, size in [*candidates, (Mode.INT8_SYM, PER_CHANNEL)]:
+        if not is_expanded(device, weight, FORMATS[mode.value]):
+            return Variant(mode, size, f"{device.value} would expand {row.name} in a {layer}")
+    return None
+
+
+def device_warnings(device: Device | None, choices: Iterable[tuple[Weight, Format]]) -> tuple[str, ...]:
+    """What the device, or the CPU where none is named, is known to expand, one line for each format and layer."""
+    target = device or Device.CPU
+    counts: Counter[tuple[str, str]] = Counter()
+    for weight, row in choices:
+        layer = _expanding_layer(target, weight, row)
+        if layer is not None:
+            counts[row.name, layer] += 1
+    return tuple(
+        f"{target.value} expands {count} {'weight' if count == 1 else 'weights'} in {mode} ({layer}) to floats when it "
+        f"compiles the model: a smaller file, no gain at run time ({_MEASURED[target]}; "
+        f"see `ov-compress inspect --device {target.value}`)"
+        for (mode, layer), count in counts.items()
+    )
+
+
+def _expanding_layer(device: Device, weight: Weight, row: Format) -> str | None:
+    """The first kind of layer that would read the weight expanded."""
+    table = _EXECUTED[device]
+    storage = "a codebook" if row.table_type is not None else row.storage
+    for consumer in weight.consumers:
+        layer = _layer(consumer)
+        if storage not in table.get(layer, {storage}):
+            return layer
+    return None
+
+
+def _layer(consumer: Consumer) -> str:
+    """What the table calls a layer."""
+    kind = str(consumer.node.get_type_name())
+    if consumer.kind is Kind.CONVOLUTION:
+        return "convolution"
+    if kind != "MatMul":
+        return kind
+    if consumer.port == 0:
+        return "MatMul with the weight as first input"
+    if consumer.kind is Kind.EXPERTS:
+        return "MatMul of 3-D weights"
+    rank = len(consumer.node.input_value(1).get_partial_shape())
+    return "MatMul" if rank == 2 else "MatMul of a single 3-D weight"
