@@ -69,7 +69,8 @@ def rewrite(
         for part, node in parts.items():
             if part != "codes":
                 node.set_friendly_name(f"{name}/{part}")
-        chain = build_dequantization(ChainParts(**parts), name, weight.shape)
+        gathered = all(consumer.kind is Kind.GATHER for consumer in weight.consumers)
+        chain = build_dequantization(ChainParts(**parts), name, weight.shape, gathered)
         replace_constant(weight.constant, chain)
     return jobs
 

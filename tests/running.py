@@ -12,7 +12,7 @@ import openvino as ov
 
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0, "KV_CACHE_PRECISION": "f32"}
 LENGTH = 6
-_NUMBERED = re.compile(rb'(names?="[A-Z][A-Za-z]+)_\d+"')
+_NUMBERED = re.compile(rb'(names?="[A-Z][A-Za-z]+)_\d+')
 _FREE = {"pixel_values": (1, 3, 30, 30), "encoder_hidden_states": (1, LENGTH, 64), "beam_idx": (1,)}
 
 
@@ -63,19 +63,19 @@ def stored(model: ov.Model, folder: Path, name: str = "model") -> tuple[bytes, b
 
 def files_of(xml: Path) -> tuple[bytes, bytes]:
     """An .xml and its .bin; without the running numbers that OpenVINO gives to operations that nobody named."""
-    return _NUMBERED.sub(rb'\1"', xml.read_bytes()), xml.with_suffix(".bin").read_bytes()
+    return _NUMBERED.sub(rb"\1", xml.read_bytes()), xml.with_suffix(".bin").read_bytes()
 
 
-def layer_types(model: ov.Model, config: Mapping[str, Any] | None = None) -> dict[str, str]:
-    """The element type in which each FullyConnected and Gather of the compiled model reads its weight, by layer."""
+def layer_types(model: ov.Model, config: Mapping[str, Any] | None = None) -> list[str]:
+    """How the layers of the compiled model read their weights, sorted: ["FullyConnected u4", "Gather u8"]."""
     compiled = ov.Core().compile_model(model, "CPU", dict(config or {}))
-    types = {}
+    types = []
     for node in compiled.get_runtime_model().get_ops():
         kind = node.get_rt_info()["layerType"].astype(str)
         if kind in ("FullyConnected", "Gather"):
             port = 1 if kind == "FullyConnected" else 0
-            types[node.get_friendly_name()] = node.input(port).get_element_type().get_type_name()
-    return types
+            types.append(f"{kind} {node.get_input_element_type(port).get_type_name()}")
+    return sorted(types)
 
 
 def operations(model: ov.Model) -> list[str]:

@@ -1,0 +1,141 @@
+"""One result: whatever computes it, when, how often, on how many threads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+import pytest
+from openvino import opset13 as op
+
+import ov_weight_compression
+from ov_weight_compression.ir_utils import saving
+from ov_weight_compression.ir_utils.saving import save_model
+from ov_weight_compression.passes import Mode, WeightCompression, apply_weight_compression
+from tests.models import llama
+from tests.running import files_of, run, stored
+
+REAL = Path(__file__).parents[2] / "samples" / "pylm" / "openvino_model.xml"
+MODES = ["int8_asym", "int8_sym", "int4_asym", "int4_sym", "int3_sym", "int2_asym", "nf4", "mxfp4", "nvfp4", "cb4"]
+
+
+def small() -> ov.Model:
+    return llama(hidden=64, inner=96, dtype="f16")
+
+
+def options_of(mode: str) -> dict[str, object]:
+    return {"mode": mode} if mode.startswith("int8") else {"mode": mode, "all_layers": True}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_laziness_threads_and_repetition_make_no_difference(mode: str, tmp_path: Path) -> None:
+    options = options_of(mode)
+    first = stored(apply_weight_compression(small(), **options), tmp_path, "lazy")
+    for name, extra in {"plain": {"lazy": False}, "one": {"threads": 1}, "three": {"threads": 3}}.items():
+        assert stored(apply_weight_compression(small(), **options, **extra), tmp_path, name) == first, name
+    model = apply_weight_compression(small(), **options, threads=2)
+    assert [stored(model, tmp_path, f"again{number}") for number in range(2)] == [first, first]
+
+
+def test_a_clone_stays_lazy_and_saves_the_same(tmp_path: Path) -> None:
+    model = apply_weight_compression(small(), mode="int4_sym")
+    clone = model.clone()
+    assert stored(clone, tmp_path, "clone") == stored(model, tmp_path, "model")
+    assert "PostponedConstant" in [node.get_type_name() for node in clone.get_ops()]
+
+
+def test_compiling_in_between_changes_nothing(tmp_path: Path) -> None:
+    model = apply_weight_compression(small(), mode="int4_asym")
+    first = stored(model, tmp_path, "before")
+    before = run(model)
+    assert stored(model, tmp_path, "after") == first
+    assert all((one == other).all() for one, other in zip(run(tmp_path / "after.xml"), before, strict=True))
+
+
+def test_saved_in_pieces_from_a_file_of_a_real_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package's own writer and OpenVINO's give the same weights, whether large weights go in by pieces or not."""
+    written = []
+    for name, limit in {"whole": 1 << 40, "pieces": 1 << 10}.items():
+        monkeypatch.setattr("ov_weight_compression.passes.rewrite.LARGE_BYTES", limit)
+        model = apply_weight_compression(ov.Core().read_model(REAL), mode="int4_asym", group_size=32)
+        save_model(model, tmp_path / f"{name}.xml")
+        written.append(files_of(tmp_path / f"{name}.xml"))
+    assert written[0] == written[1]
+    theirs = stored(apply_weight_compression(ov.Core().read_model(REAL), mode="int4_asym", group_size=32), tmp_path)
+    assert theirs[1] == written[0][1]
+
+
+def test_writing_in_pieces_really_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ov_weight_compression.passes.rewrite.LARGE_BYTES", 1 << 10)
+    stubs = []
+    original = saving.Deferral.stub
+    monkeypatch.setattr(
+        saving.Deferral,
+        "stub",
+        lambda self, owner, part, *rest: (stubs.append((owner.name, part)), original(self, owner, part, *rest))[1],
+    )
+    model = apply_weight_compression(ov.Core().read_model(REAL), mode="int4_asym", group_size=32)
+    save_model(model, tmp_path / "m.xml")
+    assert len({name for name, _ in stubs}) >= 40
+    assert {part for _, part in stubs} == {"codes", "scale", "zero_point"}
+
+
+def test_a_second_run_changes_nothing(tmp_path: Path) -> None:
+    for mode in ("int4_sym", "int8_asym", "nf4", "mxfp4"):
+        model = apply_weight_compression(small(), mode=mode)
+        first = stored(model, tmp_path)
+        second = WeightCompression(mode="int8_sym")
+        assert second.run_on_model(model) is False
+        assert not second.report.rows
+        assert {skip.reason.split(" (")[0] for skip in second.report.skips} >= {"already compressed"}
+        assert stored(model, tmp_path) == first
+        reread = WeightCompression(mode="int8_sym")
+        assert reread.run_on_model(ov.Core().read_model(tmp_path / "model.xml")) is False
+
+
+def test_the_model_says_how_it_was_made(tmp_path: Path) -> None:
+    model = apply_weight_compression(small(), mode="int4_sym", group_size=32, rules=[("*down_proj*", "int8_sym")])
+    stored(model, tmp_path)
+    read = ov.Core().read_model(tmp_path / "model.xml")
+    keys = ("mode", "group_size", "rules", "version", "openvino_version")
+    said = [read.get_rt_info(["weight_compression", key]).astype(str) for key in keys]
+    assert said == ["int4_sym", "32", "*down_proj*=int8_sym", ov_weight_compression.__version__, ov.get_version()]
+
+
+def test_the_input_model_is_changed_in_place_and_returned() -> None:
+    model = small()
+    original = model.clone()
+    assert apply_weight_compression(model, mode="int8_sym") is model
+    assert "PostponedConstant" in [node.get_type_name() for node in model.get_ops()]
+    assert "PostponedConstant" not in [node.get_type_name() for node in original.get_ops()]
+
+
+def test_modes_come_in_any_spelling(tmp_path: Path) -> None:
+    first = stored(apply_weight_compression(small(), mode="int4_sym"), tmp_path)
+    for spelling in ("INT4_SYM", " Int4_Sym", Mode.INT4_SYM):
+        assert stored(apply_weight_compression(small(), mode=spelling), tmp_path) == first
+
+
+def test_lazy_makes_no_copy_of_the_weights(tmp_path: Path) -> None:
+    """The pass must not compute: whatever it takes is far less than one pass over the codes."""
+    model = ov.Core().read_model(REAL)
+    compression = WeightCompression(mode="int4_asym")
+    calls = []
+    compression.run_on_model(model)
+    compression.on_weight_finished(lambda job: calls.append(job.name))
+    assert calls == []
+    ov.save_model(model, tmp_path / "m.xml")
+    assert len(calls) == len(compression.report.rows) == 43
+    assert len(set(calls)) == 43
+
+
+def test_values_survive_the_source_model(tmp_path: Path) -> None:
+    """A lazy model keeps what it needs of its source alive, and only that."""
+    weights = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    x = ov.op.Parameter(ov.Type.f32, ov.PartialShape([-1, 64]))
+    source = ov.Model([op.matmul(x, op.constant(weights), False, True)], [x])
+    model = apply_weight_compression(source.clone(), mode="int8_sym")
+    expected = run(apply_weight_compression(source, mode="int8_sym", lazy=False))[0]
+    del source, weights
+    assert (run(model)[0] == expected).all()
