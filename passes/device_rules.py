@@ -12,7 +12,7 @@ to floats when the model is compiled. The file is smaller then, but neither memo
     convolutions                           none                       none            none
 
 Codebooks are expanded everywhere. The CPU's column was read from its runtime graph with OpenVINO 2026.4 on a processor
-with AVX-512 and AMX; the others follow OpenVINO's documentation (the NPU wants symmetric integers) and were not
+with AVX-512 and bfloat16; the others follow OpenVINO's documentation (the NPU wants symmetric integers) and were not
 measured. All of it may change with the next version: `ov-compress inspect --device` looks at the device itself.
 """
 

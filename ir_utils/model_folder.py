@@ -1,0 +1,152 @@
+"""Model files in, model files out: a file to a file, or a folder as exporters write it to a folder.
+
+A folder's models are its `openvino_*.xml` files, those in subfolders (the parts of a diffusion pipeline) included and
+tokenizers excepted. Everything else is copied, so that the result loads wherever the original did. A folder is built
+beside its destination and renamed into place when it is complete.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from ov_weight_compression.ir_utils.errors import ModelError, OptionError, WorkError
+
+__all__ = ["convert_path", "models_in", "the_model_of"]
+
+_TOKENIZERS = ("openvino_tokenizer", "openvino_detokenizer")
+
+T = TypeVar("T")
+
+
+def models_in(folder: Path) -> list[Path]:
+    """The models of a folder, in order of their names.
+
+    Raises:
+        ModelError: there are none.
+    """
+    found = sorted(path for path in folder.rglob("openvino_*.xml") if not path.name.startswith(_TOKENIZERS))
+    found = [path for path in found if path.with_suffix(".bin").exists()]
+    if not found:
+        raise ModelError(
+            f"{folder}: no openvino_*.xml with weights in this folder; give the model's .xml or .onnx itself"
+        )
+    return found
+
+
+def the_model_of(folder: Path) -> Path:
+    """The only model of a folder.
+
+    Raises:
+        ModelError: there are none, or several.
+    """
+    found = models_in(folder)
+    if len(found) > 1:
+        names = ", ".join(str(path.relative_to(folder)) for path in found)
+        raise ModelError(f"{folder}: several models ({names}); name one of the files")
+    return found[0]
+
+
+def convert_path(
+    source: Path,
+    target: Path | None,
+    convert: Callable[[Path, Path | None], T],
+    finish: Callable[[Path, list[T]], None] | None = None,
+    force: bool = False,
+) -> list[tuple[Path, Path, T]]:
+    """Convert a model file or each model of a folder.
+
+    Args:
+        source: a file or a folder.
+        target: where to write; None only passes None on to `convert` (a dry run).
+        convert: reads a model and writes it to the given path, which may lie in a folder that is renamed later.
+        finish: called with a new folder and the results before it takes its name.
+        force: replace what is at `target`.
+
+    Returns:
+        Of each model the source, the final target (the source where there is none) and what `convert` returned.
+
+    Raises:
+        ModelError: a folder holds no model.
+        OptionError: the destination exists or is the source and `force` is not given, or cannot be.
+        WorkError: writing failed; what was at the destination is still there.
+    """
+    source = source.expanduser()
+    if target is not None:
+        target = _settle_target(source, target.expanduser(), force)
+    if not source.is_dir():
+        return [(source, target or source, convert(source, target))]
+    models = models_in(source)
+    if target is None:
+        return [(model, model, convert(model, None)) for model in models]
+    if source.resolve() in target.resolve().parents:
+        raise OptionError(f"output: {target} lies inside the input folder {source}; write somewhere else")
+    return _convert_folder(source, target, models, convert, finish)
+
+
+def _settle_target(source: Path, target: Path, force: bool) -> Path:
+    """The destination with its name completed, once it is certain that nothing is overwritten unasked."""
+    if source.is_file() and target.suffix != ".xml":
+        if target.suffix or target.is_file():
+            raise OptionError(f"output: {target} must end in .xml, or be a folder")
+        target = target / (source.stem + ".xml")
+    if force:
+        return target
+    if target.exists() and source.exists() and target.resolve() == source.resolve():
+        raise OptionError(f"output: {target} is the input; write somewhere else, or add --force to replace it")
+    if target.is_dir() and not any(target.iterdir()):
+        return target
+    if target.exists():
+        raise OptionError(f"output: {target} exists; write somewhere else, or add --force to replace it")
+    return target
+
+
+def _convert_folder(
+    source: Path,
+    target: Path,
+    models: list[Path],
+    convert: Callable[[Path, Path | None], T],
+    finish: Callable[[Path, list[T]], None] | None,
+) -> list[tuple[Path, Path, T]]:
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir(parents=True)
+        results = [convert(model, partial / model.relative_to(source)) for model in models]
+        _copy_rest(source, partial, models)
+        if finish is not None:
+            finish(partial, results)
+        _swap_in(partial, target)
+    except OSError as error:
+        raise WorkError(f"{target}: cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return [(model, target / model.relative_to(source), one) for model, one in zip(models, results, strict=True)]
+
+
+def _copy_rest(source: Path, target: Path, models: list[Path]) -> None:
+    own = {path for model in models for path in (model, model.with_suffix(".bin"))}
+    for path in sorted(source.rglob("*")):
+        if path in own or path.is_dir():
+            continue
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, copy)
+
+
+def _swap_in(partial: Path, target: Path) -> None:
+    """Rename the finished folder into place; what was there is removed only after that."""
+    old: Path | None = None
+    if target.exists():
+        old = target.with_name(f".{target.name}.{os.getpid()}.old")
+        target.rename(old)
+    try:
+        partial.rename(target)
+    except OSError:
+        if old is not None:
+            old.rename(target)
+        raise
+    if old is not None:
+        shutil.rmtree(old) if old.is_dir() else old.unlink()
