@@ -7,7 +7,7 @@ samples ─▸ streams ───▸ GPTQ stage by stage, codes to disk until the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ from ov_weight_compression.quantization.scales import tensor_scale_of
 from ov_weight_compression.quantization.sensitivity import InputMeans
 
 if TYPE_CHECKING:
-    from ov_weight_compression.calibration import LayerInput, Samples, Seen, Statistics
+    from ov_weight_compression.calibration import LayerInput, Samples, Stage, Statistics
 
 __all__ = ["Calibration"]
 
@@ -86,8 +86,11 @@ class Calibration:
         return found
 
     def importance(self, weight: Weight) -> Array | None:
-        """E[x²] of a layer's input channels, `[in]` or `[experts, in]`; None where the data never met the weight."""
-        if not self.method.weighted or weight.name not in self.statistics:
+        """E[x²] of a layer's input channels, `[in]` or `[experts, in]`; None where the data never met the weight.
+
+        None with GPTQ as well: what it did not reach meets no activation.
+        """
+        if not self.method.weighted or self.method.gptq or weight.name not in self.statistics:
             return None
         seen = self.statistics[weight.name]
         return seen.importance if np.any(seen.n) else None
@@ -109,7 +112,7 @@ class Calibration:
             return {}
         from ov_weight_compression.calibration import DEFAULT_MEMORY, open_streams
 
-        spool, done = Spool(), {}
+        spool, done = Spool(), dict[str, StoredWeight]()
         with open_streams(
             self._model,
             [choice.weight for choice in choices],
@@ -120,31 +123,33 @@ class Calibration:
         ) as streams:
             for stage in streams:
                 for layer_input in stage.inputs:
-                    names = [name for name in layer_input.weights if name in wanted]
-                    seen = self._measure(layer_input) if names else None
-                    for name in names:
-                        assert seen is not None
-                        encoded, values = self._encode_one(wanted[name], seen)
-                        done[name] = keep(encoded, spool)
-                        stage.replace(name, values)
+                    self._encode_inputs(layer_input, wanted, spool, done, stage)
         return done
 
-    def _measure(self, layer_input: LayerInput) -> Seen:
-        return layer_input.measure(gram=not self.method.two_streams, gram_hat=True, cross=self.method.two_streams)
+    def _encode_inputs(
+        self,
+        layer_input: LayerInput,
+        wanted: Mapping[str, Choice],
+        spool: Spool,
+        done: dict[str, StoredWeight],
+        stage: Stage,
+    ) -> None:
+        """Encode every wanted weight that reads one input; the layers after it see the result."""
+        from ov_weight_compression.passes.layer_codes import encode_layer, knowledge_of
 
-    def _encode_one(self, choice: Choice, seen: Seen) -> tuple[Any, Array]:
-        from ov_weight_compression.quantization.calibrated import encode_layer
-
-        reader, spec = self._reader(choice.weight), choice.spec
-        matrix = reader.read_all()
-        encoded = encode_layer(
-            matrix,
-            spec,
-            gram=seen.x_hat.gram,
-            cross=seen.cross if self.method.two_streams else None,
-            tensor_scale=tensor_scale_of(choice.absmax, spec.format),
-        )
-        return encoded, reader.layout.from_matrix(decode_rows(encoded, spec))
+        names = [name for name in layer_input.weights if name in wanted]
+        if not names:
+            return
+        both = self.method.two_streams
+        known = knowledge_of(layer_input.measure(gram=not both, gram_hat=True, cross=both), both)
+        for name in names:
+            choice = wanted[name]
+            reader, spec = self._reader(choice.weight), choice.spec
+            scale = tensor_scale_of(choice.absmax, spec.format)
+            encoded = encode_layer(reader.read_all(), spec, known, self.method.effort, scale)
+            done[name] = keep(encoded, spool)
+            if both:
+                stage.replace(name, reader.layout.from_matrix(decode_rows(encoded, spec)))
 
     @cached_property
     def _samples(self) -> Samples:

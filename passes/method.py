@@ -13,10 +13,13 @@ search too, for there is no reason to measure and not to use it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.passes.modes import Accuracy
+
+if TYPE_CHECKING:
+    from ov_weight_compression.quantization.calibrated.layer import Effort
 
 __all__ = ["Method", "method_of"]
 
@@ -34,9 +37,11 @@ class Method:
     """What the caller gave, or "random" or "self"."""
 
     @property
-    def needs_data(self) -> bool:
-        """Whether anything has to be run."""
-        return self.weighted or self.gptq
+    def effort(self) -> Effort:
+        """How hard GPTQ tries for each layer."""
+        from ov_weight_compression.quantization.calibrated.layer import BALANCED, BEST
+
+        return BEST if self.two_streams else BALANCED
 
 
 def method_of(
