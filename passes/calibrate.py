@@ -151,6 +151,10 @@ class Calibration:
             if both:
                 stage.replace(name, reader.layout.from_matrix(decode_rows(encoded, spec)))
 
+    def recipe(self) -> dict[str, str]:
+        """What was run, in words, for the report and the model's rt_info; nothing where nothing was."""
+        return {"data": self._samples.description} if "_samples" in self.__dict__ else {}
+
     @cached_property
     def _samples(self) -> Samples:
         from ov_weight_compression.calibration import CONTEXT_LENGTH, make_samples

@@ -92,6 +92,8 @@ def print_report(report: Report, console: Any) -> None:
     if report.skips:
         rows = list(group_skips(report.skips))
         console.print(_reasons_table("Left as they are", "reason", rows))
+    if "data" in report.recipe:
+        console.print(f"Calibrated with {report.recipe['data']}.", highlight=False, soft_wrap=True)
     for warning in report.warnings:
         console.print(f"note: {warning}", style="yellow", highlight=False, soft_wrap=True)
 

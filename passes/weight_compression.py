@@ -106,7 +106,7 @@ class WeightCompression(ModelPass):
         self._pipeline = session.pipeline
         session.calibrate(plan.choices)
         jobs = rewrite(plan.choices, session.job, session.pipeline, self.options.lazy)
-        self._report = make_report(plan, self.options.recipe())
+        self._report = make_report(plan, {**self.options.recipe(), **session.recipe()})
         if jobs:
             _leave_recipe(model, self._report)
         return bool(jobs)
@@ -161,6 +161,9 @@ class _Session:
     def calibrate(self, choices: Sequence[Choice]) -> None:
         """Run what the options want to know from data, before anything is edited."""
         self._stored = self._calibration.encode(choices)
+
+    def recipe(self) -> dict[str, str]:
+        return self._calibration.recipe()
 
     def job(self, choice: Choice) -> WeightJob:
         weight = choice.weight
