@@ -1,6 +1,7 @@
 """The command `ov-compress`.
 
     ov-compress MODEL -o OUT [--mode …]           compress (the word `compress` may be left out)
+    ov-compress inspect MODEL [--device CPU]      what its weights are stored as, and what the device executes
     ov-compress compare BASE COMPRESSED …         what it cost
 
 Exit codes: 0 done; 1 something failed while working; 2 the options or the input cannot be used.
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_COMMANDS = ("compress", "compare")
+_COMMANDS = ("compress", "inspect", "compare")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,6 +56,9 @@ def _fail(message: str, code: int) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from ov_weight_compression.evaluation.compare_command import add_compare_parser
+    from ov_weight_compression.evaluation.inspect_command import add_inspect_parser
+
     parser = argparse.ArgumentParser(
         prog="ov-compress",
         description="Compress the weights of OpenVINO models. MODEL -o OUT alone compresses to int8_asym.",
@@ -62,6 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"ov-compress {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND")
     _add_compress(commands)
+    add_inspect_parser(commands)
+    add_compare_parser(commands)
     return parser
 
 

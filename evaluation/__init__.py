@@ -1,6 +1,9 @@
-"""Judging a compressed model: what it costs beside the model that it was made from."""
+"""Judging a compressed model: what its weights are stored as, what a device does with them, and what it costs beside
+the model that it was made from."""
 
 from ov_weight_compression.evaluation.compare import compare
 from ov_weight_compression.evaluation.comparison import Comparison
+from ov_weight_compression.evaluation.inspect_model import inspect
+from ov_weight_compression.evaluation.inspection import Inspection
 
-__all__ = ["Comparison", "compare"]
+__all__ = ["Comparison", "Inspection", "compare", "inspect"]

@@ -19,12 +19,13 @@ from typing import Any
 
 import openvino as ov
 
+from ov_weight_compression.evaluation.format_names import mode_of
 from ov_weight_compression.evaluation.outputs import Energy
 from ov_weight_compression.ir_utils.chain_values import ConstantValues, is_constant
 from ov_weight_compression.patterns import CompressedWeight, find_compressed
 from ov_weight_compression.patterns.graphs import graphs_of
 
-__all__ = ["FormatFigures", "LayerFigures", "PairedLayer", "formats_of", "mode_of", "pair_layers", "weigh"]
+__all__ = ["FormatFigures", "LayerFigures", "PairedLayer", "formats_of", "pair_layers", "weigh"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,24 +77,6 @@ class FormatFigures:
     weight_snr_db: float | None
     """Of all their weights together."""
     weight_snr_db_min: float | None
-
-
-def mode_of(weight: CompressedWeight) -> str:
-    """The name that the options of compression have for a weight's format."""
-    storage, scale = weight.storage, weight.scale_type
-    if weight.table is not None:
-        return "codebook"
-    if storage in ("f4e2m1", "f8e4m3"):
-        short = "fp4" if storage == "f4e2m1" else "fp8_e4m3"
-        return {"f8e8m0": "mx" + short, "f8e4m3": "nvfp4"}.get(scale or "", short)
-    if storage == "nf4":
-        return "nf4"
-    if storage.startswith("f8"):
-        return storage.replace("f8", "fp8_")
-    zero = weight.zero_point
-    scalar = zero is not None and math.prod(zero.get_output_shape(0)) == 1 and storage in ("u2", "u3")
-    signed = storage.startswith("i") and zero is None
-    return f"int{storage[1:]}_{'sym' if signed or scalar else 'asym'}"
 
 
 def pair_layers(base: ov.Model, compressed: ov.Model) -> list[PairedLayer]:

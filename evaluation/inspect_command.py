@@ -1,0 +1,59 @@
+"""`ov-compress inspect MODEL`: the options, and what is printed and written."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from ov_weight_compression.ir_utils.errors import WorkError
+
+__all__ = ["add_inspect_parser", "run_inspect"]
+
+_DESCRIPTION = """Say what the weights of a model are stored as, whoever compressed it: format, group, scales, bytes,
+and how the model says it was made. With --device, what that device does with each of them."""
+
+
+def add_inspect_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Add the command to the `add_subparsers()` of a parser; `args.run` is set to `run_inspect`."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "inspect", help="what a model's weights are stored as, and what a device executes", description=_DESCRIPTION
+    )
+    parser.add_argument("model", metavar="MODEL", type=Path, help=".xml, .onnx, or a folder with openvino_*.xml files")
+    parser.add_argument("--device", metavar="NAME", help="look what CPU, GPU, NPU, … does with each weight")
+    parser.add_argument(
+        "--json", nargs="?", const="-", metavar="FILE", help="write everything as JSON, to the terminal without FILE"
+    )
+    parser.add_argument("--all", action="store_true", help="list each weight, not only the formats")
+    parser.set_defaults(run=run_inspect)
+    return parser
+
+
+def run_inspect(args: argparse.Namespace) -> int:
+    """Run the command and return 0; what goes wrong is raised as a `CompressionError`."""
+    from ov_weight_compression.evaluation.inspect_model import inspect
+    from ov_weight_compression.ir_utils.model_folder import models_in
+
+    source = args.model.expanduser()
+    models = models_in(source) if source.is_dir() else [source]
+    found = [inspect(model, args.device) for model in models]
+    if args.json is not None:
+        everything = [one.to_dict() for one in found]
+        _write_json(everything[0] if len(found) == 1 else {"models": everything}, args.json)
+    if args.json != "-":
+        for one in found:
+            one.print(args.all)
+    return 0
+
+
+def _write_json(content: dict[str, Any], target: str) -> None:
+    text = json.dumps(content, indent=1) + "\n"
+    if target == "-":
+        sys.stdout.write(text)
+        return
+    try:
+        Path(target).expanduser().write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise WorkError(f"{target}: cannot be written: {error.strerror}") from error

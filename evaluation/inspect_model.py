@@ -1,0 +1,126 @@
+"""Look into a model, whoever compressed it: what every weight is stored as, and what a device does with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import openvino as ov
+
+from ov_weight_compression.evaluation.device import WHOLE_ELEMENTS, DeviceCheck, check_device
+from ov_weight_compression.evaluation.format_names import mode_of, zero_point_of
+from ov_weight_compression.evaluation.inspection import Inspection, StoredFloat, StoredWeight
+from ov_weight_compression.ir_utils.ir_file import read_model
+from ov_weight_compression.ir_utils.model_folder import the_model_of
+from ov_weight_compression.patterns import CompressedWeight, Skip, Weight, find_compressed, find_weights
+from ov_weight_compression.patterns.find import REPORTED_ELEMENTS
+from ov_weight_compression.patterns.graphs import bytes_of, graphs_of
+from ov_weight_compression.patterns.weight import FLOAT_TYPES
+
+__all__ = ["inspect"]
+
+_SECTIONS = ("weight_compression", "nncf", "optimum")
+
+
+def inspect(
+    model: ov.Model | str | PathLike[str], device: str | None = None, whole_elements: int = WHOLE_ELEMENTS
+) -> Inspection:
+    """What a model's weights are stored as.
+
+        print(inspect("int4/openvino_model.xml", device="CPU"))
+
+    Args:
+        model: an `ov.Model`, which is not changed; an .xml or .onnx file; or a folder with one openvino_*.xml.
+        device: look what this device makes of each weight, too; see `check_device`.
+        whole_elements: the device compiles the model as a whole if its weights have at most so many elements.
+
+    Raises:
+        ModelError: the file cannot be read, or the folder holds no model, or several.
+        OptionError: there is no such device.
+        WorkError: the device cannot compile a layer of the model.
+    """
+    if isinstance(model, ov.Model):
+        name, read = str(model.get_friendly_name()), model
+    else:
+        path = Path(model).expanduser()
+        path = the_model_of(path) if path.is_dir() else path
+        name, read = str(path), read_model(path)
+    check = check_device(read, device, whole_elements) if device is not None else None
+    return Inspection(
+        model=name,
+        weights=_weights(find_compressed(read), check),
+        floats=_floats(*find_weights(read)),
+        constants_bytes=sum(bytes_of(node) for graph in graphs_of(read) for node, _ in graph.constants),
+        recipe=_recipe(read),
+        device=_told(check) if check is not None else None,
+    )
+
+
+def _weights(found: Sequence[CompressedWeight], check: DeviceCheck | None) -> tuple[StoredWeight, ...]:
+    counted: set[ov.Node] = set()
+    rows = []
+    for number, one in enumerate(found):
+        own = [part for part in one.constants if part not in counted]
+        counted.update(own)
+        rows.append(
+            StoredWeight(
+                name=one.name,
+                layer=one.consumers[0].name,
+                kind=one.kind.value,
+                mode=mode_of(one),
+                storage=one.storage,
+                group_size=one.group_size,
+                scale_type=(one.scale_type or "") + (" × f32" if one.tensor_scale is not None else ""),
+                zero_point=zero_point_of(one),
+                shape=one.shape,
+                elements=one.elements,
+                bytes=sum(bytes_of(part) for part in own),
+                body=one.body,
+                executions=check.executions[number] if check is not None else (),
+            )
+        )
+    return tuple(rows)
+
+
+def _floats(weights: Sequence[Weight], skips: Sequence[Skip]) -> tuple[StoredFloat, ...]:
+    """Float constants of some size that are no part of a compressed weight."""
+    rows = [
+        StoredFloat(
+            one.name,
+            one.consumers[0].name,
+            one.element_type,
+            one.shape,
+            one.elements,
+            one.bytes,
+            "a weight that can be compressed",
+        )
+        for one in weights
+    ]
+    for skip in skips:
+        if skip.element_type in FLOAT_TYPES and not skip.reason.startswith("belongs to "):
+            size = prod(skip.shape)
+            rows.append(
+                StoredFloat(skip.name, skip.consumer, skip.element_type, skip.shape, size, skip.bytes, skip.reason)
+            )
+    return tuple(row for row in rows if row.elements >= REPORTED_ELEMENTS)
+
+
+def _recipe(model: ov.Model) -> dict[str, Any]:
+    """The sections of the model's rt_info that tell how it was made, as plain JSON types."""
+    info = model.get_rt_info()
+    return {section: _plain(info[section]) for section in _SECTIONS if section in info}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, ov.OVAny):
+        value = value.value
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    return value if isinstance(value, (str, int, float, bool)) else str(value)
+
+
+def _told(check: DeviceCheck) -> dict[str, str]:
+    return {"device": check.device, "name": check.name, "openvino": check.openvino, "method": check.method}
