@@ -17,9 +17,9 @@ from ov_weight_compression.ir_utils.constants import ConstantReader
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.spool import Spool
 from ov_weight_compression.ir_utils.types import Array
+from ov_weight_compression.passes.choice import Choice
 from ov_weight_compression.passes.method import Method, method_of
 from ov_weight_compression.passes.options import Options
-from ov_weight_compression.passes.plan import Choice
 from ov_weight_compression.passes.stored import StoredWeight, keep
 from ov_weight_compression.patterns import Weight
 from ov_weight_compression.quantization.encode import decode_rows

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ov_weight_compression.ir_utils.layout import Layout
+from ov_weight_compression.passes.choice import Plan
 from ov_weight_compression.passes.device_rules import device_warnings
 from ov_weight_compression.passes.encode_job import stored_parts
 from ov_weight_compression.passes.modes import Device
-from ov_weight_compression.passes.plan import Plan
 from ov_weight_compression.patterns import Skip
 
 __all__ = ["Report", "Row", "Share", "make_report"]
@@ -135,7 +135,8 @@ class Report:
 def make_report(plan: Plan, recipe: dict[str, str]) -> Report:
     """The report of a plan: sizes follow from shapes and formats, so they are exact before anything is computed."""
     device = Device(recipe["device"]) if "device" in recipe else None
-    warnings = device_warnings(device, ((choice.weight, choice.spec.format) for choice in plan.choices))
+    spoiled = tuple(f"{skip.name} was left as it is: it holds {skip.reason}" for skip in plan.spoiled)
+    warnings = spoiled + device_warnings(device, ((choice.weight, choice.spec.format) for choice in plan.choices))
     return Report(_rows(plan), tuple(plan.skips), recipe, warnings)
 
 

@@ -17,11 +17,13 @@ from ov_weight_compression.ir_utils.pipeline import Pipeline
 from ov_weight_compression.ir_utils.postponed import postponed_constant
 from ov_weight_compression.ir_utils.saving import LARGE_BYTES, MARK_BYTES, FileSink, active_deferral
 from ov_weight_compression.ir_utils.types import element_type
+from ov_weight_compression.passes.choice import Choice
 from ov_weight_compression.passes.encode_job import WeightJob
-from ov_weight_compression.passes.plan import Choice
 from ov_weight_compression.patterns import Kind
 
 __all__ = ["PostponedWeight", "rewrite"]
+
+_GATHERED_STORAGE = frozenset({"u8", "i8", "u4", "i4"})
 
 
 class PostponedWeight:
@@ -69,10 +71,15 @@ def rewrite(
         for part, node in parts.items():
             if part != "codes":
                 node.set_friendly_name(f"{name}/{part}")
-        gathered = all(consumer.kind is Kind.GATHER for consumer in weight.consumers)
-        chain = build_dequantization(ChainParts(**parts), name, weight.shape, gathered)
+        chain = build_dequantization(ChainParts(**parts), name, weight.shape, _expanded(choice))
         replace_constant(weight.constant, chain)
     return jobs
+
+
+def _expanded(choice: Choice) -> bool:
+    """Whether the CPU plugin folds this weight's chain because of the layer that reads it."""
+    kinds = {consumer.kind for consumer in choice.weight.consumers}
+    return Kind.CONVOLUTION in kinds or (kinds == {Kind.GATHER} and choice.spec.format.storage not in _GATHERED_STORAGE)
 
 
 def _constants(postponed: PostponedWeight, choice: Choice, lazy: bool) -> dict[str, Any]:

@@ -18,10 +18,11 @@ from ov_weight_compression.ir_utils.layout import Layout
 from ov_weight_compression.ir_utils.pipeline import Job, Pipeline
 from ov_weight_compression.passes.calibrate import Calibration
 from ov_weight_compression.passes.channel_importance import ChannelImportance
+from ov_weight_compression.passes.choice import Choice, Plan
 from ov_weight_compression.passes.encode_job import WeightJob
 from ov_weight_compression.passes.noise import noise_of
 from ov_weight_compression.passes.options import Options, read_options
-from ov_weight_compression.passes.plan import Choice, Plan, make_plan
+from ov_weight_compression.passes.plan import make_plan
 from ov_weight_compression.passes.report import Report, make_report
 from ov_weight_compression.passes.rewrite import rewrite
 from ov_weight_compression.passes.stored import StoredWeight

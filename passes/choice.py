@@ -1,0 +1,52 @@
+"""What a decision about a weight is made of: the wish, the choice that it becomes, and all of them together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ov_weight_compression.passes.modes import Mode
+from ov_weight_compression.patterns import Skip, Weight
+from ov_weight_compression.quantization.spec import Spec
+
+__all__ = ["Choice", "Plan", "Wish", "skipped"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A weight and how it will be stored."""
+
+    weight: Weight
+    spec: Spec
+    absmax: float
+    reason: str
+    """Why it is not simply the mode that was asked for; empty where it is."""
+    in_ratio: bool = False
+    """Whether `ratio` decided over this weight."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be done: nothing is decided after this."""
+
+    choices: tuple[Choice, ...]
+    skips: tuple[Skip, ...]
+    spoiled: tuple[Skip, ...] = ()
+    """Those of the skips whose values are not all finite: most likely a broken file, so the caller is warned."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A mode and group before they are fitted to the weight; `mode` None is the reason for a skip."""
+
+    mode: Mode | None
+    group: int
+    reason: str = ""
+    in_ratio: bool = False
+    by_rule: bool = False
+    """A rule names it for this very weight, so the device does not change it."""
+
+
+def skipped(weight: Weight, reason: str) -> Skip:
+    """A weight that is left alone after all."""
+    consumer = weight.consumers[0].name
+    return Skip(weight.name, consumer, weight.shape, weight.element_type, reason, weight.bytes)

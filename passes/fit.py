@@ -1,0 +1,141 @@
+"""Fit a wish to the weight: what its shape, the device and its values allow of the format that it should get."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ov_weight_compression.ir_utils.constants import ValueRange
+from ov_weight_compression.ir_utils.errors import OptionError
+from ov_weight_compression.passes.choice import Choice, Wish, skipped
+from ov_weight_compression.passes.device_rules import executed_variant
+from ov_weight_compression.passes.modes import BackupMode, GroupSizeFallback, Mode
+from ov_weight_compression.passes.options import Options
+from ov_weight_compression.patterns import Kind, Skip, Weight
+from ov_weight_compression.quantization.formats import FORMATS, Format
+from ov_weight_compression.quantization.spec import Spec
+
+__all__ = ["fit"]
+
+SMALLEST_ADJUSTED_GROUP = 16
+_F16_MAX = 65504.0
+_F16_COARSE = 2.0**-21  # below it an f16 scale is a subnormal with a relative error of up to 2⁻⁴ and more
+
+
+def fit(weight: Weight, wish: Wish, values: ValueRange, options: Options) -> Choice | Skip:
+    """The choice that comes of a wish, or why there is none.
+
+    Raises:
+        OptionError: the group does not divide the weight's channels and `group_size_fallback` is `error`.
+    """
+    fitted = _fit(weight, wish, options)
+    return _with_search(_with_range(fitted, values), options) if isinstance(fitted, Choice) else fitted
+
+
+def _fit(weight: Weight, wish: Wish, options: Options) -> Choice | Skip:
+    """Fit a wish to the device and the weight's shape: what the format takes, and what the group size divides."""
+    wish = _for_device(weight, wish, options)
+    if wish.mode is None:
+        return skipped(weight, wish.reason)
+    row = FORMATS[wish.mode.value]
+    if weight.kind is Kind.CONVOLUTION and not row.everywhere:
+        return _fall_back(weight, wish, options, f"{row.name} is not for convolutions")
+    group = wish.group
+    if group == -1 or (group == weight.columns and not row.fixed_group):
+        return _choice(weight, row, -1, wish)
+    if not _groupable(weight):
+        if options.group_size_fallback is GroupSizeFallback.ERROR:
+            raise OptionError(_group_error(weight, group, "groups cannot run along its reduction axes"))
+        return _fall_back(weight, wish, options, "groups cannot run along its reduction axes")
+    if weight.columns % group == 0:
+        return _choice(weight, row, group, wish)
+    return _adjust(weight, wish, options, row)
+
+
+def _for_device(weight: Weight, wish: Wish, options: Options) -> Wish:
+    """The wish, or what the device executes in its place."""
+    if options.device is None or wish.by_rule or wish.mode is None:
+        return wish
+    variant = executed_variant(options.device, weight, FORMATS[wish.mode.value], wish.group)
+    if variant is None:
+        return wish
+    return replace(wish, mode=variant.mode, group=variant.group, reason=_join(wish.reason, variant.reason))
+
+
+def _adjust(weight: Weight, wish: Wish, options: Options, row: Format) -> Choice | Skip:
+    problem = f"{weight.columns} channels cannot be cut into groups of {wish.group}"
+    fallback = options.group_size_fallback
+    if fallback is GroupSizeFallback.ERROR:
+        raise OptionError(_group_error(weight, wish.group, f"it has {weight.columns} channels"))
+    if fallback is GroupSizeFallback.IGNORE:
+        return skipped(weight, problem)
+    size = 1 << (wish.group.bit_length() - 1)
+    while size >= SMALLEST_ADJUSTED_GROUP and not row.fixed_group:
+        if weight.columns % size == 0:
+            return _choice(weight, row, size, replace(wish, reason=_join(wish.reason, problem)))
+        size //= 2
+    return _fall_back(weight, wish, options, problem)
+
+
+def _fall_back(weight: Weight, wish: Wish, options: Options, problem: str) -> Choice | Skip:
+    """The backup mode, per channel 8 bits if that has groups which do not fit either, or a skip."""
+    reason = _join(wish.reason, problem)
+    if options.group_size_fallback is GroupSizeFallback.IGNORE:
+        return skipped(weight, reason)
+    if options.backup_mode is BackupMode.NONE:
+        return skipped(weight, f"{reason}, and backup_mode is none")
+    row = FORMATS[options.backup_mode.value]
+    fits = row.default_group == -1 or (_groupable(weight) and weight.columns % row.default_group == 0)
+    if not fits or (weight.kind is Kind.CONVOLUTION and not row.everywhere):
+        row = FORMATS[Mode.INT8_ASYM.value]
+    variant = executed_variant(options.device, weight, row, row.default_group) if options.device else None
+    if variant is not None:
+        row, reason = FORMATS[variant.mode.value], _join(reason, variant.reason)
+    return _choice(weight, row, row.default_group, replace(wish, reason=reason))
+
+
+def _groupable(weight: Weight) -> bool:
+    return weight.groupable and weight.kind is not Kind.CONVOLUTION
+
+
+def _choice(weight: Weight, row: Format, group: int, wish: Wish) -> Choice:
+    return Choice(weight, Spec(row, group, row.scale), 0.0, wish.reason, wish.in_ratio)
+
+
+def _with_range(choice: Choice, values: ValueRange) -> Choice:
+    """What follows from the values' magnitude: f32 scales where f16 cannot hold one."""
+    spec = choice.spec
+    row = spec.format
+    if spec.scale_type == "f16" and values.absmax > 0:
+        spread = 2 * values.absmax if row.asymmetric else values.absmax
+        if spread / row.top > _F16_MAX or values.absmax / row.top < _F16_COARSE:
+            return _with_wide_scales(replace(choice, absmax=values.absmax))
+    return replace(choice, absmax=values.absmax)
+
+
+def _with_wide_scales(choice: Choice) -> Choice:
+    """f32 scales; with 8 bits per channel where a Gather reads groups, whose scales the CPU plugin wants in f16."""
+    spec, reason = replace(choice.spec, scale_type="f32"), choice.reason
+    if spec.group_size != -1 and any(consumer.kind is Kind.GATHER for consumer in choice.weight.consumers):
+        spec = Spec(FORMATS[Mode.INT8_ASYM.value], -1, "f32")
+        reason = _join(reason, "f16 cannot hold its scales, and an embedding in groups cannot have others")
+    return replace(choice, spec=spec, reason=reason)
+
+
+def _with_search(choice: Choice, options: Options) -> Choice:
+    """Scale search where it pays: formats of 4 bits and fewer."""
+    row = choice.spec.format
+    if options.scale_search == "off" or not row.default_search:
+        return choice
+    candidates = row.default_search if isinstance(options.scale_search, str) else options.scale_search
+    return replace(choice, spec=replace(choice.spec, search=candidates))
+
+
+def _group_error(weight: Weight, group: int, why: str) -> str:
+    return (
+        f"group_size: {group} does not fit {weight.name} (used by {weight.consumers[0].name}): {why}; "
+        "choose a divisor, group_size_fallback='adjust' or 'ignore', or give this weight a rule"
+    )
+
+
+def _join(first: str, second: str) -> str:
+    return f"{first}; {second}" if first else second
