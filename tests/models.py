@@ -199,8 +199,8 @@ def in_tensor_iterator(columns: int = 64) -> ov.Model:
     result = op.result(layer)
     node = op.tensor_iterator()
     node.set_body(ov.Model([result], [step], "body"))
-    node.set_sliced_input(step, x.output(0), 0, 1, 1, 2, 0)
-    end = node.get_concatenated_slices(result.output(0), 0, 1, 1, 2, 0)
+    node.set_sliced_input(step, x.output(0), 0, 1, 1, -1, 0)
+    end = node.get_concatenated_slices(result.output(0), 0, 1, 1, -1, 0)
     node.set_friendly_name("iterate")
     return ov.Model([op.result(end)], [x], "iterator")
 
