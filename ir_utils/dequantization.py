@@ -13,8 +13,8 @@ is not written to the IR. Three exceptions, each for a plugin's sake (seen with 
 - the constants themselves stay unmarked: plugins change their types (f16 to f32), and can do so only with constants
   that they were allowed to fold from postponed ones;
 - what leads to the scale stays unmarked: the CPU plugin wants to fold f8e8m0 and f8e4m3 scales;
-- codes that the CPU plugin does not execute (u3, f8, codebooks; for embeddings nf4, fp4 and u2 too) get the mark on
-  their first Convert and their scale's alone, together with the mark of a decompression: the plugin takes both off and
+- what the CPU plugin does not execute (u3, f8, codebooks; any convolution; embeddings in nf4, fp4 and u2) gets the mark
+  on the first Convert and the scale's alone, together with the mark of a decompression: the plugin takes both off and
   folds the chain, which it could not run at all, or only anew at every inference. (A scale that is folded to f32
   beforehand would make `ov.save_model` write an IR that cannot be read.)
 """
@@ -33,7 +33,6 @@ __all__ = ["ChainParts", "build_dequantization", "protect_from_folding", "replac
 _FOLDING_MARK = "DisableConstantFolding_0"
 _DECOMPRESSION_MARK = "decompression_0"
 _EXPANDED_STORAGE = frozenset({"u1", "u3", "u6", "f8e4m3", "f8e5m2"})
-_GATHERED_STORAGE = frozenset({"u8", "i8", "u4", "i4"})
 
 
 @dataclass(frozen=True)
@@ -51,15 +50,15 @@ class ChainParts:
     table: Any = None
 
 
-def build_dequantization(parts: ChainParts, name: str, shape: tuple[int, ...], gathered: bool = False) -> Any:
+def build_dequantization(parts: ChainParts, name: str, shape: tuple[int, ...], expanded: bool = False) -> Any:
     """Build the chain and return its last node, of the weight's `shape`; f32 where the scale is or the plugin folds
-    the chain (so that the folded values are not rounded to f16 on the way), else f16. `gathered` says that nothing but
-    a Gather reads the weight.
+    the chain (so that the folded values are not rounded to f16 on the way), else f16. `expanded` says that the layer is
+    one for which the CPU plugin folds the chain whatever the codes are.
 
     The codes keep the weight's `name`, so whoever looks for the weight finds it; the other nodes' names derive from it.
     """
     kind = parts.codes.get_output_element_type(0).get_type_name()
-    folded = parts.table is not None or kind in _EXPANDED_STORAGE or (gathered and kind not in _GATHERED_STORAGE)
+    folded = expanded or parts.table is not None or kind in _EXPANDED_STORAGE
     wide = folded or parts.scale.get_output_element_type(0) == ov.Type.f32
     arithmetic = ov.Type.f32 if wide else ov.Type.f16
     operations: list[Any] = []

@@ -1,8 +1,8 @@
 """Postponed constants: OpenVINO's own, and a variant that becomes a plain Constant in every clone of the model.
 
 The variant exists for embeddings. The CPU plugin recognises a compressed table in front of a Gather only if its codes
-are a plain Constant, and folds the chain to floats before it would fold a postponed one to codes; in groups it wants the
-scales and zero points plain as well, and refuses to compile the model where they are not. Each plugin compiles
+are a plain Constant, and folds the chain to floats before it would fold a postponed one to codes; in groups it wants
+the scales and zero points plain as well, and refuses to compile the model where they are not. Each plugin compiles
 a clone of the model, so the clone is where the codes can become plain. `ov.save_model` clones as well: there the table
 is computed at once and held until it is written.
 """
