@@ -13,7 +13,7 @@ import openvino as ov
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0, "KV_CACHE_PRECISION": "f32"}
 LENGTH = 6
 _NUMBERED = re.compile(rb'(names?="[A-Z][A-Za-z]+)_\d+')
-_FREE = {"pixel_values": (1, 3, 30, 30), "encoder_hidden_states": (1, LENGTH, 64), "beam_idx": (1,)}
+_FREE = {"pixel_values": (1, 3, 32, 32), "encoder_hidden_states": (1, LENGTH, 64), "beam_idx": (1,), "cache_position": (4,)}
 
 
 def inputs_for(model: ov.Model) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def inputs_for(model: ov.Model) -> dict[str, Any]:
     for number, port in enumerate(model.inputs):
         name = port.get_any_name() if port.get_names() else port.get_node().get_friendly_name()
         shape = port.get_partial_shape()
-        guess = _FREE.get(name, (1, *[LENGTH] * (len(shape) - 1)))
+        guess = _FREE.get(name, (1, *[LENGTH] * (len(shape) - 1))[: len(shape)])
         size = [dim.get_length() if dim.is_static else known for dim, known in zip(shape, guess, strict=True)]
         feed[number] = _values(name, port.get_element_type(), tuple(size), random)
     return feed
@@ -50,7 +50,7 @@ def run(model: ov.Model | Path, feed: Mapping[Any, Any] | None = None) -> list[A
 
 
 def matrix_of(model: ov.Model, columns: int) -> Any:
-    """The values `[columns, out]` of a layer's weight as the compiled model has them: what the identity comes out as."""
+    """The values `[columns, out]` of a layer's weight as the compiled model has them: what the identity gives."""
     return run(model, {0: np.eye(columns, dtype=np.float32)})[0]
 
 

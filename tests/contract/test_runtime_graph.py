@@ -1,4 +1,4 @@
-"""What the CPU plugin makes of a compressed model: codes read as they are where it can, and the same outputs either way."""
+"""What the CPU plugin makes of a compressed model: codes read as codes where it can; the same outputs when reloaded."""
 
 from __future__ import annotations
 
