@@ -65,19 +65,21 @@ class Header:
 
 
 def fingerprint(model: ov.Model) -> str:
-    """SHA-256 over the model's graph and a sample of its weights.
+    """SHA-256 over a model's operations and a sample of its weights.
 
-    Every operation's type, name and shapes; of every constant its first 16 KB and three more pieces spread over it.
-    A model that was trained further or compressed differs there; one that was saved again and read back does not.
+    The types of all operations, and of every constant its type, its shape, and four pieces of 16 KB spread over it;
+    sorted, as saving and reading back may change their order. A model that was trained further or compressed differs.
     """
-    sha = hashlib.sha256()
+    marks = []
     for node in model.get_ordered_ops():
-        sha.update(f"{node.get_type_name()} {[str(port.partial_shape) for port in node.outputs()]}".encode())
-        if node.get_type_name() == "Constant" and isinstance(node, ov.op.Constant):
+        sha = hashlib.sha256(node.get_type_name().encode())
+        if isinstance(node, ov.op.Constant):
+            sha.update(f"{node.get_output_element_type(0)} {list(node.get_output_shape(0))}".encode())
             raw = node.get_tensor_view().data.reshape(-1).view(np.uint8)
             for start in np.linspace(0, max(len(raw) - _SAMPLE, 0), 4).astype(int):
                 sha.update(raw[start : start + _SAMPLE].tobytes())
-    return sha.hexdigest()
+        marks.append(sha.digest())
+    return hashlib.sha256(b"".join(sorted(marks))).hexdigest()
 
 
 class BaseLogitsWriter:

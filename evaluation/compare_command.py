@@ -94,8 +94,8 @@ def _add_results(parser: argparse.ArgumentParser) -> None:
 
 
 def run_compare(args: argparse.Namespace) -> int:
-    """Run the command. Returns 0 when done; 2 for bad input or options; 1 for a failure while working, or where a package
-    is missing. Errors go to stderr, one line."""
+    """Run the command. Returns 0 when done; 2 for bad input or options; 1 for a failure while working, or where a
+    package is missing. Errors go to stderr, one line."""
     try:
         _check_results(args)
         from ov_weight_compression.evaluation.compare import compare

@@ -79,6 +79,7 @@ class Comparison:
         """Everything as plain JSON types."""
         plain: dict[str, Any] = _plain(asdict(self))
         plain["worst_layers"] = [layer.name for layer in self.worst_layers()]
+        plain["arithmetic"]["properties"] = dict(self.arithmetic.properties)
         plain["arithmetic"]["description"] = self.arithmetic.describe()
         return plain
 

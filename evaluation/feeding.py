@@ -57,7 +57,7 @@ def _added(node: ov.Node) -> int:
     """What an Add of a whole number adds; OPT counts positions from 2."""
     if node.get_type_name() != "Add" or not isinstance(constant := node.input_value(1).get_node(), ov.op.Constant):
         return 0
-    return int(constant.data) if constant.data.size == 1 else 0
+    return int(constant.data.reshape(-1)[0]) if constant.data.size == 1 else 0
 
 
 class Feeder:

@@ -14,7 +14,7 @@ from ov_weight_compression.evaluation.arithmetic import Arithmetic
 from ov_weight_compression.evaluation.feeding import Feeder
 from ov_weight_compression.evaluation.loading import Loaded, load
 from ov_weight_compression.ir_utils.errors import ModelError
-from ov_weight_compression.patterns.graphs import graphs_of
+from ov_weight_compression.patterns.graphs import graphs_of, is_postponed
 
 __all__ = ["Pair", "open_pair"]
 
@@ -55,7 +55,7 @@ def open_pair(
 def _settled(loaded: Loaded, stack: ExitStack) -> Loaded:
     """The same model with every postponed constant computed, once, into a file that lives as long as `stack`: it is
     compiled several times, and its weights are read one by one."""
-    if not any("PostponedConstant" in graph.types for graph in graphs_of(loaded.model)):
+    if not any(is_postponed(node) for graph in graphs_of(loaded.model) for node, _ in graph.constants):
         return loaded
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ov-compare-", ignore_cleanup_errors=True)))
     ov.save_model(loaded.model, folder / "model.xml", compress_to_fp16=False)

@@ -28,8 +28,10 @@ class LogitsPort:
 
 
 def output_name(port: Any, index: int) -> str:
-    """The name by which an output is known: its shortest, as exporters give it, else its number."""
-    return str(min(port.get_names(), key=lambda name: (len(name), name), default=f"output {index}"))
+    """The name by which an output is known: its shortest, as exporters give it, else its number. What OpenVINO itself
+    calls a Result changes from one reading to the next."""
+    names = [name for name in port.get_names() if not name.startswith("Result_")]
+    return str(min(names, key=lambda name: (len(name), name), default=f"output {index}"))
 
 
 def find_logits(model: ov.Model) -> LogitsPort | None:

@@ -1,9 +1,10 @@
 """Inputs for a model that came without data, made from its input shapes. Always the same ones for the same model.
 
-Token ids are drawn evenly from the vocabulary; masks are ones; numbers are standard normal. Open axes are filled in:
-one sample at a time, 32 tokens or frames, pictures with 3 channels and the first usual size that the model's own shapes
-agree with. `shapes` overrides any of it. Such inputs show that a model still works, and how far its outputs moved on
-noise: they say little about its accuracy on real data, and a report made from them says what it was made from.
+Token ids, and whatever else indexes a table, are drawn evenly from its rows; masks are ones; numbers are standard
+normal. Open axes are filled in: one sample at a time, 32 tokens or frames, pictures with 3 channels and the first usual
+size that the model's own shapes agree with. `shapes` overrides any of it. Such inputs show that a model still works,
+and how far its outputs moved on noise: they say little about its accuracy on real data, and a report made from them
+says what it was made from.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ __all__ = ["SAMPLES", "fitting_window", "random_inputs", "random_tokens", "vocab
 SAMPLES = 16
 _SEED = 0
 _LENGTH = 32
+_FEW = 10
+"""Whole numbers that index no table are drawn below this."""
 _PICTURE_SIZES = (224, 32, 64, 96, 112, 128, 160, 192, 256, 288, 299, 320, 336, 378, 384, 448, 512, 518, 640, 28, 30)
 _SEQUENCES = ("input_ids", "attention_mask", "position_ids", "token_type_ids")
 _DERIVED = ("attention_mask", "position_ids", "token_type_ids", "beam_idx", "cache_position", "use_cache_branch")
@@ -69,18 +72,18 @@ def random_inputs(
     )
     drawn = {name: port for name, port in ports.items() if name in wanted or name not in known}
     sizes = _sizes(model, drawn, wanted)
-    vocabulary = vocabulary_of(model)
+    rows = {name: indexed_rows(model, name) or _FEW for name in drawn}
     random = np.random.default_rng(_SEED)
     for _ in range(samples):
-        yield {name: _draw(name, port, sizes[name], vocabulary, random) for name, port in drawn.items()}
+        yield {name: _draw(name, port, sizes[name], rows[name], random) for name, port in drawn.items()}
 
 
-def _draw(name: str, port: Any, size: tuple[int, ...], vocabulary: int, random: np.random.Generator) -> Array:
+def _draw(name: str, port: Any, size: tuple[int, ...], rows: int, random: np.random.Generator) -> Array:
     kind = port.get_element_type()
     if kind == ov.Type.boolean or "mask" in name:
         return np.ones(size)
     if kind.is_integral():
-        return random.integers(0, vocabulary, size)
+        return random.integers(0, rows, size)
     return random.standard_normal(size, dtype=np.float32)
 
 

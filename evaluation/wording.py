@@ -30,7 +30,7 @@ def plain(value: float | None, digits: int = 4) -> str:
     if value == 0:
         return "0"
     if not 1e-5 <= abs(value) < 1e7:
-        return f"{value:.{digits - 1}e}".replace("-", "−", 1 if value < 0 else 0)
+        return f"{value:.{digits - 1}e}".replace("-", "−")
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
     return f"{value:.{decimals}f}".replace("-", "−")
 

@@ -1,0 +1,136 @@
+"""Everything that may be given as data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ov_weight_compression.evaluation import compare
+from ov_weight_compression.evaluation.data import Data, read_data
+from ov_weight_compression.evaluation.feeding import Feeder, indexed_rows
+from ov_weight_compression.evaluation.loading import Loaded, load
+from ov_weight_compression.evaluation.synthetic import fitting_window, vocabulary_of
+from ov_weight_compression.ir_utils.errors import ModelError, OptionError
+from tests.evaluation.small import VOCABULARY, language_model, perceptron
+
+TOKENS = np.arange(40) % VOCABULARY
+
+
+def read(data: object, model: object = None, batch: int | None = None) -> Data:
+    loaded = Loaded(model or language_model(), "base")
+    return read_data(data, loaded, Feeder(loaded.model, "the base model"), None, loaded, batch)
+
+
+def test_token_ids_from_files(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", TOKENS)
+    np.savez(tmp_path / "b.npz", TOKENS, TOKENS[:7])
+    np.savez(tmp_path / "c.npz", input_ids=TOKENS.reshape(4, 10))
+    assert [len(array) for array in read(tmp_path / "a.npy").tokens] == [40]
+    assert [len(array) for array in read(str(tmp_path / "b.npz")).tokens] == [40, 7]
+    assert [array.shape for array in read(tmp_path / "c.npz").tokens] == [(4, 10)]
+
+
+def test_token_ids_in_memory() -> None:
+    assert read(TOKENS).tokens[0] is TOKENS
+    assert [len(array) for array in read([TOKENS, TOKENS[:5]]).tokens] == [40, 5]
+    assert [array.tolist() for array in read([3, 1, 2]).tokens] == [[3, 1, 2]]
+    assert [len(array) for array in read(part for part in (TOKENS, TOKENS)).tokens] == [40, 40]
+
+
+def test_inputs_by_name(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", input_ids=TOKENS[None], attention_mask=np.ones((1, 40), dtype=int))
+    (inputs,) = read(tmp_path / "a.npz").inputs or ()
+    assert sorted(inputs) == ["attention_mask", "input_ids"]
+
+
+def test_an_additional_axis_holds_samples() -> None:
+    model = perceptron()
+    shapes = [inputs["x"].shape for inputs in read(np.zeros((5, 2, 24)), model).inputs or ()]
+    assert shapes == [(2, 24)] * 5
+    assert [inputs["x"].shape for inputs in read(np.zeros((5, 24)), model).inputs or ()] == [(5, 24)]
+    assert [inputs["x"].shape for inputs in read({"x": np.zeros((5, 24))}, model, 2).inputs or ()] == [
+        (2, 24), (2, 24), (1, 24),
+    ]  # fmt: skip
+    assert [inputs["x"].shape for inputs in read([np.zeros((5, 24))] * 2, model).inputs or ()] == [(5, 24)] * 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"not numpy at all", "cannot be read as numpy arrays"),
+        (b"", "cannot be read as numpy arrays"),
+    ],
+)
+def test_files_that_are_none(tmp_path: Path, content: bytes, message: str) -> None:
+    for name in ("a.npy", "a.npz"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(OptionError, match=message):
+            read(tmp_path / name)
+
+
+def test_data_that_does_not_fit(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="there is no such file"):
+        read(tmp_path / "nothing.npy")
+    with pytest.raises(OptionError, match="int is not a file"):
+        read(3)
+    np.savez(tmp_path / "a.npz", picture=np.zeros((1, 3)))
+    with pytest.raises(OptionError, match=r"its arrays \(picture\) are not inputs of the model"):
+        read(tmp_path / "a.npz")
+    two = language_model(extra="audio")
+    with pytest.raises(OptionError, match="one array is not enough"):
+        read(TOKENS, two)
+    (tmp_path / "a.txt").write_text("some text")
+    with pytest.raises(OptionError, match="text is for models that take input_ids alone"):
+        read(tmp_path / "a.txt", perceptron())
+    with pytest.raises(OptionError, match="text needs a tokenizer"):
+        read(tmp_path / "a.txt")
+    np.save(tmp_path / "object.npy", np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(OptionError, match="cannot be read"):
+        read(tmp_path / "object.npy")
+
+
+def test_models_are_found_in_folders(tmp_path: Path) -> None:
+    import openvino as ov
+
+    with pytest.raises(ModelError, match="does not exist"):
+        load(tmp_path / "a.xml", "base")
+    with pytest.raises(ModelError, match="holds no OpenVINO model"):
+        load(tmp_path, "base")
+    (tmp_path / "openvino_tokenizer.xml").write_text("<net/>")
+    ov.save_model(language_model(), tmp_path / "decoder.xml")
+    assert load(tmp_path, "base").path == tmp_path / "decoder.xml"
+    ov.save_model(language_model(), tmp_path / "encoder.xml")
+    with pytest.raises(ModelError, match=r"several models \(decoder.xml, encoder.xml\)"):
+        load(tmp_path, "base")
+    ov.save_model(language_model(), tmp_path / "openvino_model.xml")
+    found = load(tmp_path, "base")
+    assert (found.path, found.name) == (tmp_path / "openvino_model.xml", tmp_path.name)
+    (tmp_path / "decoder.bin").unlink()
+    with pytest.raises(ModelError, match="decoder\\.bin is missing"):
+        load(tmp_path / "decoder.xml", "base")
+    (tmp_path / "encoder.xml").write_text("<net")
+    with pytest.raises(ModelError, match=r"the base model .*encoder\.xml cannot be read"):
+        load(tmp_path / "encoder.xml", "base")
+
+
+def test_the_window_that_a_model_was_made_for(tmp_path: Path) -> None:
+    import openvino as ov
+
+    ov.save_model(language_model(), tmp_path / "openvino_model.xml")
+    assert load(tmp_path, "base").longest_window() is None
+    (tmp_path / "config.json").write_text('{"n_positions": 16, "model_type": "gpt2"}')
+    assert load(tmp_path, "base").longest_window() == 16
+    found = compare(tmp_path, language_model(noise=0.1), TOKENS, layers=False)
+    assert (found.data.window, found.data.samples) == (16, 2)
+    longer = compare(tmp_path, language_model(noise=0.1), TOKENS, layers=False, window=32)
+    assert "longer than the 16" in longer.notes[0]
+
+
+def test_tables_that_inputs_index() -> None:
+    model = language_model()
+    assert vocabulary_of(model) == VOCABULARY
+    assert indexed_rows(model, "position_ids") is None
+    assert vocabulary_of(perceptron()) == 100
+    assert fitting_window(model, 256) == 256

@@ -1,0 +1,128 @@
+"""What people see: tables, pages, and the way figures are written."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from ov_weight_compression.evaluation import Comparison, compare
+from ov_weight_compression.evaluation import wording as w
+from ov_weight_compression.evaluation.figures import Estimate
+from ov_weight_compression.passes import apply_weight_compression
+from tests.evaluation.small import VOCABULARY, language_model, perceptron
+
+LONG = "__module.model.layers.17.a<b>&c." + "very_long_name." * 12 + "weight"
+
+
+@pytest.fixture(scope="module")
+def language() -> Comparison:
+    other = apply_weight_compression(language_model(), mode="int4_sym", group_size=16)
+    return compare(language_model(), other, np.random.default_rng(0).integers(0, VOCABULARY, 600), window=100)
+
+
+@pytest.fixture(scope="module")
+def outputs() -> Comparison:
+    return compare(perceptron(), apply_weight_compression(perceptron(), mode="int8_sym"))
+
+
+class Balance(HTMLParser):
+    """Notes every tag that is opened and never closed, or the other way round."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.wrong: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag not in ("meta", "br", "line", "rect", "circle", "polyline"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("line", "rect", "circle", "polyline") and tag != (self.open[-1:] or [""])[0]:
+            return
+        if not self.open or self.open.pop() != tag:
+            self.wrong.append(tag)
+
+
+@pytest.mark.parametrize("kind", ["language", "outputs"])
+def test_pages_are_well_formed(kind: str, request: pytest.FixtureRequest) -> None:
+    found: Comparison = request.getfixturevalue(kind)
+    for page in (found.to_html(), found._repr_html_()):
+        balance = Balance()
+        balance.feed(page)
+        assert balance.wrong == []
+        assert balance.open == []
+
+
+def test_names_are_escaped_and_never_cut_off_the_page(language: Comparison) -> None:
+    layer = dataclasses.replace(language.layers[0], name=LONG, layer=LONG)
+    page = dataclasses.replace(language, layers=(layer,) * 300).to_html()
+    assert "a<b>" not in page
+    assert LONG.replace("&", "&amp;").replace("<b>", "&lt;b&gt;") in page
+    assert "overflow-wrap:anywhere" in page
+    assert '<polyline class="line"' in page, "300 rings would be a blot"
+
+
+def test_tables_hold_the_figures(language: Comparison, outputs: Comparison) -> None:
+    text = str(language)
+    assert language.language is not None
+    for wanted in ("int4_sym g16", "same likeliest token", w.with_error(language.language.kl.mean)):
+        assert wanted in text
+    assert "embedding" in str(outputs)
+    assert "made up" in str(outputs)
+    assert max(map(len, text.splitlines())) <= 110
+
+
+def test_printing(language: Comparison, capsys: pytest.CaptureFixture[str]) -> None:
+    language.print()
+    assert "mean KL divergence" in capsys.readouterr().out
+
+
+def test_json_has_no_numbers_that_json_has_not(outputs: Comparison) -> None:
+    worst = dataclasses.replace(outputs.layers[0], weight_snr_db=math.inf, own_snr_db=-math.inf, output_snr_db=math.nan)
+    plain = dataclasses.replace(outputs, layers=(worst,)).to_dict()
+    json.dumps(plain, allow_nan=False)
+    layer = plain["layers"][0]
+    assert (layer["weight_snr_db"], layer["own_snr_db"], layer["output_snr_db"]) == ("inf", "-inf", None)
+
+
+def test_a_comparison_is_frozen(language: Comparison) -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        language.notes = ()  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0"), (1.0, "1.000"), (12.3456, "12.35"), (0.00012345, "0.0001234"), (1.5e-9, "1.500e−09"), (None, "–"),
+     (math.nan, "–"), (math.inf, "∞"), (-math.inf, "−∞"), (-0.5, "−0.5000"), (-1.5e-9, "−1.500e−09"),
+     (12345678.0, "1.235e+07")],
+)  # fmt: skip
+def test_plain_numbers(value: float | None, text: str) -> None:
+    assert w.plain(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [(0.0092777, 0.000148, "0.00928 ± 0.00015"), (11.985, 0.4065, "11.98 ± 0.41"),
+     (2.14e-6, 2.4e-8, "(2.140 ± 0.024)e−6"), (1.0, 0.0, "1.000"),
+     (-0.121, 0.0346, "−0.121 ± 0.035"), (math.inf, 1.0, "∞")],
+)  # fmt: skip
+def test_figures_with_their_errors(value: float, error: float, text: str) -> None:
+    assert w.with_error(Estimate(value, error)) == text
+
+
+def test_other_ways_of_writing() -> None:
+    assert [w.bytes_of(size) for size in (0, 999, 1000, 123_456, 99_940_000, 6_430_000_000)] == [
+        "0 B", "999 B", "1 KB", "123 KB", "99.9 MB", "6.43 GB",
+    ]  # fmt: skip
+    assert w.count(1234567) == "1 234 567"
+    assert w.short_name("a" * 100, 20) == "a" * 5 + "…" + "a" * 14
+    assert len(w.short_name("a" * 100, 20)) == 20
+    assert w.probability(0.00001) == "< 0.01 %"
+    assert w.layer_name("MatMul_3", "self.model.layers.0.q_proj.weight_compressed") == "model.layers.0.q_proj.weight"
+    assert w.layer_name("MatMul_3", "Constant_17") == "MatMul_3"

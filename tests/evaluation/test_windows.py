@@ -1,0 +1,87 @@
+"""Cutting text into windows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ov_weight_compression.evaluation.windows import Cut, cut
+from ov_weight_compression.ir_utils.errors import OptionError
+
+STREAM = np.arange(1000, dtype=np.int32)
+
+
+def lengths(options: Cut, *arrays: np.ndarray, longest: int | None = None) -> list[int]:
+    return [len(tokens) for tokens in cut(arrays or (STREAM,), options, longest).tokens]
+
+
+def test_whole_windows_of_a_stream() -> None:
+    found = cut([STREAM], Cut())
+    assert [tokens[0] for tokens in found.tokens] == [0, 256, 512]
+    assert (found.window, found.stride, found.context, found.score_last) == (256, 256, 0, True)
+    assert found.tokens[0].dtype == np.int64
+
+
+def test_the_model_caps_the_default_only() -> None:
+    assert lengths(Cut(), longest=100) == [100] * 10
+    assert lengths(Cut(window=300), longest=100) == [300] * 3
+
+
+def test_overlapping_windows_score_each_token_once() -> None:
+    found = cut([STREAM], Cut(window=100, stride=40))
+    assert found.context == 60
+    scored = np.concatenate([tokens[found.scored(tokens)] for tokens in found.tokens])
+    assert len(set(scored)) == len(scored)
+    assert scored.tolist() == list(range(60, 980))
+
+
+def test_llama_cpp_scores_the_second_half() -> None:
+    found = cut([STREAM], Cut(window=100, context=50, score_last=False))
+    assert found.tokens[1][found.scored(found.tokens[1])].tolist() == list(range(150, 199))
+    assert found.following(found.tokens[1]).tolist() == list(range(151, 200))
+
+
+def test_the_last_position_has_no_next_token() -> None:
+    found = cut([np.array([5, 6, 7])], Cut())
+    assert found.following(found.tokens[0]).tolist() == [6, 7, -1]
+
+
+def test_arrays_of_windows_and_lists_are_taken_as_they_are() -> None:
+    assert lengths(Cut(), STREAM.reshape(10, 100)) == [100] * 10
+    assert lengths(Cut(window=300), STREAM[:40], STREAM[:700], STREAM[:1]) == [40, 300, 300]
+    assert lengths(Cut(limit=2), STREAM.reshape(10, 100)) == [100] * 2
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros(10), "whole numbers"),
+        (np.zeros((2, 3, 4), dtype=int), r"\[2, 3, 4\]"),
+        (np.array([3, -1]), "negative"),
+        (np.array([3]), "no window of at least 2"),
+        (np.zeros((4, 1), dtype=int), "no window of at least 2"),
+    ],
+)
+def test_what_is_not_text(array: np.ndarray, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        cut([array], Cut())
+
+
+@pytest.mark.parametrize("options", [{"window": 1}, {"stride": 0}, {"context": -1}, {"limit": 0}])
+def test_options_that_cannot_be(options: dict[str, int]) -> None:
+    (name,) = options
+    with pytest.raises(OptionError, match=f"{name}={options[name]}: must be at least"):
+        Cut(**options)
+
+
+def test_a_context_that_leaves_nothing() -> None:
+    with pytest.raises(OptionError, match="context=256: no window of 256 tokens"):
+        cut([STREAM], Cut(context=256))
+    with pytest.raises(OptionError, match="context=255"):
+        cut([STREAM], Cut(context=255))
+
+
+def test_the_digest_knows_tokens_and_lengths() -> None:
+    digests = {cut([part], Cut(window=window)).digest for part in (STREAM, STREAM + 1) for window in (50, 100)}
+    assert len(digests) == 4
+    assert cut([STREAM.astype(np.uint16)], Cut(window=50)).digest in digests
