@@ -49,17 +49,15 @@ def collect(
     with Pool(calibration_memory // 4) as pool:
         store = Store(pool)
         windows = feed(graph, store, samples)
-        stream = Stream(graph, store, windows, calibration_memory // 6)
+        limit = calibration_memory // 6
         readers = _readers(collectors)
         for key, receive in readers.items():
             if key in store:
                 for window in range(windows):
                     receive(window, key, store.get(key, window))
-        pieces = split(graph, 0, len(graph.order), calibration_memory // 6)
-        with progress("Calibrating", len(pieces), quiet=quiet) as advance:
-            for begin, end in pieces:
-                stream.advance(begin, end, dict(readers))
-                advance(1)
+        steps = windows * len(split(graph, 0, len(graph.order), limit))
+        with progress("Calibrating", steps, quiet=quiet) as tick:
+            Stream(graph, store, windows, limit, tick).advance(0, len(graph.order), dict(readers))
     return Statistics(_by_weight(collectors), fingerprint(model), samples.description)
 
 

@@ -75,6 +75,9 @@ def make_samples(
         return _language_samples(language, list(tokens), how)
     if hasattr(dataset, "get_inference_data"):
         dataset = _Again(dataset.get_inference_data)
+    elif not isinstance(dataset, Iterable) and hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
+        items = dataset
+        dataset = _Again(lambda: (items[number] for number in range(len(items))))
     if not isinstance(dataset, Iterable) or isinstance(dataset, Mapping):
         raise OptionError(
             f"dataset: {type(dataset).__name__} is not a sequence of model inputs: give a list of them, an array of "

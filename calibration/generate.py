@@ -19,6 +19,8 @@ from ov_weight_compression.ir_utils.errors import OptionError
 
 __all__ = ["random_tokens", "written_tokens"]
 
+_BLOCK = 256
+
 
 def random_tokens(language: LanguageModel, windows: int, length: int, seed: int) -> NDArray[np.int64]:
     """Uniformly drawn token ids, `[windows, length]`."""
@@ -80,8 +82,17 @@ class _Writer:
 
 
 def _draw(logits: NDArray[Any], rng: np.random.Generator) -> NDArray[np.int64]:
-    """One token id for each row, with the probability that softmax gives it."""
-    shares = np.exp(logits - logits.max(1, keepdims=True)).cumsum(1, dtype=np.float64)
-    drawn = rng.random((len(logits), 1)) * shares[:, -1:]
-    picked: NDArray[np.int64] = np.minimum((shares <= drawn).sum(1, dtype=np.int64), logits.shape[1] - 1)
+    """One token id for each row, with the probability that softmax gives it: first a block of ids, then one in it."""
+    rows, ids = logits.shape
+    shares = np.zeros((rows, -(-ids // _BLOCK) * _BLOCK), np.float32)
+    np.exp(logits - logits.max(1, keepdims=True), out=shares[:, :ids])
+    blocks = shares.reshape(rows, -1, _BLOCK)
+    sums = blocks.sum(2, dtype=np.float64)
+    upto = sums.cumsum(1)
+    drawn = rng.random(rows) * upto[:, -1]
+    every = np.arange(rows)
+    block = np.minimum((upto <= drawn[:, None]).sum(1), upto.shape[1] - 1)
+    rest = drawn - (upto[every, block] - sums[every, block])
+    within = (blocks[every, block].cumsum(1, dtype=np.float64) <= rest[:, None]).sum(1)
+    picked: NDArray[np.int64] = np.minimum(block * _BLOCK + np.minimum(within, _BLOCK - 1), ids - 1).astype(np.int64)
     return picked

@@ -76,10 +76,15 @@ def cut_out(piece: Piece, store: Store) -> tuple[ov.Model, list[TensorKey]]:
 
 
 def run_piece(
-    piece: Piece, store: Store, windows: int, receive: Callable[[int, TensorKey, NDArray[Any]], None]
+    piece: Piece,
+    store: Store,
+    windows: int,
+    receive: Callable[[int, TensorKey, NDArray[Any]], None],
+    tick: Callable[[int], None],
 ) -> None:
     """Compile a piece, run it on every window and hand each output to `receive(window, key, array)`.
 
+    After each window `tick(1)` is called, for a progress bar.
     The array is the runtime's own memory: it has to be used or copied before `receive` returns.
     Raises WorkError where the model cannot run on the data.
     """
@@ -94,6 +99,7 @@ def run_piece(
             raise WorkError(f"calibration: the model fails on window {window} of the data: {reason}") from error
         for port, key in enumerate(piece.outputs):
             receive(window, key, request.get_output_tensor(port).data)
+        tick(1)
 
 
 def _entrance(

@@ -27,8 +27,16 @@ Receive = Callable[[int, TensorKey, NDArray[Any]], None]
 class Stream:
     """A prefix of the model that has run, with some of its weights replaced."""
 
-    def __init__(self, graph: Graph, store: Store, windows: int, weight_limit: int) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        store: Store,
+        windows: int,
+        weight_limit: int,
+        tick: Callable[[int], None] = lambda steps: None,
+    ) -> None:
         self._graph = graph
+        self._tick = tick
         self._limit = weight_limit
         self.store = store
         self.windows = windows
@@ -80,7 +88,7 @@ class Stream:
                 forced=tuple(key for key in forced if key in made),
                 replaced=self._in_use(first, last),
             )
-            run_piece(piece, self.store, self.windows, take)
+            run_piece(piece, self.store, self.windows, take, self._tick)
             self.forget(last, watched, since=begin)
 
     def forget(self, front: int, kept: Container[TensorKey], since: int | None = None) -> None:

@@ -12,6 +12,7 @@ import pytest
 from openvino import opset13 as op
 
 from ov_weight_compression.calibration import make_samples, read_data
+from ov_weight_compression.calibration.generate import _draw
 from ov_weight_compression.ir_utils.errors import MissingExtraError, ModelError, OptionError
 from tests import models
 from tests.calibration import small
@@ -127,6 +128,27 @@ def test_dataset_of_nncf() -> None:
     samples = make_samples(models.linear(), Dataset())
     for _ in range(2):
         assert [window["x"][0, 0] for window in samples] == [0, 1, 2, 3]
+
+
+def test_dataset_of_torch() -> None:
+    class Dataset:
+        def __getitem__(self, number: int) -> Any:
+            return {"x": np.full((1, 64), number, np.float32)}
+
+        def __len__(self) -> int:
+            return 3
+
+    assert [window["x"][0, 0] for window in make_samples(models.linear(), Dataset())] == [0, 1, 2]
+
+
+def test_draws_follow_the_softmax() -> None:
+    logits = np.random.default_rng(1).standard_normal((1, 600)).astype(np.float32) * 2
+    expected = np.exp(logits[0]) / np.exp(logits[0]).sum()
+    drawn = _draw(np.repeat(logits, 200_000, 0), np.random.default_rng(0))
+    found = np.bincount(drawn, minlength=600) / len(drawn)
+    assert len(found) == 600
+    assert np.abs(found - expected).max() < 5 * np.sqrt(expected.max() / len(drawn))
+    assert np.abs(found[512:].sum() - expected[512:].sum()) < 0.005
 
 
 def test_random_tokens() -> None:
