@@ -1,0 +1,98 @@
+"""What an error in a layer's weights costs at its output, and the order in which GPTQ decides the channels.
+
+With `H = Σ x xᵀ` over the calibration data, rounding `W [rows, in]` to `Q` costs `tr((W − Q) H (W − Q)ᵀ)`: each row of
+the weight is a problem of its own, and all of them share H. Channels are decided in falling order of `H_jj` (the
+act-order of GPTQ): what matters most is rounded first, while all others can still make up for it.
+
+With `H + λ mean(diag H) I = M Mᵀ`, M upper triangular in that order, the cost of errors `δ = w − q` is
+
+    Σ_j M_jj² (δ_j + Σ_{k<j} B_kj δ_k)²,        B_kj = M_kj / M_jj,
+
+so once channels `k < j` are decided, the best value of channel j is `w_j + Σ_{k<j} B_kj δ_k`. That is GPTQ: Frantar et
+al. (2210.17323) write it with the Cholesky factor of the inverse, which is the same factor inverted; without the
+inverse it takes a third of the work and half of the memory. (Chen et al., 2507.18553, show the equivalence with Babai's
+nearest plane.) `M_jj²` is also what an error in channel j costs once all later channels have made up for it, hence the
+right weight for a scale search that GPTQ follows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ov_weight_compression.quantization.calibrated.draft import Floats
+
+__all__ = ["Curvature", "curvature_of"]
+
+DAMPING = 0.02
+
+
+@dataclass(frozen=True, eq=False)
+class Curvature:
+    """One layer input's H, prepared. Layers that read the same tensor share it.
+
+    Attributes:
+        gram: [in, in] f32, H itself, symmetric. Dead channels (`H_jj = 0`) have a small diagonal: they are rounded to
+            nearest and disturb nothing.
+        order: [in] channels in the order in which they are decided.
+        feedback: [in, in] f32 in that order, B: unit upper triangular.
+        residual: [in] f32 in the channels' own order, `M_jj²`.
+    """
+
+    gram: Floats
+    order: npt.NDArray[np.intp]
+    feedback: Floats
+    residual: Floats
+
+    @property
+    def energy(self) -> Floats:
+        """[in]: `H_jj`, that is n E[x_j²]."""
+        return np.ascontiguousarray(np.diagonal(self.gram))
+
+
+def curvature_of(gram: npt.NDArray[Any], *, damping: float = DAMPING, act_order: bool = True) -> Curvature:
+    """Prepare `gram` [in, in] (any float type, positive semidefinite, not changed).
+
+    Args:
+        gram: H, in any scale: only its shape matters.
+        damping: λ. Raised tenfold as often as rounding errors make the matrix indefinite.
+        act_order: decide channels in falling order of `H_jj`, else in their own order.
+    """
+    gram = _alive(gram)
+    energy = np.diagonal(gram)
+    order = np.argsort(-energy, kind="stable") if act_order else np.arange(len(gram))
+    factor = _factor(gram, order[::-1], damping * float(energy.mean()))
+    diagonal = np.diagonal(factor).copy()
+    residual = np.empty_like(diagonal)
+    residual[order] = diagonal * diagonal
+    factor /= diagonal
+    return Curvature(gram, order, factor, residual)
+
+
+def _alive(gram: npt.NDArray[Any]) -> Floats:
+    """H in f32, normalised to a mean diagonal of 1, with a small diagonal wherever a channel was always zero."""
+    energy = np.diagonal(gram).astype(np.float64)
+    mean = energy.mean()
+    if not np.isfinite(mean):
+        raise ValueError("the Gram matrix of the layer's input holds NaN or infinity")
+    alive: Floats = (gram / (mean or 1.0)).astype(np.float32)
+    dead = np.flatnonzero(~(np.diagonal(alive) > 0))
+    alive[dead, :] = 0
+    alive[:, dead] = 0
+    alive[dead, dead] = 1e-6 if mean else 1
+    return alive
+
+
+def _factor(gram: Floats, backwards: npt.NDArray[np.intp], ridge: float) -> Floats:
+    """M, upper triangular in forward order, with `gram + ridge I = M Mᵀ`."""
+    damped = gram[np.ix_(backwards, backwards)]
+    for _ in range(8):
+        damped[np.diag_indices_from(damped)] = np.diagonal(gram)[backwards] + np.float32(ridge)
+        try:
+            return np.ascontiguousarray(np.linalg.cholesky(damped)[::-1, ::-1])
+        except np.linalg.LinAlgError:
+            ridge = 10 * ridge or 1e-6
+    raise ValueError("the Gram matrix of the layer's input is not positive semidefinite")

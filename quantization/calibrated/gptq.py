@@ -1,0 +1,57 @@
+"""GPTQ: round one channel at a time and let the channels still to come make up for its error.
+
+Frantar et al., "GPTQ: Accurate post-training quantization for generative pre-trained transformers" (2210.17323), with
+two changes. Groups are *static*: all scales are given beforehand, so channels may be decided in any order (act-order)
+and the stored weight looks like any other, without an index of groups. And the feedback is applied as the sum of what
+past errors ask of a channel, one matrix product per block of channels and one vector product per channel:
+
+    c_j = w_j + Σ_{k<j} B_kj δ_k        q_j = nearest(c_j)        δ_j = w_j − q_j
+
+with B from `curvature`. Works for every format, as all it needs is the nearest level.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ov_weight_compression.quantization.calibrated.curvature import Curvature
+from ov_weight_compression.quantization.calibrated.draft import Draft, Floats, Grid
+
+__all__ = ["gptq"]
+
+_BLOCK = 128
+
+
+def gptq(target: Floats, draft: Draft, curvature: Curvature, grid: Grid) -> Draft:
+    """Choose all levels for the draft's scales and zero points.
+
+    Args:
+        target: [in, rows] the weights to approximate.
+        draft: its scales and zero points count, its levels do not.
+        curvature: of the layer's input.
+        grid: the format.
+
+    Returns:
+        A draft with levels of its own and the scales of `draft`.
+    """
+    order, feedback = curvature.order, curvature.feedback
+    width = len(order)
+    group = order // draft.group
+    carried = np.zeros_like(target)  # Σ B_kj δ_k over finished blocks, in the order of decision
+    levels = np.empty_like(target)
+    errors = np.empty((min(_BLOCK, width), target.shape[1]), np.float32)
+    for begin in range(0, width, _BLOCK):
+        end = min(begin + _BLOCK, width)
+        for place in range(begin, end):
+            channel, past = order[place], place - begin
+            best = target[channel] + carried[place]
+            if past:
+                best += feedback[begin:place, place] @ errors[:past]
+            scale = draft.scale[group[place]]
+            best /= scale
+            level = grid.nearest(best, None if draft.zero is None else draft.zero[group[place]])
+            levels[channel] = level
+            np.subtract(target[channel], level * scale, out=errors[past])
+        if end < width:
+            carried[end:] += feedback[begin:end, end:].T @ errors[: end - begin]
+    return Draft(levels, draft.scale.copy(), None if draft.zero is None else draft.zero.copy())

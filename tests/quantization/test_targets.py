@@ -1,0 +1,52 @@
+"""Float targets: the least-squares weight, what it is exact for, and what it must leave alone."""
+
+import numpy as np
+import pytest
+
+from ov_weight_compression.quantization.calibrated import input_correction, output_correction
+from tests.quantization.calibrated_cases import layer
+
+
+def streams(seed: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    weight, x = layer()
+    rng = np.random.default_rng(seed)
+    mixing = np.eye(96) + 0.1 * rng.normal(size=(96, 96)) / np.sqrt(96)
+    return weight, x, (x @ mixing + 0.05 * rng.normal(size=x.shape)).astype(np.float32)
+
+
+def test_it_minimises_the_regularised_distance_to_the_float_output():
+    weight, x, seen = streams()
+    gram, damping = seen.T @ seen, 0.1
+    target = weight + weight @ input_correction(gram, x.T @ seen, damping=damping)
+    ridge = np.sqrt(damping * np.diag(gram).mean()) * np.eye(96)
+    rows = np.concatenate([seen, ridge])
+    wanted = np.concatenate([x @ weight.T, ridge @ weight.T])
+    expected = np.linalg.lstsq(rows.astype(np.float64), wanted.astype(np.float64), rcond=None)[0].T
+    np.testing.assert_allclose(target, expected, atol=2e-3)
+
+
+def test_it_brings_the_output_nearer_to_the_float_models():
+    weight, x, seen = streams()
+    target = weight + weight @ input_correction(seen.T @ seen, x.T @ seen, damping=0.01)
+    before, after = (np.square(x @ weight.T - seen @ w.T).sum() for w in (weight, target))
+    assert after < 0.5 * before
+
+
+def test_nothing_to_correct_where_the_prefix_is_exact():
+    _, x, _ = streams()
+    gram = x.T @ x
+    assert np.abs(input_correction(gram, gram)).max() == 0
+
+
+def test_what_the_residual_stream_lost_is_made_up_for():
+    _, _, seen = streams()
+    lost = seen @ np.linspace(-0.2, 0.2, 96 * 24, dtype=np.float32).reshape(96, 24)
+    correction = output_correction(seen.T @ seen, lost.T @ seen, damping=1e-4)
+    assert np.square(lost - seen @ correction.T).sum() < 0.05 * np.square(lost).sum()
+
+
+@pytest.mark.parametrize("gram", [np.zeros((5, 5)), np.diag([1.0, 0, 2, 0, 0])])
+def test_dead_channels_get_no_correction(gram):
+    correction = output_correction(gram, np.zeros((3, 5)))
+    assert correction.shape == (3, 5)
+    assert not correction.any()
