@@ -24,6 +24,7 @@ from ov_weight_compression.patterns import Kind
 __all__ = ["PostponedWeight", "rewrite"]
 
 _GATHERED_STORAGE = frozenset({"u8", "i8", "u4", "i4"})
+_TELLING_STORAGE = frozenset({"u8", "i8", "u4", "i4", "nf4", "f8e4m3"})
 
 
 class PostponedWeight:
@@ -63,7 +64,11 @@ def rewrite(
     """
     jobs = [make_job(choice) for choice in choices]
     postponed = [PostponedWeight(pipeline, job) for job in jobs]
-    chains = [_constants(weight, choice, lazy) for weight, choice in zip(postponed, choices, strict=True)]
+    telltale = _telltale(jobs)
+    chains = [
+        _constants(weight, choice, lazy, weight.job is telltale)
+        for weight, choice in zip(postponed, choices, strict=True)
+    ]
     for choice, parts in zip(choices, chains, strict=True):
         weight = choice.weight
         name = str(weight.constant.get_friendly_name())
@@ -82,7 +87,17 @@ def _expanded(choice: Choice) -> bool:
     return Kind.CONVOLUTION in kinds or (kinds == {Kind.GATHER} and choice.spec.format.storage not in _GATHERED_STORAGE)
 
 
-def _constants(postponed: PostponedWeight, choice: Choice, lazy: bool) -> dict[str, Any]:
+def _telltale(jobs: Sequence[WeightJob]) -> WeightJob | None:
+    """The smallest weight whose codes tell `ov.save_model` that a model is compressed.
+
+    It then leaves the precision of everything else alone, but it looks at plain constants only. With this one weight's
+    constants plain in the clone that it writes, a lazily compressed model is saved as one of plain constants is.
+    """
+    telling = [job for job in jobs if job.spec.format.storage in _TELLING_STORAGE]
+    return min(telling, key=lambda job: job.nbytes, default=None)
+
+
+def _constants(postponed: PostponedWeight, choice: Choice, lazy: bool, telltale: bool) -> dict[str, Any]:
     """The nodes of one chain's constants. What is known already is plain, so that equal scalars are stored once.
 
     An f32 part is postponed in any case: `ov.save_model` stores plain f32 constants as f16, which rounds a tensor's
@@ -100,7 +115,8 @@ def _constants(postponed: PostponedWeight, choice: Choice, lazy: bool) -> dict[s
                 continue
             maker = partial(_same, tensor)
         shape = ov.Shape(list(part.shape))
-        nodes[name] = postponed_constant(element_type(part.type), shape, maker, gathered and part.type != "f32")
+        plain_in_clones = (gathered or telltale) and part.type != "f32"
+        nodes[name] = postponed_constant(element_type(part.type), shape, maker, plain_in_clones)
     return nodes
 
 
