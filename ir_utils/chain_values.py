@@ -2,15 +2,18 @@
 
 A float weight is `Constant ─ [Convert] ─ [Reshape] ─ layer`, a compressed one the longer chain of codes, zero points
 and scales. Either is evaluated at any of its outputs, in f32 as a layer sees it that is executed in f32, whatever type
-the chain is written in. Pieces are rows of the first axis, so that a table of a gigabyte is never there
-as a whole; only an operation that mixes rows (a Transpose) is evaluated whole, for that weight.
+the chain is written in.
+
+Pieces are rows: of the first axis, or of the first two and more flattened where one index of the first is too much
+already (a weight of experts). So a table of a gigabyte is never there as a whole; only an operation that mixes rows (a
+Transpose) is evaluated whole, for that weight.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,29 +43,33 @@ class ConstantValues:
     def __init__(self, output: Any) -> None:
         self._output = output
         self.shape = tuple(int(size) for size in output.get_shape())
+        self._lead = 1
+        while self._lead < len(self.shape) - 1 and math.prod(self.shape[self._lead :]) > _PIECE_ELEMENTS:
+            self._lead += 1
         self._whole: dict[Any, Float32] = {}
         self._made: dict[Any, Any] = {}
 
     def pieces(self) -> Iterator[Float32]:
         """All values in row-major order, as flat arrays."""
-        if not self.shape:
-            yield self._rows(self._output, 0, 1).reshape(-1)
-            return
-        width = max(1, math.prod(self.shape[1:]))
-        align = _ALIGN if len(self.shape) == 2 else 1  # of more axes the first is no part of a group
-        step = max(align, _PIECE_ELEMENTS // width // align * align)
-        for start in range(0, self.shape[0], step):
-            yield self._rows(self._output, start, min(start + step, self.shape[0])).reshape(-1)
+        rows, width = self._split(self.shape)
+        align = _ALIGN if self._lead == len(self.shape) - 1 else 1  # otherwise no row is a part of a group
+        step = max(align, _PIECE_ELEMENTS // max(1, width) // align * align)
+        for start in range(0, rows, step):
+            yield self._rows(self._output, start, min(start + step, rows)).reshape(-1)
+
+    def _split(self, shape: Sequence[int]) -> tuple[int, int]:
+        """How many rows a tensor of this shape has, and how many elements a row."""
+        return math.prod(shape[: self._lead]), math.prod(shape[self._lead :])
 
     def _rows(self, output: Any, start: int, stop: int) -> Float32:
-        """Rows of the first axis; the whole for a scalar."""
+        """Some rows, `[stop - start, …]` with the axes that are not flattened into rows; a scalar has one row."""
         node = self._plain(output.get_node())
         evaluate = _EVALUATORS.get(node.get_type_name())
         found = evaluate(self, node, start, stop) if evaluate else None
-        if found is not None:
-            return found
-        whole = self._keep(output, _compiled)
-        return whole[start:stop] if whole.ndim else whole
+        if found is None:
+            shape = tuple(output.get_shape())
+            found = self._keep(output, _compiled).reshape(self._split(shape)[0], *shape[self._lead :])[start:stop]
+        return found
 
     def _plain(self, node: Any) -> Any:
         """A postponed constant as a Constant, computed once."""
@@ -73,33 +80,36 @@ class ConstantValues:
         return self._made[node]
 
     def _all(self, output: Any) -> Float32:
-        """Every row, kept: for an operation that cannot be taken in pieces."""
-        size = output.get_shape()
-        return self._keep(output, lambda value: self._rows(value, 0, size[0] if len(size) else 1))
+        """Every value in the output's own shape, kept: for an operation that cannot be taken in pieces."""
+        shape = tuple(output.get_shape())
+        return self._keep(output, lambda value: self._rows(value, 0, self._split(shape)[0]).reshape(shape))
 
     def _keep(self, output: Any, evaluate: Callable[[Any], Float32]) -> Float32:
         if output not in self._whole:
             self._whole[output] = evaluate(output)
         return self._whole[output]
 
-    def _operand(self, output: Any, like: Any, start: int, stop: int) -> Float32:
-        """The rows of an operand that meet rows `start` to `stop` of the result, as broadcasting pairs them."""
-        rank, size = len(like), output.get_shape()
-        if len(size) == rank and rank and size[0] == like[0]:
+    def _operand(self, output: Any, like: Sequence[int], start: int, stop: int) -> Array:
+        """The rows of an operand that meet rows `start` to `stop` of a result of shape `like`, as broadcasting pairs
+        them."""
+        own, lead = tuple(output.get_shape()), self._lead
+        if len(own) == len(like) and own[:lead] == tuple(like[:lead]):
             return self._rows(output, start, stop)
-        return self._rows(output, 0, size[0] if len(size) else 1)
+        shape = (1,) * (len(like) - len(own)) + own
+        whole = self._all(output).reshape(shape)
+        if math.prod(shape[:lead]) == 1:
+            return whole.reshape(1, *shape[lead:])
+        return np.broadcast_to(whole, (*like[:lead], *shape[lead:])).reshape(-1, *shape[lead:])[start:stop]
 
 
 def _constant(values: ConstantValues, node: Any, start: int, stop: int) -> Float32 | None:
-    shape = node.get_output_shape(0)
-    if len(shape) == 0:
-        return np.asarray(node.get_data(dtype=np.float32), dtype=np.float32).reshape(())
-    width = math.prod(shape[1:])
+    shape = tuple(node.get_output_shape(0))
+    width = values._split(shape)[1]
     kind = node.get_output_element_type(0)
     if kind.bitwidth < 8 and start * width % 8:
         return None  # begins inside a byte: evaluate the whole
     part = _part(node, kind, start * width, (stop - start) * width)
-    return np.asarray(part.get_data(dtype=np.float32), dtype=np.float32).reshape((stop - start, *shape[1:]))
+    return np.asarray(part.get_data(dtype=np.float32), dtype=np.float32).reshape(stop - start, *shape[values._lead :])
 
 
 def _part(node: Any, kind: ov.Type, first: int, count: int) -> Any:
@@ -120,7 +130,7 @@ def _elementwise(
     function: Callable[[Array, Array], Array],
 ) -> Callable[[ConstantValues, Any, int, int], Float32 | None]:
     def evaluate(values: ConstantValues, node: Any, start: int, stop: int) -> Float32 | None:
-        shape = node.get_output_shape(0)
+        shape = tuple(node.get_output_shape(0))
         left, right = (values._operand(node.input_value(port), shape, start, stop) for port in (0, 1))
         return np.asarray(function(left, right), dtype=np.float32)
 
@@ -130,13 +140,12 @@ def _elementwise(
 def _reshape(values: ConstantValues, node: Any, start: int, stop: int) -> Float32 | None:
     """Rows of the result are consecutive elements, and so are rows of what is reshaped."""
     source, target = tuple(node.input_value(0).get_shape()), tuple(node.get_output_shape(0))
-    if not source or not target:
-        return None
-    width, whole = math.prod(target[1:]), math.prod(source[1:])
+    width, whole = values._split(target)[1], values._split(source)[1]
     if start * width % whole or stop * width % whole:
-        return values._all(node.input_value(0)).reshape(target)[start:stop]
-    rows = values._rows(node.input_value(0), start * width // whole, stop * width // whole)
-    return rows.reshape(stop - start, *target[1:])
+        flat = values._all(node.input_value(0)).reshape(-1)[start * width : stop * width]
+    else:
+        flat = values._rows(node.input_value(0), start * width // whole, stop * width // whole)
+    return flat.reshape(stop - start, *target[values._lead :])
 
 
 def _transpose(values: ConstantValues, node: Any, start: int, stop: int) -> Float32 | None:
@@ -144,7 +153,9 @@ def _transpose(values: ConstantValues, node: Any, start: int, stop: int) -> Floa
     if order.get_type_name() != "Constant":
         return None
     axes = [int(axis) for axis in order.data.reshape(-1)] or None
-    return values._all(node.input_value(0)).transpose(axes)[start:stop]
+    source, shape = node.input_value(0), tuple(node.get_output_shape(0))
+    whole = values._keep(node.output(0), lambda _: np.ascontiguousarray(values._all(source).transpose(axes)))
+    return whole.reshape(values._split(shape)[0], *shape[values._lead :])[start:stop]
 
 
 def _gather(values: ConstantValues, node: Any, start: int, stop: int) -> Float32 | None:
@@ -153,7 +164,7 @@ def _gather(values: ConstantValues, node: Any, start: int, stop: int) -> Float32
     if len(table.get_shape()) != 1:
         return None
     indices = values._rows(node.input_value(1), start, stop)
-    looked_up: Float32 = values._rows(table, 0, table.get_shape()[0])[indices.astype(np.int64)]
+    looked_up: Float32 = values._all(table)[indices.astype(np.int64)]
     return looked_up
 
 
