@@ -84,6 +84,8 @@ class Pipeline:
     _runs: dict[int, _Run] = field(default_factory=dict)
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _workers: int = 0
+    _taken: set[int] = field(default_factory=set)
+    """Jobs whose parts have all been fetched this time round: nothing to compute ahead."""
 
     def add(self, job: Job) -> int:
         """Append a job; its number is what `take` wants."""
@@ -109,6 +111,7 @@ class Pipeline:
             value = parts.pop(part)
             if not parts:
                 self._runs.pop(number, None)
+                self._taken.add(number)
                 self._start_ahead(number)
             return value
 
@@ -137,6 +140,8 @@ class Pipeline:
         while True:
             run = self._runs.get(number)
             if run is None or (run.parts is not None and part not in run.parts):
+                if number in self._taken:  # the model is being saved or compiled once more
+                    self._taken.clear()
                 run = self._start(number)
             self._start_ahead(number)
             while not run.done:
@@ -168,7 +173,7 @@ class Pipeline:
                 held -= self._jobs[old].nbytes
                 del self._runs[old]
         for following in range(number + 1, len(self._jobs)):
-            if following in self._runs:
+            if following in self._runs or following in self._taken:
                 continue
             held += self._jobs[following].nbytes
             if held > self.look_ahead:
