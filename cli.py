@@ -3,6 +3,7 @@
     ov-compress MODEL -o OUT [--mode …]           compress (the word `compress` may be left out)
     ov-compress inspect MODEL [--device CPU]      what its weights are stored as, and what the device executes
     ov-compress compare BASE COMPRESSED …         what it cost
+    ov-compress decompress MODEL -o OUT           floats again
 
 Exit codes: 0 done; 1 something failed while working; 2 the options or the input cannot be used.
 """
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_COMMANDS = ("compress", "inspect", "compare")
+_COMMANDS = ("compress", "inspect", "compare", "decompress")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,6 +59,7 @@ def _fail(message: str, code: int) -> int:
 def _parser() -> argparse.ArgumentParser:
     from ov_weight_compression.evaluation.compare_command import add_compare_parser
     from ov_weight_compression.evaluation.inspect_command import add_inspect_parser
+    from ov_weight_compression.passes.decompress_command import add_decompress_parser
 
     parser = argparse.ArgumentParser(
         prog="ov-compress",
@@ -68,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_compress(commands)
     add_inspect_parser(commands)
     add_compare_parser(commands)
+    add_decompress_parser(commands)
     return parser
 
 
@@ -96,6 +99,8 @@ def _add_compress(commands: Any) -> None:
         help="leave alone: a layer's name, or name:N, re:REGEX, type:OPERATION; may be repeated",
     )
     command.add_argument("--no-validate", action="store_true", help="an --ignore that matches nothing is no error")
+    command.add_argument("--codebook", metavar="V,V,…", help="the table of --mode codebook")
+    command.add_argument("--codebook-type", help="what it is stored as: f8e4m3 (default), f16, f32 or i8")
     command.add_argument("--device", help="choose formats that CPU, GPU or NPU executes")
     command.add_argument("--threads", type=int, help="threads to compute with")
     _add_data_options(command)
@@ -129,10 +134,12 @@ def _options(parsed: argparse.Namespace) -> dict[str, Any]:
     names = (
         *("mode", "ratio", "group_size", "all_layers", "backup_mode", "sensitivity_metric", "group_size_fallback"),
         *("scale_search", "device", "threads", "awq", "scale_estimation", "gptq", "lora_correction"),
-        *("subset_size", "accuracy", "context_length", "statistics_path", "calibration_memory"),
+        *("subset_size", "accuracy", "context_length", "statistics_path", "calibration_memory", "codebook_type"),
     )
     options = {name: getattr(parsed, name) for name in names if getattr(parsed, name) is not None}
     options["quiet"] = parsed.quiet
+    if parsed.codebook is not None:
+        options["codebook"] = parsed.codebook.split(",")
     if parsed.rule:
         options["rules"] = [parse_rule_text(rule) for rule in parsed.rule]
     if parsed.ignore:

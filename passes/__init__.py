@@ -7,6 +7,7 @@ from ov_weight_compression.ir_utils.errors import (
     OptionError,
     WorkError,
 )
+from ov_weight_compression.passes.decompress import DecompressWeights, apply_weight_decompression
 from ov_weight_compression.passes.modes import Accuracy, BackupMode, Device, GroupSizeFallback, Mode, SensitivityMetric
 from ov_weight_compression.passes.report import Report
 from ov_weight_compression.passes.weight_compression import WeightCompression, apply_weight_compression
@@ -16,6 +17,7 @@ __all__ = [
     "Accuracy",
     "BackupMode",
     "CompressionError",
+    "DecompressWeights",
     "Device",
     "GroupSizeFallback",
     "IgnoredScope",
@@ -29,4 +31,5 @@ __all__ = [
     "WeightCompression",
     "WorkError",
     "apply_weight_compression",
+    "apply_weight_decompression",
 ]

@@ -10,6 +10,9 @@ from ov_weight_compression.quantization.spec import Spec
 
 __all__ = ["Choice", "Plan", "Wish", "skipped"]
 
+_F16_MAX = 65504.0
+_F16_COARSE = 2.0**-21  # below it an f16 scale is a subnormal with a relative error of up to 2⁻⁴ and more
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -22,6 +25,13 @@ class Choice:
     """Why it is not simply the mode that was asked for; empty where it is."""
     in_ratio: bool = False
     """Whether `ratio` decided over this weight."""
+
+    @property
+    def beyond_f16(self) -> bool:
+        """Whether f16 cannot hold scales of this size: they would be infinite, or lose their precision."""
+        row = self.spec.format
+        spread = 2 * self.absmax if row.asymmetric else self.absmax
+        return self.absmax > 0 and (spread / row.top > _F16_MAX or self.absmax / row.top < _F16_COARSE)
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,6 @@ from ov_weight_compression.quantization.spec import Spec
 __all__ = ["fit"]
 
 SMALLEST_ADJUSTED_GROUP = 16
-_F16_MAX = 65504.0
-_F16_COARSE = 2.0**-21  # below it an f16 scale is a subnormal with a relative error of up to 2⁻⁴ and more
 
 
 def fit(weight: Weight, wish: Wish, values: ValueRange, options: Options) -> Choice | Skip:
@@ -36,7 +34,7 @@ def _fit(weight: Weight, wish: Wish, options: Options) -> Choice | Skip:
     wish = _for_device(weight, wish, options)
     if wish.mode is None:
         return skipped(weight, wish.reason)
-    row = FORMATS[wish.mode.value]
+    row = options.row(wish.mode)
     if weight.kind is Kind.CONVOLUTION and not row.everywhere:
         return _fall_back(weight, wish, options, f"{row.name} is not for convolutions")
     group = wish.group
@@ -55,7 +53,7 @@ def _for_device(weight: Weight, wish: Wish, options: Options) -> Wish:
     """The wish, or what the device executes in its place."""
     if options.device is None or wish.by_rule or wish.mode is None:
         return wish
-    variant = executed_variant(options.device, weight, FORMATS[wish.mode.value], wish.group)
+    variant = executed_variant(options.device, weight, options.row(wish.mode), wish.group)
     if variant is None:
         return wish
     return replace(wish, mode=variant.mode, group=variant.group, reason=_join(wish.reason, variant.reason))
@@ -103,13 +101,8 @@ def _choice(weight: Weight, row: Format, group: int, wish: Wish) -> Choice:
 
 def _with_range(choice: Choice, values: ValueRange) -> Choice:
     """What follows from the values' magnitude: f32 scales where f16 cannot hold one."""
-    spec = choice.spec
-    row = spec.format
-    if spec.scale_type == "f16" and values.absmax > 0:
-        spread = 2 * values.absmax if row.asymmetric else values.absmax
-        if spread / row.top > _F16_MAX or values.absmax / row.top < _F16_COARSE:
-            return _with_wide_scales(replace(choice, absmax=values.absmax))
-    return replace(choice, absmax=values.absmax)
+    ranged = replace(choice, absmax=values.absmax)
+    return _with_wide_scales(ranged) if choice.spec.scale_type == "f16" and ranged.beyond_f16 else ranged
 
 
 def _with_wide_scales(choice: Choice) -> Choice:

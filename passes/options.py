@@ -25,7 +25,7 @@ from ov_weight_compression.passes.modes import (
 )
 from ov_weight_compression.passes.rules import Rule, check_group, parse_rules
 from ov_weight_compression.patterns import IgnoredScope
-from ov_weight_compression.quantization.formats import FORMATS
+from ov_weight_compression.quantization.formats import FORMATS, TABLE_TYPES, Format, with_table
 
 __all__ = ["Options", "read_options"]
 
@@ -53,9 +53,19 @@ class Options:
     statistics_path: Path | None = None
     calibration_memory: int | None = None
     quiet: bool = True
+    codebook: tuple[float, ...] | None = None
+    codebook_type: str = "f8e4m3"
     lazy: bool = True
     threads: int = field(default_factory=default_threads)
     device: Device | None = None
+
+    def row(self, mode: Mode) -> Format:
+        """The format of a mode; for `codebook` the one with the caller's table."""
+        row = FORMATS[mode.value]
+        if mode is not Mode.CODEBOOK:
+            return row
+        assert self.codebook is not None
+        return with_table(row, self.codebook, self.codebook_type)
 
     @property
     def effective_group(self) -> int:
@@ -74,6 +84,8 @@ class Options:
             "group_size_fallback": self.group_size_fallback.value,
             "scale_search": str(self.scale_search),
         }
+        if self.codebook is not None:
+            recipe["codebook_type"] = self.codebook_type
         if self.accuracy is not None:
             recipe["accuracy"] = self.accuracy.value
         for name in ("scale_estimation", "gptq"):
@@ -141,6 +153,8 @@ _READERS: Mapping[str, Any] = {
     "statistics_path": readers.path("statistics_path"),
     "calibration_memory": readers.count("calibration_memory", 1 << 26),
     "quiet": readers.flag("quiet"),
+    "codebook": readers.table("codebook"),
+    "codebook_type": readers.choice("codebook_type", TABLE_TYPES),
     "lazy": readers.flag("lazy"),
     "threads": readers.count("threads", 1),
     "device": lambda value: parse_enum(Device, value, "device"),
@@ -175,6 +189,7 @@ def _check_together(options: Options, given: Mapping[str, Any]) -> None:
         )
     if options.scale_search == "off" and (options.scale_estimation or options.accuracy is not None):
         raise OptionError("scale_search: must not be 'off' with scale_estimation or accuracy, which are made of it")
+    _check_codebook(options)
     for number, rule in enumerate(options.rules):
         if rule.mode is None:
             continue
@@ -184,3 +199,16 @@ def _check_together(options: Options, given: Mapping[str, Any]) -> None:
                 f"rules[{number}]: {rule.mode.value} is defined for groups of {row.default_group}, "
                 f"got {rule.group_size}"
             )
+
+
+def _check_codebook(options: Options) -> None:
+    used = Mode.CODEBOOK in (options.mode, *(rule.mode for rule in options.rules))
+    if used and options.codebook is None:
+        raise OptionError("codebook: the mode codebook needs a table of 2 to 65536 values; cb4 has one of its own")
+    if options.codebook is not None and not used:
+        raise OptionError(f"codebook: means nothing with {options.mode.value}; use mode='codebook', or leave it out")
+    if used:
+        try:
+            options.row(Mode.CODEBOOK)
+        except ValueError as error:
+            raise OptionError(str(error)) from None

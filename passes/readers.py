@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ov_weight_compression.ir_utils.errors import OptionError
 
-__all__ = ["count", "flag", "number", "path", "scale_search"]
+__all__ = ["choice", "count", "flag", "number", "path", "scale_search", "table"]
 
 
 def number(name: str, low: float, high: float) -> Callable[[object], float]:
@@ -53,6 +55,30 @@ def path(name: str) -> Callable[[object], Path]:
             return Path(value)
         except TypeError:
             raise OptionError(f"{name}: must be a path, got {value!r}") from None
+
+    return read
+
+
+def choice(name: str, allowed: Sequence[str]) -> Callable[[object], str]:
+    """One of some words."""
+
+    def read(value: object) -> str:
+        if not isinstance(value, str) or value.lower() not in allowed:
+            raise OptionError(f"{name}: {value!r} is not one of {', '.join(allowed)}")
+        return value.lower()
+
+    return read
+
+
+def table(name: str) -> Callable[[object], tuple[float, ...]]:
+    """A list of numbers: a sequence, an array, or an OpenVINO tensor."""
+
+    def read(value: Any) -> tuple[float, ...]:
+        try:
+            numbers = np.asarray(getattr(value, "data", value) if hasattr(value, "element_type") else value)
+            return tuple(float(number) for number in numbers.astype(np.float32).reshape(-1))
+        except (TypeError, ValueError):
+            raise OptionError(f"{name}: must be a list of numbers, got {value!r}") from None
 
     return read
 

@@ -76,7 +76,9 @@ def rewrite(
         for part, node in parts.items():
             if part != "codes":
                 node.set_friendly_name(f"{name}/{part}")
-        chain = build_dequantization(ChainParts(**parts), name, weight.shape, _expanded(choice))
+        chain = build_dequantization(
+            ChainParts(**parts), name, weight.shape, expanded=_expanded(choice), wide=choice.beyond_f16
+        )
         replace_constant(weight.constant, chain)
     return jobs
 

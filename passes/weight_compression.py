@@ -53,6 +53,8 @@ class WeightCompression(ModelPass):
         rules: what particular weights get, by name; see `ov_weight_compression.passes.rules`.
         scale_search: `"auto"` (default) looks for better scales than absmax and min–max in formats of 4 bits and fewer;
             `"off"` does not; a number says how many candidates.
+        codebook, codebook_type: the table of `mode="codebook"`, 2 to 65536 values, and the type that it is stored in:
+            `"f8e4m3"` (default), `"f16"`, `"f32"` or `"i8"`.
         lazy: False computes everything now and inserts plain constants.
         threads: threads to compute with; by default OMP_NUM_THREADS or the processors there are.
         device: prefer formats that this device executes compressed.

@@ -1,0 +1,96 @@
+"""`ov-compress decompress IN -o OUT`: files and folders back to floats."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ov_weight_compression.ir_utils.errors import ModelError, OptionError
+
+__all__ = ["CONFIG_FILE", "add_decompress_parser", "decompress_path", "run_decompress"]
+
+CONFIG_FILE = "openvino_config.json"
+
+_DESCRIPTION = """Write a model with its compressed weights as floats, whoever compressed it. What compression has rounded
+away does not come back."""
+
+
+def add_decompress_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Add the command to the `add_subparsers()` of a parser; `args.run` is set to `run_decompress`."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "decompress", help="write a compressed model's weights as floats", description=_DESCRIPTION
+    )
+    parser.add_argument("model", metavar="IN", type=Path, help=".xml, .onnx, or a folder with openvino_*.xml files")
+    parser.add_argument("-o", "--output", metavar="OUT", type=Path, help=".xml file or folder to write")
+    parser.add_argument("--dtype", help="f16 or f32; without it the type that each weight's own chain computes in")
+    parser.add_argument("--force", action="store_true", help="replace what is at the output")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    parser.set_defaults(run=run_decompress)
+    return parser
+
+
+def run_decompress(args: argparse.Namespace) -> int:
+    """Run the command and return 0; what goes wrong is raised as a `CompressionError`."""
+    if args.output is None:
+        raise OptionError("output: say where to write with -o OUT")
+    found = decompress_path(args.model, args.output, args.dtype, args.force)
+    if not args.quiet:
+        from ov_weight_compression.passes.report_table import human_bytes
+
+        for _, target, weights in found:
+            before, after = (sum(getattr(one, name) for one in weights) for name in ("bytes_before", "bytes_after"))
+            noun = "weight" if len(weights) == 1 else "weights"
+            print(f"{target}: {len(weights)} compressed {noun}, {human_bytes(before)} → {human_bytes(after)}")
+    return 0
+
+
+def decompress_path(
+    source: Path, target: Path, dtype: str | None = None, force: bool = False
+) -> list[tuple[Path, Path, Sequence[Any]]]:
+    """Decompress a model file, or each model of a folder, into `target`.
+
+    Returns:
+        Of each model the source, the target and the weights (`Decompressed`) that were compressed.
+
+    Raises:
+        ModelError: the source is no model, or not readable.
+        OptionError: a dtype, or a destination that exists or is the source and `force` is not given.
+        WorkError: computing or writing failed; what was at the destination is still there.
+    """
+    from ov_weight_compression.ir_utils.ir_file import read_model
+    from ov_weight_compression.ir_utils.model_folder import convert_path
+    from ov_weight_compression.ir_utils.saving import save_model
+    from ov_weight_compression.passes.decompress import DecompressWeights
+
+    own = DecompressWeights(dtype)
+
+    def convert(path: Path, written: Path | None) -> Sequence[Any]:
+        model = read_model(path)
+        own.run_on_model(model)
+        if written is not None:
+            save_model(model, written)
+        return own.weights
+
+    def finish(folder: Path, results: list[Sequence[Any]]) -> None:
+        _update_config(folder / CONFIG_FILE, {one.dtype for weights in results for one in weights})
+
+    return convert_path(source, target, convert, finish, force)
+
+
+def _update_config(path: Path, dtypes: set[str]) -> None:
+    """Take back what an exporter's own file says about compression."""
+    if not dtypes or not path.exists():
+        return
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path.name}: not valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        return
+    for key in ("weight_compression", "quantization_config"):
+        config.pop(key, None)
+    config["dtype"] = "fp16" if "f16" in dtypes else "fp32"
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
