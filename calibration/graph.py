@@ -30,6 +30,7 @@ __all__ = ["Graph", "Tap", "TensorKey", "read_graph"]
 TensorKey = tuple[int, int]
 """An operation's index in `Graph.nodes`, and the index of one of its outputs."""
 
+_LARGE = 1 << 12
 _NEVER_CONSTANT = frozenset({"Parameter", "RandomUniform", "Multinomial"})
 
 
@@ -72,8 +73,8 @@ class Graph:
     """By place in `order`: the names of the weights that this operation reads."""
     weight_nodes: dict[str, int]
     """The indices of the weights' constants, by name; only of those that something reads."""
-    weight_bytes: dict[str, int]
-    """Bytes of each weight as f32, or as it is stored where no arithmetic is done on it (a Gather)."""
+    loads: dict[int, tuple[tuple[int, int], ...]]
+    """By place in `order`: the larger constants that the operation needs, as (index, bytes when compiled)."""
     parameters: dict[str, TensorKey]
     """The model's inputs by friendly name."""
     last_use: dict[TensorKey, int]
@@ -145,7 +146,7 @@ def read_graph(model: ov.Model, weights: Sequence[Weight], *, tapped: frozenset[
         weight_nodes={
             weight.name: twin[weight.constant.get_name()] for weight in weights if weight.constant.get_name() in twin
         },
-        weight_bytes={weight.name: _bytes_when_compiled(weight) for weight in weights},
+        loads=_loads(order, nodes, sources, constant),
         parameters={node.get_friendly_name(): (index[node.get_name()], 0) for node in clone.get_parameters()},
         last_use={key: position for position, number in enumerate(order) for key in sources[number]},
         routes=tuple((number, 0) for number in order if nodes[number].get_type_name() == "NonZero"),
@@ -237,7 +238,25 @@ def _order(
     return tuple(sorted(found, key=lambda number: (levels[number], number)))
 
 
-def _bytes_when_compiled(weight: Weight) -> int:
-    if any(consumer.node.get_type_name() != "Gather" for consumer in weight.consumers):
-        return 4 * weight.elements
-    return weight.bytes
+def _loads(
+    order: Sequence[int],
+    nodes: Sequence[ov.Node],
+    sources: Sequence[Sequence[TensorKey]],
+    constant: Sequence[bool],
+) -> dict[int, tuple[tuple[int, int], ...]]:
+    """The memory that constants take in a piece that holds an operation: f32, but as stored for a Gather."""
+    loads: dict[int, tuple[tuple[int, int], ...]] = {}
+    for place, number in enumerate(order):
+        pending = [source for source, _ in sources[number] if constant[source]]
+        found: dict[int, int] = {}
+        while pending:
+            source = pending.pop()
+            pending.extend(below for below, _ in sources[source])
+            if nodes[source].get_type_name() == "Constant" and nodes[source].get_byte_size() >= _LARGE:
+                stored = int(nodes[source].get_byte_size())
+                real = nodes[source].get_output_element_type(0).is_real()
+                wide = real and nodes[number].get_type_name() != "Gather"
+                found[source] = max(stored, 4 * prod(nodes[source].get_output_shape(0))) if wide else stored
+        if found:
+            loads[place] = tuple(found.items())
+    return loads

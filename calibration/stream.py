@@ -121,18 +121,16 @@ def feed(graph: Graph, store: Store, inputs: Iterable[Mapping[str, NDArray[Any]]
 
 
 def split(graph: Graph, begin: int, end: int, limit: int) -> list[tuple[int, int]]:
-    """Cut `[begin, end)` before layers so that the weights of no piece exceed `limit` bytes (one layer always fits)."""
+    """Cut `[begin, end)` so that the constants of no piece exceed `limit` bytes (one operation's always fit)."""
     pieces: list[tuple[int, int]] = []
-    first, used = begin, 0
-    seen: set[str] = set()
+    first = begin
+    held: dict[int, int] = {}
     for place in range(begin, end):
-        names = [name for name in graph.layers.get(place, ()) if name not in seen]
-        size = sum(graph.weight_bytes[name] for name in names)
-        if used and used + size > limit:
+        wanted = dict(graph.loads.get(place, ()))
+        if held and wanted and sum({**held, **wanted}.values()) > limit:
             pieces.append((first, place))
-            first, used, seen = place, 0, set()
-        used += size
-        seen.update(names)
+            first, held = place, {}
+        held.update(wanted)
     if first < end:
         pieces.append((first, end))
     return pieces

@@ -144,11 +144,11 @@ def test_dataset_of_torch() -> None:
 def test_draws_follow_the_softmax() -> None:
     logits = np.random.default_rng(1).standard_normal((1, 600)).astype(np.float32) * 2
     expected = np.exp(logits[0]) / np.exp(logits[0]).sum()
-    drawn = _draw(np.repeat(logits, 200_000, 0), np.random.default_rng(0))
+    drawn = _draw(np.repeat(logits, 20_000, 0), np.random.default_rng(0))
     found = np.bincount(drawn, minlength=600) / len(drawn)
     assert len(found) == 600
     assert np.abs(found - expected).max() < 5 * np.sqrt(expected.max() / len(drawn))
-    assert np.abs(found[512:].sum() - expected[512:].sum()) < 0.005
+    assert np.abs(found[512:].sum() - expected[512:].sum()) < 0.015
 
 
 def test_random_tokens() -> None:

@@ -38,8 +38,7 @@ def test_stages_follow_the_graph() -> None:
     assert found == [([], ["embedding", "positions"]), *((stage, []) for stage in expected), ([["head"]], [])]
 
 
-@pytest.mark.parametrize("dtype", ["f32", "f16"])
-@pytest.mark.parametrize("memory", [1 << 30, TINY])
+@pytest.mark.parametrize(("dtype", "memory"), [("f32", 1 << 30), ("f16", TINY)])
 def test_each_stage_sees_the_replacements_before_it(dtype: str, memory: int) -> None:
     model = small.language_model(dtype=dtype)
     weights = {weight.name: weight for weight in small.weights_of(model)}
