@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from math import prod
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import openvino as ov
 
@@ -15,14 +14,13 @@ from ov_weight_compression.evaluation.format_names import mode_of, zero_point_of
 from ov_weight_compression.evaluation.inspection import Inspection, StoredFloat, StoredWeight
 from ov_weight_compression.ir_utils.ir_file import read_model
 from ov_weight_compression.ir_utils.model_folder import the_model_of
+from ov_weight_compression.ir_utils.recipe import read_recipe
 from ov_weight_compression.patterns import CompressedWeight, Skip, Weight, find_compressed, find_weights
 from ov_weight_compression.patterns.find import REPORTED_ELEMENTS
 from ov_weight_compression.patterns.graphs import bytes_of, graphs_of
 from ov_weight_compression.patterns.weight import FLOAT_TYPES
 
 __all__ = ["inspect"]
-
-_SECTIONS = ("weight_compression", "nncf", "optimum")
 
 
 def inspect(
@@ -54,7 +52,7 @@ def inspect(
         weights=_weights(find_compressed(read), check),
         floats=_floats(*find_weights(read)),
         constants_bytes=sum(bytes_of(node) for graph in graphs_of(read) for node, _ in graph.constants),
-        recipe=_recipe(read),
+        recipe=read_recipe(read),
         device=_told(check) if check is not None else None,
     )
 
@@ -106,20 +104,6 @@ def _floats(weights: Sequence[Weight], skips: Sequence[Skip]) -> tuple[StoredFlo
                 StoredFloat(skip.name, skip.consumer, skip.element_type, skip.shape, size, skip.bytes, skip.reason)
             )
     return tuple(row for row in rows if row.elements >= REPORTED_ELEMENTS)
-
-
-def _recipe(model: ov.Model) -> dict[str, Any]:
-    """The sections of the model's rt_info that tell how it was made, as plain JSON types."""
-    info = model.get_rt_info()
-    return {section: _plain(info[section]) for section in _SECTIONS if section in info}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, ov.OVAny):
-        value = value.value
-    if isinstance(value, dict):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    return value if isinstance(value, (str, int, float, bool)) else str(value)
 
 
 def _told(check: DeviceCheck) -> dict[str, str]:

@@ -50,16 +50,24 @@ class ChainParts:
     table: Any = None
 
 
-def build_dequantization(parts: ChainParts, name: str, shape: tuple[int, ...], expanded: bool = False) -> Any:
+def build_dequantization(
+    parts: ChainParts, name: str, shape: tuple[int, ...], *, expanded: bool = False, wide: bool = False
+) -> Any:
     """Build the chain and return its last node, of the weight's `shape`; f32 where the scale is or the plugin folds
-    the chain (so that the folded values are not rounded to f16 on the way), else f16. `expanded` says that the layer is
-    one for which the CPU plugin folds the chain whatever the codes are.
+    the chain (so that the folded values are not rounded to f16 on the way), else f16.
+
+    Args:
+        parts: the constants.
+        name: the weight's name.
+        shape: the weight's shape.
+        expanded: the layer is one for which the CPU plugin folds the chain whatever the codes are.
+        wide: compute in f32 in any case: the scales are beyond f16 though they are not stored as f32.
 
     The codes keep the weight's `name`, so whoever looks for the weight finds it; the other nodes' names derive from it.
     """
     kind = parts.codes.get_output_element_type(0).get_type_name()
     folded = expanded or parts.table is not None or kind in _EXPANDED_STORAGE
-    wide = folded or parts.scale.get_output_element_type(0) == ov.Type.f32
+    wide = wide or folded or parts.scale.get_output_element_type(0) == ov.Type.f32
     arithmetic = ov.Type.f32 if wide else ov.Type.f16
     operations: list[Any] = []
     scales: list[Any] = []
@@ -119,11 +127,12 @@ def protect_from_folding(node: Any) -> None:
     node.get_rt_info()[_FOLDING_MARK] = ""
 
 
-def replace_constant(constant: Any, chain: Any) -> None:
+def replace_constant(constant: Any, chain: Any, name: str = "") -> None:
     """Let every consumer of `constant` read `chain` instead, in the type that it had.
 
     A Convert behind the constant (the f16 to f32 of a compressed checkpoint) serves on as the chain's last one, or
-    goes if the chain has its type already. Any other consumer gets a Convert to the constant's type where it is needed.
+    goes if the chain has its type already. Any other consumer gets a Convert to the constant's type where it is needed,
+    which is called after `name`, the constant's own by default.
     """
     original = constant.get_output_element_type(0)
     produced = chain.get_output_element_type(0)
@@ -142,7 +151,7 @@ def replace_constant(constant: Any, chain: Any) -> None:
     last = chain
     if produced != original:
         last = ops.convert(chain, original)
-        last.set_friendly_name(f"{constant.get_friendly_name()}/as_{original.get_type_name()}")
+        last.set_friendly_name(f"{name or constant.get_friendly_name()}/as_{original.get_type_name()}")
         protect_from_folding(last)
     for target in direct:
         target.replace_source_output(last.output(0))

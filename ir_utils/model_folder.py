@@ -7,16 +7,18 @@ beside its destination and renamed into place when it is complete.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ov_weight_compression.ir_utils.errors import ModelError, OptionError, WorkError
 
-__all__ = ["convert_path", "models_in", "the_model_of"]
+__all__ = ["convert_path", "edit_config", "models_in", "the_model_of"]
 
+_CONFIG_FILE = "openvino_config.json"
 _TOKENIZERS = ("openvino_tokenizer", "openvino_detokenizer")
 
 T = TypeVar("T")
@@ -150,3 +152,24 @@ def _swap_in(partial: Path, target: Path) -> None:
         raise
     if old is not None:
         shutil.rmtree(old) if old.is_dir() else old.unlink()
+
+
+def edit_config(folder: Path, edit: Callable[[dict[str, Any]], None]) -> None:
+    """Change what the exporter's own file says about a folder, keeping what it says otherwise.
+
+    `edit` gets what the file holds, or an empty dict where there is none; nothing is written if that stays empty.
+
+    Raises:
+        ModelError: the file is not valid JSON.
+    """
+    path = folder / _CONFIG_FILE
+    config: dict[str, Any] = {}
+    if path.exists():
+        try:
+            read = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ModelError(f"{path.name}: not valid JSON: {error}") from error
+        config = read if isinstance(read, dict) else {}
+    edit(config)
+    if config:
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

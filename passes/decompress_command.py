@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ov_weight_compression.ir_utils.errors import ModelError, OptionError
+from ov_weight_compression.ir_utils.errors import OptionError
 
-__all__ = ["CONFIG_FILE", "add_decompress_parser", "decompress_path", "run_decompress"]
+__all__ = ["add_decompress_parser", "decompress_path", "run_decompress"]
 
-CONFIG_FILE = "openvino_config.json"
-
-_DESCRIPTION = """Write a model with its compressed weights as floats, whoever compressed it. What compression has rounded
-away does not come back."""
+_DESCRIPTION = """Write a model with its compressed weights as floats, whoever compressed it. What compression has
+rounded away does not come back."""
 
 
 def add_decompress_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -61,7 +59,7 @@ def decompress_path(
         WorkError: computing or writing failed; what was at the destination is still there.
     """
     from ov_weight_compression.ir_utils.ir_file import read_model
-    from ov_weight_compression.ir_utils.model_folder import convert_path
+    from ov_weight_compression.ir_utils.model_folder import convert_path, edit_config
     from ov_weight_compression.ir_utils.saving import save_model
     from ov_weight_compression.passes.decompress import DecompressWeights
 
@@ -75,22 +73,16 @@ def decompress_path(
         return own.weights
 
     def finish(folder: Path, results: list[Sequence[Any]]) -> None:
-        _update_config(folder / CONFIG_FILE, {one.dtype for weights in results for one in weights})
+        dtypes = {one.dtype for weights in results for one in weights}
+        if dtypes:
+            edit_config(folder, partial(_forget_compression, "fp16" if "f16" in dtypes else "fp32"))
 
     return convert_path(source, target, convert, finish, force)
 
 
-def _update_config(path: Path, dtypes: set[str]) -> None:
+def _forget_compression(dtype: str, config: dict[str, Any]) -> None:
     """Take back what an exporter's own file says about compression."""
-    if not dtypes or not path.exists():
-        return
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{path.name}: not valid JSON: {error}") from error
-    if not isinstance(config, dict):
-        return
     for key in ("weight_compression", "quantization_config"):
         config.pop(key, None)
-    config["dtype"] = "fp16" if "f16" in dtypes else "fp32"
-    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    if config:
+        config["dtype"] = dtype

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import functools
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.ir_file import read_model
-from ov_weight_compression.ir_utils.model_folder import convert_path
+from ov_weight_compression.ir_utils.model_folder import convert_path, edit_config
 from ov_weight_compression.ir_utils.pipeline import Job
 from ov_weight_compression.ir_utils.saving import save_model
 from ov_weight_compression.passes.report import Report
 from ov_weight_compression.passes.weight_compression import WeightCompression
 
 __all__ = ["FileResult", "Progress", "compress_path"]
-
-CONFIG_FILE = "openvino_config.json"
 
 
 @dataclass(frozen=True)
@@ -92,18 +88,10 @@ def _compress_file(source: Path, target: Path | None, options: dict[str, Any], p
 
 
 def _update_config(folder: Path, reports: list[Report]) -> None:
-    """Say in the exporter's own file what the weights are, keeping what it says otherwise."""
-    path = folder / CONFIG_FILE
-    config: dict[str, Any] = {}
-    if path.exists():
-        try:
-            read = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ModelError(f"{path.name}: not valid JSON: {error}") from error
-        config = read if isinstance(read, dict) else {}
+    """Say in the exporter's own file what the weights are."""
     recipe = next((report.recipe for report in reports if report.rows), None)
     if recipe is None:
         return
-    config["dtype"] = recipe["mode"].partition("_")[0] if recipe["mode"].startswith("int") else recipe["mode"]
-    config["weight_compression"] = recipe
-    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    mode = recipe["mode"]
+    dtype = mode.partition("_")[0] if mode.startswith("int") else mode
+    edit_config(folder, lambda config: config.update(dtype=dtype, weight_compression=recipe))
