@@ -28,10 +28,9 @@ class Choice:
 
     @property
     def beyond_f16(self) -> bool:
-        """Whether f16 cannot hold scales of this size: they would be infinite, or lose their precision."""
-        row = self.spec.format
-        spread = 2 * self.absmax if row.asymmetric else self.absmax
-        return self.absmax > 0 and (spread / row.top > _F16_MAX or self.absmax / row.top < _F16_COARSE)
+        """Whether f16 cannot hold values of this size, a level or a power of two above included, or their scales."""
+        too_small = self.absmax / self.spec.format.top < _F16_COARSE
+        return self.absmax > 0 and (too_small or 2 * self.absmax > _F16_MAX)
 
 
 @dataclass(frozen=True)
