@@ -34,7 +34,7 @@ def grouped(kind: str, shape: tuple[int, ...], scale: tuple[int, ...], to: tuple
 
 def two_level() -> ov.Node:
     scale = op.multiply(op.convert(constant("f8e4m3", (48, 4, 1)), "f32"), constant("f32", (1, 1, 1)))
-    value = op.multiply(op.convert(constant("f4e2m1", (48, 4, 16)), "f32"), scale)
+    value = op.multiply(op.convert(constant("f4e2m1", (48, 4, 16)), "f32"), op.convert(op.convert(scale, "f16"), "f32"))
     return op.reshape(value, op.constant(np.array([48, 64])), False)
 
 
