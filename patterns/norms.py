@@ -13,7 +13,7 @@ import openvino as ov
 
 from ov_weight_compression.patterns.graphs import constant_of, dimensions
 
-__all__ = ["NormGain", "norm_gain"]
+__all__ = ["NormGain", "keeps_channels", "norm_gain"]
 
 _DEPTH = 24
 _MOVING = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Tile", "Broadcast", "Transpose", "Gather", "Slice"})
@@ -55,7 +55,7 @@ def norm_gain(value: ov.Output, columns: int) -> NormGain | None:
             value = node.input_value(1 - port)
         elif kind == "MVN":
             return NormGain(tuple(gains), tuple(biases)) if _is_layer_norm(node, len(sizes)) else None
-        elif _keeps_channels(node, kind, len(sizes)):
+        elif keeps_channels(node, kind, len(sizes)):
             value = node.input_value(0)
         else:
             return None
@@ -80,7 +80,7 @@ def _take(
     return True
 
 
-def _keeps_channels(node: ov.Node, kind: str, rank: int) -> bool:
+def keeps_channels(node: ov.Node, kind: str, rank: int) -> bool:
     """Whether an operation may move positions but leaves the last dimension alone."""
     if kind == "Convert":
         return True

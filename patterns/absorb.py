@@ -1,0 +1,178 @@
+"""Where the channels of an activation can be scaled with the network's function left unchanged.
+
+Dividing channel j of a tensor by `t_j` and multiplying column j of every layer that reads it by `t_j` changes nothing.
+A *group* is all those layers, and what absorbs the division is what makes the tensor:
+
+    norm ─ Multiply(gain / t) ─ [Add(bias / t)] ─▸ q, k, v        NormAbsorber
+    up (rows / t) ─ Multiply(act(gate)) ─▸ down                   ProducerAbsorber
+    v (rows / t) ─ attention ─▸ o                                 ProducerAbsorber
+    anything else                                                 none; a Multiply in front of the layers would do it
+
+Channels that the absorber cannot tell apart (those of query heads that share a row of v) form a *class* and share
+their factor. Nothing is absorbed where anything but the group's own layers would see the change, or where that cannot
+be told; the reason is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import openvino as ov
+
+from ov_weight_compression.patterns.absorb_norm import NormAbsorber, absorb_into_norm
+from ov_weight_compression.patterns.absorb_producer import ProducerAbsorber, Tracer
+from ov_weight_compression.patterns.graphs import dimensions
+from ov_weight_compression.patterns.norms import keeps_channels
+from ov_weight_compression.patterns.readers import Reader, is_float, readers
+from ov_weight_compression.patterns.weight import Kind, Weight
+
+__all__ = ["ScalingGroup", "scaling_groups"]
+
+_ACTIVATIONS = frozenset({"Swish", "Gelu", "Relu", "Mish", "HSwish", "Sigmoid", "Tanh", "Elu", "Selu", "SoftPlus"})
+
+
+@dataclass(frozen=True, eq=False)
+class ScalingGroup:
+    """Layers whose input channels can be scaled together."""
+
+    weights: tuple[Weight, ...]
+    """Each with two axes, in graph order. Column j of all of them meets channel j."""
+    layers: tuple[Reader, ...]
+    """The MatMuls and the ports through which they read the activation."""
+    columns: int
+    classes: tuple[int, ...]
+    """The class of every channel, from 0: channels of one class must have the same factor."""
+    absorber: NormAbsorber | ProducerAbsorber | None
+    reason: str = ""
+    """Why there is no absorber."""
+    behind_activation: bool = False
+    """The tensor comes straight from an activation function, alone or gating another tensor."""
+
+
+def scaling_groups(model: ov.Model, weights: Iterable[Weight]) -> list[ScalingGroup]:
+    """The groups of a model, in graph order; a weight is in at most one.
+
+    Args:
+        model: the model that they are in.
+        weights: those whose values will be rewritten anyway. Any other weight is taken to be fixed: a tensor that it
+            reads is not scaled, and its rows absorb nothing.
+    """
+    weights = [weight for weight in weights if weight.body == ""]
+    layers = _Layers(weights)
+    tracer = Tracer(model, weights)
+    groups = []
+    seen: set[str] = set()
+    for weight in weights:
+        value = layers.activation(weight)
+        if value is None or weight.name in seen:
+            continue
+        group = _group_of(value, weight.columns, layers, tracer)
+        if group is not None and not seen & {one.name for one in group.weights}:
+            seen.update(one.name for one in group.weights)
+            groups.append(group)
+    return groups
+
+
+class _Layers:
+    """The MatMuls that sum over the last dimension of an activation, by the port that reads it."""
+
+    def __init__(self, weights: Iterable[Weight]) -> None:
+        self._layers: dict[Reader, Weight] = {}
+        self._ports: dict[str, list[Reader]] = {}
+        for weight in weights:
+            ports = [_activation_port(consumer.node, consumer.port) for consumer in weight.consumers]
+            plain = weight.kind is Kind.MATMUL and len(weight.shape) == 2 and len(weight.input_axes) == 1
+            if not plain or weight.other_uses or any(port is None for port in ports):
+                continue
+            both = [(consumer.node, port or 0) for consumer, port in zip(weight.consumers, ports, strict=True)]
+            self._layers.update(dict.fromkeys(both, weight))
+            self._ports[weight.name] = both
+
+    def activation(self, weight: Weight) -> ov.Output | None:
+        """What the first layer of a weight reads."""
+        if weight.name not in self._ports:
+            return None
+        node, port = self._ports[weight.name][0]
+        return node.input_value(port)
+
+    def at(self, reader: Reader) -> Weight | None:
+        return self._layers.get(reader)
+
+    def complete(self, found: list[Reader]) -> tuple[Weight, ...] | None:
+        """The weights of some layers, or None where one of them has a layer elsewhere."""
+        weights = {self._layers[reader].name: self._layers[reader] for reader in found}
+        if any(reader not in found for name in weights for reader in self._ports[name]):
+            return None
+        return tuple(weights.values())
+
+
+def _activation_port(node: ov.Node, port: int) -> int | None:
+    """The activation's port of a MatMul that sums over its last dimension."""
+    if node.get_type_name() != "MatMul":
+        return None
+    attributes = node.get_attributes()
+    last = not attributes["transpose_a"] if port == 1 else bool(attributes["transpose_b"])
+    return 1 - port if last else None
+
+
+def _group_of(value: ov.Output, columns: int, layers: _Layers, tracer: Tracer) -> ScalingGroup | None:
+    """The group of the layers behind a tensor: all that read what it was rearranged from, or else it alone."""
+    root = _root(value)
+    found, stranger = _closure(root, layers)
+    weights = layers.complete(found)
+    if stranger is None and weights is not None:
+        absorber = absorb_into_norm(root, columns) or tracer.absorb_into_producer(root, columns)
+        reason = "" if absorber else f"nothing before '{root.get_node().get_friendly_name()}' can absorb a scale"
+        classes = tuple(range(columns)) if absorber is None else absorber.classes
+        behind = _is_behind_activation(root)
+        return ScalingGroup(weights, tuple(found), columns, classes, absorber, reason, behind)
+    direct = [reader for reader in readers(value) if layers.at(reader)]
+    weights = layers.complete(direct)
+    if weights is None:
+        return None
+    what = f"'{stranger}' reads it too" if stranger else "a weight is used elsewhere too"
+    return ScalingGroup(
+        weights, tuple(direct), columns, tuple(range(columns)), None, what, _is_behind_activation(root)
+    )
+
+
+def _root(value: ov.Output) -> ov.Output:
+    """What a tensor was rearranged from with its channels left in the last dimension."""
+    while _is_moving(value.get_node(), 0):
+        value = value.get_node().input_value(0)
+    return value
+
+
+def _is_moving(node: ov.Node, port: int) -> bool:
+    if port != 0 or node.get_output_size() != 1 or not is_float(node.output(0)):
+        return False
+    sizes = dimensions(node.output(0))
+    return sizes is not None and keeps_channels(node, node.get_type_name(), len(sizes))
+
+
+def _closure(root: ov.Output, layers: _Layers) -> tuple[list[Reader], str | None]:
+    """The layers that read a tensor, rearranged or not, and the name of something else that does."""
+    found: list[Reader] = []
+    front = [root]
+    while front:
+        for reader in readers(front.pop()):
+            node, port = reader
+            if layers.at(reader):
+                found.append(reader)
+            elif _is_moving(node, port):
+                front.append(node.output(0))
+            else:
+                return found, str(node.get_friendly_name())
+    return found, None
+
+
+def _is_behind_activation(value: ov.Output) -> bool:
+    """Whether a tensor is an activation function's result, or a product with one."""
+    return any(node.get_type_name() in _ACTIVATIONS for node in _made_by(value.get_node()))
+
+
+def _made_by(node: ov.Node) -> Iterator[ov.Node]:
+    yield node
+    if node.get_type_name() == "Multiply":
+        yield from (value.get_node() for value in node.input_values())
