@@ -14,6 +14,7 @@ from typing import Any
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.pipeline import default_threads
 from ov_weight_compression.passes import readers
+from ov_weight_compression.passes.advanced import options_of
 from ov_weight_compression.passes.modes import (
     Accuracy,
     BackupMode,
@@ -49,6 +50,7 @@ class Options:
     context_length: int | None = None
     scale_estimation: bool = False
     gptq: bool = False
+    awq: bool = False
     accuracy: Accuracy | None = None
     statistics_path: Path | None = None
     calibration_memory: int | None = None
@@ -88,7 +90,7 @@ class Options:
             recipe["codebook_type"] = self.codebook_type
         if self.accuracy is not None:
             recipe["accuracy"] = self.accuracy.value
-        for name in ("scale_estimation", "gptq"):
+        for name in ("awq", "scale_estimation", "gptq"):
             if getattr(self, name):
                 recipe[name] = "True"
         if self.dataset is not None:
@@ -110,6 +112,9 @@ def read_options(**given: Any) -> Options:
     Raises:
         OptionError: an unknown option, an impossible value, or a combination that means nothing.
     """
+    advanced = given.pop("advanced_parameters", None)
+    if advanced is not None:
+        given = {**options_of(advanced), **{name: value for name, value in given.items() if value is not None}}
     known = {*_READERS, *_UNBUILT, "compression_format"}
     for name in given:
         if name not in known:
@@ -149,6 +154,7 @@ _READERS: Mapping[str, Any] = {
     "context_length": readers.count("context_length", 2),
     "scale_estimation": readers.flag("scale_estimation"),
     "gptq": readers.flag("gptq"),
+    "awq": readers.flag("awq"),
     "accuracy": lambda value: parse_enum(Accuracy, value, "accuracy"),
     "statistics_path": readers.path("statistics_path"),
     "calibration_memory": readers.count("calibration_memory", 1 << 26),
@@ -160,7 +166,7 @@ _READERS: Mapping[str, Any] = {
     "device": lambda value: parse_enum(Device, value, "device"),
 }
 
-_UNBUILT = {"awq": "AWQ", "lora_correction": "LoRA correction"}
+_UNBUILT = {"lora_correction": "LoRA correction"}
 
 
 def _refuse_unbuilt(given: Mapping[str, Any]) -> None:
