@@ -43,6 +43,8 @@ class Arithmetic:
     """What was asked for, `(name, value)`."""
     unsupported: tuple[str, ...] = ()
     """Properties of `EXACT` that the device does not have."""
+    defaults: tuple[tuple[str, str], ...] = ()
+    """As deployed: what the device chose for the properties of `EXACT`."""
     openvino: str = ""
 
     def compile(self, model: ov.Model, what: str) -> Any:
@@ -55,7 +57,8 @@ class Arithmetic:
     def describe(self) -> str:
         """One line for reports."""
         if self.as_deployed:
-            return f"{self.device}, as deployed: the device's default precision, activations and cache may be quantised"
+            chosen = ", ".join(f"{name} {value}" for name, value in self.defaults)
+            return f"{self.device}, as deployed, with the device's defaults" + (f": {chosen}" if chosen else "")
         missing = f" (not known to this device: {', '.join(self.unsupported)})" if self.unsupported else ""
         return f"{self.device}, f32 execution, activations and KV cache not quantised{missing}"
 
@@ -65,12 +68,19 @@ def choose(device: str, as_deployed: bool) -> Arithmetic:
     available = core().available_devices
     if device.split(".")[0].split(":")[0] not in {name.split(".")[0] for name in available} | {"AUTO", "HETERO"}:
         raise OptionError(f"device={device!r}: OpenVINO finds no such device here, it finds {', '.join(available)}")
+    single = ":" not in device and device != "AUTO"
+    known = [name for name in EXACT if not single or name in _supported(device)]
     version = ov.get_version()
     if as_deployed:
-        return Arithmetic(device, True, (), (), version)
-    known = set(EXACT) if ":" in device or device == "AUTO" else set(_supported(device))
-    asked = tuple((name, value) for name, value in EXACT.items() if name in known)
-    return Arithmetic(device, False, asked, tuple(name for name in EXACT if name not in known), version)
+        defaults = tuple((name, _told(core().get_property(device, name))) for name in known) if single else ()
+        return Arithmetic(device, True, (), (), defaults, version)
+    asked = tuple((name, EXACT[name]) for name in known)
+    return Arithmetic(device, False, asked, tuple(name for name in EXACT if name not in known), (), version)
+
+
+def _told(value: object) -> str:
+    """A property's value in words: OpenVINO's types print as more than their names."""
+    return value.to_string() if isinstance(value, ov.Type) else str(value)
 
 
 def _supported(device: str) -> list[str]:

@@ -79,7 +79,8 @@ class Comparison:
         """Everything as plain JSON types."""
         plain: dict[str, Any] = _plain(asdict(self))
         plain["worst_layers"] = [layer.name for layer in self.worst_layers()]
-        plain["arithmetic"]["properties"] = dict(self.arithmetic.properties)
+        for name in ("properties", "defaults"):
+            plain["arithmetic"][name] = dict(getattr(self.arithmetic, name))
         plain["arithmetic"]["description"] = self.arithmetic.describe()
         return plain
 

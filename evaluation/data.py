@@ -85,8 +85,8 @@ def _read_arrays(path: Path, feeder: Feeder, batch: int | None) -> Data:
             arrays = {name: read[name] for name in read.files}
     except (ValueError, OSError, EOFError) as error:
         raise OptionError(f"data={str(path)!r}: cannot be read as numpy arrays ({error})") from error
-    if set(arrays) == {"input_ids"} and feeder.takes_tokens and arrays["input_ids"].ndim <= 2:
-        return Data(path.name, tokens=(arrays["input_ids"],))
+    if set(arrays) == {feeder.ids} and feeder.takes_tokens and arrays[feeder.ids].ndim <= 2:
+        return Data(path.name, tokens=(arrays[feeder.ids],))
     if arrays and set(arrays) <= set(feeder.names):
         return Data(path.name, inputs=_samples([arrays], feeder, batch))
     if arrays and feeder.takes_tokens and all(np.issubdtype(array.dtype, np.integer) for array in arrays.values()):

@@ -10,8 +10,9 @@ from typing import Any
 
 import openvino as ov
 
+from ov_weight_compression.calibration.language import read_language_model
 from ov_weight_compression.evaluation.arithmetic import core, first_line
-from ov_weight_compression.evaluation.feeding import indexed_rows
+from ov_weight_compression.evaluation.windows import DEFAULT_WINDOW
 from ov_weight_compression.ir_utils.errors import ModelError
 
 __all__ = ["Loaded", "load"]
@@ -46,13 +47,22 @@ class Loaded:
             return {}
         return read if isinstance(read, dict) else {}
 
+    def usual_window(self) -> int:
+        """Windows where none were asked for: 256 tokens, or fewer where the model takes no more; the length that its
+        input has, where that is fixed."""
+        language = read_language_model(self.model)
+        fixed = language.length if language else None
+        return fixed or min(DEFAULT_WINDOW, self.longest_window() or DEFAULT_WINDOW)
+
     def longest_window(self) -> int | None:
         """The number of positions that the model was made for, as far as its config.json or a table of positions says
         it: behind the end of such a table OpenVINO reads zeros and says nothing."""
         config = self.config()
         found = [config[key] for key in _LIMITS if isinstance(config.get(key), int) and config[key] > 1]
-        table = indexed_rows(self.model, "position_ids")
-        return min([*found, *([table] if table else [])], default=None)
+        language = read_language_model(self.model)
+        if language is not None:
+            found += [limit for limit in (language.positions, language.length) if limit]
+        return min(found, default=None)
 
 
 def load(source: ov.Model | str | PathLike[str], role: str) -> Loaded:

@@ -36,20 +36,21 @@ class Piece:
         return logits[self.chosen]
 
 
-def of_windows(windows: Windows) -> Iterator[Piece]:
-    """A piece for each window of token ids."""
+def of_windows(windows: Windows, ids: str) -> Iterator[Piece]:
+    """A piece for each window of token ids, which the model's input `ids` takes."""
     for tokens in windows.tokens:
         chosen = np.zeros((1, len(tokens)), dtype=bool)
         chosen[0, windows.scored(tokens)] = True
-        yield Piece({"input_ids": tokens[None]}, tokens[None], chosen, windows.following(tokens))
+        yield Piece({ids: tokens[None]}, tokens[None], chosen, windows.following(tokens))
 
 
-def of_inputs(sets: Iterable[Inputs], context: int, score_last: bool) -> Iterator[Piece]:
-    """A piece for each set of inputs. Where `attention_mask` is 0 nothing is scored, and no token is a next one."""
+def of_inputs(sets: Iterable[Inputs], ids: str, context: int, score_last: bool) -> Iterator[Piece]:
+    """A piece for each set of inputs, with token ids in `ids`. Where `attention_mask` is 0 nothing is scored, and no
+    token is a next one."""
     for inputs in sets:
-        if "input_ids" not in inputs or np.asarray(inputs["input_ids"]).ndim != 2:
-            raise OptionError("data: a set of inputs of a language model must hold input_ids [batch, n]")
-        tokens = np.asarray(inputs["input_ids"]).astype(np.int64)
+        if ids not in inputs or np.asarray(inputs[ids]).ndim != 2:
+            raise OptionError(f"data: a set of inputs of a language model must hold {ids} [batch, n]")
+        tokens = np.asarray(inputs[ids]).astype(np.int64)
         mask = _mask(inputs, tokens)
         following = np.full(tokens.shape, NO_TOKEN, dtype=np.int64)
         following[:, :-1] = np.where(mask[:, 1:], tokens[:, 1:], NO_TOKEN)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
+from ov_weight_compression.calibration.language import read_language_model
 from ov_weight_compression.evaluation.arithmetic import Arithmetic, first_line
 from ov_weight_compression.evaluation.feeding import Feeder
 from ov_weight_compression.evaluation.loading import Loaded
@@ -37,7 +38,7 @@ def output_name(port: Any, index: int) -> str:
 def find_logits(model: ov.Model) -> LogitsPort | None:
     """The output called `logits` if it is `[batch, n, vocabulary]`; else the only output of rank 3, if the model keeps
     a past (states, or inputs for one). None for a model that is no language model."""
-    if not any("input_ids" in port.get_names() for port in model.inputs):
+    if read_language_model(model) is None:
         return None
     ranked = [
         (index, port)
@@ -77,7 +78,8 @@ class Runner:
         try:
             if self._stateful:
                 self._request.reset_state()
-            results = self._request.infer(dict(inputs), share_inputs=True, share_outputs=True)
+            feed = dict(enumerate(inputs[name] for name in self.feeder.names))
+            results = self._request.infer(feed, share_inputs=True, share_outputs=True)
         except RuntimeError as error:
             shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in inputs.items())
             raise WorkError(f"{self.what} cannot be run on {shapes}: {first_line(error)}") from error

@@ -11,14 +11,8 @@ from ov_weight_compression.evaluation.data import Data, Inputs, Source, read_dat
 from ov_weight_compression.evaluation.options import Options
 from ov_weight_compression.evaluation.pair import Pair
 from ov_weight_compression.evaluation.running import find_logits
-from ov_weight_compression.evaluation.synthetic import (
-    SAMPLES,
-    fitting_window,
-    random_inputs,
-    random_tokens,
-    vocabulary_of,
-)
-from ov_weight_compression.evaluation.windows import DEFAULT_WINDOW, Windows, cut
+from ov_weight_compression.evaluation.synthetic import SAMPLES, fitting_window, random_inputs, random_tokens
+from ov_weight_compression.evaluation.windows import Windows, cut
 from ov_weight_compression.ir_utils.errors import OptionError
 
 __all__ = ["Samples", "prepare"]
@@ -36,6 +30,8 @@ class Samples:
     """Whether predictions are compared, not outputs."""
     windows: Windows | None
     """Where the data are token ids."""
+    ids: str
+    """The input of token ids."""
     notes: list[str]
     remembered: list[Inputs]
     _sets: Iterable[Inputs]
@@ -61,14 +57,15 @@ class Samples:
 
 def prepare(pair: Pair, data: Source, options: Options) -> Samples:
     """Read the data, or make it up."""
+    feeder = pair.base_feeder
     ports = [find_logits(one.model) for one in (pair.base, pair.compressed)]
     vocabulary = ports[0].vocabulary if ports[0] else None
     if data is None:
         read = _made_up(pair, options, vocabulary)
     else:
-        read = read_data(data, pair.base, pair.base_feeder, options.tokenizer, pair.compressed, options.batch)
+        read = read_data(data, pair.base, feeder, options.tokenizer, pair.compressed, options.batch)
     longest = pair.base.longest_window()
-    windows = cut(read.tokens, options.cut, longest) if read.tokens else None
+    windows = cut(read.tokens, options.cut, pair.base.usual_window()) if read.tokens else None
     is_text = all(ports)
     if not (is_text and windows) and (options.save_base or options.base_logits):
         raise OptionError("save_base, base_logits: only a language model's logits over token ids or text can be kept")
@@ -76,13 +73,14 @@ def prepare(pair: Pair, data: Source, options: Options) -> Samples:
     sets: Iterable[Inputs] = read.inputs or ()
     remembered: list[Inputs] = []
     if windows:
-        sets = [{"input_ids": tokens[None]} for tokens in windows.tokens]
+        sets = [feeder.tokens(tokens) for tokens in windows.tokens]
         remembered = list(sets[:remember])
     return Samples(
         source=read.source,
         synthesised=read.synthesised,
         is_text=is_text,
         windows=windows,
+        ids=feeder.ids,
         notes=list(_remarks(read, windows, longest)),
         remembered=remembered,
         _sets=sets,
@@ -95,9 +93,9 @@ def _made_up(pair: Pair, options: Options, vocabulary: int | None) -> Data:
     count = options.cut.limit
     usual_count = SAMPLES if vocabulary is None else _SYNTHETIC_WINDOWS
     if feeder.takes_tokens and not options.shapes:
-        usual = min(DEFAULT_WINDOW, pair.base.longest_window() or DEFAULT_WINDOW)
-        window = options.cut.window or fitting_window(model, usual)
-        tokens = random_tokens(vocabulary or vocabulary_of(model), count or usual_count, window)
+        window = options.cut.window or fitting_window(model, pair.base.usual_window())
+        known = vocabulary or (feeder.language.vocabulary if feeder.language else 0)
+        tokens = random_tokens(known, count or usual_count, window)
         return Data("random token ids", tokens=(tokens,), synthesised=True)
     inputs = random_inputs(model, feeder, options.shapes, count or SAMPLES)
     first = next(inputs)

@@ -49,9 +49,9 @@ def compare_text(pair: Pair, samples: Samples, options: Options, progress: Progr
     total = None
     if samples.windows is not None:
         total = len(samples.windows.tokens)
-        pieces = of_windows(samples.windows)
+        pieces = of_windows(samples.windows, samples.ids)
     else:
-        pieces = of_inputs(samples, options.cut.context or 0, options.cut.score_last)
+        pieces = of_inputs(samples, samples.ids, options.cut.context or 0, options.cut.score_last)
     scored = run_language(base, compressed, pieces, total, progress)
     if not any((piece.piece.following >= 0).any() for piece in scored):
         raise OptionError("data: it has no token with a next one to predict")

@@ -1,6 +1,6 @@
 """Inputs for a model that came without data, made from its input shapes. Always the same ones for the same model.
 
-Token ids, and whatever else indexes a table, are drawn evenly from its rows; masks are ones; numbers are standard
+Token ids are drawn evenly from the vocabulary, other whole numbers below 10; masks are ones; numbers are standard
 normal. Open axes are filled in: one sample at a time, 32 tokens or frames, pictures with 3 channels and the first usual
 size that the model's own shapes agree with. `shapes` overrides any of it. Such inputs show that a model still works,
 and how far its outputs moved on noise: they say little about its accuracy on real data, and a report made from them
@@ -15,25 +15,18 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
-from ov_weight_compression.evaluation.feeding import Feeder, indexed_rows, input_name
+from ov_weight_compression.evaluation.feeding import Feeder, input_name
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.types import Array
 
-__all__ = ["SAMPLES", "fitting_window", "random_inputs", "random_tokens", "vocabulary_of"]
+__all__ = ["SAMPLES", "fitting_window", "random_inputs", "random_tokens"]
 
 SAMPLES = 16
 _SEED = 0
 _LENGTH = 32
 _FEW = 10
-"""Whole numbers that index no table are drawn below this."""
 _PICTURE_SIZES = (224, 32, 64, 96, 112, 128, 160, 192, 256, 288, 299, 320, 336, 378, 384, 448, 512, 518, 640, 28, 30)
 _SEQUENCES = ("input_ids", "attention_mask", "position_ids", "token_type_ids")
-_DERIVED = ("attention_mask", "position_ids", "token_type_ids", "beam_idx", "cache_position", "use_cache_branch")
-
-
-def vocabulary_of(model: ov.Model) -> int:
-    """How many token ids a model's embedding knows: the rows of the table that `input_ids` indexes; 100 if unknown."""
-    return indexed_rows(model, "input_ids") or 100
 
 
 def fitting_window(model: ov.Model, window: int) -> int:
@@ -67,12 +60,10 @@ def random_inputs(
     if strange:
         raise OptionError(f"shapes: the model has no input '{strange[0]}', only {', '.join(feeder.names)}")
     ports = {input_name(port): port for port in model.inputs}
-    known = (
-        {name for name in ports if name.startswith("past_key") or name in _DERIVED} if "input_ids" in ports else set()
-    )
-    drawn = {name: port for name, port in ports.items() if name in wanted or name not in known}
+    needed = {*wanted, *feeder.unknown({feeder.ids} if feeder.language else set())}
+    drawn = {name: port for name, port in ports.items() if name in needed or name == feeder.ids}
     sizes = _sizes(model, drawn, wanted)
-    rows = {name: indexed_rows(model, name) or _FEW for name in drawn}
+    rows = {name: feeder.language.vocabulary if feeder.language and name == feeder.ids else _FEW for name in drawn}
     random = np.random.default_rng(_SEED)
     for _ in range(samples):
         yield {name: _draw(name, port, sizes[name], rows[name], random) for name, port in drawn.items()}
@@ -82,6 +73,10 @@ def _draw(name: str, port: Any, size: tuple[int, ...], rows: int, random: np.ran
     kind = port.get_element_type()
     if kind == ov.Type.boolean or "mask" in name:
         return np.ones(size)
+    if name == "position_ids":
+        return np.broadcast_to(np.arange(size[-1]), size)
+    if name == "beam_idx":
+        return np.arange(*size)
     if kind.is_integral():
         return random.integers(0, rows, size)
     return random.standard_normal(size, dtype=np.float32)

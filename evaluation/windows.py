@@ -77,18 +77,18 @@ class Windows:
         return sha.hexdigest()
 
 
-def cut(arrays: Iterable[Array], options: Cut, longest: int | None = None) -> Windows:
+def cut(arrays: Iterable[Array], options: Cut, usual: int = DEFAULT_WINDOW) -> Windows:
     """Cut arrays of token ids into windows.
 
     Args:
         arrays: integer arrays `[n]` or `[windows, length]`.
         options: see `Cut`.
-        longest: what the model was made for; caps the default window, not one that was asked for.
+        usual: the window where none was asked for.
 
     Raises:
         OptionError: nothing is left to score, or an array holds no token ids.
     """
-    window = options.window or min(DEFAULT_WINDOW, longest or DEFAULT_WINDOW)
+    window = options.window or usual
     stride = options.stride or window
     pieces: list[_Tokens] = []
     for array in arrays:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import openvino as ov
 import pytest
+from openvino import opset13 as op
 
 from ov_weight_compression.evaluation import compare
 from ov_weight_compression.evaluation.data import Data, read_data
-from ov_weight_compression.evaluation.feeding import Feeder, indexed_rows
+from ov_weight_compression.evaluation.feeding import Feeder
 from ov_weight_compression.evaluation.loading import Loaded, load
-from ov_weight_compression.evaluation.synthetic import fitting_window, vocabulary_of
-from ov_weight_compression.ir_utils.errors import ModelError, OptionError
+from ov_weight_compression.evaluation.synthetic import fitting_window
+from ov_weight_compression.ir_utils.errors import ModelError, OptionError, WorkError
 from tests.evaluation.small import VOCABULARY, language_model, perceptron
 
 TOKENS = np.arange(40) % VOCABULARY
@@ -92,8 +94,6 @@ def test_data_that_does_not_fit(tmp_path: Path) -> None:
 
 
 def test_models_are_found_in_folders(tmp_path: Path) -> None:
-    import openvino as ov
-
     with pytest.raises(ModelError, match="does not exist"):
         load(tmp_path / "a.xml", "base")
     with pytest.raises(ModelError, match="holds no OpenVINO model"):
@@ -116,8 +116,6 @@ def test_models_are_found_in_folders(tmp_path: Path) -> None:
 
 
 def test_the_window_that_a_model_was_made_for(tmp_path: Path) -> None:
-    import openvino as ov
-
     ov.save_model(language_model(), tmp_path / "openvino_model.xml")
     assert load(tmp_path, "base").longest_window() is None
     (tmp_path / "config.json").write_text('{"n_positions": 16, "model_type": "gpt2"}')
@@ -128,9 +126,16 @@ def test_the_window_that_a_model_was_made_for(tmp_path: Path) -> None:
     assert "longer than the 16" in longer.notes[0]
 
 
-def test_tables_that_inputs_index() -> None:
-    model = language_model()
-    assert vocabulary_of(model) == VOCABULARY
-    assert indexed_rows(model, "position_ids") is None
-    assert vocabulary_of(perceptron()) == 100
-    assert fitting_window(model, 256) == 256
+def test_made_up_windows_fit_the_model() -> None:
+    assert fitting_window(language_model(), 256) == 256
+    ids = op.parameter([-1, -1], np.int64, name="input_ids")
+    table = op.constant(np.zeros((VOCABULARY, 8), dtype=np.float32))
+    added = op.add(op.gather(table, ids, np.int64(0)), op.constant(np.ones((100, 8), dtype=np.float32)))
+    short = ov.Model([op.multiply(added, op.constant(np.ones((100, 8), dtype=np.float32)))], [ids])
+    with pytest.raises(WorkError, match="cannot be run"):
+        compare(short, short.clone(), np.arange(40) % VOCABULARY)
+    fixed = language_model(stateful=False)
+    fixed.reshape({"input_ids": [1, 300], "attention_mask": [1, 300], "position_ids": [1, 300], "beam_idx": [1]})
+    assert Loaded(fixed, "base").usual_window() == 300
+    found = compare(fixed, fixed.clone(), np.arange(700) % VOCABULARY, layers=False)
+    assert (found.data.window, found.data.samples) == (300, 2)

@@ -240,6 +240,7 @@ def test_as_deployed_is_said_and_done() -> None:
     assert dict(exact.arithmetic.properties)["INFERENCE_PRECISION_HINT"] == "f32"
     assert deployed.arithmetic.properties == ()
     assert "as deployed" in deployed.arithmetic.describe()
+    assert set(deployed.to_dict()["arithmetic"]["defaults"]) == set(dict(exact.arithmetic.properties))
     assert "as deployed" not in exact.arithmetic.describe()
 
 

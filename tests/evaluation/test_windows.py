@@ -11,8 +11,8 @@ from ov_weight_compression.ir_utils.errors import OptionError
 STREAM = np.arange(1000, dtype=np.int32)
 
 
-def lengths(options: Cut, *arrays: np.ndarray, longest: int | None = None) -> list[int]:
-    return [len(tokens) for tokens in cut(arrays or (STREAM,), options, longest).tokens]
+def lengths(options: Cut, *arrays: np.ndarray, usual: int = 256) -> list[int]:
+    return [len(tokens) for tokens in cut(arrays or (STREAM,), options, usual).tokens]
 
 
 def test_whole_windows_of_a_stream() -> None:
@@ -22,9 +22,9 @@ def test_whole_windows_of_a_stream() -> None:
     assert found.tokens[0].dtype == np.int64
 
 
-def test_the_model_caps_the_default_only() -> None:
-    assert lengths(Cut(), longest=100) == [100] * 10
-    assert lengths(Cut(window=300), longest=100) == [300] * 3
+def test_the_window_that_was_asked_for_comes_first() -> None:
+    assert lengths(Cut(), usual=100) == [100] * 10
+    assert lengths(Cut(window=300), usual=100) == [300] * 3
 
 
 def test_overlapping_windows_score_each_token_once() -> None:
