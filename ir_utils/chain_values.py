@@ -38,13 +38,14 @@ def is_constant(node: ov.Node, depth: int = 24) -> bool:
 
 
 class ConstantValues:
-    """The values of an output that depends on constants alone."""
+    """The values of an output that depends on constants alone; `lead` axes are flattened into rows, by default as many
+    as it takes to make rows small."""
 
-    def __init__(self, output: Any) -> None:
+    def __init__(self, output: Any, lead: int = 0) -> None:
         self._output = output
         self.shape = tuple(int(size) for size in output.get_shape())
-        self._lead = 1
-        while self._lead < len(self.shape) - 1 and math.prod(self.shape[self._lead :]) > _PIECE_ELEMENTS:
+        self._lead = lead or 1
+        while not lead and self._lead < len(self.shape) - 1 and math.prod(self.shape[self._lead :]) > _PIECE_ELEMENTS:
             self._lead += 1
         self._whole: dict[Any, Float32] = {}
         self._made: dict[Any, Any] = {}
@@ -56,6 +57,14 @@ class ConstantValues:
         step = max(align, _PIECE_ELEMENTS // max(1, width) // align * align)
         for start in range(0, rows, step):
             yield self._rows(self._output, start, min(start + step, rows)).reshape(-1)
+
+    def rows(self, start: int, stop: int) -> Float32:
+        """Some rows, `[stop - start, …]`."""
+        return self._rows(self._output, start, stop)
+
+    def whole(self) -> Float32:
+        """Every value at once, in the output's own shape; not kept."""
+        return self._rows(self._output, 0, self._split(self.shape)[0]).reshape(self.shape)
 
     def _split(self, shape: Sequence[int]) -> tuple[int, int]:
         """How many rows a tensor of this shape has, and how many elements a row."""
@@ -141,14 +150,12 @@ def _elementwise(
 
 
 def _reshape(values: ConstantValues, node: Any, start: int, stop: int) -> Float32 | None:
-    """Rows of the result are consecutive elements, and so are rows of what is reshaped."""
+    """Rows of the result are consecutive elements, and lie in consecutive rows of what is reshaped."""
     source, target = tuple(node.input_value(0).get_shape()), tuple(node.get_output_shape(0))
     width, whole = values._split(target)[1], values._split(source)[1]
-    if start * width % whole or stop * width % whole:
-        flat = values._all(node.input_value(0)).reshape(-1)[start * width : stop * width]
-    else:
-        flat = values._rows(node.input_value(0), start * width // whole, stop * width // whole)
-    return flat.reshape(stop - start, *target[values._lead :])
+    first, last = start * width // whole, -(-stop * width // whole)
+    flat = values._rows(node.input_value(0), first, last).reshape(-1)
+    return flat[start * width - first * whole : stop * width - first * whole].reshape(-1, *target[values._lead :])
 
 
 def _transpose(values: ConstantValues, node: Any, start: int, stop: int) -> Float32 | None:

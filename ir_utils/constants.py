@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ov_weight_compression.ir_utils.chain_matrix import ChainMatrix
 from ov_weight_compression.ir_utils.layout import Layout, Slab
 from ov_weight_compression.ir_utils.types import Array, Float32
 
@@ -48,10 +49,14 @@ class ValueRange:
 
 
 class ConstantReader:
-    """One float Constant as a matrix `[rows, columns]` (see `layout`), read in pieces of rows.
+    """One float Constant, or the end of a chain that stands for one, as a matrix `[rows, columns]` (see `layout`), read
+    in pieces of rows.
 
     Keeps the node, and with it the mapped file, alive for as long as the weight may still be asked for.
     """
+
+    columns: Float32 | None = None
+    """Factors of the columns, where what is read is not the constant's own values (see `scaled_reader`)."""
 
     def __init__(self, constant: Any, layout: Layout, mappings: FileMappings | None = None) -> None:
         self.layout = layout
@@ -59,6 +64,9 @@ class ConstantReader:
         self.name: str = constant.get_friendly_name()
         self._constant = constant
         self._type: str = constant.get_output_element_type(0).get_type_name()
+        self._chain: ChainMatrix | None = None
+        if constant.get_type_name() != "Constant":
+            self._chain, self._type = ChainMatrix(constant, layout), "f32"
 
     @property
     def element_bytes(self) -> int:
@@ -72,21 +80,38 @@ class ConstantReader:
 
     def read(self, slab: Slab) -> Array:
         """The rows of a slab as contiguous `[n, columns]`: float16 as it is (a view where possible), else float32."""
+        if self._chain is not None:
+            return self._chain.rows(slab)
         view = self._matrix_view()[slab.index]
         return self._widen(np.ascontiguousarray(view).reshape(-1, self.layout.columns))
 
     def read_all(self) -> Float32:
         """The whole matrix as float32."""
+        if self._chain is not None:
+            return self._chain.all()
         whole = self._widen(self.layout.to_matrix(self._values()))
         return np.asarray(whole, dtype=np.float32)
 
+    def unscaled(self, matrix: Array) -> Array:
+        """A matrix of values like those that are read, in terms of the constant's own values: itself here."""
+        return matrix
+
     def release(self, slab: Slab) -> None:
         """Give back the file's pages under a slab that has been read."""
+        if self._chain is not None:
+            self._chain.release(slab)
+            codes = self._chain.codes(slab)
+            if self._mappings is not None and codes is not None:
+                self._mappings.drop(codes)
+            return
         if self._mappings is not None and self.layout.contiguous:
             self._mappings.drop(self._matrix_view()[slab.index])
 
     def scan(self) -> ValueRange:
         """Largest finite magnitude and count of NaN and infinite values, at the speed of memory."""
+        if self._chain is not None:
+            found = [_scan_wide(piece) for piece in self._chain.pieces()]
+            return ValueRange(max(peak for peak, _ in found), sum(bad for _, bad in found))
         flat = self._values().reshape(-1)
         step = _SCAN_BYTES // self.element_bytes
         absmax, bad = 0.0, 0

@@ -98,6 +98,19 @@ def test_pieces_are_what_openvino_computes(name: str, piece: int, monkeypatch: p
     np.testing.assert_array_equal(np.concatenate(pieces), computed(node).reshape(-1))
 
 
+@pytest.mark.parametrize("name", CHAINS)
+def test_any_rows(name: str) -> None:
+    node = CHAINS[name]()
+    shape = tuple(node.get_output_shape(0))
+    for lead in range(1, max(2, len(shape))):
+        values = ConstantValues(node.output(0), lead)
+        count = int(np.prod(shape[:lead]))
+        expected = computed(node).reshape(count, *shape[lead:])
+        for start, stop in ((0, 1), (count // 3, count // 3 + 1), (count // 2, count), (0, count)):
+            np.testing.assert_array_equal(values.rows(start, stop), expected[start:stop])
+        np.testing.assert_array_equal(values.whole(), computed(node))
+
+
 def test_pieces_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Experts are cut below the size of one."""
     monkeypatch.setattr(chain_values, "_PIECE_ELEMENTS", 1024)
