@@ -103,13 +103,13 @@ def _block(bits: int) -> tuple[int, int]:
 def _pack_nibbles(flat: Bytes) -> Bytes:
     """[2n] of 4 bits -> [n]. A pair read as one little-endian uint16 is two vector operations for numpy."""
     pairs = flat.view("<u2")
-    return (pairs | (pairs >> 4)).astype(np.uint8)
+    return np.asarray(pairs | (pairs >> 4), dtype=np.uint8)
 
 
 def _pack_pairs(flat: Bytes) -> Bytes:
     """[2n] of 2 bits -> [n] of 4 bits."""
     pairs = flat.view("<u2")
-    return (pairs | (pairs >> 6)).astype(np.uint8) & np.uint8(15)
+    return np.asarray((pairs | (pairs >> 6)) & 15, dtype=np.uint8)
 
 
 def _pack_split(flat: Bytes, bits: int) -> Bytes:

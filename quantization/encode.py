@@ -4,13 +4,17 @@ A weight comes as its canonical matrix ``[rows, in]``, the reduction axis last; 
 caller may cut them as it likes and use as many threads as it likes: the bytes are the same.
 """
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from ov_weight_compression.quantization.formats import Format
+from ov_weight_compression.ir_utils.packing import pack, packed_size
+from ov_weight_compression.quantization.formats import PER_CHANNEL, Format
 from ov_weight_compression.quantization.formats.levels import E4M3
+from ov_weight_compression.quantization.grid import code_dtype
+from ov_weight_compression.quantization.kernels import Kernel, Key, flip_mask, kernel_for
 from ov_weight_compression.quantization.reference import decode_groups, encode_groups
 from ov_weight_compression.quantization.scales import tensor_scale_of
 from ov_weight_compression.quantization.spec import Encoded, Spec
@@ -19,41 +23,56 @@ __all__ = ["Weighting", "decode_rows", "encode_rows", "stored_table"]
 
 Weighting = Literal["graph", "data"]
 
+Array = npt.NDArray[Any]
+
+_SCALE_DTYPES = {"f16": np.float16, "f32": np.float32, "f8e8m0": np.uint8, "f8e4m3": np.uint8}
+
+# Elements that the reference works on at a time.
+_REFERENCE_ELEMENTS = 1 << 17
+
 
 def encode_rows(
-    values: npt.NDArray[Any],
+    values: Array,
     spec: Spec,
     *,
     importance: npt.NDArray[np.float32] | None = None,
     weighting: Weighting = "graph",
     tensor_scale: np.float32 | None = None,
+    packed: bool = False,
 ) -> Encoded:
     """Quantise rows of a weight.
 
     Args:
-        values: [rows, in] of any float type, all of them finite.
+        values: [rows, in] of any float type, all of them finite. float16 and float32 are read as they are.
         spec: how to store them.
         importance: [in] f32 >= 0, what an error in each input channel weighs in the scale search; None for all alike.
         weighting: ``"data"``: importance is E[x_j^2] of the layer's input and used as it is; ``"graph"``: it is what
             the graph alone tells (squared gains of the norm in front) and is multiplied by ``|W| + rms(W)``.
         tensor_scale: ``tensor_scale_of`` the whole weight's largest magnitude, for formats that have one; by default
             that of these rows, which is right only where they are the whole weight.
+        packed: return ``codes`` [rows, bytes of a row] uint8 as the tensor holds them: faster than packing later.
 
     Returns:
         The stored arrays for these rows.
 
     Raises:
-        ValueError: the rows cannot be cut into groups as ``spec`` says.
+        ValueError: the rows cannot be cut into groups as ``spec`` says, or packed rows are not whole bytes (blocks, for
+            3 bits).
     """
     rows, width = values.shape
     group = spec.group_of(width)
-    groups = np.ascontiguousarray(values, dtype=np.float32).reshape(-1, group)
+    if values.dtype != np.float16:
+        values = values.astype(np.float32, copy=False)
+    groups = np.ascontiguousarray(values).reshape(-1, group)
     if spec.format.tensor_scale and tensor_scale is None:
         tensor_scale = tensor_scale_of(float(np.abs(groups).max(initial=0.0)), spec.format)
-    codes, scale, zero_point = encode_groups(groups, spec, tensor_scale)
+    parts = _Parts(rows, width, group, spec, packed)
+    _encode(groups, spec, tensor_scale, _Importance.of(importance, spec, group), weighting == "graph", parts)
+    zero_point = parts.zero_point
+    codes = parts.codes.reshape(rows, -1)
     return Encoded(
-        codes=codes.reshape(rows, width),
-        scale=scale.reshape(rows, -1),
+        codes=pack(codes, spec.format.bits).reshape(rows, -1) if packed and not parts.packs else codes,
+        scale=parts.scale.reshape(rows, -1),
         zero_point=None if zero_point is None else zero_point.reshape(rows, -1),
         tensor_scale=tensor_scale if spec.format.tensor_scale else None,
         table=stored_table(spec.format),
@@ -61,7 +80,7 @@ def encode_rows(
 
 
 def decode_rows(encoded: Encoded, spec: Spec) -> npt.NDArray[np.float32]:
-    """[rows, in] f32: exactly what OpenVINO computes from the stored chain with f32 inference."""
+    """[rows, in] f32 from unpacked codes: exactly what OpenVINO computes from the stored chain with f32 inference."""
     rows, width = encoded.codes.shape
     zero_point = encoded.zero_point
     groups = decode_groups(
@@ -74,7 +93,7 @@ def decode_rows(encoded: Encoded, spec: Spec) -> npt.NDArray[np.float32]:
     return groups.reshape(rows, width)
 
 
-def stored_table(format: Format) -> npt.NDArray[Any] | None:
+def stored_table(format: Format) -> Array | None:
     """A codebook's levels as they are stored, in code order: uint8 bit patterns for f8e4m3; None for other formats."""
     if format.table_type is None:
         return None
@@ -83,3 +102,93 @@ def stored_table(format: Format) -> npt.NDArray[Any] | None:
         bits = {value: code for code, value in reversed(list(enumerate(E4M3)))}
         return np.array([bits[level] for level in levels.tolist()], dtype=np.uint8)
     return levels.astype({"f16": np.float16, "f32": np.float32, "i8": np.int8}[format.table_type])
+
+
+def _encode(
+    groups: Array,
+    spec: Spec,
+    tensor_scale: np.float32 | None,
+    importance: "_Importance | None",
+    graph: bool,
+    parts: "_Parts",
+) -> None:
+    graph = graph and spec.search > 1
+    kernel = _kernel(groups, spec, importance is not None, graph)
+    if kernel is not None:
+        kernel.run(groups, None if importance is None else importance.rows, tensor_scale, parts.take)
+        return
+    step = max(1, _REFERENCE_ELEMENTS // groups.shape[1])
+    for start in range(0, len(groups), step):
+        block = groups[start : start + step].astype(np.float32)
+        weights = None if importance is None else importance.rows(start, start + len(block))
+        codes, scale, zero_point = encode_groups(block, spec, tensor_scale, weights, graph)
+        mask = code_dtype(spec.format)(flip_mask(spec.format))
+        parts.take(start, [codes ^ mask, scale, *([] if zero_point is None else [zero_point])])
+
+
+def _kernel(groups: Array, spec: Spec, importance: bool, graph: bool) -> Kernel | None:
+    group_size = spec.format.default_group if spec.format.fixed_group else PER_CHANNEL
+    key = Key(
+        spec=replace(spec, group_size=group_size, search=spec.search if spec.search > 1 else 0),
+        group=groups.shape[1],
+        source="f16" if groups.dtype == np.float16 else "f32",
+        graph=graph,
+        importance=importance,
+    )
+    return kernel_for(key, groups.size)
+
+
+class _Parts:
+    """The arrays of a result, filled block by block."""
+
+    def __init__(self, rows: int, width: int, group: int, spec: Spec, packed: bool) -> None:
+        bits = spec.format.bits
+        if packed and packed_size(width, bits) * 8 != width * bits:
+            raise ValueError(f"a row of {width} codes of {bits} bits does not end on a whole byte")
+        # Where groups end on whole bytes too, each block is packed while it is still in the cache.
+        self.packs = packed and packed_size(group, bits) * 8 == group * bits
+        self.bits = bits
+        self.mask = flip_mask(spec.format)
+        count = rows * (width // group)
+        if self.packs:
+            self.codes: Array = np.empty((count, group * bits // 8), dtype=np.uint8)
+            self.mask *= 0x11 if bits == 4 else 1  # signed codes are of 4 or 8 bits
+        else:
+            self.codes = np.empty((count, group), dtype=code_dtype(spec.format))
+        self.scale = np.empty(count, dtype=_SCALE_DTYPES[spec.scale_type])
+        self.zero_point = np.empty(count, dtype=np.uint8) if spec.format.asymmetric else None
+
+    def take(self, start: int, outputs: list[Array]) -> None:
+        codes = outputs[0]
+        stop = start + len(codes)
+        if self.packs:
+            codes = pack(codes, self.bits).reshape(len(codes), -1)
+        if self.mask:
+            np.bitwise_xor(codes, codes.dtype.type(self.mask), out=self.codes[start:stop])
+        else:
+            self.codes[start:stop] = codes
+        self.scale[start:stop] = outputs[1]
+        if self.zero_point is not None:
+            self.zero_point[start:stop] = outputs[2]
+
+
+class _Importance:
+    """Importance of input channels, spread over the groups of a block."""
+
+    def __init__(self, per_group: npt.NDArray[np.float32]) -> None:
+        self.per_group = per_group  # [groups of a row, g]
+
+    @classmethod
+    def of(cls, importance: npt.NDArray[np.float32] | None, spec: Spec, group: int) -> "_Importance | None":
+        """None where the search has no use for it. Scaled to the largest; nothing counts for less than 2^-40 of it."""
+        if importance is None or spec.search <= 1:
+            return None
+        largest = float(np.max(importance, initial=0.0))
+        if not 0 < largest < np.inf:
+            return None
+        scaled = np.clip(importance.astype(np.float64) / largest, 2.0**-40, 1).astype(np.float32)
+        return cls(scaled.reshape(-1, group))
+
+    def rows(self, start: int, stop: int) -> npt.NDArray[np.float32]:
+        """[stop - start, g] importance of these groups of the weight."""
+        return self.per_group[np.arange(start, stop) % len(self.per_group)]

@@ -34,6 +34,7 @@ class Format:
             level.
         table_type: codebooks only: the type in which the levels themselves are stored beside the indices.
         default_search: number of scale candidates that ``scale_search="auto"`` tries; 0 is none.
+        search_range: smallest and largest candidate, as multiples of the plain scale.
         everywhere: makes sense for every kind of weight, convolutions too; the others are for MatMul, Gather and
             experts.
     """
@@ -51,6 +52,7 @@ class Format:
     ties_to_even: bool = False
     table_type: str | None = None
     default_search: int = 0
+    search_range: tuple[float, float] = (0.84, 1.1)
     everywhere: bool = False
 
     @property

@@ -1,0 +1,133 @@
+"""Running kernels over any number of groups, from any number of threads.
+
+A kernel is compiled once per key, for a fixed block of groups, with one stream per core: each calling thread takes an
+infer request of its own from a pool and runs it on its own stream, so N threads use N cores. The last block of a
+weight is filled up with zeros instead of compiling for its size.
+
+Compiling costs tens of milliseconds, as much as the numpy reference needs for some ten thousand weights; so a key is
+compiled when it has been asked for that many, and until then (or for good, in a model of small odd weights) the
+reference does the work. They agree to the bit, so nobody can tell.
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+
+from ov_weight_compression.quantization.kernels import codes
+from ov_weight_compression.quantization.kernels.build import Key, build
+
+__all__ = ["COMPILE_AFTER", "Kernel", "block_of", "kernel_for"]
+
+# Weights of one key that the reference works off before a kernel is compiled.
+COMPILE_AFTER = 1 << 17
+
+# Elements of the largest intermediate tensor, of a plain kernel and of a search: they should stay in a core's cache.
+_PLAIN_ELEMENTS = 1 << 19
+_SEARCH_ELEMENTS = 5 << 17
+
+_lock = threading.Lock()
+_asked: dict[Key, int] = {}
+
+
+def block_of(key: Key) -> int:
+    """Groups in a kernel's block: a power of two."""
+    size = _PLAIN_ELEMENTS / key.group
+    if key.spec.search > 1:
+        size = _SEARCH_ELEMENTS / (key.group * key.spec.search)
+    return 1 << max(3, int(np.log2(size)) if size > 1 else 0)
+
+
+def kernel_for(key: Key, elements: int) -> "Kernel | None":
+    """The kernel to use for ``elements`` more weights of this kind, or None: the reference is the better choice
+    (yet)."""
+    if key.group > _PLAIN_ELEMENTS or not codes.supported(key.spec.format):
+        return None
+    if key.spec.search > 1 and not codes.searchable(key.spec.format):
+        return None
+    with _lock:
+        _asked[key] = _asked.get(key, 0) + elements
+        if _asked[key] < COMPILE_AFTER:
+            return None
+    return _kernel(key)
+
+
+@lru_cache(maxsize=256)
+def _slot(key: Key) -> "tuple[threading.Lock, list[Kernel]]":
+    return threading.Lock(), []
+
+
+def _kernel(key: Key) -> "Kernel":
+    with _lock:
+        lock, made = _slot(key)
+    with lock:  # two threads that ask for the same new kernel: one compiles, the other waits
+        if not made:
+            made.append(Kernel(key, block_of(key)))
+        return made[0]
+
+
+class Kernel:
+    """A compiled kernel and its pool of infer requests."""
+
+    def __init__(self, key: Key, block: int) -> None:
+        self.key = key
+        self.block = block
+        streams = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        config = {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "NUM_STREAMS": streams,
+            "INFERENCE_NUM_THREADS": streams,
+            "ENABLE_CPU_PINNING": False,
+        }
+        self._compiled = ov.Core().compile_model(build(key, block), "CPU", config)
+        self._free: list[ov.InferRequest] = []
+        self._lock = threading.Lock()
+
+    def run(
+        self,
+        groups: npt.NDArray[Any],
+        importance: Callable[[int, int], npt.NDArray[np.float32]] | None,
+        tensor_scale: np.float32 | None,
+        take: Callable[[int, list[npt.NDArray[Any]]], None],
+    ) -> None:
+        """Run over all groups, block by block.
+
+        Args:
+            groups: [n, g] of the key's source type.
+            importance: rows ``start .. stop`` of the [n, g] importance, for a key that has it.
+            tensor_scale: for a format that has one.
+            take: called with each block's start and its outputs, cut to the groups it holds; they are the request's own
+                memory, to be read before ``take`` returns.
+        """
+        request = self._acquire()
+        try:
+            target = request.get_tensor("groups").data
+            if tensor_scale is not None:
+                request.get_tensor("tensor_scale").data[:] = tensor_scale
+            for start in range(0, len(groups), self.block):
+                size = min(self.block, len(groups) - start)
+                target[:size] = groups[start : start + size]
+                target[size:] = 0
+                if importance is not None:
+                    weights = request.get_tensor("importance").data
+                    weights[:size] = importance(start, start + size)
+                    weights[size:] = 1
+                request.infer()
+                take(start, [output.data[:size] for output in request.output_tensors])
+        finally:
+            self._release(request)
+
+    def _acquire(self) -> ov.InferRequest:
+        with self._lock:
+            if self._free:
+                return self._free.pop()
+        return self._compiled.create_infer_request()
+
+    def _release(self, request: ov.InferRequest) -> None:
+        with self._lock:
+            self._free.append(request)

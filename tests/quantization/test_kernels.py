@@ -1,0 +1,107 @@
+"""Every kernel against the numpy reference, bit for bit."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from ov_weight_compression.quantization import FORMATS, Format, Spec, get_format, tensor_scale_of, with_table
+from ov_weight_compression.quantization.kernels import Kernel, Key, flip_mask
+from ov_weight_compression.quantization.reference import encode_groups
+from tests.quantization.groups import nasty_groups
+
+TABLES = {
+    "unsorted_i8": with_table(FORMATS["codebook"], [3, -7, 0, 1, -1, 5, 11, -12, 2, -2], "i8"),
+    "no_zero_f16": with_table(FORMATS["codebook"], [-1.0, 1.0], "f16"),
+    "u8_f16": with_table(FORMATS["codebook"], np.sinh(np.linspace(-3, 3, 200)).tolist(), "f16"),
+    "u16_f32": with_table(FORMATS["codebook"], np.random.default_rng(0).permutation(np.linspace(-2, 2, 999)), "f32"),
+}
+EVERY = {**{name: row for name, row in FORMATS.items() if name not in ("codebook", "adaptive_codebook")}, **TABLES}
+
+
+def check(groups: np.ndarray, spec: Spec, graph: bool = False, importance: np.ndarray | None = None) -> None:
+    """The kernel's bits are the reference's; a block smaller than the groups shows that the tail is right too."""
+    source = "f16" if groups.dtype == np.float16 else "f32"
+    scalar = tensor_scale_of(float(np.abs(groups).max()), spec.format)
+    kernel = compiled(Key(spec, groups.shape[1], source, graph, importance is not None))
+    blocks: list[list[np.ndarray]] = []
+    rows = None if importance is None else lambda start, stop: importance[start:stop]
+    kernel.run(groups, rows, scalar, lambda start, outputs: blocks.append([np.array(part) for part in outputs]))
+    got = [np.concatenate(parts) for parts in zip(*blocks, strict=True)]
+    with np.errstate(over="ignore"):
+        codes, scale, zero_point = encode_groups(groups.astype(np.float32), spec, scalar, importance, graph)
+    np.testing.assert_array_equal(got[1].view(np.uint8), scale.view(np.uint8))
+    np.testing.assert_array_equal(got[0] ^ got[0].dtype.type(flip_mask(spec.format)), codes)
+    if zero_point is not None:
+        np.testing.assert_array_equal(got[2], zero_point)
+
+
+KERNELS: dict[Key, Kernel] = {}
+
+
+def compiled(key: Key) -> Kernel:
+    if key not in KERNELS:
+        KERNELS[key] = Kernel(key, 96)
+    return KERNELS[key]
+
+
+def spec_of(row: Format, search: int = 0, scale_type: str | None = None) -> Spec:
+    return Spec(row, row.default_group if row.fixed_group else -1, scale_type or row.scale, search)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("name", EVERY)
+def test_plain_kernels_equal_the_reference(name: str, dtype: type) -> None:
+    row = EVERY[name]
+    group = row.default_group if row.fixed_group else 27 if dtype == np.float32 else 64
+    check(nasty_groups(500, group, dtype=dtype), spec_of(row))
+
+
+@pytest.mark.parametrize("name", ["int4_sym", "int8_asym", "nf4", "fp8_e4m3"])
+def test_f32_scales(name: str) -> None:
+    check(nasty_groups(300, 32, dtype=np.float32), spec_of(EVERY[name], scale_type="f32"))
+
+
+@pytest.mark.parametrize("name", [name for name, row in FORMATS.items() if row.default_search])
+@pytest.mark.parametrize("graph", [True, False])
+def test_searching_kernels_equal_the_reference(name: str, graph: bool) -> None:
+    row = FORMATS[name]
+    group = row.default_group if row.fixed_group else 27 if graph else 48
+    groups = nasty_groups(300, group, dtype=np.float16 if graph else np.float32)
+    importance = (10.0 ** np.random.default_rng(1).uniform(-4, 0, groups.shape)).astype(np.float32)
+    check(groups, spec_of(row, search=min(row.default_search, 4)), graph, importance)
+
+
+def test_a_search_without_importance() -> None:
+    check(nasty_groups(300, 64), spec_of(FORMATS["int4_asym"], search=4))
+    check(nasty_groups(300, 64), spec_of(FORMATS["int4_sym"], search=4), graph=True)
+
+
+@pytest.mark.parametrize("name", ["int4_sym", "int4_asym", "nf4", "fp8_e4m3"])
+def test_any_half_at_all(name: str) -> None:
+    """Each finite f16 number, in shuffled groups."""
+    patterns = np.arange(1 << 16, dtype=np.uint32).astype(np.uint16).view(np.float16)
+    numbers = np.random.default_rng(2).permutation(patterns[np.isfinite(patterns)])
+    check(numbers[: numbers.size // 16 * 16].reshape(-1, 16), spec_of(FORMATS[name]))
+
+
+HALVES = hnp.arrays(np.float16, (3, 8), elements=st.floats(width=16, allow_nan=False, allow_infinity=False))
+
+
+@settings(max_examples=60, deadline=None)
+@given(HALVES, st.sampled_from(["int4_sym", "int4_asym", "nf4", "fp4", "int8_sym"]), st.sampled_from([0, 3]))
+def test_whatever_hypothesis_finds(groups: np.ndarray, name: str, search: int) -> None:
+    row = get_format(name)
+    check(groups, spec_of(row, search if row.default_search else 0), graph=search > 0)
+
+
+def test_a_toy_format_is_one_row() -> None:
+    toy = Format("toy", "u4", 4, levels=(-2.0, -1.0, 0.5, 0.0, 3.0), default_search=4)
+    check(nasty_groups(200, 40), spec_of(toy))
+    check(nasty_groups(200, 40), spec_of(toy, search=4), graph=True)
+    odd = Format("odd", "u6", 6, zero_point="group")
+    check(nasty_groups(200, 40), spec_of(odd))
+    assert replace(odd, bits=5).high == 31
