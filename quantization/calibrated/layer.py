@@ -12,7 +12,6 @@ pushes weights towards the clipped range. As rows do not depend on each other th
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -20,24 +19,15 @@ import numpy.typing as npt
 
 from ov_weight_compression.quantization.calibrated.curvature import Curvature
 from ov_weight_compression.quantization.calibrated.descent import cost, descend
-from ov_weight_compression.quantization.calibrated.draft import Draft, Floats, Grid, draft_of
+from ov_weight_compression.quantization.calibrated.draft import Draft, Grid
 from ov_weight_compression.quantization.calibrated.gptq import gptq
-from ov_weight_compression.quantization.encode import encode_rows
+from ov_weight_compression.quantization.calibrated.starts import Start, starting_draft
 from ov_weight_compression.quantization.scales import tensor_scale_of
 from ov_weight_compression.quantization.spec import Encoded, Spec
 
-__all__ = ["BALANCED", "BEST", "GPTQ_ONLY", "Effort", "Start", "fit_rows"]
+__all__ = ["BALANCED", "BEST", "GPTQ_ONLY", "Effort", "fit_rows"]
 
 _ROWS = 1024
-_CANDIDATES = 19
-
-
-class Start(Enum):
-    """Where the scales come from."""
-
-    PLAIN = "plain"  # absmax, min-max
-    ENERGY = "energy"  # searched, an error in channel j weighs E[x_j²]
-    RESIDUAL = "residual"  # searched, it weighs what remains of E[x_j²] once later channels have made up for it
 
 
 @dataclass(frozen=True)
@@ -86,10 +76,11 @@ def fit_rows(
     return _joined(parts)
 
 
-def _fit(target: Floats, curvature: Curvature, grid: Grid, effort: Effort) -> Draft:
-    """The draft of some rows; `target` is [rows, in], the draft channel-major."""
-    channels = np.ascontiguousarray(target.T)
-    drafts = [gptq(channels, _start(target, start, curvature, grid), curvature, grid) for start in effort.starts]
+def _fit(rows: npt.NDArray[np.float32], curvature: Curvature, grid: Grid, effort: Effort) -> Draft:
+    """The draft of some rows [rows, in]; the draft is channel-major."""
+    channels = np.ascontiguousarray(rows.T)
+    starts = [starting_draft(rows, start, curvature, grid) for start in effort.starts]
+    drafts = [gptq(channels, start, curvature, grid) for start in starts]
     best = drafts[0]
     if len(drafts) > 1:
         least = cost(channels, best, curvature)
@@ -98,15 +89,6 @@ def _fit(target: Floats, curvature: Curvature, grid: Grid, effort: Effort) -> Dr
             best.take(costs < least, other)
             least = np.minimum(least, costs)
     return descend(channels, best, curvature, grid, effort.sweeps) if effort.sweeps else best
-
-
-def _start(target: Floats, start: Start, curvature: Curvature, grid: Grid) -> Draft:
-    """Scales for GPTQ to start from."""
-    searched = replace(grid.spec, search=grid.spec.search or _CANDIDATES)
-    spec = replace(grid.spec, search=0) if start is Start.PLAIN else searched
-    importance = curvature.energy if start is Start.ENERGY else curvature.residual
-    encoded = encode_rows(target, spec, importance=importance, weighting="data", tensor_scale=grid.tensor_scale)
-    return draft_of(encoded, grid.spec)
 
 
 def _joined(parts: list[Encoded]) -> Encoded:
