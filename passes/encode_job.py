@@ -139,7 +139,8 @@ class WeightJob:
             if zeros is not None and encoded.zero_point is not None:
                 zeros[slab.start : slab.stop] = encoded.zero_point
             if unpacked is None:
-                sink.write(slab.start * layout.columns * row.bits // 8, pack(encoded.codes, row.bits))
+                packed = encoded.codes.reshape(-1) if self._packs else pack(encoded.codes, row.bits)
+                sink.write(slab.start * layout.columns * row.bits // 8, packed)
             else:
                 target = layout.matrix_view(unpacked)[slab.index]
                 target[...] = encoded.codes.reshape(target.shape)
@@ -159,6 +160,12 @@ class WeightJob:
         rows = _PIECE_ELEMENTS // max(1, self.reader.layout.columns)
         return max(_ROWS_ALIGNMENT, rows // _ROWS_ALIGNMENT * _ROWS_ALIGNMENT)
 
+    @property
+    def _packs(self) -> bool:
+        """Whether pieces come packed from the quantiser, which is faster: where every row ends on a whole byte."""
+        layout = self.reader.layout
+        return self.stored is None and layout.contiguous and layout.columns % _ROWS_ALIGNMENT == 0
+
     def _encode(self, slab: Slab, tensor_scale: np.float32 | None) -> Encoded:
         if self.stored is not None:
             return self.stored.rows(slab)
@@ -171,6 +178,7 @@ class WeightJob:
             importance=importance,
             weighting=self.weighting,
             tensor_scale=tensor_scale,
+            packed=self._packs,
         )
         self.reader.release(slab)
         return encoded
