@@ -16,3 +16,8 @@ def element_type(name: str) -> ov.Type:
     """OpenVINO's element type of that name ("u4"). `ov.Type(name)` would read it as numpy's, where u4 has 4 bytes."""
     kind: ov.Type = getattr(ov.Type, name)
     return kind
+
+
+# The bindings fill their table of numpy's types when an array is first asked for, under a lock at which two threads that
+# come at once wait for each other forever. While this module is imported there is one.
+_ = ov.op.Constant(ov.Type.f16, ov.Shape([1]), [0.0]).data
