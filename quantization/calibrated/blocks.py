@@ -92,12 +92,13 @@ def _sweep(
     moves = np.empty_like(slope)
     for place in range(levels.shape[1]):
         channel = order[:, place]
-        pull = slope[every, channel]
+        pull: Floats = slope[every, channel]
         if place:
             near = grams[every[:, None], channel[:, None], order[:, :place]]
             pull -= (near[:, None] @ moves[:, :place])[:, 0]
-        value = levels[every, channel] * scale
-        level = grid.nearest((value + pull / grams[every, channel, channel][:, None]) / scale, zero)
+        value: Floats = levels[every, channel] * scale
+        pull /= grams[every, channel, channel][:, None]
+        level = grid.nearest((value + pull) / scale, zero)
         moves[:, place] = level * scale - value
         levels[every, channel] = level
     steps = np.empty_like(moves)

@@ -1,4 +1,4 @@
-"""Group by group: the same as the descent under a block-diagonal H, never worse, and better than the weighted search."""
+"""Group by group: the descent under a block-diagonal H, never worse, and better than the weighted search."""
 
 import numpy as np
 import pytest

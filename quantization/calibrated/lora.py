@@ -1,0 +1,97 @@
+"""LoRA correction: a product of two thin matrices beside the layer carries what rounding lost where it matters most.
+
+    y = Q x + B (A x),      min over A [rank, in], B [rows, rank] of   tr((E − B A) H (E − B A)ᵀ),   E = W − Q
+
+For a given B the best A is `B⁺ E` whatever H is, for a given A the best B is `E H Aᵀ (A H Aᵀ)⁻¹`. The best pair spans
+the leading left singular vectors of `E H^½`, which a few subspace iterations find. The adapters are stored in 8 bits,
+so the rounds alternate: round A, fit B to it, round B, fit A to it; the best of all rounds is returned.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ov_weight_compression.quantization.encode import decode_rows, encode_rows
+from ov_weight_compression.quantization.formats import FORMATS
+from ov_weight_compression.quantization.spec import Encoded, Spec
+
+__all__ = ["ADAPTER_SPEC", "Adapters", "lora_adapters"]
+
+Floats = npt.NDArray[np.float32]
+
+ADAPTER_SPEC = Spec(FORMATS["int8_asym"])
+_ITERATIONS = 6
+_EXTRA = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Adapters:
+    """Both matrices as stored by `ADAPTER_SPEC`, a scale per row, and what is left."""
+
+    down: Encoded  # A [rank, in]
+    up: Encoded  # B [rows, rank]
+    left: float  # the objective as a share of that without adapters
+
+    def values(self) -> Floats:
+        """[rows, in]: B A as the device computes it."""
+        return decode_rows(self.up, ADAPTER_SPEC) @ decode_rows(self.down, ADAPTER_SPEC)
+
+
+def lora_adapters(missing: Floats, gram: npt.NDArray[np.floating], rank: int, *, rounds: int = 3) -> Adapters | None:
+    """Fit adapters to what a layer's weight has lost.
+
+    Args:
+        missing: E [rows, in], the weight (or its target) less its stored values.
+        gram: H [in, in] of the layer's input, or [in] its diagonal, in any scale.
+        rank: of the correction; at most min(rows, in) is of use.
+        rounds: alternations of rounding one matrix and fitting the other.
+
+    Returns:
+        The adapters, or None where nothing is missing or the input is always zero.
+    """
+    rank = min(rank, *missing.shape)
+    weighted = _weigh(missing, gram)
+    total = float(np.einsum("ri,ri->", weighted, missing, dtype=np.float64))
+    if not total > 0:
+        return None
+    up = _leading(missing, gram, rank)
+    best: Adapters | None = None
+    for _ in range(max(rounds, 1)):
+        down, down_values = _rounded(_solve(up.T @ up, up.T @ missing))
+        weighted_down = _weigh(down_values, gram)
+        up_stored, up = _rounded(_solve(weighted_down @ down_values.T, weighted_down @ missing.T).T)
+        error = missing - up @ down_values
+        left = float(np.einsum("ri,ri->", _weigh(error, gram), error, dtype=np.float64)) / total
+        if best is None or left < best.left:
+            best = Adapters(down, up_stored, left)
+    return best
+
+
+def _weigh(rows: Floats, gram: npt.NDArray[np.floating]) -> Floats:
+    """`rows @ H`."""
+    return np.asarray(rows * gram if gram.ndim == 1 else rows @ gram, dtype=np.float32)
+
+
+def _leading(missing: Floats, gram: npt.NDArray[np.floating], rank: int) -> Floats:
+    """[rows, rank] basis of the leading left singular vectors of `E H^½`, that is eigenvectors of `E H Eᵀ`."""
+    columns = min(rank + _EXTRA, *missing.shape)
+    basis = np.random.default_rng(0).standard_normal((len(missing), columns)).astype(np.float32)
+    for _ in range(_ITERATIONS):
+        basis = np.linalg.qr(missing @ _weigh(basis.T @ missing, gram).T)[0]
+    small = basis.T @ missing
+    _, vectors = np.linalg.eigh(_weigh(small, gram) @ small.T)
+    return np.asarray(basis @ vectors[:, ::-1][:, :rank])
+
+
+def _solve(matrix: Floats, right: Floats) -> Floats:
+    """`matrix⁻¹ right` for a symmetric positive matrix that may be singular."""
+    ridge = 1e-6 * float(np.trace(matrix)) / len(matrix)
+    return np.asarray(np.linalg.solve(matrix + np.float32(ridge or 1.0) * np.eye(len(matrix), dtype=np.float32), right))
+
+
+def _rounded(matrix: Floats) -> tuple[Encoded, Floats]:
+    encoded = encode_rows(np.ascontiguousarray(matrix), ADAPTER_SPEC)
+    return encoded, decode_rows(encoded, ADAPTER_SPEC)
