@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ov_weight_compression.ir_utils.errors import ModelError, OptionError, WorkError
+from ov_weight_compression.ir_utils.ir_file import stored_constants
 
 __all__ = ["convert_path", "edit_config", "models_in", "the_model_of"]
 
@@ -31,7 +32,7 @@ def models_in(folder: Path) -> list[Path]:
         ModelError: there are none.
     """
     found = sorted(path for path in folder.rglob("openvino_*.xml") if not path.name.startswith(_TOKENIZERS))
-    found = [path for path in found if path.with_suffix(".bin").exists()]
+    found = [path for path in found if path.with_suffix(".bin").exists() or stored_constants(path)]
     if not found:
         raise ModelError(
             f"{folder}: no openvino_*.xml with weights in this folder; give the model's .xml or .onnx itself"
@@ -101,8 +102,9 @@ def _settle_target(source: Path, target: Path, force: bool) -> Path:
         raise OptionError(f"output: {target} is the input; write somewhere else, or add --force to replace it")
     if target.is_dir() and not any(target.iterdir()):
         return target
-    if target.exists():
-        raise OptionError(f"output: {target} exists; write somewhere else, or add --force to replace it")
+    for path in (target, target.with_suffix(".bin")) if source.is_file() else (target,):
+        if path.exists():
+            raise OptionError(f"output: {path} exists; write somewhere else, or add --force to replace it")
     return target
 
 

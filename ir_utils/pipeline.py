@@ -8,12 +8,14 @@ computes again, so that a model can be saved twice, or saved and compiled.
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+from weakref import WeakSet
 
 from ov_weight_compression.ir_utils.errors import CompressionError, WorkError
 
@@ -67,7 +69,7 @@ class _Cancelled(Exception):  # noqa: N818  (a state, never raised)
     """The run was given up because a caller of `take` was interrupted."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Pipeline:
     """The jobs of one model in graph order, and the threads that run them when parts are asked for.
 
@@ -86,6 +88,10 @@ class Pipeline:
     _workers: int = 0
     _taken: set[int] = field(default_factory=set)
     """Jobs whose parts have all been fetched this time round: nothing to compute ahead."""
+    _stopping: bool = False
+
+    def __post_init__(self) -> None:
+        _pipelines.add(self)
 
     def add(self, job: Job) -> int:
         """Append a job; its number is what `take` wants."""
@@ -134,6 +140,16 @@ class Pipeline:
         if run.error is not None:
             raise _as_work_error(job.name, run.error) from run.error
         return run.parts or {}
+
+    def stop(self) -> None:
+        """Give up what is under way and wait until every worker has ended. A later request starts anew."""
+        with self._changed:
+            self._cancel()
+            self._stopping = True
+            self._changed.notify_all()
+            while self._workers:
+                self._changed.wait()
+            self._stopping = False
 
     def _finished(self, number: int, part: str) -> _Run:
         """The run of a job that holds `part` or has failed; a run that somebody else's Ctrl-C ended is made again."""
@@ -193,8 +209,10 @@ class Pipeline:
             while True:
                 run = next((run for _, run in sorted(self._runs.items()) if run.waiting), None)
                 if run is None:
-                    if not self._changed.wait(_IDLE_SECONDS) and not any(r.waiting for r in self._runs.values()):
+                    rested = self._stopping or not self._changed.wait(_IDLE_SECONDS)
+                    if rested and not any(r.waiting for r in self._runs.values()):
                         self._workers -= 1
+                        self._changed.notify_all()
                         return
                     continue
                 task = run.waiting.popleft()
@@ -230,3 +248,15 @@ def _as_work_error(name: str, error: BaseException) -> BaseException:
     if isinstance(error, (CompressionError, KeyboardInterrupt)):
         return error
     return WorkError(f"{name}: {type(error).__name__}: {error}")
+
+
+_pipelines: WeakSet[Pipeline] = WeakSet()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pipelines.clear)  # a fork has no threads to wait for
+
+
+@atexit.register
+def _stop_all() -> None:
+    """The interpreter ends threads where they are, and one that is inside OpenVINO then takes the process down."""
+    for pipeline in list(_pipelines):
+        pipeline.stop()

@@ -135,10 +135,17 @@ def save_model(model: Any, path: str | Path, after_write: Callable[[], None] | N
     except RuntimeError as error:
         if isinstance(error, WorkError):
             raise
-        raise WorkError(f"{path}: cannot be written: {str(error).strip().splitlines()[-1]}") from error
+        raise WorkError(f"{path}: cannot be written: {_reason(error)}") from error
     finally:
         for leftover in (partial, weights):
-            leftover.unlink(missing_ok=True)
+            if leftover.exists():
+                leftover.unlink()
+
+
+def _reason(error: RuntimeError) -> str:
+    """The last line of what OpenVINO says; in plain words where that is only that a stream failed."""
+    line = (str(error).strip() or "no reason given").splitlines()[-1]
+    return f"the disk is full, or refuses more for another reason ({line})" if "iostream" in line else line
 
 
 def _check_complete(xml: Path, weights: Path) -> None:

@@ -13,7 +13,12 @@ import openvino as ov
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0, "KV_CACHE_PRECISION": "f32"}
 LENGTH = 6
 _NUMBERED = re.compile(rb'(names?="[A-Z][A-Za-z]+)_\d+')
-_FREE = {"pixel_values": (1, 3, 32, 32), "encoder_hidden_states": (1, LENGTH, 64), "beam_idx": (1,), "cache_position": (4,)}
+_FREE = {
+    "pixel_values": (1, 3, 32, 32),
+    "encoder_hidden_states": (1, LENGTH, 64),
+    "beam_idx": (1,),
+    "cache_position": (4,),
+}
 
 
 def inputs_for(model: ov.Model) -> dict[str, Any]:

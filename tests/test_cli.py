@@ -1,0 +1,473 @@
+"""The command: what it writes, what it says, and its exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+import pytest
+
+from ov_weight_compression.cli import main
+from tests.models import convolution, layers, llama, no_weights, op
+from tests.running import files_of, run
+
+COMMAND = [sys.executable, "-m", "ov_weight_compression.cli"]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A small model on disk."""
+    path = tmp_path / "source" / "openvino_model.xml"
+    path.parent.mkdir()
+    ov.save_model(llama(dtype="f16"), path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder as exporters write it: two models, one of them in a subfolder, a tokenizer and other files."""
+    path = tmp_path / "exported"
+    (path / "vae").mkdir(parents=True)
+    ov.save_model(llama(dtype="f16"), path / "openvino_model.xml")
+    ov.save_model(convolution(), path / "vae" / "openvino_model.xml")
+    for name in ("openvino_tokenizer", "openvino_detokenizer"):
+        ov.save_model(layers(1), path / f"{name}.xml")
+    (path / "config.json").write_text('{"model_type": "llama"}')
+    (path / "vae" / "config.json").write_text("{}")
+    return path
+
+
+def failing(capsys: pytest.CaptureFixture[str], code: int, *words: object) -> str:
+    """The one line that a failing command prints."""
+    assert main([str(word) for word in words]) == code
+    captured = capsys.readouterr()
+    assert captured.err.startswith("ov-compress: ")
+    assert captured.err.count("\n") == 1, captured.err
+    return captured.err
+
+
+def test_a_file_to_a_file(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "new" / "int4.xml"
+    assert main([str(model), "-o", str(out), "--mode", "int4_sym", "--group-size", "32"]) == 0
+    printed = capsys.readouterr().out
+    assert "int4_sym" in printed
+    assert "int8_asym" in printed
+    assert str(out) in printed
+    assert sorted(path.name for path in out.parent.iterdir()) == ["int4.bin", "int4.xml"]
+    assert out.with_suffix(".bin").stat().st_size < model.with_suffix(".bin").stat().st_size / 2
+    assert np.isfinite(run(out)[0]).all()
+
+
+def test_a_file_to_a_folder(model: Path, tmp_path: Path) -> None:
+    assert main([str(model), "-o", str(tmp_path / "out"), "--quiet"]) == 0
+    assert (tmp_path / "out" / "openvino_model.bin").exists()
+
+
+def test_the_word_compress_may_be_left_out(model: Path, tmp_path: Path) -> None:
+    assert main(["compress", str(model), "-o", str(tmp_path / "a.xml"), "--quiet"]) == 0
+    assert main([str(model), "-o", str(tmp_path / "b.xml"), "--quiet"]) == 0
+    assert files_of(tmp_path / "a.xml") == files_of(tmp_path / "b.xml")
+
+
+def test_a_folder_to_a_folder(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert main([str(folder), "-o", str(out), "--mode", "int4_sym", "--group-size", "32"]) == 0
+    files = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+    assert files == sorted(
+        [
+            "config.json",
+            "openvino_config.json",
+            "openvino_detokenizer.bin",
+            "openvino_detokenizer.xml",
+            "openvino_model.bin",
+            "openvino_model.xml",
+            "openvino_tokenizer.bin",
+            "openvino_tokenizer.xml",
+            "vae/config.json",
+            "vae/openvino_model.bin",
+            "vae/openvino_model.xml",
+        ]
+    )
+    for name in ("openvino_tokenizer.bin", "openvino_detokenizer.xml", "config.json", "vae/config.json"):
+        assert (out / name).read_bytes() == (folder / name).read_bytes()
+    for name in ("openvino_model.bin", "vae/openvino_model.bin"):
+        assert (out / name).stat().st_size < (folder / name).stat().st_size
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["exported", "out"]
+    assert "vae" in capsys.readouterr().out
+    assert np.isfinite(run(out / "vae" / "openvino_model.xml")[0]).all()
+
+
+def test_one_broken_model_of_a_folder_leaves_nothing(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "vae" / "openvino_model.bin").write_bytes(b"")
+    said = failing(capsys, 2, folder, "-o", tmp_path / "out", "--mode", "int4_sym")
+    assert "vae/openvino_model.bin: truncated" in said
+    (folder / "vae" / "openvino_model.bin").unlink()
+    said = failing(capsys, 2, folder, "-o", tmp_path / "out", "--mode", "int4_sym")
+    assert "vae/openvino_model.bin" in said
+    assert "missing" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["exported"]
+
+
+def test_quiet_prints_nothing(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(model), "-o", str(tmp_path / "a.xml"), "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_dry_run_writes_nothing_and_tells_the_sizes_to_the_byte(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    options = ["--mode", "int4_asym", "--group-size", "32"]
+    report = tmp_path.parent / f"{tmp_path.name}.json"
+    assert main([str(model), "--dry-run", "--report", str(report), *options]) == 0
+    assert "nothing written" in capsys.readouterr().out
+    assert sorted(tmp_path.rglob("*")) == before
+    planned = json.loads(report.read_text())
+    assert main([str(model), "-o", str(tmp_path / "a.xml"), "--report", str(report), "--quiet", *options]) == 0
+    written = json.loads(report.read_text())
+    report.unlink()
+    assert planned["weights"] == written["weights"]
+    assert planned["totals"] == written["totals"]
+    codes = {"u4": 0.5, "u8": 1, "f16": 2, "f32": 4}
+    read = ov.Core().read_model(tmp_path / "a.xml")
+    names = {row["name"] for row in written["weights"]}
+    stored = sum(
+        codes[node.get_output_element_type(0).get_type_name()] * np.prod(list(node.get_output_shape(0)))
+        for node in read.get_ops()
+        if node.get_type_name() == "Constant"
+        and node.get_friendly_name().split("/")[0] in names
+        and node.get_friendly_name().split("/")[-1] in (*names, "scale", "zero_point")
+    )
+    assert stored == written["totals"]["bytes_after"]
+
+
+def test_the_report_of_a_folder(folder: Path, tmp_path: Path) -> None:
+    report = tmp_path / "r.json"
+    assert main([str(folder), "-o", str(tmp_path / "o"), "--report", str(report), "--quiet"]) == 0
+    models = json.loads(report.read_text())["models"]
+    assert [Path(entry["target"]) for entry in models] == [
+        tmp_path / "o" / "openvino_model.xml",
+        tmp_path / "o" / "vae" / "openvino_model.xml",
+    ]
+    assert models[0]["recipe"]["mode"] == "int8_asym"
+
+
+def test_every_option_arrives(model: Path, tmp_path: Path) -> None:
+    report = tmp_path / "r.json"
+    words = ["--mode", "INT4_SYM", "--group-size", "32", "--ratio", "0.5", "--all-layers", "--backup-mode", "int8_sym"]
+    words += ["--group-size-fallback", "ignore", "--scale-search", "off", "--threads", "1", "--device", "CPU"]
+    words += [
+        "--rule",
+        "*down_proj*=nf4:16",
+        "--rule",
+        "*gate*=none",
+        "--ignore",
+        "re:.*q_proj.*",
+        "--ignore",
+        "type:Add",
+    ]
+    words += ["--ignore", "name:nobody", "--no-validate", "--sensitivity-metric", "weight_quantization_error"]
+    assert main([str(model), "--dry-run", "--report", str(report), "--quiet", *words]) == 0
+    told = json.loads(report.read_text())
+    recipe = told["recipe"]
+    assert (recipe["mode"], recipe["ratio"], recipe["group_size"]) == ("int4_sym", "0.5", "32")
+    assert (recipe["backup_mode"], recipe["all_layers"], recipe["device"]) == ("int8_sym", "True", "CPU")
+    assert (recipe["group_size_fallback"], recipe["scale_search"]) == ("ignore", "off")
+    modes = {row["name"]: row["mode"] for row in told["weights"]}
+    assert modes["model.layers.0.mlp.down_proj.weight"] == "nf4"
+    assert not any("gate" in name or "q_proj" in name for name in modes)
+    assert set(modes.values()) == {"nf4", "int4_sym", "int8_sym"}
+
+
+def test_an_onnx_model_with_external_data(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    values = np.random.default_rng(0).standard_normal((64, 48)).astype(np.float32)
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "g",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 64])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["n", 48])],
+        [onnx.numpy_helper.from_array(values, "w")],
+    )
+    made = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
+    path = tmp_path / "m.onnx"
+    onnx.save(made, path, save_as_external_data=True, all_tensors_to_one_file=True, location="m.data", size_threshold=0)
+    assert (tmp_path / "m.data").stat().st_size >= values.nbytes
+    assert main([str(path), "-o", str(tmp_path / "out.xml"), "--mode", "int8_sym", "--quiet"]) == 0
+    found = run(tmp_path / "out.xml", {0: np.eye(64, dtype=np.float32)})[0]
+    assert 0 < np.abs(found - values).max() < 0.02 * np.abs(values).max()
+
+
+class TestRefusals:
+    """Bad input: one line that names the thing, exit code 2, nothing written."""
+
+    def test_no_output(self, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert "--dry-run" in failing(capsys, 2, model)
+
+    def test_an_unknown_mode(self, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        said = failing(capsys, 2, model, "-o", tmp_path / "o.xml", "--mode", "int5")
+        assert "mode: 'int5' is not one of int8_asym" in said
+        assert not (tmp_path / "o.xml").exists()
+
+    def test_no_such_file(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert f"{tmp_path}/none.xml: there is no such file" in failing(capsys, 2, tmp_path / "none.xml", "-o", "x.xml")
+
+    def test_a_corrupt_xml(self, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        whole = model.read_bytes()
+        for damaged in (
+            whole[: len(whole) // 2],
+            b"no xml at all",
+            b"",
+            whole.replace(b'type="MatMul"', b'type="Mat"'),
+        ):
+            model.write_bytes(damaged)
+            assert str(model) in failing(capsys, 2, model, "-o", tmp_path / "o.xml")
+        assert not (tmp_path / "o.xml").exists()
+
+    def test_a_missing_and_a_truncated_bin(
+        self, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        weights = model.with_suffix(".bin")
+        weights.write_bytes(weights.read_bytes()[:-100])
+        assert f"{weights}: truncated" in failing(capsys, 2, model, "-o", tmp_path / "o.xml")
+        weights.unlink()
+        assert f"{weights}: the weights of openvino_model.xml are missing" in failing(
+            capsys, 2, model, "-o", tmp_path / "o.xml"
+        )
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+    def test_a_file_that_may_not_be_read(self, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        for path in (model, model.with_suffix(".bin")):
+            path.chmod(0)
+            assert str(path) in failing(capsys, 2, model, "-o", tmp_path / "o.xml")
+            path.chmod(0o644)
+
+    def test_no_model_at_all(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        text = tmp_path / "notes.txt"
+        text.write_text("hello")
+        assert "notes.txt: not a model" in failing(capsys, 2, text, "-o", tmp_path / "o.xml")
+        empty = tmp_path / "empty"
+        empty.mkdir()
+        assert "no openvino_*.xml" in failing(capsys, 2, empty, "-o", tmp_path / "o")
+        folder = tmp_path / "folder.xml"
+        folder.mkdir()
+        assert str(folder) in failing(capsys, 2, folder, "-o", tmp_path / "o")
+
+    def test_a_broken_onnx(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        path = tmp_path / "m.onnx"
+        path.write_bytes(b"\x08\x09garbage" * 10)
+        assert str(path) in failing(capsys, 2, path, "-o", tmp_path / "o.xml")
+
+    def test_existing_output(
+        self, model: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        out = tmp_path / "o.xml"
+        out.write_text("mine")
+        assert "exists; write somewhere else, or add --force" in failing(capsys, 2, model, "-o", out)
+        assert out.read_text() == "mine"
+        full = tmp_path / "full"
+        full.mkdir()
+        (full / "mine.txt").write_text("mine")
+        assert "exists" in failing(capsys, 2, folder, "-o", full)
+        assert [path.name for path in full.iterdir()] == ["mine.txt"]
+
+    def test_a_stray_bin_is_not_overwritten_either(
+        self, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "o.bin").write_text("mine")
+        assert "o.bin exists" in failing(capsys, 2, model, "-o", tmp_path / "o.xml")
+        assert (tmp_path / "o.bin").read_text() == "mine"
+
+    def test_the_input_itself(self, model: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert "is the input" in failing(capsys, 2, model, "-o", model)
+        assert "is the input" in failing(capsys, 2, folder, "-o", folder)
+        assert "is the input" in failing(capsys, 2, model, "-o", model.parent / "." / model.name)
+        assert "lies inside the input folder" in failing(capsys, 2, folder, "-o", folder / "int4", "--force")
+
+    def test_a_rule_that_is_none(self, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert "--rule" in failing(capsys, 2, model, "--dry-run", "--rule", "x")
+        assert "'nobody' matches no weight" in failing(capsys, 2, model, "--dry-run", "--rule", "nobody=int8_sym")
+
+    def test_an_ignored_name_that_is_none(self, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert "name 'nobody'" in failing(capsys, 2, model, "--dry-run", "--ignore", "nobody")
+
+    def test_unknown_words(self, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        for words in (["--mdoe", "int8"], ["--group-size", "many"], ["one", "two"]):
+            with pytest.raises(SystemExit) as left:
+                main([str(model), *words])
+            assert left.value.code == 2
+            capsys.readouterr()
+
+    def test_a_report_that_cannot_be_written(
+        self, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        report = tmp_path / "none" / "r.json"
+        assert str(report) in failing(capsys, 1, model, "--dry-run", "--quiet", "--report", report)
+
+
+def test_force_replaces(model: Path, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "o.xml"
+    out.write_text("mine")
+    assert main([str(model), "-o", str(out), "--force", "--quiet"]) == 0
+    assert np.isfinite(run(out)[0]).all()
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "mine.txt").write_text("mine")
+    assert main([str(folder), "-o", str(full), "--force", "--quiet"]) == 0
+    assert "mine.txt" not in [path.name for path in full.iterdir()]
+
+
+def test_force_over_the_input_itself(model: Path, tmp_path: Path) -> None:
+    expected = tmp_path / "expected.xml"
+    assert main([str(model), "-o", str(expected), "--mode", "int4_sym", "--quiet"]) == 0
+    assert main([str(model), "-o", str(model), "--mode", "int4_sym", "--quiet", "--force"]) == 0
+    assert files_of(model) == files_of(expected)
+    assert sorted(path.name for path in model.parent.iterdir()) == ["openvino_model.bin", "openvino_model.xml"]
+
+
+def test_force_over_the_input_folder_itself(folder: Path, tmp_path: Path) -> None:
+    expected = tmp_path / "expected"
+    assert main([str(folder), "-o", str(expected), "--mode", "int4_sym", "--quiet"]) == 0
+    assert main([str(folder), "-o", str(folder), "--mode", "int4_sym", "--quiet", "--force"]) == 0
+    for path in expected.rglob("*"):
+        if path.is_file():
+            assert (folder / path.relative_to(expected)).read_bytes() == path.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["expected", "exported"]
+
+
+def test_an_empty_folder_is_a_fine_output(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "o").mkdir()
+    assert main([str(folder), "-o", str(tmp_path / "o"), "--quiet"]) == 0
+    assert (tmp_path / "o" / "openvino_model.xml").exists()
+
+
+def test_a_model_without_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ov.save_model(no_weights(), tmp_path / "m.xml")
+    assert main([str(tmp_path / "m.xml"), "-o", str(tmp_path / "o.xml")]) == 0
+    assert "No weight was compressed" in capsys.readouterr().out
+    assert run(tmp_path / "o.xml")[0].shape == run(tmp_path / "m.xml")[0].shape
+
+
+def test_a_second_run_keeps_the_bytes(model: Path, tmp_path: Path) -> None:
+    assert main([str(model), "-o", str(tmp_path / "a.xml"), "--mode", "int4_sym", "--quiet"]) == 0
+    assert main([str(tmp_path / "a.xml"), "-o", str(tmp_path / "b.xml"), "--mode", "int8_sym", "--quiet"]) == 0
+    assert (tmp_path / "a.bin").read_bytes() == (tmp_path / "b.bin").read_bytes()
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    for word in ("--help", "--version"):
+        with pytest.raises(SystemExit) as left:
+            main([word])
+        assert left.value.code == 0
+    printed = capsys.readouterr().out
+    assert "ov-compress" in printed
+    assert main([]) == 2
+
+
+@pytest.fixture(scope="module")
+def large_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Enough work for some seconds: 32 weights of 4 MB, f16."""
+    path = tmp_path_factory.mktemp("large") / "m.xml"
+    x = op.parameter([-1, 1024], np.float32)
+    hidden = x
+    for number in range(32):
+        values = np.random.default_rng(number).standard_normal((2048, 1024), dtype=np.float32).astype(np.float16)
+        weight = op.constant(values)
+        weight.set_friendly_name(f"weight_{number}")
+        wide = op.matmul(hidden, op.convert(weight, "f32"), False, True)
+        hidden = op.slice(wide, [0], [1024], [1], [1])
+    ov.save_model(ov.Model([op.result(hidden)], [x]), path)
+    return path
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs POSIX signals")
+def test_ctrl_c_leaves_nothing(large_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    words = [str(large_model), "-o", str(out / "o.xml"), "--mode", "int4_asym", "--scale-search", "100", "--quiet"]
+    process = subprocess.Popen([*COMMAND, *words], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not any(path.suffix == ".bin" and path.stat().st_size for path in out.iterdir()):
+        assert process.poll() is None, "it ended before it could be interrupted"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(0.3)
+    sent = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert time.monotonic() - sent < 5  # about one in fact; test machines are busy
+    assert process.returncode == 130
+    assert said == "ov-compress: interrupted; nothing was written\n"
+    assert list(out.iterdir()) == []
+
+
+def test_a_full_disk(large_model: Path, tmp_path: Path) -> None:
+    """A limit on the size of files stands for the disk's end: writing fails in the same way."""
+    out = tmp_path / "o.xml"
+    words = [str(large_model), "-o", str(out), "--mode", "int8_sym", "--quiet"]
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8 << 20, 8 << 20))
+
+    done = subprocess.run([*COMMAND, *words], stderr=subprocess.PIPE, text=True, preexec_fn=limit, check=False)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert str(out) in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a place where nothing can be written")
+def test_a_target_that_cannot_be_written(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "/dev/null/o.xml" in failing(capsys, 1, model, "-o", "/dev/null/o.xml", "--quiet")
+    assert "cannot be written" in failing(capsys, 1, model, "-o", "/proc/o.xml", "--quiet")
+
+
+def test_a_failure_keeps_what_was_there(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "o.xml"
+    assert main([str(model), "-o", str(out), "--quiet"]) == 0
+    before = files_of(out)
+
+    def broken(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ov_weight_compression.ir_utils.saving._check_complete", broken)
+    assert main([str(model), "-o", str(out), "--force", "--quiet", "--mode", "int8_sym"]) == 1
+    assert files_of(out) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["o.bin", "o.xml", "source"]
+
+
+def test_the_installed_command(model: Path, tmp_path: Path) -> None:
+    command = shutil.which("ov-compress", path=str(Path(sys.executable).parent))
+    assert command is not None
+    done = subprocess.run(
+        [command, str(model), "-o", str(tmp_path / "o.xml")], capture_output=True, text=True, check=True
+    )
+    assert "int8_asym" in done.stdout
+    assert "\x1b" not in done.stdout + done.stderr
+
+
+def test_names_of_weights_reach_the_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ov.save_model(layers(2, 64), tmp_path / "m.xml")
+
+    def broken(*_: object, **__: object) -> None:
+        raise ArithmeticError("no luck")
+
+    monkeypatch.setattr("ov_weight_compression.passes.encode_job.encode_rows", broken)
+    said = failing(capsys, 1, tmp_path / "m.xml", "-o", tmp_path / "o.xml", "--quiet")
+    assert "weight_0" in said
+    assert "no luck" in said
+    assert not (tmp_path / "o.xml").exists()
