@@ -28,6 +28,7 @@ from ov_weight_compression.quantization.sensitivity import InputMeans
 
 if TYPE_CHECKING:
     from ov_weight_compression.calibration import LayerInput, Samples, Stage, Statistics
+    from ov_weight_compression.passes.layer_codes import InputKnowledge
 
 __all__ = ["Calibration"]
 
@@ -141,15 +142,17 @@ class Calibration:
         if not names:
             return
         both = self.method.two_streams
-        known = knowledge_of(layer_input.measure(gram=not both, gram_hat=True, cross=both), both)
+        seen, known = layer_input.measure(gram=not both, gram_hat=True, cross=both), dict[int, list[InputKnowledge]]()
         for name in names:
             choice = wanted[name]
             reader, spec = self._reader(choice.weight), choice.spec
+            if id(reader.columns) not in known:
+                known[id(reader.columns)] = knowledge_of(seen, both, reader.columns)
             scale = tensor_scale_of(choice.absmax, spec.format)
-            encoded = encode_layer(reader.read_all(), spec, known, self.method.effort, scale)
+            encoded = encode_layer(reader.read_all(), spec, known[id(reader.columns)], self.method.effort, scale)
             done[name] = keep(encoded, spool)
             if both:
-                stage.replace(name, reader.layout.from_matrix(decode_rows(encoded, spec)))
+                stage.replace(name, reader.layout.from_matrix(reader.unscaled(decode_rows(encoded, spec))))
 
     def recipe(self) -> dict[str, str]:
         """What was run, in words, for the report and the model's rt_info; nothing where nothing was."""

@@ -34,14 +34,17 @@ class InputKnowledge:
     """K, [in, in]: the layer aims at `W + W K`."""
 
 
-def knowledge_of(seen: Seen, aim_at_float: bool) -> list[InputKnowledge]:
-    """One entry, or one per expert."""
+def knowledge_of(seen: Seen, aim_at_float: bool, factors: Float32 | None = None) -> list[InputKnowledge]:
+    """One entry, or one per expert. With `factors` [in] the layers will see the input divided by them."""
     gram = seen.x_hat.gram
     assert gram is not None
     grams = gram if gram.ndim == 3 else gram[None]
     crosses: Array | None = None
     if aim_at_float and seen.cross is not None and seen.x is not seen.x_hat:
         crosses = seen.cross if seen.cross.ndim == 3 else seen.cross[None]
+    if factors is not None:
+        both = np.multiply.outer(factors, factors)
+        grams, crosses = grams / both, None if crosses is None else crosses / both
     return [_of_one(one, None if crosses is None else crosses[number]) for number, one in enumerate(grams)]
 
 

@@ -8,14 +8,15 @@ from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
+import numpy as np
 import openvino as ov
 from openvino.passes import ModelPass
 
 import ov_weight_compression
 from ov_weight_compression.ir_utils.constants import ConstantReader, FileMappings, ValueRange
 from ov_weight_compression.ir_utils.errors import OptionError
-from ov_weight_compression.ir_utils.layout import Layout
 from ov_weight_compression.ir_utils.pipeline import Job, Pipeline
+from ov_weight_compression.passes.awq import Smoothing, choose_folds
 from ov_weight_compression.passes.calibrate import Calibration
 from ov_weight_compression.passes.channel_importance import ChannelImportance
 from ov_weight_compression.passes.choice import Choice, Plan
@@ -27,6 +28,7 @@ from ov_weight_compression.passes.report import Report, make_report
 from ov_weight_compression.passes.rewrite import rewrite
 from ov_weight_compression.passes.stored import StoredWeight
 from ov_weight_compression.patterns import Weight, find_weights
+from ov_weight_compression.quantization.encode import Weighting
 from ov_weight_compression.quantization.sensitivity import sensitivity
 
 __all__ = ["WeightCompression", "apply_weight_compression"]
@@ -107,8 +109,10 @@ class WeightCompression(ModelPass):
         """Rewrite `model` in place; whether anything changed."""
         session, plan = self._decide(model)
         self._pipeline = session.pipeline
+        plan = session.smooth(plan)
         session.calibrate(plan.choices)
         jobs = rewrite(plan.choices, session.job, session.pipeline, self.options.lazy)
+        session.smoothing.apply()
         self._report = make_report(plan, {**self.options.recipe(), **session.recipe()})
         if jobs:
             _leave_recipe(model, self._report)
@@ -142,15 +146,20 @@ class _Session:
     """One run's readers and pipeline: what turns decisions about weights into work on their values."""
 
     def __init__(self, model: Any, options: Options, weights: Sequence[Weight]) -> None:
-        self.options = options
+        self._model, self.options = model, options
         self.pipeline = Pipeline(threads=options.threads)
         self._mappings = FileMappings()
         self._weights = weights
         self._calibration = Calibration(model, weights, options, self.reader)
         self._stored: Mapping[str, StoredWeight] = {}
+        self.smoothing = Smoothing()
 
     def reader(self, weight: Weight) -> ConstantReader:
-        return ConstantReader(weight.constant, Layout.of(weight.shape, weight.reduction_axes), self._mappings)
+        """What reads a weight's values as they are to be quantised."""
+        return self.smoothing.reader(weight, self._mappings)
+
+    def _original(self, weight: Weight) -> ConstantReader:
+        return Smoothing().reader(weight, self._mappings)
 
     def scan(self, weights: Sequence[Weight]) -> Sequence[ValueRange]:
         return self._for_each(lambda weight: self.reader(weight).scan(), weights)
@@ -160,6 +169,18 @@ class _Session:
         means = self._calibration.means(weights) if metric.needs_data else [None] * len(weights)
         noises = self._for_each(lambda weight: noise_of(self.reader(weight)), weights)
         return [sensitivity(metric.value, noise, seen) for noise, seen in zip(noises, means, strict=True)]
+
+    def smooth(self, plan: Plan) -> Plan:
+        """Choose AWQ's factors where they are asked for: from here on weights are read with them."""
+        if not self.options.awq:
+            return plan
+        self.smoothing, choices = choose_folds(self._model, plan.choices, self._original, self._energy, self._for_each)
+        return replace(plan, choices=tuple(choices))
+
+    def _energy(self, weight: Weight) -> tuple[Any, Weighting]:
+        """E[x²] of a layer's input channels, from data where there are any, else what the graph tells."""
+        seen = self._calibration.importance(weight)
+        return (self._graph_importance.of(weight), "graph") if seen is None else (seen, "data")
 
     def calibrate(self, choices: Sequence[Choice]) -> None:
         """Run what the options want to know from data, before anything is edited."""
@@ -174,13 +195,20 @@ class _Session:
         if job.stored is not None or not choice.spec.search:
             return job
         seen = self._calibration.importance(weight)
-        if seen is None:
-            return replace(job, importance=partial(self._graph_importance.of, weight))
-        return replace(job, importance=lambda: seen, weighting="data", experts=len(seen) if seen.ndim == 2 else 1)
+        weighting: Weighting = "graph" if seen is None else "data"
+        experts = 1 if seen is None or seen.ndim == 1 else len(seen)
+        return replace(job, importance=partial(self._importance, weight), weighting=weighting, experts=experts)
+
+    def _importance(self, weight: Weight) -> Any:
+        """What an error in each column of the values that are quantised costs."""
+        energy, factors = self._energy(weight)[0], self.smoothing.columns.get(weight.name)
+        if factors is None:
+            return energy
+        return (1 if energy is None else energy) / np.square(factors)
 
     @cached_property
     def _graph_importance(self) -> ChannelImportance:
-        return ChannelImportance(self._weights, self.reader)
+        return ChannelImportance(self._weights, self._original)
 
     def _for_each(self, function: Callable[[Weight], Any], weights: Sequence[Weight]) -> list[Any]:
         if self.options.threads == 1 or len(weights) < 2:
