@@ -1,0 +1,214 @@
+"""Jobs computed when they are asked for, a little ahead, once each, whatever goes wrong."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ov_weight_compression.ir_utils.errors import OptionError, WorkError
+from ov_weight_compression.ir_utils.pipeline import Pipeline, default_threads
+
+
+@dataclass
+class Counting:
+    """A job of some pieces that notes what happens to it."""
+
+    name: str
+    nbytes: int = 100
+    pieces: int = 4
+    fail: BaseException | None = None
+    wait: threading.Event | None = None
+    begun: int = 0
+    finished: int = 0
+    seen: list[int] = field(default_factory=list)
+
+    def begin(self) -> tuple[list[Callable[[], None]], Callable[[], dict[str, Any]]]:
+        self.begun += 1
+        done: list[int] = []
+
+        def piece(number: int) -> None:
+            if self.wait is not None:
+                assert self.wait.wait(20)
+            if self.fail is not None:
+                raise self.fail
+            self.seen.append(number)
+            done.append(number)
+
+        def finish() -> dict[str, Any]:
+            self.finished += 1
+            return {"codes": sorted(done), "scale": self.name}
+
+        return [lambda number=number: piece(number) for number in range(self.pieces)], finish
+
+
+def with_jobs(*jobs: Counting, **options: Any) -> Pipeline:
+    pipeline = Pipeline(**options)
+    for number, job in enumerate(jobs):
+        assert pipeline.add(job) == number
+    return pipeline
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_each_job_is_computed_once_for_all_its_parts(threads: int) -> None:
+    jobs = [Counting(f"job {number}", pieces=number) for number in range(6)]
+    pipeline = with_jobs(*jobs, threads=threads)
+    for number, job in enumerate(jobs):
+        assert pipeline.take(number, "codes") == list(range(number))
+        assert pipeline.take(number, "scale") == job.name
+    assert [job.begun for job in jobs] == [1] * 6
+    assert [sorted(job.seen) for job in jobs] == [list(range(number)) for number in range(6)]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4), st.sampled_from(["codes", "scale"])), max_size=30), st.integers(1, 3))
+def test_any_order_of_questions_is_answered(questions: list[tuple[int, str]], threads: int) -> None:
+    jobs = [Counting(f"job {number}") for number in range(5)]
+    pipeline = with_jobs(*jobs, threads=threads, look_ahead=250)
+    for number, part in questions:
+        assert pipeline.take(number, part) == ([0, 1, 2, 3] if part == "codes" else f"job {number}")
+    pipeline.stop()
+
+
+def test_asked_twice_it_computes_again() -> None:
+    job = Counting("job")
+    pipeline = with_jobs(job, threads=1)
+    assert pipeline.take(0, "codes") == pipeline.take(0, "codes")
+    assert job.begun == 2
+
+
+def test_no_more_is_held_than_allowed() -> None:
+    jobs = [Counting(f"job {number}", nbytes=100) for number in range(10)]
+    pipeline = with_jobs(*jobs, threads=1, look_ahead=350)
+    pipeline.take(0, "codes")
+    assert sum(job.begun for job in jobs) == 3
+    pipeline.take(0, "scale")
+    pipeline.take(1, "codes")
+    assert sum(job.begun for job in jobs) == 4
+
+
+def test_one_job_that_is_larger_than_allowed_is_computed_all_the_same() -> None:
+    jobs = [Counting("small"), Counting("large", nbytes=10_000), Counting("next")]
+    pipeline = with_jobs(*jobs, threads=2, look_ahead=300)
+    assert [pipeline.take(number, "scale") for number in range(3)] == ["small", "large", "next"]
+
+
+def test_an_error_names_the_weight() -> None:
+    jobs = [Counting("fine"), Counting("layers.7.weight", fail=ArithmeticError("overflow")), Counting("after")]
+    pipeline = with_jobs(*jobs, threads=2)
+    assert pipeline.take(0, "codes")
+    with pytest.raises(WorkError, match=r"layers\.7\.weight: ArithmeticError: overflow") as caught:
+        pipeline.take(1, "codes")
+    assert isinstance(caught.value.__cause__, ArithmeticError)
+    assert pipeline.take(2, "scale") == "after"
+
+
+def test_an_error_of_our_own_stays_what_it_is() -> None:
+    pipeline = with_jobs(Counting("weight", fail=OptionError("group_size: too large")), threads=1)
+    with pytest.raises(OptionError, match="group_size"):
+        pipeline.take(0, "codes")
+
+
+def test_a_failed_job_can_be_tried_again() -> None:
+    job = Counting("weight", fail=ValueError("once"))
+    pipeline = with_jobs(job, threads=1)
+    with pytest.raises(WorkError):
+        pipeline.take(0, "codes")
+    job.fail = None
+    assert pipeline.take(0, "codes") == [0, 1, 2, 3]
+
+
+def test_who_waits_is_told_when_a_weight_is_done() -> None:
+    told = []
+    pipeline = with_jobs(Counting("a"), Counting("b"), threads=2, on_finished=lambda job: told.append(job.name))
+    pipeline.take(0, "codes")
+    pipeline.take(1, "codes")
+    assert sorted(told) == ["a", "b"]
+
+
+def test_several_threads_may_ask() -> None:
+    jobs = [Counting(f"job {number}") for number in range(8)]
+    pipeline = with_jobs(*jobs, threads=2)
+    answers: dict[int, Any] = {}
+
+    def ask(number: int) -> None:
+        answers[number] = (pipeline.take(number, "codes"), pipeline.take(number, "scale"))
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert answers == {number: ([0, 1, 2, 3], f"job {number}") for number in range(8)}
+
+
+def test_run_computes_beside_the_list() -> None:
+    pipeline = with_jobs(Counting("listed"), threads=2)
+    job = Counting("beside")
+    assert pipeline.run(job, *job.begin()) == {"codes": [0, 1, 2, 3], "scale": "beside"}
+    broken = Counting("broken", fail=ValueError("no"))
+    with pytest.raises(WorkError, match="broken: ValueError: no"):
+        pipeline.run(broken, *broken.begin())
+    assert pipeline.take(0, "scale") == "listed"
+
+
+def workers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "ov-weight-compression"]
+
+
+def test_workers_end_when_nothing_is_left_to_do() -> None:
+    pipeline = with_jobs(Counting("a"), threads=3)
+    pipeline.take(0, "codes")
+    deadline = time.monotonic() + 10
+    while workers() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not workers()
+    assert pipeline.take(0, "scale") == "a"
+
+
+def test_stop_waits_for_the_pieces_under_way() -> None:
+    gate = threading.Event()
+    jobs = [Counting("a"), Counting("b", wait=gate, pieces=50)]
+    pipeline = with_jobs(*jobs, threads=2)
+    pipeline.take(0, "codes")
+    threading.Timer(0.2, gate.set).start()
+    pipeline.stop()
+    assert gate.is_set()
+    assert len(jobs[1].seen) <= 2
+    assert pipeline.take(1, "codes") == list(range(50))
+
+
+def test_the_interpreter_ends_while_work_is_under_way(tmp_path: Path) -> None:
+    """Workers inside OpenVINO must not be cut off: that aborts the process."""
+    script = tmp_path / "leave.py"
+    script.write_text(
+        "import numpy as np, openvino as ov\nfrom openvino import opset13 as op\n"
+        "from ov_weight_compression.passes import WeightCompression\n"
+        "x = op.parameter([-1, 1024], np.float32)\n"
+        "ends = [op.matmul(x, op.constant(np.ones((1024, 1024), np.float32) * n), False, True) for n in range(8)]\n"
+        "model = ov.Model([op.result(end) for end in ends], [x])\n"
+        "WeightCompression(mode='int4_asym', scale_search=50, threads=4).run_on_model(model)\n"
+        "lazy = next(n for n in model.get_ordered_ops() if n.get_type_name() == 'PostponedConstant')\n"
+        "lazy.m_maker()\nprint('left')\n"
+    )
+    for _ in range(3):
+        done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "left\n", "")
+
+
+def test_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert default_threads() == 3
+    for nonsense in ("", "0", "many", "-2"):
+        monkeypatch.setenv("OMP_NUM_THREADS", nonsense)
+        assert 1 <= default_threads() <= (os.cpu_count() or 1)
