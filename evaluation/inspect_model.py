@@ -71,9 +71,9 @@ def _weights(found: Sequence[CompressedWeight], check: DeviceCheck | None) -> tu
                 mode=mode_of(one),
                 storage=one.storage,
                 group_size=one.group_size,
-                scale_type=(one.scale_type or "") + (" × f32" if one.tensor_scale is not None else ""),
+                scale_type=_scales(one),
                 zero_point=zero_point_of(one),
-                shape=one.shape,
+                shape=tuple(int(size) for size in one.end.shape),
                 elements=one.elements,
                 bytes=sum(bytes_of(part) for part in own),
                 body=one.body,
@@ -81,6 +81,14 @@ def _weights(found: Sequence[CompressedWeight], check: DeviceCheck | None) -> tu
             )
         )
     return tuple(rows)
+
+
+def _scales(one: CompressedWeight) -> str:
+    """Their type, and what is peculiar to them."""
+    text = one.scale_type or ""
+    if one.tensor_scale is not None:
+        return f"{text} × f32"
+    return f"{text} per {one.code_shape[1]} × {one.code_shape[3]}" if one.end != one.last else text
 
 
 def _floats(weights: Sequence[Weight], skips: Sequence[Skip]) -> tuple[StoredFloat, ...]:
@@ -96,6 +104,7 @@ def _floats(weights: Sequence[Weight], skips: Sequence[Skip]) -> tuple[StoredFlo
             "a weight that can be compressed",
         )
         for one in weights
+        if one.element_type in FLOAT_TYPES
     ]
     for skip in skips:
         if skip.element_type in FLOAT_TYPES and not skip.reason.startswith("belongs to "):

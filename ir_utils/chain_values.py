@@ -132,10 +132,21 @@ def _part(node: Any, kind: ov.Type, first: int, count: int) -> Any:
 
 
 def _convert(values: ConstantValues, node: Any, start: int, stop: int) -> Float32 | None:
-    """Only f32 to f16 loses anything: plugins fold a scale of two levels as the graph has it, rounded to f16."""
+    """Only f32 to f16 or bf16 loses anything: plugins fold the scales as the graph has them, rounded."""
     rows = values._rows(node.input_value(0), start, stop)
-    kinds = (node.get_input_element_type(0), node.get_output_element_type(0))
-    return rows.astype(np.float16).astype(np.float32) if kinds == (ov.Type.f32, ov.Type.f16) else rows
+    if node.get_input_element_type(0) != ov.Type.f32:
+        return rows
+    kind = node.get_output_element_type(0)
+    if kind == ov.Type.f16:
+        return rows.astype(np.float16).astype(np.float32)
+    return _to_bf16(rows) if kind == ov.Type.bf16 else rows
+
+
+def _to_bf16(values: Float32) -> Float32:
+    """The upper 16 bits, rounded as OpenVINO's ConstantFolding does: half is added only where the last bit kept is 1,
+    so that even numbers are cut off (seen with 2026.4)."""
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    return ((bits + ((bits & np.uint32(0x10000)) >> 1)) & np.uint32(0xFFFF0000)).view(np.float32)
 
 
 def _elementwise(

@@ -11,7 +11,7 @@ from typing import Any
 
 import openvino as ov
 
-__all__ = ["OWN_SECTION", "drop_recipe", "read_recipe"]
+__all__ = ["OWN_SECTION", "drop_recipe", "is_compressed", "read_recipe"]
 
 OWN_SECTION = "weight_compression"
 _NNCF = "nncf"
@@ -22,6 +22,13 @@ def read_recipe(model: Any) -> dict[str, Any]:
     """The sections that are there, as plain JSON types."""
     info = model.get_rt_info()
     return {section: _plain(info[section]) for section in _SECTIONS if section in info}
+
+
+def is_compressed(model: Any) -> bool:
+    """Whether a compressor says that it has been here: this package, or NNCF."""
+    recipe = read_recipe(model)
+    nncf = recipe.get(_NNCF)
+    return OWN_SECTION in recipe or (isinstance(nncf, dict) and OWN_SECTION in nncf)
 
 
 def drop_recipe(model: Any) -> None:

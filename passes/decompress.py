@@ -84,7 +84,7 @@ class DecompressWeights(ModelPass):
         constants = [one.constant(self.lazy) for one in replaced]
         for one, constant in zip(found, constants, strict=True):
             constant.set_friendly_name(one.name)
-            replace_constant(one.last, constant, one.name)
+            replace_constant(one.end, constant, one.name)
         self.weights = tuple(one.row() for one in replaced)
         if found:
             drop_recipe(model)
@@ -118,17 +118,18 @@ class _FloatWeight:
         self.name = weight.name
         self._weight, self._dtype, self._mappings = weight, dtype, mappings
         self._kind = element_type(dtype)
+        self._shape = tuple(int(size) for size in weight.end.shape)
         self._bytes = weight.elements * self._kind.size
 
     def constant(self, lazy: bool) -> Any:
         """A postponed constant, or a plain one."""
-        shape = ov.Shape(list(self._weight.shape))
+        shape = ov.Shape(list(self._shape))
         if lazy:
             return postponed_constant(self._kind, shape, self._make)
         return ov.op.Constant(self._whole(), shared_memory=True)
 
     def row(self) -> Decompressed:
-        return Decompressed(self.name, self._weight.shape, self._dtype, self._weight.bytes, self._bytes)
+        return Decompressed(self.name, self._shape, self._dtype, self._weight.bytes, self._bytes)
 
     def write(self, sinks: Mapping[str, FileSink]) -> None:
         """Compute the values and write them in pieces."""
@@ -141,10 +142,10 @@ class _FloatWeight:
         deferral = active_deferral()
         if deferral is None or self._bytes < LARGE_BYTES:
             return self._whole()
-        return deferral.stub(self, "values", self._kind, ov.Shape(list(self._weight.shape)))
+        return deferral.stub(self, "values", self._kind, ov.Shape(list(self._shape)))
 
     def _whole(self) -> ov.Tensor:
-        tensor = ov.Tensor(self._kind, ov.Shape(list(self._weight.shape)))
+        tensor = ov.Tensor(self._kind, ov.Shape(list(self._shape)))
         flat, place = tensor.data.reshape(-1), 0
         for piece in self._pieces():
             flat[place : place + piece.size] = piece
@@ -154,7 +155,7 @@ class _FloatWeight:
     def _pieces(self) -> Iterable[Array]:
         """The values in order, in the constant's type; what was read of the file is given back at the end."""
         try:
-            for piece in ConstantValues(self._weight.last.output(0)).pieces():
+            for piece in ConstantValues(self._weight.end.output(0)).pieces():
                 yield piece.astype(_DTYPES[self._dtype], copy=False)
         except RuntimeError as error:
             raise WorkError(f"{self.name}: cannot be decompressed: {error}") from error

@@ -35,6 +35,8 @@ def _fit(weight: Weight, wish: Wish, options: Options) -> Choice | Skip:
     if wish.mode is None:
         return skipped(weight, wish.reason)
     row = options.row(wish.mode)
+    if row.storage == weight.element_type:
+        return skipped(weight, f"stored as {row.storage} already")
     if weight.kind is Kind.CONVOLUTION and not row.everywhere:
         return _fall_back(weight, wish, options, f"{row.name} is not for convolutions")
     group = wish.group

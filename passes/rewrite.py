@@ -71,7 +71,7 @@ def rewrite(
     ]
     for choice, parts in zip(choices, chains, strict=True):
         weight = choice.weight
-        name = str(weight.constant.get_friendly_name())
+        name = weight.stored_name
         parts["codes"].set_friendly_name(name)
         for part, node in parts.items():
             if part != "codes":
@@ -79,7 +79,7 @@ def rewrite(
         chain = build_dequantization(
             ChainParts(**parts), name, weight.shape, expanded=_expanded(choice), wide=choice.beyond_f16
         )
-        replace_constant(weight.constant, chain)
+        replace_constant(weight.constant, chain, name)
     return jobs
 
 

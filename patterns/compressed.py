@@ -69,6 +69,17 @@ class CompressedWeight:
     body: str = ""
 
     @property
+    def end(self) -> ov.Node:
+        """`last`, or, where a scale per block has cut the axes, the Reshape behind it that joins them again."""
+        targets = list(self.last.output(0).get_target_inputs())
+        if self.group_axis is None and len(targets) == 1 and targets[0].get_index() == 0:
+            node = targets[0].get_node()
+            shape = node.get_output_partial_shape(0)
+            if node.get_type_name() == "Reshape" and shape.is_static and len(shape) < len(self.shape):
+                return node
+        return self.last
+
+    @property
     def storage(self) -> str:
         """Element type of the codes."""
         return str(self.codes.get_output_element_type(0).to_string())

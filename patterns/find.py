@@ -18,6 +18,7 @@ from ov_weight_compression.patterns.compressed import compressed_in
 from ov_weight_compression.patterns.graphs import Graph, bytes_of, graphs_of, is_postponed
 from ov_weight_compression.patterns.ignored import IgnoredScope
 from ov_weight_compression.patterns.judge import Candidate, judge
+from ov_weight_compression.patterns.sources import has_sources, settle_source
 from ov_weight_compression.patterns.weight import FLOAT_TYPES, Kind, Skip, Weight
 
 __all__ = ["REPORTED_ELEMENTS", "find_weights"]
@@ -31,7 +32,8 @@ _POSTPONED = "its value is computed only when the model is saved or compiled"
 def find_weights(model: ov.Model, ignored: object = None) -> tuple[list[Weight], list[Skip]]:
     """Every weight of `model` and of the bodies inside it, in graph order, and every constant that is left alone.
 
-    A skip is made for each weight that is compressed already, each constant that a layer reads but that cannot be
+    The fp8 weights of a checkpoint count as weights (see `sources`), unless the model says that it was compressed. A
+    skip is made for each weight that is compressed already, each constant that a layer reads but that cannot be
     compressed, and every other floating-point constant of `REPORTED_ELEMENTS` or more. Values are not read and the
     model is not changed.
 
@@ -45,7 +47,8 @@ def find_weights(model: ov.Model, ignored: object = None) -> tuple[list[Weight],
     graphs = graphs_of(model)
     scope = IgnoredScope.of(ignored)
     rules = scope.resolve(graphs) if scope else {}
-    found = [entry for graph in graphs for entry in _settle(graph, rules)]
+    sources = has_sources(model)
+    found = [entry for graph in graphs for entry in _settle(graph, rules, sources)]
     found.sort(key=lambda entry: entry.place)
     _name(found)
     _mark_last_layer(found)
@@ -64,17 +67,23 @@ class _Found:
     result: Weight | Skip
 
 
-def _settle(graph: Graph, rules: dict[str, str]) -> Iterator[_Found]:
+def _settle(graph: Graph, rules: dict[str, str], sources: bool) -> Iterator[_Found]:
     """What becomes of every constant of one level that needs a mention."""
     parts: dict[ov.Node, str] = {}
+    told: set[ov.Node] = set()
     for one in compressed_in(graph):
         consumer = one.consumers[0]
+        layers = [graph.place(other.node) for other in one.consumers]
+        if sources and one.is_fp8_source:
+            yield _Found(layers[0], layers, settle_source(graph, one, rules))
+            told.update(one.constants)
+            continue
         reason = f"already compressed ({one.format})"
         skip = Skip(one.name, consumer.name, one.shape, one.storage, reason, bytes_of(one.codes))
-        yield _Found(graph.place(one.chain[0]), [graph.place(other.node) for other in one.consumers], skip)
+        yield _Found(graph.place(one.chain[0]), layers, skip)
         parts.update((part, f"belongs to '{one.name}', which is already compressed") for part in one.constants)
     for constant, element_type in graph.constants:
-        if element_type not in FLOAT_TYPES or not constant.shape:
+        if element_type not in FLOAT_TYPES or not constant.shape or constant in told:
             continue
         candidate = Candidate.of(graph, constant, element_type)
         if candidate.layers or candidate.elements >= REPORTED_ELEMENTS:

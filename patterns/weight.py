@@ -64,13 +64,14 @@ class Weight:
     name: str
     """The constant's friendly name; where a model uses it twice, the later one gets a suffix, `#2` and so on."""
     constant: ov.Node
+    """The Constant; of an fp8 source the operation whose output stands for it (see `parts`)."""
     kind: Kind
     """The most demanding of the consumers' kinds: CONVOLUTION, then GATHER, EXPERTS, MATMUL."""
     consumers: tuple[Consumer, ...]
     """The layers that use it as a weight, in graph order; at least one."""
     shape: tuple[int, ...]
     element_type: str
-    """One of `FLOAT_TYPES`."""
+    """One of `FLOAT_TYPES`; of an fp8 source that of its codes."""
     reduction_axes: tuple[int, ...]
     """Ascending, at least one."""
     channel_axes: tuple[int, ...]
@@ -89,6 +90,13 @@ class Weight:
     """Operations that are not layers and read the same constant: they will read the decompressed values."""
     body: str = ""
     """Where it lies: empty in the model itself, else the path of operations whose bodies lead to it."""
+    parts: tuple[ov.Node, ...] = ()
+    """Of an fp8 source: the constants that it is stored as, codes first."""
+
+    @property
+    def stored_name(self) -> str:
+        """Friendly name of the constant that holds its values or codes; not unique, unlike `name`."""
+        return str((self.parts or (self.constant,))[0].get_friendly_name())
 
     @property
     def order(self) -> tuple[int, ...]:
@@ -113,8 +121,8 @@ class Weight:
 
     @property
     def bytes(self) -> int:
-        """Bytes of the constant as it is now."""
-        return int(self.constant.get_byte_size())
+        """Bytes of the constant, or of its parts, as they are now."""
+        return sum(int(part.get_byte_size()) for part in self.parts or (self.constant,))
 
     @property
     def groupable(self) -> bool:

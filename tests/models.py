@@ -381,3 +381,34 @@ def llama(
     result = op.result(logits)
     result.get_output_tensor(0).set_names({"logits"})
     return ov.Model([result], [ids], "llama")
+
+
+def fp8_checkpoint(
+    scales: str = "channel", to: str = "f32", storage: str = "f8e4m3", shape: Sequence[int] = (64, 128), out: int = 0
+) -> ov.Model:
+    """A MatMul whose weight is stored in fp8, as checkpoints have it: `[out, in]`, or `[in, out]` for `out=1`.
+
+    `scales` is channel, tensor, block (16 × 32), none, or group (32 along the last axis, as a compressor makes them);
+    `to` the type that the chain computes in.
+    """
+    values = constant(shape).data
+    rows, columns = shape
+    cut = {"block": (rows // 16, 16, columns // 32, 32), "group": (rows, columns // 32, 32)}.get(scales, tuple(shape))
+    axes = {"channel": (1 - out,), "tensor": None, "block": (1, 3), "group": (2,)}.get(scales)
+    blocks = values.reshape(cut)
+    factors = np.abs(blocks).max(axes, keepdims=scales != "tensor") / np.float32(448)
+    scaled = (blocks if scales == "none" else blocks / factors).reshape(shape)
+    codes = op.constant(scaled, dtype=getattr(ov.Type, storage))
+    codes.set_friendly_name("weight")
+    value: ov.Node = op.convert(codes, to)
+    if cut != tuple(shape):
+        value = op.reshape(value, op.constant(np.array(cut)), False)
+    if scales != "none":
+        scale = op.constant(factors.astype(np.float32))
+        value = op.multiply(value, scale if to == "f32" else op.convert(scale, to))
+    if cut != tuple(shape):
+        value = op.reshape(value, op.constant(np.array(shape)), False)
+    x = op.parameter([-1, shape[1 - out]], np.float32, name="x")
+    layer = op.matmul(x, value if to == "f32" else op.convert(value, "f32"), False, out == 0)
+    layer.set_friendly_name("layer")
+    return ov.Model([op.result(layer)], [x], "fp8")

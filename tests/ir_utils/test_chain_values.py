@@ -111,6 +111,14 @@ def test_any_rows(name: str) -> None:
         np.testing.assert_array_equal(values.whole(), computed(node))
 
 
+@pytest.mark.parametrize("kind", ["f16", "bf16"])
+def test_scales_are_rounded_as_the_graph_has_them(kind: str) -> None:
+    factors = np.concatenate([SEED.standard_normal(4000), 2.0 ** SEED.integers(-12, 12, 96) * (1 + 2**-9 + 2**-11)])
+    scale = op.constant(factors.astype(np.float32).reshape(-1, 1))
+    node = op.convert(op.convert(op.multiply(scale, op.constant(np.float32(1.0001))), kind), "f32")
+    np.testing.assert_array_equal(ConstantValues(node.output(0)).whole(), computed(node))
+
+
 def test_pieces_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Experts are cut below the size of one."""
     monkeypatch.setattr(chain_values, "_PIECE_ELEMENTS", 1024)

@@ -152,8 +152,9 @@ def test_an_fp8_checkpoint_is_a_source(scale: tuple[int, ...] | None, source: bo
     if scale is not None:
         value = op.multiply(value, op.constant(np.ones(scale, np.float32)))
     x = op.parameter([-1, 64], np.float32)
-    found = only(ov.Model([op.matmul(x, value, False, True)], [x]))
+    (found,) = find_compressed(ov.Model([op.matmul(x, value, False, True)], [x]))
     assert found.is_fp8_source is source
+    assert found.end == found.last
     assert found.shape == (48, 64)
     assert (found.scale is None) == (scale is None)
 
@@ -164,8 +165,9 @@ def test_an_fp8_checkpoint_of_blocks_is_a_source() -> None:
     scaled = op.multiply(blocks, op.constant(np.ones((3, 1, 4, 1), np.float32)))
     whole = op.reshape(scaled, op.constant(np.array([48, 64])), False)
     x = op.parameter([-1, 64], np.float32)
-    found = only(ov.Model([op.matmul(x, whole, False, True)], [x]))
+    (found,) = find_compressed(ov.Model([op.matmul(x, whole, False, True)], [x]))
     assert found.is_fp8_source
+    assert found.end == whole
     assert found.code_shape == (3, 16, 4, 16)
 
 
