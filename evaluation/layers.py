@@ -82,7 +82,7 @@ class FormatFigures:
 def pair_layers(base: ov.Model, compressed: ov.Model) -> list[PairedLayer]:
     """Every compressed weight, in graph order, with its original."""
     nodes: dict[tuple[str, str], ov.Node] = {}
-    constants: dict[str, ov.Node] = {}
+    constants: dict[str, ov.Node] = {one.name: one.end for one in find_compressed(base)}
     for graph in graphs_of(base):
         for node, kind in zip(graph.operations, graph.types, strict=True):
             nodes.setdefault((graph.path, node.get_friendly_name()), node)

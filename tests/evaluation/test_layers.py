@@ -135,6 +135,21 @@ def test_a_layer_that_is_called_otherwise_is_paired_by_its_constant() -> None:
     assert "paired by the constant's name" in first.note
 
 
+@pytest.mark.parametrize("scales", ["channel", "block"])
+def test_a_base_model_of_fp8_is_paired_by_what_its_codes_stand_for(scales: str) -> None:
+    """Not by the codes themselves, which have the constant's name."""
+    base = models.fp8_checkpoint(scales)
+    compressed = apply_weight_compression(models.fp8_checkpoint(scales), mode="int8_asym")
+    for node in compressed.get_ops():
+        if node.get_type_name() == "MatMul":
+            node.set_friendly_name("renamed")
+    (pair,) = pair_layers(base, compressed)
+    assert pair.note
+    figures, _ = weigh(pair)
+    assert figures.weight_snr_db is not None
+    assert 40 < figures.weight_snr_db < 60
+
+
 def test_a_layer_that_is_nowhere_in_the_base_model() -> None:
     base = perceptron()
     for node in base.get_ordered_ops():
