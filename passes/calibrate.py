@@ -142,7 +142,8 @@ class Calibration:
         if not names:
             return
         both = self.method.two_streams
-        seen, known = layer_input.measure(gram=not both, gram_hat=True, cross=both), dict[int, list[InputKnowledge]]()
+        seen = layer_input.measure(gram=not both, gram_hat=True, cross=both)
+        known: dict[int, list[InputKnowledge]] = {}
         for name in names:
             choice = wanted[name]
             reader, spec = self._reader(choice.weight), choice.spec

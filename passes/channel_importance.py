@@ -17,10 +17,11 @@ import numpy as np
 from ov_weight_compression.ir_utils.constants import ConstantReader, float_values
 from ov_weight_compression.ir_utils.types import Float32
 from ov_weight_compression.patterns import NormGain, RowNormProduct, RowNorms, Weight, importance_sources
+from ov_weight_compression.quantization.row_sums import row_sums
 
 __all__ = ["ChannelImportance"]
 
-_PIECE_ELEMENTS = 1 << 19
+_PIECE_ELEMENTS = 1 << 22
 _SMALLEST = 1e-6
 """Of the mean: a channel that the graph calls silent keeps a say, for the graph's word is an estimate."""
 
@@ -65,9 +66,10 @@ class ChannelImportance:
             reader, channel = self._reader(weight), self.of(weight)
             layout = reader.layout
             sums = np.empty(layout.rows, dtype=np.float32)
+            if channel is None:
+                channel = np.ones(layout.columns, dtype=np.float32)
             for slab in layout.slabs(max(1, _PIECE_ELEMENTS // max(1, layout.columns))):
-                squares = np.square(reader.read(slab).astype(np.float32))
-                sums[slab.start : slab.stop] = squares.sum(axis=1) if channel is None else squares @ channel
+                sums[slab.start : slab.stop] = row_sums(reader.read(slab), channel)
                 reader.release(slab)
             self._row_sums[weight.name] = sums
         return self._row_sums[weight.name]
