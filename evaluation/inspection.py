@@ -28,8 +28,8 @@ class StoredWeight:
     group_size: int
     """-1: one scale per channel, or for the whole weight."""
     scale_type: str
-    """Element type of the scales; with "× f32" where a second scale belongs to the whole weight, with "per 128 × 128" for
-    one a block; empty for none."""
+    """Element type of the scales; with "× f32" where a second scale belongs to the whole weight, with "per 128 × 128"
+    where there is one a block; empty for none."""
     zero_point: str
     """Element type of the zero points, with ", one" for a single one; empty for none."""
     shape: tuple[int, ...]

@@ -123,6 +123,18 @@ def test_foreign_formats(make: Any, mode: str, group: int, zero_point: str, size
     assert weight.bits_per_weight == pytest.approx(8 * size / (48 * 64))
 
 
+@pytest.mark.parametrize(
+    ("scales", "text"), [("channel", "f32"), ("tensor", "f32"), ("block", "f32 per 16 × 32"), ("none", "")]
+)
+def test_fp8_checkpoints(scales: str, text: str) -> None:
+    """Compressed as they are, and weights that can be compressed: listed once."""
+    found = inspect(models.fp8_checkpoint(scales), "CPU")
+    weight = only(found)
+    assert (weight.mode, weight.scale_type, weight.shape) == ("fp8_e4m3", text, (64, 128))
+    assert weight.executions[0].verdict == "expanded"
+    assert found.floats == ()
+
+
 def test_constants_that_two_weights_share_are_counted_once() -> None:
     """One constant of codes that two layers decompress, each for itself."""
     codes, scale = stored("i8", (64, 64), "codes"), stored("f16", (64, 1), "scale")
