@@ -68,22 +68,21 @@ def test_grouped_matmul() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "axis", "channel", "reduction"),
-    [((80, 64), 0, (0,), (1,)), ((64, 80), 1, (1,), (0,)), ((64, 80), -1, (1,), (0,)), ((80, 4, 16), 0, (0,), (1, 2))],
+    ("shape", "axis", "reduction"), [((80, 64), 0, (1,)), ((80, 64), -2, (1,)), ((80, 4, 16), 0, (1, 2))]
 )
-def test_gather(shape: tuple[int, ...], axis: int, channel: tuple[int, ...], reduction: tuple[int, ...]) -> None:
+def test_gather(shape: tuple[int, ...], axis: int, reduction: tuple[int, ...]) -> None:
     weight = only_weight(models.embedding(shape, axis))
     assert weight.kind is Kind.GATHER
-    assert (weight.channel_axes, weight.reduction_axes) == (channel, reduction)
+    assert (weight.channel_axes, weight.reduction_axes) == ((0,), reduction)
     assert (weight.rows, weight.columns) == (80, 64)
     assert weight.groupable
 
 
-def test_gather_in_the_middle_cannot_be_grouped() -> None:
-    weight = only_weight(models.embedding((4, 80, 16), 1))
-    assert (weight.channel_axes, weight.reduction_axes) == ((1,), (0, 2))
-    assert weight.order == (1, 0, 2)
-    assert not weight.groupable
+@pytest.mark.parametrize(("shape", "axis"), [((64, 80), 1), ((64, 80), -1), ((4, 80, 16), 1)])
+def test_gather_along_another_axis(shape: tuple[int, ...], axis: int) -> None:
+    weights, skips = find_weights(models.embedding(shape, axis))
+    assert not weights
+    assert "does not pick along the first axis" in skips[0].reason
 
 
 @pytest.mark.parametrize(
