@@ -18,9 +18,9 @@ __all__ = ["CODEBOOKS", "TABLE_TYPES", "round_to_type", "with_table"]
 TABLE_TYPES = ("f8e4m3", "f16", "f32", "i8")
 
 CODEBOOKS = (
-    Format("cb4", "u4", 4, default_group=PER_CHANNEL, levels=CB4, table_type="f8e4m3", default_search=19),
-    Format("codebook", "u4", 4, default_group=PER_CHANNEL, levels=CB4, table_type="f8e4m3", default_search=19),
-    Format("adaptive_codebook", "u4", 4, default_group=PER_CHANNEL, levels=CB4, table_type="f8e4m3", default_search=19),
+    Format("cb4", "u4", 4, default_group=PER_CHANNEL, levels=CB4, table_type="f8e4m3", default_search=10),
+    Format("codebook", "u4", 4, default_group=PER_CHANNEL, levels=CB4, table_type="f8e4m3", default_search=10),
+    Format("adaptive_codebook", "u4", 4, default_group=PER_CHANNEL, levels=CB4, table_type="f8e4m3", default_search=10),
 )
 
 

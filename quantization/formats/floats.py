@@ -11,8 +11,8 @@ from ov_weight_compression.quantization.formats.levels import E2M1, E4M3, NF4
 __all__ = ["FLOATS"]
 
 FLOATS = (
-    Format("nf4", "nf4", 4, levels=NF4, default_search=19),
-    Format("fp4", "f4e2m1", 4, levels=E2M1, ties_to_even=True, default_search=19),
+    Format("nf4", "nf4", 4, levels=NF4, default_search=10),
+    Format("fp4", "f4e2m1", 4, levels=E2M1, ties_to_even=True, default_search=10),
     Format(
         *("mxfp4", "f4e2m1", 4),
         default_group=32,
