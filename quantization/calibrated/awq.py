@@ -16,7 +16,7 @@ A sample of the rows decides: the choice has a handful of outcomes and needs no 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,9 @@ __all__ = ["Factors", "Sample", "choose_factors"]
 
 Floats = npt.NDArray[np.float32]
 
-ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+ALPHAS = (0.1, 0.2, 0.3, 0.4, 0.5)
+_SEARCH = 5
+"""Scale candidates while measuring: enough to rank factors."""
 _LIMIT = 2.0**8
 _SMALLEST = 1e-6
 """Of the mean: what counts as the size of a channel that is silent or empty."""
@@ -143,8 +145,9 @@ def _costs(
     total = np.zeros(len(energy), dtype=np.float64)
     for sample in samples:
         scaled = sample.values * factors
-        encoded = encode_rows(scaled, sample.spec, importance=energy / factors**2, weighting=weighting)
-        squares = np.square((scaled - decode_rows(encoded, sample.spec)) / factors)
+        spec = replace(sample.spec, search=min(sample.spec.search, _SEARCH))
+        encoded = encode_rows(scaled, spec, importance=energy / factors**2, weighting=weighting)
+        squares = np.square((scaled - decode_rows(encoded, spec)) / factors)
         if weighting == "graph":
             magnitude = np.abs(sample.values)
             squares *= magnitude + np.sqrt(np.mean(np.square(magnitude), axis=1, keepdims=True))
