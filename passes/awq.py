@@ -124,7 +124,8 @@ def choose_folds(
         for_each: applies a function to many groups, in threads or not.
     """
     by_name = {choice.weight.name: choice for choice in choices}
-    groups = [group for group in scaling_groups(model, [choice.weight for choice in choices]) if _wanted(group, by_name)]
+    found = scaling_groups(model, [choice.weight for choice in choices])
+    groups = [group for group in found if _wanted(group, by_name)]
     folds = for_each(lambda group: _fold(group, by_name, reader, energy), groups)
     smoothing = Smoothing([fold for fold in folds if fold is not None])
     return _within_f16(smoothing, choices)
@@ -166,7 +167,8 @@ def _absorbable(group: ScalingGroup, columns: Float32) -> Float32:
     """
     absorber = group.absorber
     if absorber is None:
-        return 1 / (1 / columns).astype(np.float16).astype(np.float32)
+        inverse = (1 / columns).astype(np.float16).astype(np.float32)
+        return np.asarray(1 / inverse, dtype=np.float32)
     if isinstance(absorber, ProducerAbsorber):
         biases, factors = absorber.biases, columns.copy()
     else:
@@ -187,7 +189,7 @@ def _exact_gain(gain: Float32, columns: Float32, constant: ov.Node) -> Float32:
     """Factors by which the gain can be divided without a rounding error in its own type."""
     rounded = np.abs(rounded_to(gain / columns, constant.get_output_element_type(0).get_type_name()))
     fits = (rounded >= _F16_NORMAL) & (rounded <= _F16_MAX)
-    return np.where(fits, np.abs(gain) / np.where(fits, rounded, 1), 1).astype(np.float32)
+    return np.asarray(np.where(fits, np.abs(gain) / np.where(fits, rounded, 1), 1), dtype=np.float32)
 
 
 def _within_f16(smoothing: Smoothing, choices: Sequence[Choice]) -> tuple[Smoothing, list[Choice]]:

@@ -43,8 +43,8 @@ def knowledge_of(seen: Seen, aim_at_float: bool, factors: Float32 | None = None)
     if aim_at_float and seen.cross is not None and seen.x is not seen.x_hat:
         crosses = seen.cross if seen.cross.ndim == 3 else seen.cross[None]
     if factors is not None:
-        both = np.multiply.outer(factors, factors)
-        grams, crosses = grams / both, None if crosses is None else crosses / both
+        inverse = np.outer(1 / factors, 1 / factors).astype(np.float32)
+        grams, crosses = grams * inverse, None if crosses is None else crosses * inverse
     return [_of_one(one, None if crosses is None else crosses[number]) for number, one in enumerate(grams)]
 
 

@@ -210,11 +210,12 @@ class _Session:
     def _graph_importance(self) -> ChannelImportance:
         return ChannelImportance(self._weights, self._original)
 
-    def _for_each(self, function: Callable[[Weight], Any], weights: Sequence[Weight]) -> list[Any]:
-        if self.options.threads == 1 or len(weights) < 2:
-            return [function(weight) for weight in weights]
+    def _for_each(self, function: Callable[[Any], Any], parts: Sequence[Any]) -> list[Any]:
+        """The function's results for weights, or groups of them, in threads."""
+        if self.options.threads == 1 or len(parts) < 2:
+            return [function(part) for part in parts]
         with ThreadPoolExecutor(self.options.threads) as pool:
-            return list(pool.map(function, weights))
+            return list(pool.map(function, parts))
 
 
 def _leave_recipe(model: Any, report: Report) -> None:

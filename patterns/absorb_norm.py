@@ -62,14 +62,13 @@ def absorb_into_norm(value: ov.Output, columns: int) -> NormAbsorber | None:
         port = constant_port(node) if kind in ("Multiply", "Add") else None
         if port is not None:
             operand = _vector(node, port, columns)
-            scalar = prod(dimensions(node.input_value(port)) or [0]) == 1
             if operand is not None and (dimensions(node.input_value(1 - port)) or [None])[-1] != columns:
                 return None
             if kind == "Multiply" and operand is not None:
                 return NormAbsorber(operand, bias, identity)
             if kind == "Add" and operand is not None and bias is None:
                 bias = operand
-            elif kind != "Multiply" or not scalar:
+            elif kind != "Multiply" or not _is_scalar(node.input_value(port)):
                 return None
             value = node.input_value(1 - port)
         elif is_float(value) and keeps_channels(node, kind, len(sizes)):
@@ -84,6 +83,11 @@ def absorb_into_norm(value: ov.Output, columns: int) -> NormAbsorber | None:
 def constant_port(node: ov.Node) -> int | None:
     """The port of a Multiply or Add that reads a constant."""
     return next((port for port in (1, 0) if constant_of(node.input_value(port)) is not None), None)
+
+
+def _is_scalar(value: ov.Output) -> bool:
+    sizes = dimensions(value)
+    return sizes is not None and all(size == 1 for size in sizes)
 
 
 def _vector(node: ov.Node, port: int, columns: int) -> Operand | None:

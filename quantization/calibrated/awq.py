@@ -152,4 +152,4 @@ def _costs(
             magnitude = np.abs(sample.values)
             squares *= magnitude + np.sqrt(np.mean(np.square(magnitude), axis=1, keepdims=True))
         total += sample.share * squares.sum(axis=0, dtype=np.float64)
-    return np.bincount(bundles, total * energy)
+    return np.asarray(np.bincount(bundles, total * energy), dtype=np.float64)

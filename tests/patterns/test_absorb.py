@@ -46,7 +46,8 @@ def test_the_groups_of_a_llama() -> None:
     output = groups[f"{layer}.self_attn.o_proj.weight"]
     assert isinstance(output.absorber, ProducerAbsorber)
     assert output.absorber.name == f"{layer}.self_attn.v_proj.weight"
-    assert [output.absorber.rows[one] for one in output.classes] == [h // 2 * 16 + j for h in range(4) for j in range(16)]
+    rows = [output.absorber.rows[one] for one in output.classes]
+    assert rows == [head // 2 * 16 + j for head in range(4) for j in range(16)]
     down = groups[f"{layer}.mlp.down_proj.weight"].absorber
     assert isinstance(down, ProducerAbsorber)
     assert (down.name, down.rows) == (f"{layer}.mlp.up_proj.weight", tuple(range(96)))
