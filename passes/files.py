@@ -16,6 +16,8 @@ from ov_weight_compression.passes.weight_compression import WeightCompression
 
 __all__ = ["FileResult", "Progress", "compress_path"]
 
+_OPTIMUM_DTYPES = ("int4", "int8", "mxfp4", "nf4", "cb4")
+
 
 @dataclass(frozen=True)
 class FileResult:
@@ -94,4 +96,26 @@ def _update_config(folder: Path, reports: list[Report]) -> None:
         return
     mode = recipe["mode"]
     dtype = mode.partition("_")[0] if mode.startswith("int") else mode
-    edit_config(folder, lambda config: config.update(dtype=dtype, weight_compression=recipe))
+    quantization = _as_optimum_says_it(dtype, recipe)
+    said = {"dtype": dtype, "quantization_config": quantization, "weight_compression": recipe}
+    edit_config(folder, lambda config: config.update(said))
+
+
+def _as_optimum_says_it(dtype: str, recipe: dict[str, str]) -> dict[str, Any] | None:
+    """The recipe as an `OVWeightQuantizationConfig` of optimum-intel; None where that has no such dtype."""
+    if dtype not in _OPTIMUM_DTYPES:
+        return None
+    words: dict[str, Any] = {
+        "quant_method": "default",
+        "dtype": dtype,
+        "bits": 8 if dtype == "int8" else 4,
+        "sym": not recipe["mode"].endswith("_asym"),
+        "group_size": int(recipe["group_size"]),
+        "ratio": float(recipe["ratio"]),
+    }
+    if dtype == "int8":
+        return words
+    words["all_layers"] = recipe["all_layers"] == "True"
+    if recipe["backup_mode"] in ("none", "int8_sym", "int8_asym"):
+        words["backup_precision"] = recipe["backup_mode"]
+    return words

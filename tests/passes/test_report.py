@@ -1,0 +1,112 @@
+"""The report: complete, exact, and readable by people and programs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+
+import openvino as ov
+import pytest
+
+from ov_weight_compression.passes import Report, WeightCompression
+from ov_weight_compression.passes.report_table import human_bytes
+from tests.models import linear, llama, lstm, tied_head
+from tests.running import constants, stored
+
+
+@pytest.fixture
+def report() -> Report:
+    compression = WeightCompression(mode="int4_asym", group_size=32, rules=[("*gate*", None)])
+    compression.run_on_model(llama(dtype="f16"))
+    return compression.report
+
+
+def test_one_row_or_skip_for_every_weight(report: Report) -> None:
+    names = [row.name for row in report.rows] + [skip.name for skip in report.skips]
+    assert len(set(names)) == len(names)
+    weights = {name for name in constants(llama(dtype="f16")) if name.startswith(("model.", "lm_head"))}
+    assert {name for name in weights if "norm" not in name} <= set(names)
+    assert all(skip.reason for skip in report.skips)
+
+
+def test_a_row_tells_everything(report: Report) -> None:
+    row = next(row for row in report.rows if row.name == "model.layers.1.mlp.down_proj.weight")
+    assert row.consumer == "model.layers.1.mlp.down_proj/MatMul"
+    assert (row.kind, row.shape, row.element_type) == ("matmul", (64, 96), "f16")
+    assert (row.mode, row.group_size, row.scale_type) == ("int4_asym", 32, "f16")
+    assert row.elements == 64 * 96
+    assert row.bytes_before == 64 * 96 * 2
+    groups = 64 * 96 // 32
+    assert row.bytes_after == 64 * 96 // 2 + groups * 2 + groups // 2
+    assert row.bits_per_weight == pytest.approx(4 + (16 + 4) / 32)
+
+
+def test_totals_add_up(report: Report) -> None:
+    assert report.bytes_before == sum(row.bytes_before for row in report.rows)
+    assert sum(share.weights for share in report.shares) == len(report.rows)
+    assert sum(share.bytes_after for share in report.shares) == report.bytes_after
+    assert report.bits_per_weight == 8 * report.bytes_after / sum(row.elements for row in report.rows)
+    assert [share.elements for share in report.shares] == sorted((s.elements for s in report.shares), reverse=True)
+
+
+@pytest.mark.parametrize(
+    "mode", ["int8_asym", "int4_sym", "int3_sym", "int2_sym", "int2_asym", "nf4", "mxfp4", "nvfp4", "fp8_e4m3", "cb4"]
+)
+@pytest.mark.parametrize("transpose", [True, False])
+def test_sizes_are_those_of_the_file(mode: str, transpose: bool, tmp_path: Path) -> None:
+    model = linear(40, 96, transpose=transpose)
+    compression = WeightCompression(mode=mode, **({} if mode.startswith("int8") else {"all_layers": True}))
+    compression.run_on_model(model)
+    stored(model, tmp_path)
+    names = ("weight", "weight/scale", "weight/zero_point", "weight/tensor_scale", "weight/table")
+    found = constants(ov.Core().read_model(tmp_path / "model.xml"))
+    assert compression.report.bytes_after == sum(found[name].get_byte_size() for name in names if name in found)
+
+
+def test_as_json(report: Report, tmp_path: Path) -> None:
+    report.save(tmp_path / "r.json")
+    read = json.loads((tmp_path / "r.json").read_text())
+    assert read == json.loads(json.dumps(report.to_dict()))
+    assert read["totals"]["weights"] == len(report.rows)
+    assert read["recipe"]["mode"] == "int4_asym"
+    assert {"name", "consumer", "shape", "reason", "bytes"} <= set(read["skips"][0])
+    assert {"name", "mode", "group_size", "bytes_before", "bytes_after", "bits_per_weight"} <= set(read["weights"][0])
+
+
+def test_as_text(report: Report) -> None:
+    text = str(report)
+    for word in ("int4_asym", "int8_asym", "embedding", "last layer", "rule '*gate*' leaves it alone", "all"):
+        assert word in text
+    assert max(map(len, text.splitlines())) <= 120
+    assert "\x1b" not in text
+
+
+def test_it_is_frozen(report: Report) -> None:
+    with pytest.raises(FrozenInstanceError):
+        report.rows = ()  # type: ignore[misc]
+
+
+def test_recurrent_weights_are_skipped_with_a_reason() -> None:
+    compression = WeightCompression()
+    compression.run_on_model(lstm())
+    assert not compression.report.rows
+    assert {"weight", "weight_1"} <= {skip.name for skip in compression.report.skips}
+    assert all("LSTM" in skip.reason for skip in compression.report.skips if skip.name.startswith("weight"))
+
+
+def test_a_preview_changes_nothing_and_tells_the_same() -> None:
+    model = tied_head()
+    before = [node.get_type_name() for node in model.get_ordered_ops()]
+    compression = WeightCompression(mode="int4_sym", group_size=32)
+    preview = compression.preview(model)
+    assert [node.get_type_name() for node in model.get_ordered_ops()] == before
+    compression.run_on_model(model)
+    assert preview == compression.report
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (2_830_000, "2.83 MB"), (6.43e9, "6.43 GB")]
+)
+def test_sizes_for_people(count: float, text: str) -> None:
+    assert human_bytes(count) == text
