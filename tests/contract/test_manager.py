@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import openvino as ov
 import pytest
 from openvino.passes import ConstantFolding, Manager, Serialize
 
 from ov_weight_compression.passes import WeightCompression, apply_weight_compression
-from tests.models import layers, linear, tied_head
-from tests.running import layer_types, run, stored
+from tests.models import layers, linear, op, tied_head
+from tests.running import layer_types, matrix_of, run, stored
 
 MODES = ["int8_asym", "int8_sym", "int4_asym", "int4_sym", "nf4", "fp4", "mxfp4", "nvfp4", "int2_sym", "int2_asym"]
 OTHERS = ["int3_sym", "fp8_e4m3", "mxfp8_e4m3", "cb4"]  # what the CPU plugin expands when it compiles
@@ -87,3 +89,19 @@ def test_one_pass_object_serves_several_models() -> None:
     for count in (2, 3):
         compression.run_on_model(layers(count, 128))
         assert len(compression.report.rows) == count
+
+
+@pytest.mark.parametrize("mode", MODES + OTHERS)
+def test_f32_scales_survive_folding_and_saving(mode: str, tmp_path: Path) -> None:
+    """Weights beyond f16: nothing of the chain may be rounded to f16, and the file must be readable."""
+    model = linear(32, 128)
+    weight = next(node for node in model.get_ops() if node.get_friendly_name() == "weight")
+    values = weight.data * np.float32(1e8)
+    weight.output(0).replace(op.constant(values).output(0))
+    manager = Manager()
+    manager.register_pass(WeightCompression(**options_of(mode)))
+    manager.register_pass(ConstantFolding())
+    manager.run_passes(model)
+    stored(model, tmp_path)
+    found = matrix_of(ov.Core().read_model(tmp_path / "model.xml"), 128).T / 1e8
+    assert np.linalg.norm(found - values / 1e8) < 0.5 * np.linalg.norm(values / 1e8)
