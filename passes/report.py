@@ -14,6 +14,7 @@ from ov_weight_compression.passes.choice import Plan
 from ov_weight_compression.passes.device_rules import device_warnings
 from ov_weight_compression.passes.encode_job import stored_parts
 from ov_weight_compression.passes.modes import Device
+from ov_weight_compression.passes.smoothing import Scaling
 from ov_weight_compression.patterns import Skip
 
 __all__ = ["Report", "Row", "Share", "make_report"]
@@ -66,6 +67,8 @@ class Report:
     recipe: dict[str, str]
     warnings: tuple[str, ...] = ()
     """What the target device (the CPU where none is named) is known to expand when it compiles the model."""
+    scalings: tuple[Scaling, ...] = ()
+    """AWQ: for each tensor that layers of few bits read, what took its factors, or why it has none."""
 
     @property
     def bytes_before(self) -> int:
@@ -74,8 +77,8 @@ class Report:
 
     @property
     def bytes_after(self) -> int:
-        """Bytes of the compressed weights as they are, scales and zero points included."""
-        return sum(row.bytes_after for row in self.rows)
+        """Bytes of the compressed weights as they are, scales, zero points and whatever was added included."""
+        return sum(row.bytes_after for row in self.rows) + sum(scaling.bytes for scaling in self.scalings)
 
     @property
     def bits_per_weight(self) -> float:
@@ -119,6 +122,7 @@ class Report:
             "warnings": list(self.warnings),
             "shares": [asdict(share) for share in self.shares],
             "weights": [{**asdict(row), "bits_per_weight": round(row.bits_per_weight, 4)} for row in self.rows],
+            **({"scalings": [asdict(scaling) for scaling in self.scalings]} if self.scalings else {}),
             "skips": [asdict(skip) for skip in self.skips],
         }
 
@@ -132,12 +136,12 @@ class Report:
         return render_text(self)
 
 
-def make_report(plan: Plan, recipe: dict[str, str]) -> Report:
+def make_report(plan: Plan, recipe: dict[str, str], scalings: tuple[Scaling, ...] = ()) -> Report:
     """The report of a plan: sizes follow from shapes and formats, so they are exact before anything is computed."""
     device = Device(recipe["device"]) if "device" in recipe else None
     spoiled = tuple(f"{skip.name} was left as it is: it holds {skip.reason}" for skip in plan.spoiled)
     warnings = spoiled + device_warnings(device, ((choice.weight, choice.spec.format) for choice in plan.choices))
-    return Report(_rows(plan), tuple(plan.skips), recipe, warnings)
+    return Report(_rows(plan), tuple(plan.skips), recipe, warnings, scalings)
 
 
 def _rows(plan: Plan) -> tuple[Row, ...]:

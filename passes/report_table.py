@@ -78,6 +78,20 @@ def _exceptions(report: Report) -> list[tuple[str, int, int]]:
     return [(key, counts[key], size) for key, size in sizes.most_common()]
 
 
+def _scaling_lines(report: Report) -> list[str]:
+    """What AWQ did, counted; inserted Multiplies by name, for they cost something at run time."""
+    if not report.scalings:
+        return []
+    counts = Counter(scaling.into for scaling in report.scalings)
+    lines = [
+        f"AWQ scaled {len(report.scalings) - counts['']} of {len(report.scalings)} layer inputs: {counts['norm']} folded "
+        f"into norms, {counts['weight']} into weights, {counts['multiply']} by an inserted Multiply."
+    ]
+    lines += [f"  inserted {scaling.name}" for scaling in report.scalings if scaling.into == "multiply"]
+    reasons = Counter(scaling.reason for scaling in report.scalings if not scaling.into)
+    return lines + [f"  {count} left: {reason}" for reason, count in reasons.most_common()]
+
+
 def print_report(report: Report, console: Any) -> None:
     """Print the tables to a rich console."""
     from ov_weight_compression.passes.report import group_skips
@@ -92,6 +106,8 @@ def print_report(report: Report, console: Any) -> None:
     if report.skips:
         rows = list(group_skips(report.skips))
         console.print(_reasons_table("Left as they are", "reason", rows))
+    for line in _scaling_lines(report):
+        console.print(line, highlight=False, soft_wrap=True)
     if "data" in report.recipe:
         console.print(f"Calibrated with {report.recipe['data']}.", highlight=False, soft_wrap=True)
     for warning in report.warnings:

@@ -16,7 +16,7 @@ import ov_weight_compression
 from ov_weight_compression.ir_utils.constants import ConstantReader, FileMappings, ValueRange
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.pipeline import Job, Pipeline
-from ov_weight_compression.passes.awq import Smoothing, choose_folds
+from ov_weight_compression.passes.awq import choose_folds
 from ov_weight_compression.passes.calibrate import Calibration
 from ov_weight_compression.passes.channel_importance import ChannelImportance
 from ov_weight_compression.passes.choice import Choice, Plan
@@ -26,6 +26,7 @@ from ov_weight_compression.passes.options import Options, read_options
 from ov_weight_compression.passes.plan import make_plan
 from ov_weight_compression.passes.report import Report, make_report
 from ov_weight_compression.passes.rewrite import rewrite
+from ov_weight_compression.passes.smoothing import Smoothing
 from ov_weight_compression.passes.stored import StoredWeight
 from ov_weight_compression.patterns import Weight, find_weights
 from ov_weight_compression.quantization.encode import Weighting
@@ -113,7 +114,8 @@ class WeightCompression(ModelPass):
         session.calibrate(plan.choices)
         jobs = rewrite(plan.choices, session.job, session.pipeline, self.options.lazy)
         session.smoothing.apply()
-        self._report = make_report(plan, {**self.options.recipe(), **session.recipe()})
+        recipe = {**self.options.recipe(), **session.recipe()}
+        self._report = make_report(plan, recipe, session.smoothing.report())
         if jobs:
             _leave_recipe(model, self._report)
         return bool(jobs)
@@ -174,7 +176,9 @@ class _Session:
         """Choose AWQ's factors where they are asked for: from here on weights are read with them."""
         if not self.options.awq:
             return plan
-        self.smoothing, choices = choose_folds(self._model, plan.choices, self._original, self._energy, self._for_each)
+        self.smoothing, choices = choose_folds(
+            self._model, plan.choices, self._original, self._energy, self._for_each, insert=True
+        )
         return replace(plan, choices=tuple(choices))
 
     def _energy(self, weight: Weight) -> tuple[Any, Weighting]:

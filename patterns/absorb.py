@@ -49,6 +49,17 @@ class ScalingGroup:
     behind_activation: bool = False
     """The tensor comes straight from an activation function, alone or gating another tensor."""
 
+    @property
+    def input(self) -> ov.Output:
+        """The activation that the first layer reads."""
+        node, port = self.layers[0]
+        return node.input_value(port)
+
+    @property
+    def multiply(self) -> str:
+        """What a Multiply in front of the first layer is called."""
+        return f"{self.layers[0][0].get_friendly_name()}/smoothing"
+
 
 def scaling_groups(model: ov.Model, weights: Iterable[Weight]) -> list[ScalingGroup]:
     """The groups of a model, in graph order; a weight is in at most one.
@@ -121,9 +132,9 @@ def _group_of(value: ov.Output, columns: int, layers: _Layers, tracer: Tracer) -
     root = _root(value)
     found, stranger = _closure(root, layers)
     weights = layers.complete(found)
-    if stranger is None and weights is not None:
+    if not stranger and weights is not None:
         absorber = absorb_into_norm(root, columns) or tracer.absorb_into_producer(root, columns)
-        reason = "" if absorber else f"nothing before '{root.get_node().get_friendly_name()}' can absorb a scale"
+        reason = "" if absorber else "nothing before the layers can absorb a factor"
         classes = tuple(range(columns)) if absorber is None else absorber.classes
         behind = _is_behind_activation(root)
         return ScalingGroup(weights, tuple(found), columns, classes, absorber, reason, behind)
@@ -131,7 +142,7 @@ def _group_of(value: ov.Output, columns: int, layers: _Layers, tracer: Tracer) -
     weights = layers.complete(direct)
     if weights is None:
         return None
-    what = f"'{stranger}' reads it too" if stranger else "a weight is used elsewhere too"
+    what = "not only these layers read their input" if stranger else "a weight is used elsewhere too"
     return ScalingGroup(
         weights, tuple(direct), columns, tuple(range(columns)), None, what, _is_behind_activation(root)
     )
@@ -151,8 +162,8 @@ def _is_moving(node: ov.Node, port: int) -> bool:
     return sizes is not None and keeps_channels(node, node.get_type_name(), len(sizes))
 
 
-def _closure(root: ov.Output, layers: _Layers) -> tuple[list[Reader], str | None]:
-    """The layers that read a tensor, rearranged or not, and the name of something else that does."""
+def _closure(root: ov.Output, layers: _Layers) -> tuple[list[Reader], bool]:
+    """The layers that read a tensor, rearranged or not, and whether something else does."""
     found: list[Reader] = []
     front = [root]
     while front:
@@ -163,8 +174,8 @@ def _closure(root: ov.Output, layers: _Layers) -> tuple[list[Reader], str | None
             elif _is_moving(node, port):
                 front.append(node.output(0))
             else:
-                return found, str(node.get_friendly_name())
-    return found, None
+                return found, True
+    return found, False
 
 
 def _is_behind_activation(value: ov.Output) -> bool:

@@ -7,7 +7,7 @@ import openvino as ov
 from openvino import opset13 as op
 
 from ov_weight_compression.ir_utils.dequantization import replace_constant
-from ov_weight_compression.passes.awq import Fold, Smoothing
+from ov_weight_compression.passes.smoothing import Fold, Smoothing
 from ov_weight_compression.patterns import find_weights
 from ov_weight_compression.patterns.absorb import ScalingGroup, scaling_groups
 

@@ -1,0 +1,122 @@
+"""The factors that a run has chosen, seen from the weights: what scales each of them, and what the graph has to take.
+
+A group's layers multiply their columns by `t`; a producer that absorbs divides its rows by it; everything else that
+takes factors (gains, biases, inserted Multiplies) is edited in the graph by `passes.folding`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ov_weight_compression.ir_utils.constants import ConstantReader, FileMappings
+from ov_weight_compression.ir_utils.layout import Layout
+from ov_weight_compression.ir_utils.scaled_reader import ScaledReader
+from ov_weight_compression.ir_utils.types import Float32
+from ov_weight_compression.passes.folding import fold_into_graph
+from ov_weight_compression.patterns import Weight
+from ov_weight_compression.patterns.absorb import ScalingGroup
+from ov_weight_compression.patterns.absorb_producer import ProducerAbsorber
+
+__all__ = ["Fold", "Scaling", "Smoothing"]
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """One line of the report: layers whose input was scaled, or why it was not."""
+
+    weights: tuple[str, ...]
+    into: str
+    """What took the factors: "norm", "weight", "multiply" (inserted, executed at run time), or "" for nothing."""
+    name: str
+    """The norm's gain, the weight, or the first of the inserted Multiplies."""
+    cost: float
+    """Cost of rounding with the factors, as a share of the cost without."""
+    reason: str = ""
+    """Why nothing was scaled."""
+    bytes: int = 0
+    """Of the constants of inserted Multiplies."""
+
+
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """One group's factors."""
+
+    group: ScalingGroup
+    columns: Float32
+    """[in], t: the layers' columns are multiplied by it, what makes their input is divided by it."""
+    cost: float
+    """Cost of rounding with the factors, as a share of the cost without."""
+
+    @property
+    def classes(self) -> Float32:
+        """t of each class."""
+        factors = np.ones(max(self.group.classes) + 1, dtype=np.float32)
+        factors[list(self.group.classes)] = self.columns
+        return factors
+
+    @property
+    def producer(self) -> ProducerAbsorber | None:
+        """The weight whose rows take the factors, where one does."""
+        absorber = self.group.absorber
+        return absorber if isinstance(absorber, ProducerAbsorber) else None
+
+    def report(self) -> Scaling:
+        """The fold as a line of the report."""
+        names, absorber = tuple(weight.name for weight in self.group.weights), self.group.absorber
+        if absorber is not None:
+            return Scaling(names, "weight" if self.producer else "norm", absorber.name, self.cost)
+        size = self.columns.size * int(self.group.input.get_element_type().bitwidth) // 8
+        return Scaling(names, "multiply", self.group.multiply, self.cost, bytes=size)
+
+
+class Smoothing:
+    """All folds of a model, by the weights that they scale."""
+
+    def __init__(self, folds: Sequence[Fold] = (), left: Sequence[Scaling] = ()) -> None:
+        self.folds = tuple(folds)
+        self._left = tuple(left)
+        self.columns: dict[str, Float32] = {}
+        """t of every weight whose columns are multiplied by it, `[in]`."""
+        self.rows: dict[str, Float32] = {}
+        """1 / t of every weight whose rows absorb factors, `[rows]`."""
+        for fold in folds:
+            self.columns.update({weight.name: fold.columns for weight in fold.group.weights})
+            if fold.producer is not None:
+                weight = fold.producer.weight
+                rows = self.rows.setdefault(weight.name, np.ones(weight.rows, dtype=np.float32))
+                rows[list(fold.producer.rows)] /= fold.classes
+
+    def touches(self, weight: Weight) -> bool:
+        """Whether a weight's values change."""
+        return weight.name in self.columns or weight.name in self.rows
+
+    def reader(self, weight: Weight, mappings: FileMappings | None = None) -> ConstantReader:
+        """What reads a weight's values as they are to be quantised."""
+        layout = Layout.of(weight.shape, weight.reduction_axes)
+        if not self.touches(weight):
+            return ConstantReader(weight.constant, layout, mappings)
+        columns, rows = self.columns.get(weight.name), self.rows.get(weight.name)
+        return ScaledReader(weight.constant, layout, mappings, columns=columns, rows=rows)
+
+    def apply(self) -> None:
+        """Edit the graph: gains, biases, and Multiplies where nothing absorbs. Weights are somebody else's business."""
+        for fold in self.folds:
+            fold_into_graph(fold.group, fold.columns, fold.classes)
+
+    def report(self) -> tuple[Scaling, ...]:
+        """Every group as a line of the report: the folds, then what was left."""
+        return (*(fold.report() for fold in self.folds), *self._left)
+
+    def without(self, weight: Weight, reason: str) -> Smoothing:
+        """The folds that leave a weight alone."""
+        kept, left = [], list(self._left)
+        for fold in self.folds:
+            scaled = {one.name for one in fold.group.weights} | ({fold.producer.weight.name} if fold.producer else set())
+            if weight.name in scaled:
+                left.append(Scaling(tuple(one.name for one in fold.group.weights), "", "", 1.0, reason))
+            else:
+                kept.append(fold)
+        return Smoothing(kept, left)
