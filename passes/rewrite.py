@@ -6,10 +6,12 @@ by one, and the pipeline computes them then. `lazy=False` computes them all at o
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import openvino as ov
 
 from ov_weight_compression.ir_utils.dequantization import ChainParts, build_dequantization, replace_constant
@@ -34,6 +36,7 @@ class PostponedWeight:
         self.pipeline, self.job, self.number = pipeline, job, pipeline.add(job)
         self.name = job.name
         sizes = [part.nbytes for part in job.computed_parts.values()]
+        self._plain: dict[str, Any] = {}
         self._by_pieces = job.reader.layout.contiguous and sum(sizes) >= LARGE_BYTES and min(sizes) >= MARK_BYTES
 
     def part(self, name: str) -> ov.Tensor:
@@ -44,6 +47,20 @@ class PostponedWeight:
             return tensor
         part = self.job.parts[name]
         return deferral.stub(self, name, element_type(part.type), ov.Shape(list(part.shape)))
+
+    def plain(self, name: str) -> Any:
+        """A part as a Constant. A large weight's codes lie in a temporary file that is mapped, not in memory."""
+        kind = {"u8": np.uint8, "i8": np.int8}.get(self.job.parts["codes"].type)
+        if kind is None or not self._by_pieces:
+            return ov.op.Constant(self.part(name), shared_memory=True)
+        if name not in self._plain:
+            with tempfile.TemporaryFile(prefix="ov-weight-compression-") as file:
+                tasks, finish = self.job.begin_into(FileSink(file.fileno(), 0))
+                small = self.pipeline.run(self.job, tasks, finish)
+                codes = np.memmap(file, dtype=kind, mode="r+", shape=self.job.parts["codes"].shape)
+            self._plain = {part: ov.op.Constant(tensor, shared_memory=True) for part, tensor in small.items()}
+            self._plain["codes"] = ov.op.Constant(codes, shared_memory=True)
+        return self._plain.pop(name)
 
     def write(self, sinks: Mapping[str, FileSink]) -> None:
         """Compute the weight, its codes straight into their place in the file."""
@@ -117,8 +134,8 @@ def _constants(postponed: PostponedWeight, choice: Choice, lazy: bool, telltale:
                 continue
             maker = partial(_same, tensor)
         shape = ov.Shape(list(part.shape))
-        plain_in_clones = (gathered or telltale) and part.type != "f32"
-        nodes[name] = postponed_constant(element_type(part.type), shape, maker, plain_in_clones)
+        plain = partial(postponed.plain, name) if (gathered or telltale) and part.type != "f32" else None
+        nodes[name] = postponed_constant(element_type(part.type), shape, maker, plain)
     return nodes
 
 
