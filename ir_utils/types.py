@@ -18,6 +18,6 @@ def element_type(name: str) -> ov.Type:
     return kind
 
 
-# The bindings fill their table of numpy's types when an array is first asked for, under a lock at which two threads that
-# come at once wait for each other forever. While this module is imported there is one.
+# The bindings fill their table of numpy's types when an array is first asked for, under a lock at which two threads
+# that come at once wait for each other forever. While this module is imported there is one.
 _ = ov.op.Constant(ov.Type.f16, ov.Shape([1]), [0.0]).data
