@@ -68,12 +68,12 @@ def encode_rows(
         tensor_scale = tensor_scale_of(float(np.abs(groups).max(initial=0.0)), spec.format)
     parts = _Parts(rows, width, group, spec, packed)
     _encode(groups, spec, tensor_scale, _Importance.of(importance, spec, group), weighting == "graph", parts)
+    codes = pack(parts.codes, spec.format.bits) if packed and not parts.packs else parts.codes
     zero_point = parts.zero_point
-    codes = parts.codes.reshape(rows, -1)
     return Encoded(
-        codes=pack(codes, spec.format.bits).reshape(rows, -1) if packed and not parts.packs else codes,
-        scale=parts.scale.reshape(rows, -1),
-        zero_point=None if zero_point is None else zero_point.reshape(rows, -1),
+        codes=codes.reshape(rows, packed_size(width, spec.format.bits) if packed else width),
+        scale=parts.scale.reshape(rows, width // group),
+        zero_point=None if zero_point is None else zero_point.reshape(rows, width // group),
         tensor_scale=tensor_scale if spec.format.tensor_scale else None,
         table=stored_table(spec.format),
     )

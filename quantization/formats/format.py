@@ -32,6 +32,7 @@ class Format:
             that is never used.
         ties_to_even: a value half-way between two levels goes to the even code (IEEE rounding), else to the lower
             level.
+        unit: the level that the largest magnitude of a group is mapped to, where that is not the largest level.
         table_type: codebooks only: the type in which the levels themselves are stored beside the indices.
         default_search: number of scale candidates that ``scale_search="auto"`` tries; 0 is none.
         search_range: smallest and largest candidate, as multiples of the plain scale.
@@ -50,6 +51,7 @@ class Format:
     tensor_scale: bool = False
     levels: tuple[float, ...] | None = None
     ties_to_even: bool = False
+    unit: float | None = None
     table_type: str | None = None
     default_search: int = 0
     search_range: tuple[float, float] = (0.84, 1.1)
@@ -73,6 +75,8 @@ class Format:
     @property
     def top(self) -> float:
         """The level of a group's largest magnitude: ``scale = absmax / top`` (``range / top`` where asymmetric)."""
+        if self.unit is not None:
+            return self.unit
         if self.levels is not None:
             return max(abs(level) for level in self.levels if level == level)
         return float(self.high if self.asymmetric else -self.low)

@@ -6,8 +6,8 @@ __all__ = ["nasty_groups"]
 
 
 def nasty_groups(count: int, group: int, seed: int = 0, dtype: type = np.float16) -> np.ndarray:
-    """[count, group]: heavy tails at many magnitudes, exact ties, signed zeros, one outlier, all equal, subnormal halves,
-    the largest halves, one-sided groups; every kind in a tenth of the rows or more."""
+    """[count, group]: heavy tails at many magnitudes, exact ties, signed zeros, one outlier, all equal, subnormal
+    halves, the largest halves, one-sided groups; every kind in a tenth of the rows or more."""
     rng = np.random.default_rng(seed)
     rows = rng.standard_t(4, (count, group)) * 10.0 ** rng.uniform(-7, 3, (count, 1))
     tenth = max(1, count // 10)
