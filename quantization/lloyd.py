@@ -76,12 +76,14 @@ class Histogram:
         used = self.mass > 0
         if not used.any():
             return np.linspace(-1, 1, count), 1.0
-        best, unit, least = np.empty(0), 1.0, np.inf
+        best: Doubles = np.empty(0)
+        unit, least = 1.0, np.inf
         free = _lloyd(centres, self.mass, _start(centres, self.mass, count))
         for multiple in _MULTIPLES[table_type]:
             entries = free
             for _ in range(4):
-                rounded = np.unique(round_to_type((entries * multiple).astype(np.float32), table_type)) / multiple
+                stored = round_to_type((entries * multiple).astype(np.float32), table_type)
+                rounded = np.unique(stored).astype(np.float64) / multiple
                 error = _error(centres, self.mass, rounded)
                 if error < least and rounded.any():
                     best, unit, least = rounded * multiple, multiple, error

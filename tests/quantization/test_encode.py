@@ -47,11 +47,9 @@ def test_errors_stay_within_half_a_step(name: str) -> None:
     row = spec.format
     scale = np.abs(scale_values(encoded.scale, spec, encoded.tensor_scale))
     scale = scale.repeat(values.shape[1] // scale.shape[1], axis=1)
-    if row.levels is None:
-        # Symmetric integers clip the smaller side by up to one level; a rounded zero point or scale clips as well.
-        limit = 0.5 if row.asymmetric else 1.0
-    else:
-        limit = float(np.diff(level_grid(row).values).max()) / 2
+    # Symmetric integers clip the smaller side by up to one level; a rounded zero point or scale clips as well.
+    integers = 0.5 if row.asymmetric else 1.0
+    limit = integers if row.levels is None else float(np.diff(level_grid(row).values).max()) / 2
     slack = row.top * (2.0**-4 if row.scale == "f8e4m3" else 2.0**-10)
     assert (np.abs(decode_rows(encoded, spec) - values) <= scale * (limit + slack)).all()
 

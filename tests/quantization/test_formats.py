@@ -64,7 +64,7 @@ def test_every_format_of_four_bits_and_fewer_is_searched() -> None:
 
 def test_names_in_any_case_and_a_list_of_those_there_are() -> None:
     assert get_format("NF4") is FORMATS["nf4"]
-    with pytest.raises(ValueError, match="'int5' as|no format is called 'int5'; there are int8_asym, "):
+    with pytest.raises(ValueError, match="no format is called 'int5'; there are int8_asym, "):
         get_format("int5")
 
 
