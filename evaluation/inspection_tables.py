@@ -133,7 +133,5 @@ def _floats(inspection: Inspection) -> Table:
     everything = inspection.constants_bytes or 1
     for row in inspection.float_groups:
         share = f"{row.bytes / everything:.1%}"
-        table.add_row(
-            row.element_type, row.reason, str(row.constants), count(row.elements), bytes_of(row.bytes), share
-        )
+        table.add_row(row.element_type, row.reason, str(row.constants), count(row.elements), bytes_of(row.bytes), share)
     return table

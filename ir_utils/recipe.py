@@ -1,8 +1,8 @@
 """What a model says about how it was made: sections of its rt_info, which its .xml keeps.
 
-    weight_compression   this package's options, with versions
-    nncf                 NNCF's; its own section `weight_compression` inside
-    optimum              versions of what exported it
+weight_compression   this package's options, with versions
+nncf                 NNCF's; its own section `weight_compression` inside
+optimum              versions of what exported it
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Arrays kept in a temporary file until they are asked for: results that took long to compute and must not fill memory."""
+"""Arrays kept in a temporary file until they are asked for: results that took long and must not fill memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Spool:
     """A file without a name: it disappears with the last reference to it, however the process ends."""
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile(prefix="ov-weight-compression-")
+        self._file = tempfile.TemporaryFile(prefix="ov-weight-compression-")  # noqa: SIM115  (lives as long as the spool)
         self._end = 0
         self._lock = threading.Lock()
 

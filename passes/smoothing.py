@@ -114,7 +114,9 @@ class Smoothing:
         """The folds that leave a weight alone."""
         kept, left = [], list(self._left)
         for fold in self.folds:
-            scaled = {one.name for one in fold.group.weights} | ({fold.producer.weight.name} if fold.producer else set())
+            scaled = {one.name for one in fold.group.weights}
+            if fold.producer:
+                scaled.add(fold.producer.weight.name)
             if weight.name in scaled:
                 left.append(Scaling(tuple(one.name for one in fold.group.weights), "", "", 1.0, reason))
             else:

@@ -143,9 +143,7 @@ def _group_of(value: ov.Output, columns: int, layers: _Layers, tracer: Tracer) -
     if weights is None:
         return None
     what = "not only these layers read their input" if stranger else "a weight is used elsewhere too"
-    return ScalingGroup(
-        weights, tuple(direct), columns, tuple(range(columns)), None, what, _is_behind_activation(root)
-    )
+    return ScalingGroup(weights, tuple(direct), columns, tuple(range(columns)), None, what, _is_behind_activation(root))
 
 
 def _root(value: ov.Output) -> ov.Output:

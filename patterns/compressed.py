@@ -35,6 +35,7 @@ from ov_weight_compression.patterns.weight import Consumer, Kind, demanding
 
 __all__ = ["CompressedWeight", "compressed_in", "find_compressed"]
 
+
 @dataclass(frozen=True, eq=False)
 class CompressedWeight:
     """A weight and the constants it is stored as."""

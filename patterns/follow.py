@@ -1,7 +1,7 @@
 """From a constant to the operations that read it, through everything that only converts or rearranges it.
 
-    Constant ─ (Convert, FakeConvert, Reshape, Squeeze, Unsqueeze, Transpose)* ─┬─ layer       a role, or a refusal
-                                                                               └─ operation   no role
+Constant ─ (Convert, FakeConvert, Reshape, Squeeze, Unsqueeze, Transpose)* ─┬─ layer       a role, or a refusal
+                                                                           └─ operation   no role
 """
 
 from __future__ import annotations

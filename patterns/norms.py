@@ -62,9 +62,7 @@ def norm_gain(value: ov.Output, columns: int) -> NormGain | None:
     return None
 
 
-def _take(
-    kind: str, port: int, constant: ov.Node, columns: int, gains: list[ov.Node], biases: list[ov.Node]
-) -> bool:
+def _take(kind: str, port: int, constant: ov.Node, columns: int, gains: list[ov.Node], biases: list[ov.Node]) -> bool:
     """Note a constant operand: a scalar changes nothing, a vector is gain or bias. Whether it can be either."""
     size = prod(constant.shape)
     if kind == "Divide":

@@ -21,8 +21,10 @@ def constant(shape: Sequence[int], name: str = "weight", dtype: str = "f32", sca
     """A constant of normally distributed values that depend on its name and shape only."""
     seed = zlib.crc32(f"{name}{tuple(shape)}".encode())
     values = (np.random.default_rng(seed).standard_normal(tuple(shape)) * scale).astype(np.float32)
-    node = op.constant(values, dtype=getattr(ov.Type, dtype)) if dtype == "bf16" else op.constant(
-        values.astype(FLOATS[dtype])
+    node = (
+        op.constant(values, dtype=getattr(ov.Type, dtype))
+        if dtype == "bf16"
+        else op.constant(values.astype(FLOATS[dtype]))
     )
     node.set_friendly_name(name)
     return node

@@ -43,7 +43,7 @@ def storages(model: ov.Model) -> set[str]:
 def test_a_call_as_nncf_users_write_it() -> None:
     samples = [{"tokens": np.arange(8, dtype=np.int64)[None]}]
     dataset = nncf.Dataset(samples, lambda sample: {"input_ids": sample["tokens"]})
-    assert list(dataset.get_inference_data())[0]["input_ids"].shape == (1, 8)
+    assert next(iter(dataset.get_inference_data()))["input_ids"].shape == (1, 8)
     model = nncf.compress_weights(
         llama(hidden=64, inner=96),
         mode=nncf.CompressWeightsMode.INT4_SYM,

@@ -137,9 +137,7 @@ def test_compressing_again_finds_the_same_weights(tmp_path: Path) -> None:
     again.run_on_model(ov.Core().read_model(tmp_path / "back.xml"))
     original = WeightCompression(mode="int4_sym", group_size=32)
     original.run_on_model(models.llama(dtype="f16"))
-    assert [(row.name, row.mode) for row in again.report.rows] == [
-        (row.name, row.mode) for row in original.report.rows
-    ]
+    assert [(row.name, row.mode) for row in again.report.rows] == [(row.name, row.mode) for row in original.report.rows]
 
 
 def test_a_foreign_chain_in_f32_without_a_last_convert() -> None:

@@ -42,9 +42,7 @@ def only(model: ov.Model) -> CompressedWeight:
     ],
 )
 def test_every_storage(storage: str, zero_point: str | None, scale: str, group: int, convert_to: str) -> None:
-    model = models.compressed_linear(
-        storage, zero_point=zero_point, scale=scale, group=group, convert_to=convert_to
-    )
+    model = models.compressed_linear(storage, zero_point=zero_point, scale=scale, group=group, convert_to=convert_to)
     found = only(model)
     assert found.name == "weight"
     assert (found.storage, found.scale_type, found.group_size) == (storage, scale, group)

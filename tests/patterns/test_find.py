@@ -94,9 +94,7 @@ def test_gather_along_another_axis(shape: tuple[int, ...], axis: int) -> None:
         ("GroupConvolutionBackpropData", (0,), (2,), (1, 3, 4)),
     ],
 )
-def test_convolutions(
-    form: str, batch: tuple[int, ...], channel: tuple[int, ...], reduction: tuple[int, ...]
-) -> None:
+def test_convolutions(form: str, batch: tuple[int, ...], channel: tuple[int, ...], reduction: tuple[int, ...]) -> None:
     weight = only_weight(models.convolution(form))
     assert weight.kind is Kind.CONVOLUTION
     assert (weight.batch_axes, weight.channel_axes, weight.reduction_axes) == (batch, channel, reduction)
