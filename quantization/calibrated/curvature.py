@@ -4,7 +4,10 @@ With `H = Σ x xᵀ` over the calibration data, rounding `W [rows, in]` to `Q` c
 the weight is a problem of its own, and all of them share H. Channels are decided in falling order of `H_jj` (the
 act-order of GPTQ): what matters most is rounded first, while all others can still make up for it.
 
-With `H + λ mean(diag H) I = M Mᵀ`, M upper triangular in that order, the cost of errors `δ = w − q` is
+H is known from a sample. `H + λ median(diag H) I` predicts the cost on other data better, and takes its place throughout:
+measured on held-out text, 1 to 5 % less than without. (Not the mean of the diagonal: in a layer where a few tokens drive
+a few channels to a thousand times the others, a ridge of that size would wipe out what is known of the rest.) With M
+upper triangular in the order of decision and `M Mᵀ = H`, the cost of errors `δ = w − q` is
 
     Σ_j M_jj² (δ_j + Σ_{k<j} B_kj δ_k)²,        B_kj = M_kj / M_jj,
 
@@ -27,7 +30,7 @@ from ov_weight_compression.quantization.calibrated.draft import Floats
 
 __all__ = ["Curvature", "curvature_of"]
 
-DAMPING = 0.02
+DAMPING = 0.15
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +38,7 @@ class Curvature:
     """One layer input's H, prepared. Layers that read the same tensor share it.
 
     Attributes:
-        gram: [in, in] f32, H itself, symmetric. Dead channels (`H_jj = 0`) have a small diagonal: they are rounded to
+        gram: [in, in] f32, H with its ridge, symmetric. Dead channels (`H_jj = 0`) have nothing else: they are rounded to
             nearest and disturb nothing.
         order: [in] channels in the order in which they are decided.
         feedback: [in, in] f32 in that order, B: unit upper triangular.
@@ -58,41 +61,44 @@ def curvature_of(gram: npt.NDArray[Any], *, damping: float = DAMPING, act_order:
 
     Args:
         gram: H, in any scale: only its shape matters.
-        damping: λ. Raised tenfold as often as rounding errors make the matrix indefinite.
+        damping: λ.
         act_order: decide channels in falling order of `H_jj`, else in their own order.
     """
-    gram = _alive(gram)
-    energy = np.diagonal(gram)
-    order = np.argsort(-energy, kind="stable") if act_order else np.arange(len(gram))
-    factor = _factor(gram, order[::-1], damping * float(energy.mean()))
+    ridged = _ridged(gram, damping)
+    energy = np.diagonal(ridged)
+    order = np.argsort(-energy, kind="stable") if act_order else np.arange(len(ridged))
+    factor = _factor(ridged, order[::-1])
     diagonal = np.diagonal(factor).copy()
     residual = np.empty_like(diagonal)
     residual[order] = diagonal * diagonal
     factor /= diagonal
-    return Curvature(gram, order, factor, residual)
+    return Curvature(ridged, order, factor, residual)
 
 
-def _alive(gram: npt.NDArray[Any]) -> Floats:
-    """H in f32, normalised to a mean diagonal of 1, with a small diagonal wherever a channel was always zero."""
+def _ridged(gram: npt.NDArray[Any], damping: float) -> Floats:
+    """H in f32, normalised to a mean diagonal of 1, with the ridge; zeros where a channel was never seen."""
     energy = np.diagonal(gram).astype(np.float64)
     mean = energy.mean()
     if not np.isfinite(mean):
         raise ValueError("the Gram matrix of the layer's input holds NaN or infinity")
-    alive: Floats = (gram / (mean or 1.0)).astype(np.float32)
-    dead = np.flatnonzero(~(np.diagonal(alive) > 0))
-    alive[dead, :] = 0
-    alive[:, dead] = 0
-    alive[dead, dead] = 1e-6 if mean else 1
-    return alive
+    ridged: Floats = (gram / (mean or 1.0)).astype(np.float32)
+    diagonal = np.diagonal(ridged).copy()
+    alive = diagonal > 0
+    ridged[~alive, :] = 0
+    ridged[:, ~alive] = 0
+    ridge = damping * float(np.median(diagonal[alive])) if alive.any() else 1.0
+    ridged[np.diag_indices_from(ridged)] = np.where(alive, diagonal, 0) + np.float32(max(ridge, 1e-6))
+    return ridged
 
 
-def _factor(gram: Floats, backwards: npt.NDArray[np.intp], ridge: float) -> Floats:
-    """M, upper triangular in forward order, with `gram + ridge I = M Mᵀ`."""
-    damped = gram[np.ix_(backwards, backwards)]
+def _factor(gram: Floats, backwards: npt.NDArray[np.intp]) -> Floats:
+    """M, upper triangular in forward order, with `gram = M Mᵀ`."""
+    matrix = gram[np.ix_(backwards, backwards)]
+    extra = np.float32(1e-6)
     for _ in range(8):
-        damped[np.diag_indices_from(damped)] = np.diagonal(gram)[backwards] + np.float32(ridge)
         try:
-            return np.ascontiguousarray(np.linalg.cholesky(damped)[::-1, ::-1])
+            return np.ascontiguousarray(np.linalg.cholesky(matrix)[::-1, ::-1])
         except np.linalg.LinAlgError:
-            ridge = 10 * ridge or 1e-6
+            matrix[np.diag_indices_from(matrix)] += extra
+            extra *= 10
     raise ValueError("the Gram matrix of the layer's input is not positive semidefinite")

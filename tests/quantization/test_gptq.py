@@ -15,7 +15,7 @@ PLAIN = Effort((Start.PLAIN,), 0)
 def textbook(weight: np.ndarray, draft: Draft, gram: np.ndarray, order: np.ndarray, damping: float, grid: Grid):
     """GPTQ as published: the Cholesky factor of the inverse, every later channel updated after each. f64, one row."""
     width = len(gram)
-    damped = gram + damping * np.diag(gram).mean() * np.eye(width)
+    damped = gram + damping * np.median(np.diag(gram)) * np.eye(width)
     upper = np.linalg.cholesky(np.linalg.inv(damped[np.ix_(order, order)])).T
     group, out = width // len(draft.scale), np.empty(weight.shape)
     for r in range(len(weight)):
