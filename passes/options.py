@@ -57,6 +57,7 @@ class Options:
     quiet: bool = True
     codebook: tuple[float, ...] | None = None
     codebook_type: str = "f8e4m3"
+    codebook_size: int = 16
     lazy: bool = True
     threads: int = field(default_factory=default_threads)
     device: Device | None = None
@@ -160,6 +161,7 @@ _READERS: Mapping[str, Any] = {
     "calibration_memory": readers.count("calibration_memory", 1 << 26),
     "quiet": readers.flag("quiet"),
     "codebook": readers.table("codebook"),
+    "codebook_size": readers.count("codebook_size", 2),
     "codebook_type": readers.choice("codebook_type", TABLE_TYPES),
     "lazy": readers.flag("lazy"),
     "threads": readers.count("threads", 1),

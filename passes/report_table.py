@@ -85,7 +85,8 @@ def _scaling_lines(report: Report) -> list[str]:
     counts = Counter(scaling.into for scaling in report.scalings)
     lines = [
         f"AWQ scaled {len(report.scalings) - counts['']} of {len(report.scalings)} layer inputs: "
-        f"{counts['norm']} folded into norms, {counts['weight']} into weights, {counts['multiply']} by an inserted Multiply."
+        f"{counts['norm']} folded into norms, {counts['weight']} into weights, "
+        f"{counts['multiply']} by an inserted Multiply."
     ]
     lines += [f"  inserted {scaling.name}" for scaling in report.scalings if scaling.into == "multiply"]
     reasons = Counter(scaling.reason for scaling in report.scalings if not scaling.into)

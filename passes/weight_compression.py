@@ -16,6 +16,7 @@ import ov_weight_compression
 from ov_weight_compression.ir_utils.constants import ConstantReader, FileMappings, ValueRange
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.pipeline import Job, Pipeline
+from ov_weight_compression.passes.adaptive import with_tables
 from ov_weight_compression.passes.awq import choose_folds
 from ov_weight_compression.passes.calibrate import Calibration
 from ov_weight_compression.passes.channel_importance import ChannelImportance
@@ -57,7 +58,9 @@ class WeightCompression(ModelPass):
         scale_search: `"auto"` (default) looks for better scales than absmax and min–max in formats of 4 bits and fewer;
             `"off"` does not; a number says how many candidates.
         codebook, codebook_type: the table of `mode="codebook"`, 2 to 65536 values, and the type that it is stored in:
-            `"f8e4m3"` (default), `"f16"`, `"f32"` or `"i8"`.
+            `"f8e4m3"` (default), `"f16"`, `"f32"` or `"i8"`. `adaptive_codebook` fits a table of that type to each
+            weight.
+        codebook_size: entries of the tables of `mode="adaptive_codebook"`, 16.
         lazy: False computes everything now and inserts plain constants.
         threads: threads to compute with; by default OMP_NUM_THREADS or the processors there are.
         device: prefer formats that this device executes compressed.
@@ -108,22 +111,23 @@ class WeightCompression(ModelPass):
 
     def run_on_model(self, model: Any) -> bool:
         """Rewrite `model` in place; whether anything changed."""
-        session, plan = self._decide(model)
-        self._pipeline = session.pipeline
-        plan = session.smooth(plan)
-        session.calibrate(plan.choices)
-        jobs = rewrite(plan.choices, session.job, session.pipeline, self.options.lazy)
-        session.smoothing.apply()
-        recipe = {**self.options.recipe(), **session.recipe()}
-        self._report = make_report(plan, recipe, session.smoothing.report())
+        run, plan = self._decide(model)
+        self._pipeline = run.pipeline
+        plan = run.smooth(plan)
+        run.calibrate(plan.choices)
+        jobs = rewrite(plan.choices, run.job, run.pipeline, self.options.lazy)
+        run.smoothing.apply()
+        recipe = {**self.options.recipe(), **run.recipe()}
+        self._report = make_report(plan, recipe, run.smoothing.report())
         if jobs:
             _leave_recipe(model, self._report)
         return bool(jobs)
 
-    def _decide(self, model: Any) -> tuple[_Session, Plan]:
+    def _decide(self, model: Any) -> tuple[_Run, Plan]:
         weights, skips = find_weights(model, self.options.ignored_scope)
-        session = _Session(model, self.options, weights)
-        return session, make_plan(weights, skips, self.options, session.scan, session.sensitivity)
+        run = _Run(model, self.options, weights)
+        plan = make_plan(weights, skips, self.options, run.scan, run.sensitivity)
+        return run, with_tables(plan, run.reader, self.options.codebook_size, self.options.codebook_type)
 
 
 def apply_weight_compression(model: ov.Model, **options: Any) -> ov.Model:
@@ -144,7 +148,7 @@ def apply_weight_compression(model: ov.Model, **options: Any) -> ov.Model:
     return model
 
 
-class _Session:
+class _Run:
     """One run's readers and pipeline: what turns decisions about weights into work on their values."""
 
     def __init__(self, model: Any, options: Options, weights: Sequence[Weight]) -> None:
