@@ -72,7 +72,7 @@ class Histogram:
     def table(self, count: int, table_type: str) -> tuple[Doubles, float]:
         """The fitted table: ``count`` rising entries as ``table_type`` holds them, and the entry that 1 is mapped
         to."""
-        centres = (np.arange(_CELLS) + 0.5) * (2 / _CELLS) - 1
+        centres: Doubles = (np.arange(_CELLS, dtype=np.float64) + 0.5) * (2 / _CELLS) - 1
         used = self.mass > 0
         if not used.any():
             return np.linspace(-1, 1, count), 1.0

@@ -12,7 +12,6 @@ reference does the work. They agree to the bit, so nobody can tell.
 import os
 import threading
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ import openvino as ov
 from ov_weight_compression.quantization.kernels import codes
 from ov_weight_compression.quantization.kernels.build import Key, build
 
-__all__ = ["COMPILE_AFTER", "Kernel", "block_of", "kernel_for"]
+__all__ = ["COMPILE_AFTER", "Kernel", "block_of", "forget_kernels", "kernel_for"]
 
 # Weights of one key that the reference works off before a kernel is compiled.
 COMPILE_AFTER = 1 << 17
@@ -31,8 +30,12 @@ COMPILE_AFTER = 1 << 17
 _PLAIN_ELEMENTS = 1 << 19
 _SEARCH_ELEMENTS = 5 << 17
 
+# Kernels kept compiled, some megabytes each; the one not used for longest goes first.
+_KEPT = 24
+
 _lock = threading.Lock()
 _asked: dict[Key, int] = {}
+_slots: "dict[Key, tuple[threading.Lock, list[Kernel]]]" = {}
 
 
 def block_of(key: Key) -> int:
@@ -57,14 +60,18 @@ def kernel_for(key: Key, elements: int) -> "Kernel | None":
     return _kernel(key)
 
 
-@lru_cache(maxsize=256)
-def _slot(key: Key) -> "tuple[threading.Lock, list[Kernel]]":
-    return threading.Lock(), []
+def forget_kernels() -> None:
+    """Drop every compiled kernel, and the memory that it holds."""
+    with _lock:
+        _slots.clear()
+        _asked.clear()
 
 
 def _kernel(key: Key) -> "Kernel":
     with _lock:
-        lock, made = _slot(key)
+        lock, made = _slots[key] = _slots.pop(key, None) or (threading.Lock(), [])  # the last in the dict's order
+        while len(_slots) > _KEPT:
+            del _slots[next(iter(_slots))]
     with lock:  # two threads that ask for the same new kernel: one compiles, the other waits
         if not made:
             made.append(Kernel(key, block_of(key)))
@@ -86,7 +93,10 @@ class Kernel:
         }
         self._compiled = ov.Core().compile_model(build(key, block), "CPU", config)
         self._free: list[ov.InferRequest] = []
-        self._lock = threading.Lock()
+        self.# Kernels kept compiled, some megabytes each; the one not used for longest goes first.
+_KEPT = 24
+
+_lock = threading.Lock()
 
     def run(
         self,

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -91,7 +91,7 @@ def test_any_half_at_all(name: str) -> None:
 HALVES = hnp.arrays(np.float16, (3, 8), elements=st.floats(width=16, allow_nan=False, allow_infinity=False))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(HALVES, st.sampled_from(["int4_sym", "int4_asym", "nf4", "fp4", "int8_sym"]), st.sampled_from([0, 3]))
 def test_whatever_hypothesis_finds(groups: np.ndarray, name: str, search: int) -> None:
     row = get_format(name)
