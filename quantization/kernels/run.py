@@ -93,10 +93,7 @@ class Kernel:
         }
         self._compiled = ov.Core().compile_model(build(key, block), "CPU", config)
         self._free: list[ov.InferRequest] = []
-        self.# Kernels kept compiled, some megabytes each; the one not used for longest goes first.
-_KEPT = 24
-
-_lock = threading.Lock()
+        self._lock = threading.Lock()
 
     def run(
         self,
