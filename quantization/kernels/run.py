@@ -69,9 +69,11 @@ def forget_kernels() -> None:
 
 def _kernel(key: Key) -> "Kernel":
     with _lock:
-        lock, made = _slots[key] = _slots.pop(key, None) or (threading.Lock(), [])  # the last in the dict's order
+        slot = _slots.pop(key) if key in _slots else (threading.Lock(), [])
+        _slots[key] = slot  # the last in the dict's order
         while len(_slots) > _KEPT:
             del _slots[next(iter(_slots))]
+    lock, made = slot
     with lock:  # two threads that ask for the same new kernel: one compiles, the other waits
         if not made:
             made.append(Kernel(key, block_of(key)))
