@@ -4,10 +4,10 @@ With `H = Σ x xᵀ` over the calibration data, rounding `W [rows, in]` to `Q` c
 the weight is a problem of its own, and all of them share H. Channels are decided in falling order of `H_jj` (the
 act-order of GPTQ): what matters most is rounded first, while all others can still make up for it.
 
-H is known from a sample. `H + λ median(diag H) I` predicts the cost on other data better, and takes its place throughout:
-measured on held-out text, 1 to 5 % less than without. (Not the mean of the diagonal: in a layer where a few tokens drive
-a few channels to a thousand times the others, a ridge of that size would wipe out what is known of the rest.) With M
-upper triangular in the order of decision and `M Mᵀ = H`, the cost of errors `δ = w − q` is
+H is known from a sample. `H + λ median(diag H) I` predicts the cost on other data better, and takes its place
+throughout: measured on held-out text, 1 to 5 % less than without. (Not the mean of the diagonal: in a layer where a few
+tokens drive a few channels to a thousand times the others, a ridge of that size would wipe out what is known of the
+rest.) With M upper triangular in the order of decision and `M Mᵀ = H`, the cost of errors `δ = w − q` is
 
     Σ_j M_jj² (δ_j + Σ_{k<j} B_kj δ_k)²,        B_kj = M_kj / M_jj,
 
@@ -38,8 +38,8 @@ class Curvature:
     """One layer input's H, prepared. Layers that read the same tensor share it.
 
     Attributes:
-        gram: [in, in] f32, H with its ridge, symmetric. Dead channels (`H_jj = 0`) have nothing else: they are rounded to
-            nearest and disturb nothing.
+        gram: [in, in] f32, H with its ridge, symmetric. Dead channels (`H_jj = 0`) have nothing else: they are rounded
+            to nearest and disturb nothing.
         order: [in] channels in the order in which they are decided.
         feedback: [in, in] f32 in that order, B: unit upper triangular.
         residual: [in] f32 in the channels' own order, `M_jj²`.
