@@ -19,6 +19,8 @@ MODELS = [
 ]
 NEEDS_MORE = {Mode.CODEBOOK, Mode.ADAPTIVE_CODEBOOK}  # a codebook of the caller's, values to fit one to
 MODES = [mode.value for mode in Mode if mode not in NEEDS_MORE]
+TELLING = ("bert", "llama", "qwen2_moe", "resnet", "whisper/decoder")  # one of each kind, to try every mode on
+GRID = [(name, mode) for name in MODELS for mode in (MODES if name in TELLING else ("int8_asym", "int4_asym", "nf4"))]
 
 
 def path_of(shared: Path, name: str) -> Path:
@@ -26,8 +28,7 @@ def path_of(shared: Path, name: str) -> Path:
     return shared / "zoo" / folder / (f"openvino_{part}_model.xml" if part else "openvino_model.xml")
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "mode"), GRID)
 def test_compressed_saved_reloaded_and_run(shared: Path, name: str, mode: str, tmp_path: Path) -> None:
     own = read_options(mode=mode)
     grouped = not own.mode.is_int8 and own.effective_group not in (-1, 16, 32)
