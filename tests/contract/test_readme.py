@@ -1,0 +1,48 @@
+"""What the README shows works as it stands there."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import openvino as ov
+import pytest
+
+from ov_weight_compression.passes import Mode
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_its_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    for suffix in (".xml", ".bin"):
+        shutil.copy(ROOT / "samples" / "pylm" / f"openvino_model{suffix}", tmp_path)
+    function, manager, rules = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    names: dict[str, object] = {}
+    exec(function, names)
+    assert (tmp_path / "int4" / "openvino_model.bin").stat().st_size < 4e6
+    names["model"] = ov.Core().read_model("openvino_model.xml")
+    exec(manager, names)
+    assert "int4_sym" in capsys.readouterr().out
+    exec(rules, names)
+    assert len(names["rules"]) == 4
+
+
+def test_its_table_has_every_mode() -> None:
+    table = TEXT[TEXT.index("## Modes") : TEXT.index("## Rules")]
+    for mode in Mode:
+        assert f"`{mode.value}`" in table
+
+
+def test_its_links_lead_somewhere() -> None:
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", TEXT):
+        assert (ROOT / link).exists(), link
+
+
+def test_two_commands_do_all_the_set_up() -> None:
+    commands = re.findall(r"^python3 -m venv .*$", TEXT, re.MULTILINE)
+    assert len(commands) == 2
+    assert commands[0].endswith("samples/first_minute.py")
+    assert commands[1].endswith("-m pytest")
