@@ -73,7 +73,9 @@ class WeightCompression(ModelPass):
         statistics_path: folder to keep statistics in, and to read them from if they are there.
         calibration_memory: bytes that calibration may hold; 2 GiB.
         quiet: False shows a progress bar while calibrating.
-        awq, lora_correction: not built yet; refused.
+        awq: scale input channels so that important ones lose less; folded into norms and producing weights.
+        lora_correction: not built yet; refused.
+        advanced_parameters: NNCF's object; what has a counterpart here is taken, anything else is refused.
 
     Attributes:
         report: what was done to every constant and why (`Report`), after the pass has run.
