@@ -34,6 +34,9 @@ PACKED_BITS = (1, 2, 3, 4, 6, 8, 16)
 # Elements and bytes of the smallest whole block of each width; a tensor's end is padded up to one.
 _BLOCKS = {1: (8, 1), 2: (4, 1), 3: (8, 3), 4: (2, 1), 6: (4, 3), 8: (1, 1), 16: (1, 2)}
 
+# Pairs of nibbles packed at a time.
+_CHUNK = 1 << 15
+
 
 def packed_size(count: int, bits: int) -> int:
     """Bytes that an OpenVINO tensor of ``count`` elements of ``bits`` bits takes."""
@@ -68,8 +71,10 @@ def pack(codes: Codes, bits: int) -> Bytes:
     if bits == 4:
         return _pack_nibbles(flat)
     if bits == 2:
-        return _pack_nibbles(_pack_pairs(flat))
-    return _pack_split(flat, bits)
+        return _gather(flat, _TWO_LOWEST_FIRST)
+    if bits == 3:
+        return _pack_three(flat)
+    return _pack_six(flat)
 
 
 def unpack(data: Bytes, bits: int, count: int) -> Codes:
@@ -101,27 +106,46 @@ def _block(bits: int) -> tuple[int, int]:
 
 
 def _pack_nibbles(flat: Bytes) -> Bytes:
-    """[2n] of 4 bits -> [n]. A pair read as one little-endian uint16 is two vector operations for numpy."""
+    """[2n] of 4 bits -> [n]. A pair read as one little-endian uint16 is two vector operations for numpy, in cache."""
     pairs = flat.view("<u2")
-    return np.asarray(pairs | (pairs >> 4), dtype=np.uint8)
+    out = np.empty(pairs.size, dtype=np.uint8)
+    scratch = np.empty(min(_CHUNK, pairs.size), dtype=np.uint16)
+    for start in range(0, pairs.size, _CHUNK):
+        part = pairs[start : start + _CHUNK]
+        merged = scratch[: part.size]
+        np.right_shift(part, 4, out=merged)
+        np.bitwise_or(merged, part, out=merged)
+        out[start : start + _CHUNK] = merged
+    return out
 
 
-def _pack_pairs(flat: Bytes) -> Bytes:
-    """[2n] of 2 bits -> [n] of 4 bits."""
-    pairs = flat.view("<u2")
-    return np.asarray((pairs | (pairs >> 6)) & 15, dtype=np.uint8)
+# One multiplication moves four two-bit numbers, a byte each, to their places in the highest byte: a factor has a bit for
+# each of them, 8 less per byte, and no two of the products' other bits meet.
+_TWO_LOWEST_FIRST = np.uint32(1 << 24 | 1 << 18 | 1 << 12 | 1 << 6)
+_TWO_HIGHEST_FIRST = np.uint32(1 << 30 | 1 << 20 | 1 << 10 | 1)
+_ONE_HIGHEST_FIRST = np.uint64(0x8040201008040201)
 
 
-def _pack_split(flat: Bytes, bits: int) -> Bytes:
-    """u3 and u6: the low bits of a block in two bytes, the high bits in a third, first element highest."""
-    low, high = (2, 1) if bits == 3 else (4, 2)
-    blocks = flat.reshape(-1, 8 // high)
-    out = np.zeros((len(blocks), 3), dtype=np.uint8)
-    half = blocks.shape[1] // 2
-    for k in range(blocks.shape[1]):
-        column = blocks[:, k]
-        out[:, k // half] |= (column & np.uint8((1 << low) - 1)) << np.uint8(8 - low - low * (k % half))
-        out[:, 2] |= (column >> np.uint8(low)) << np.uint8(8 - high - high * k)
+def _gather(flat: Bytes, factor: np.uint32) -> Bytes:
+    """[4n] of 2 bits -> [n]."""
+    return np.asarray((flat.view("<u4") * factor) >> np.uint32(24), dtype=np.uint8)
+
+
+def _pack_three(flat: Bytes) -> Bytes:
+    """[8n] of 3 bits -> [3n]: two bytes of low pairs and one of high bits."""
+    high = (flat.view("<u8") >> np.uint64(2)) & np.uint64(0x0101010101010101)
+    out = np.empty((len(high), 3), dtype=np.uint8)
+    out[:, :2] = _gather(flat & np.uint8(3), _TWO_HIGHEST_FIRST).reshape(-1, 2)
+    out[:, 2] = (high * _ONE_HIGHEST_FIRST) >> np.uint64(56)
+    return out.reshape(-1)
+
+
+def _pack_six(flat: Bytes) -> Bytes:
+    """[4n] of 6 bits -> [3n]: two bytes of low nibbles and one of high pairs."""
+    low = (flat & np.uint8(15)).reshape(-1, 2)
+    out = np.empty((flat.size // 4, 3), dtype=np.uint8)
+    out[:, :2] = ((low[:, 0] << np.uint8(4)) | low[:, 1]).reshape(-1, 2)
+    out[:, 2] = _gather(flat >> np.uint8(4), _TWO_HIGHEST_FIRST)
     return out.reshape(-1)
 
 
