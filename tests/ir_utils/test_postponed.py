@@ -29,7 +29,8 @@ class Maker:
 
 def model_of(plain_in_clones: bool) -> tuple[ov.Model, Maker]:
     maker = Maker()
-    constant = postponed_constant(ov.Type.f16, ov.Shape([3, 4]), maker, plain_in_clones)
+    plain = (lambda: ov.op.Constant(maker(), shared_memory=True)) if plain_in_clones else None
+    constant = postponed_constant(ov.Type.f16, ov.Shape([3, 4]), maker, plain)
     constant.set_friendly_name("weight")
     x = op.parameter([-1, 4], np.float32)
     return ov.Model([op.result(op.matmul(x, op.convert(constant, "f32"), False, True))], [x]), maker
