@@ -119,8 +119,8 @@ def _pack_nibbles(flat: Bytes) -> Bytes:
     return out
 
 
-# One multiplication moves four two-bit numbers, a byte each, to their places in the highest byte: a factor has a bit for
-# each of them, 8 less per byte, and no two of the products' other bits meet.
+# One multiplication moves four two-bit numbers, a byte each, to their places in the highest byte: a factor has a bit
+# for each of them, 8 less per byte, and no two of the products' other bits meet.
 _TWO_LOWEST_FIRST = np.uint32(1 << 24 | 1 << 18 | 1 << 12 | 1 << 6)
 _TWO_HIGHEST_FIRST = np.uint32(1 << 30 | 1 << 20 | 1 << 10 | 1)
 _ONE_HIGHEST_FIRST = np.uint64(0x8040201008040201)
