@@ -39,16 +39,15 @@ _slots: "dict[Key, tuple[threading.Lock, list[Kernel]]]" = {}
 
 
 def block_of(key: Key) -> int:
-    """Groups in a kernel's block: a power of two."""
-    size = _PLAIN_ELEMENTS / key.group
+    """Groups in a kernel's block: a multiple of eight."""
+    size = _PLAIN_ELEMENTS // key.group
     if key.spec.search > 1:
-        size = _SEARCH_ELEMENTS / (key.group * key.spec.search)
-    return 1 << max(3, int(np.log2(size)) if size > 1 else 0)
+        size = _SEARCH_ELEMENTS // (key.group * key.spec.search)
+    return max(8, size // 8 * 8)
 
 
 def kernel_for(key: Key, elements: int) -> "Kernel | None":
-    """The kernel to use for ``elements`` more weights of this kind, or None: the reference is the better choice
-    (yet)."""
+    """The kernel to use for ``elements`` more weights of this kind, or None where the reference is the better choice."""
     if key.group > _PLAIN_ELEMENTS or not codes.supported(key.spec.format):
         return None
     if key.spec.search > 1 and not codes.searchable(key.spec.format):
