@@ -1,13 +1,13 @@
 """AWQ as it is applied to a model: which factors each group of layers gets, and who takes them.
 
     groups of layers with one input (patterns.absorb)
-      ─▸ E[x²] from data, or what the graph tells of it
+      ─▸ E[x²] of that input, where there are data
       ─▸ factors t, chosen on a sample of rows (quantization.calibrated.awq)
       ─▸ rounded so that what absorbs them is exact, limited to what f16 holds
       ─▸ Fold: columns · t here; gain / t, rows / t or an inserted Multiply there
 
-A fold is kept only if the measured cost falls. Weights are scaled while they are read; gains, biases and inserted
-Multiplies are small and are edited when the model is rewritten (see `smoothing`).
+With data a fold is kept only if the measured cost falls. Weights are scaled while they are read; gains, biases and
+inserted Multiplies are small and are edited when the model is rewritten (see `smoothing`).
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ from ov_weight_compression.passes.smoothing import Fold, Scaling, Smoothing
 from ov_weight_compression.patterns import Weight
 from ov_weight_compression.patterns.absorb import ScalingGroup, scaling_groups
 from ov_weight_compression.patterns.absorb_producer import ProducerAbsorber
-from ov_weight_compression.quantization.calibrated.awq import Sample, choose_factors
-from ov_weight_compression.quantization.encode import Weighting
+from ov_weight_compression.quantization.calibrated.awq import Sample, choose_factors, lift_factors
 
 __all__ = ["Energy", "ForEach", "choose_folds"]
 
@@ -40,8 +39,8 @@ _LARGEST_COST = 0.995
 _LARGEST_COST_INSERTED = 0.9
 """The same where the factors cost a Multiply at run time."""
 
-Energy = Callable[[Weight], "tuple[Array | None, Weighting]"]
-"""Of a weight: E[x²] of its input channels, f32 [in], or None, and where that comes from."""
+Energy = Callable[[Weight], "Array | None"]
+"""E[x²] of the input channels of a weight's layers, f32 [in]; None where there are no data."""
 ForEach = Callable[[Callable[[ScalingGroup], "Fold | Scaling"], Sequence[ScalingGroup]], "list[Fold | Scaling]"]
 """Applies a function to many groups, in threads or not."""
 
@@ -68,7 +67,7 @@ def choose_folds(
 
     def decide(group: ScalingGroup) -> Fold | Scaling:
         found = _fold(group, by_name, reader, energy, insert)
-        return found if isinstance(found, Fold) else Scaling(_names(group), "", "", 1.0, found)
+        return found if isinstance(found, Fold) else Scaling(_names(group), "", "", None, found)
 
     groups = scaling_groups(model, [choice.weight for choice in choices])
     decided = for_each(decide, [group for group in groups if _has_few_bits(group, by_name)])
@@ -94,15 +93,15 @@ def _fold(
     """The group's fold, or why there is none."""
     if group.absorber is None and not (insert and group.behind_activation):
         return group.reason
-    found = [energy(weight) for weight in group.weights]
-    known, weighting = next((pair for pair in found if pair[0] is not None), (None, "graph"))
+    seen = next((found for found in map(energy, group.weights) if found is not None), None)
+    if group.absorber is None and seen is None:
+        return "no data to tell whether a Multiply would pay"
     rows = max(1, _SAMPLE_ROWS // len(group.weights))
     samples = [_sample(reader(weight), choices[weight.name], rows) for weight in group.weights]
-    seen = np.ones(group.columns, dtype=np.float32) if known is None else known
-    factors = choose_factors(samples, seen, group.classes, weighting=weighting)
+    factors = lift_factors(samples, group.classes) if seen is None else choose_factors(samples, seen, group.classes)
     columns = _absorbable(group, factors.columns)
     limit = _LARGEST_COST_INSERTED if group.absorber is None else _LARGEST_COST
-    if factors.cost > limit or np.all(columns == 1):
+    if np.all(columns == 1) or (factors.cost is not None and factors.cost > limit):
         return "no factors lower the cost" if group.absorber else "no factors lower the cost enough for a Multiply"
     return Fold(group, columns, factors.cost)
 

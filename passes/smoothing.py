@@ -32,8 +32,8 @@ class Scaling:
     """What took the factors: "norm", "weight", "multiply" (inserted, executed at run time), or "" for nothing."""
     name: str
     """The norm's gain, the weight, or the first of the inserted Multiplies."""
-    cost: float
-    """Cost of rounding with the factors, as a share of the cost without."""
+    cost: float | None
+    """Measured cost of rounding with the factors, as a share of the cost without; None where there were no data."""
     reason: str = ""
     """Why nothing was scaled."""
     bytes: int = 0
@@ -47,8 +47,8 @@ class Fold:
     group: ScalingGroup
     columns: Float32
     """[in], t: the layers' columns are multiplied by it, what makes their input is divided by it."""
-    cost: float
-    """Cost of rounding with the factors, as a share of the cost without."""
+    cost: float | None
+    """Measured cost of rounding with the factors, as a share of the cost without; None where there were no data."""
 
     @property
     def classes(self) -> Float32:
@@ -118,7 +118,7 @@ class Smoothing:
             if fold.producer:
                 scaled.add(fold.producer.weight.name)
             if weight.name in scaled:
-                left.append(Scaling(tuple(one.name for one in fold.group.weights), "", "", 1.0, reason))
+                left.append(Scaling(tuple(one.name for one in fold.group.weights), "", "", None, reason))
             else:
                 kept.append(fold)
         return Smoothing(kept, left)

@@ -182,15 +182,12 @@ class _Run:
         """Choose AWQ's factors where they are asked for: from here on weights are read with them."""
         if not self.options.awq:
             return plan
+        # Made now: later the gains that it goes by have factors folded into them.
+        self._graph_importance = ChannelImportance(self._weights, self._original)
         self.smoothing, choices = choose_folds(
-            self._model, plan.choices, self._original, self._energy, self._for_each, insert=True
+            self._model, plan.choices, self._original, self._calibration.importance, self._for_each, insert=True
         )
         return replace(plan, choices=tuple(choices))
-
-    def _energy(self, weight: Weight) -> tuple[Any, Weighting]:
-        """E[x²] of a layer's input channels, from data where there are any, else what the graph tells."""
-        seen = self._calibration.importance(weight)
-        return (self._graph_importance.of(weight), "graph") if seen is None else (seen, "data")
 
     def calibrate(self, choices: Sequence[Choice]) -> None:
         """Run what the options want to know from data, before anything is edited."""
@@ -211,7 +208,8 @@ class _Run:
 
     def _importance(self, weight: Weight) -> Any:
         """What an error in each column of the values that are quantised costs."""
-        energy, factors = self._energy(weight)[0], self.smoothing.columns.get(weight.name)
+        seen, factors = self._calibration.importance(weight), self.smoothing.columns.get(weight.name)
+        energy = self._graph_importance.of(weight) if seen is None else seen
         if factors is None:
             return energy
         return (1 if energy is None else energy) / np.square(factors)

@@ -10,6 +10,12 @@ format. As groups of columns are rounded independently, each *bundle* of them ch
 where channels in different groups share a factor (the heads of grouped-query attention). "No scaling" is always among
 the candidates, so no bundle gets a larger measured cost. Within a bundle the factors have a geometric mean of 1.
 
+Without data nothing can be measured, and what a norm's gain tells of E[x²] misleads: choosing by it made models worse.
+But where activations have outliers, training has made the weights they meet small, and rounding takes most of what is
+left of them. So columns far smaller than is usual in their bundle are lifted to the usual size, others are left alone:
+
+    t_j = s̃_w / s_w,j  where  s_w,j < 0.7 s̃_w,  else 1        s̃_w = median of s_w over the bundle
+
 A sample of the rows decides: the choice has a handful of outcomes and needs no more.
 """
 
@@ -21,16 +27,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from ov_weight_compression.quantization.encode import Weighting, decode_rows, encode_rows
+from ov_weight_compression.quantization.encode import decode_rows, encode_rows
 from ov_weight_compression.quantization.spec import Spec
 
-__all__ = ["Factors", "Sample", "choose_factors"]
+__all__ = ["Factors", "Sample", "choose_factors", "lift_factors"]
 
 Floats = npt.NDArray[np.float32]
 
 ALPHAS = (0.1, 0.2, 0.3, 0.4, 0.5)
 _SEARCH = 5
 """Scale candidates while measuring: enough to rank factors."""
+_FAR_BELOW = 0.7
 _LIMIT = 2.0**8
 _SMALLEST = 1e-6
 """Of the mean: what counts as the size of a channel that is silent or empty."""
@@ -53,30 +60,22 @@ class Factors:
 
     columns: Floats
     """[in], t; positive, 1 where no scaling was better."""
-    cost: float
-    """The measured cost with them, as a share of the cost without; at most 1."""
-
-    @property
-    def idle(self) -> bool:
-        """Whether nothing is to be scaled."""
-        return bool(np.all(self.columns == 1))
+    cost: float | None = None
+    """The measured cost with them, as a share of the cost without, at most 1; None where nothing was measured."""
 
 
 def choose_factors(
     samples: Sequence[Sample],
     energy: npt.NDArray[np.float32],
     classes: Sequence[int],
-    *,
-    weighting: Weighting = "data",
     alphas: Sequence[float] = ALPHAS,
 ) -> Factors:
     """The factors of some layers' common input channels.
 
     Args:
         samples: one for each layer.
-        energy: [in] E[x_j²] of the input (weighting "data") or what the graph tells of it ("graph").
+        energy: [in] E[x_j²] of the input.
         classes: [in] channels of the same class share their factor.
-        weighting: as in `encode_rows`, for the search of scales and for the cost alike.
         alphas: the candidates for α.
     """
     energy = _lifted(energy)
@@ -85,11 +84,21 @@ def choose_factors(
     size_x, size_w = np.sqrt(energy), _lifted(_mean_magnitude(samples))
     candidates = [np.ones_like(energy)]
     candidates += [_shared(size_x**alpha / size_w ** (1 - alpha), owner, bundles) for alpha in alphas]
-    costs = np.array([_costs(samples, energy, factors, weighting, bundles) for factors in candidates])
+    costs = np.array([_costs(samples, energy, factors, bundles) for factors in candidates])
     best = costs.argmin(axis=0)
     chosen = np.stack(candidates)[best[bundles], np.arange(len(energy))]
     without = float(costs[0].sum())
     return Factors(chosen, float(costs.min(axis=0).sum()) / without if without > 0 else 1.0)
+
+
+def lift_factors(samples: Sequence[Sample], classes: Sequence[int]) -> Factors:
+    """The factors where there are no data; arguments as in `choose_factors`."""
+    size, owner = _lifted(_mean_magnitude(samples)), np.asarray(classes)
+    bundles = _bundles(owner, [sample.spec.group_of(len(size)) for sample in samples])
+    usual = np.array([np.median(size[bundles == number]) for number in range(bundles.max() + 1)])[bundles]
+    factors = np.where(size < _FAR_BELOW * usual, usual / size, 1)
+    means = np.bincount(owner, np.log(factors)) / np.maximum(np.bincount(owner), 1)
+    return Factors(np.minimum(np.exp(means[owner]), _LIMIT).astype(np.float32))
 
 
 def _lifted(values: npt.NDArray[np.float32]) -> Floats:
@@ -138,7 +147,6 @@ def _costs(
     samples: Sequence[Sample],
     energy: Floats,
     factors: Floats,
-    weighting: Weighting,
     bundles: npt.NDArray[np.intp],
 ) -> npt.NDArray[np.float64]:
     """[bundles]: what rounding costs at the outputs of all layers with these factors."""
@@ -146,10 +154,7 @@ def _costs(
     for sample in samples:
         scaled = sample.values * factors
         spec = replace(sample.spec, search=min(sample.spec.search, _SEARCH))
-        encoded = encode_rows(scaled, spec, importance=energy / factors**2, weighting=weighting)
+        encoded = encode_rows(scaled, spec, importance=energy / factors**2, weighting="data")
         squares = np.square((scaled - decode_rows(encoded, spec)) / factors)
-        if weighting == "graph":
-            magnitude = np.abs(sample.values)
-            squares *= magnitude + np.sqrt(np.mean(np.square(magnitude), axis=1, keepdims=True))
         total += sample.share * squares.sum(axis=0, dtype=np.float64)
     return np.asarray(np.bincount(bundles, total * energy), dtype=np.float64)
