@@ -117,7 +117,7 @@ def _add_data_options(command: argparse.ArgumentParser) -> None:
     data.add_argument("--accuracy", help="fast, balanced or best")
     data.add_argument("--scale-estimation", action="store_true", default=None, help="scale search weighted by the data")
     data.add_argument("--gptq", action="store_true", default=None, help="codes by GPTQ")
-    data.add_argument("--awq", action="store_true", default=None, help=argparse.SUPPRESS)
+    data.add_argument("--awq", action="store_true", default=None, help="scale input channels; works without data too")
     data.add_argument("--lora-correction", action="store_true", default=None, help=argparse.SUPPRESS)
     data.add_argument("--subset-size", type=int, metavar="N", help="windows of the data to use (default 128)")
     data.add_argument("--context-length", type=int, metavar="N", help="tokens in a window (default 256)")

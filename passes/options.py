@@ -135,8 +135,8 @@ def read_options(**given: Any) -> Options:
 
 
 _MEANINGLESS_IN_INT8 = (
-    *("all_layers", "backup_mode", "sensitivity_metric", "dataset", "scale_estimation", "gptq", "accuracy"),
-    "statistics_path",
+    *("all_layers", "backup_mode", "sensitivity_metric", "dataset", "awq", "scale_estimation", "gptq"),
+    *("accuracy", "statistics_path"),
 )
 
 _READERS: Mapping[str, Any] = {

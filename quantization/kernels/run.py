@@ -47,7 +47,7 @@ def block_of(key: Key) -> int:
 
 
 def kernel_for(key: Key, elements: int) -> "Kernel | None":
-    """The kernel to use for ``elements`` more weights of this kind, or None where the reference is the better choice."""
+    """The kernel to use for ``elements`` more weights of this kind, or None where the reference is better."""
     if key.group > _PLAIN_ELEMENTS or not codes.supported(key.spec.format):
         return None
     if key.spec.search > 1 and not codes.searchable(key.spec.format):

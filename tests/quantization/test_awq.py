@@ -46,7 +46,8 @@ def test_a_layer_that_gains_nothing_is_left_alone_or_costs_less(name: str) -> No
     energy = np.ones(96, np.float32)
     spec = SPECS[name]
     found = choose_factors([Sample(weight, spec)], energy, IDENTITY)
-    assert found.cost is not None and found.cost <= 1
+    assert found.cost is not None
+    assert found.cost <= 1
     assert cost(weight, spec, energy, found.columns) <= cost(weight, spec, energy, np.ones(96, np.float32)) * (1 + 1e-6)
 
 
@@ -95,7 +96,8 @@ def test_extreme_inputs_give_finite_factors(energy: np.ndarray) -> None:
     weight[:, 3] = 0
     found: Factors = choose_factors([Sample(weight, SPECS["int4_asym"])], energy.astype(np.float32), IDENTITY)
     assert np.all((found.columns >= 2.0**-8) & (found.columns <= 2.0**8))
-    assert found.cost is not None and found.cost <= 1
+    assert found.cost is not None
+    assert found.cost <= 1
 
 
 def test_without_data_only_columns_far_below_the_usual_are_lifted() -> None:
