@@ -12,6 +12,7 @@ from typing import Any
 INT8 = ("int8_asym", "int8_sym")
 FIXED_GROUP = {"mxfp4": 32, "mxfp8_e4m3": 32, "nvfp4": 16}
 PER_CHANNEL = ("cb4", "adaptive_codebook")
+NEEDS_DATA = ("adaptive_codebook",)  # of NNCF; this package fits tables without
 GROUPED = ("int4_asym", "int4_sym", "int3_sym", "int2_sym", "nf4", "fp4", "fp8_e4m3")
 ALL = (*INT8, *GROUPED, *FIXED_GROUP, *PER_CHANNEL)  # what both tools have
 

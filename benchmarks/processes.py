@@ -14,6 +14,7 @@ import resource
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,11 +39,10 @@ def descendants(pid: int) -> list[int]:
     """The process and everything it started that still lives."""
     found = [pid]
     for parent in found:
-        for path in Path(f"/proc/{parent}/task").glob("*/children"):
-            try:
-                found += [int(child) for child in path.read_text().split()]
-            except OSError:
-                continue
+        with suppress(OSError):  # it may have ended meanwhile
+            for path in list(Path(f"/proc/{parent}/task").glob("*/children")):
+                with suppress(OSError):  # or one of its threads
+                    found += [int(child) for child in path.read_text().split()]
     return found
 
 

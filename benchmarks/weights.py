@@ -135,7 +135,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.weights", description=__doc__)
     peers.add_option(parser)
     parser.add_argument("folder", type=Path, nargs="?", default=places.SHARED / "zoo", help="folder or .xml")
-    parser.add_argument("--modes", default=",".join(modes.ALL))
+    parser.add_argument("--modes", default=",".join(each for each in modes.ALL if each not in modes.NEEDS_DATA))
     parser.add_argument("--group-size", type=int, default=64)
     parser.add_argument("--output", type=Path, help="Markdown file for the results")
     arguments = parser.parse_args(argv)

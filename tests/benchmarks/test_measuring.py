@@ -25,6 +25,14 @@ def test_anonymous_memory_of_a_process_is_seen(tmp_path: Path) -> None:
     assert 0 < run.processor < 20
 
 
+def test_a_process_that_ends_while_it_is_looked_at_has_no_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(path: Path, pattern: str) -> list[Path]:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Path, "glob", ended)
+    assert processes.descendants(os.getpid()) == [os.getpid()]
+
+
 def test_children_count_too(tmp_path: Path) -> None:
     script = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {ALLOCATE!r}])"
     assert processes.run([sys.executable, "-c", script], tmp_path / "log").anonymous > 100e6
