@@ -2,12 +2,12 @@
 
 samples ─▸ statistics ─▸ sensitivity metrics (plan)
                      └─▸ importance of channels (scale search, while saving)
-samples ─▸ streams ───▸ GPTQ stage by stage, codes to disk until they are saved
+samples ─▸ streams ───▸ GPTQ or LoRA correction stage by stage, codes to disk until they are saved
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -15,20 +15,16 @@ import numpy as np
 
 from ov_weight_compression.ir_utils.constants import ConstantReader
 from ov_weight_compression.ir_utils.errors import OptionError
-from ov_weight_compression.ir_utils.spool import Spool
 from ov_weight_compression.ir_utils.types import Array
 from ov_weight_compression.passes.choice import Choice
 from ov_weight_compression.passes.method import Method, method_of
 from ov_weight_compression.passes.options import Options
-from ov_weight_compression.passes.stored import StoredWeight, keep
 from ov_weight_compression.patterns import Weight
-from ov_weight_compression.quantization.encode import decode_rows
-from ov_weight_compression.quantization.scales import tensor_scale_of
 from ov_weight_compression.quantization.sensitivity import InputMeans
 
 if TYPE_CHECKING:
-    from ov_weight_compression.calibration import LayerInput, Samples, Stage, Statistics
-    from ov_weight_compression.passes.layer_codes import InputKnowledge
+    from ov_weight_compression.calibration import Samples, Statistics
+    from ov_weight_compression.passes.layer_encoder import LayerEncoder
 
 __all__ = ["Calibration"]
 
@@ -49,7 +45,8 @@ class Calibration:
     def method(self) -> Method:
         """What the options ask for, on this model."""
         options = self._options
-        if options.accuracy is None and options.dataset is None and not options.scale_estimation and not options.gptq:
+        named = options.scale_estimation or options.gptq or options.lora_correction
+        if options.accuracy is None and options.dataset is None and not named:
             return Method()
         from ov_weight_compression.calibration.language import read_language_model
 
@@ -59,6 +56,7 @@ class Calibration:
             options.scale_estimation,
             options.gptq,
             read_language_model(self._model) is not None,
+            options.lora_correction,
         )
 
     @cached_property
@@ -106,14 +104,18 @@ class Calibration:
             for seen in found
         ]
 
-    def encode(self, choices: Sequence[Choice]) -> dict[str, StoredWeight]:
-        """GPTQ for every weight that has codes of 4 bits or fewer and meets activations, by name."""
-        wanted = {c.weight.name: c for c in choices if c.spec.format.default_search}
-        if not self.method.gptq or not wanted:
-            return {}
-        from ov_weight_compression.calibration import DEFAULT_MEMORY, open_streams
+    def encode(self, choices: Sequence[Choice]) -> LayerEncoder | None:
+        """Codes, and adapters where they are asked for, of every weight of 4 bits or fewer that meets activations.
 
-        spool, done = Spool(), dict[str, StoredWeight]()
+        None where the method makes codes without looking at one layer after the other.
+        """
+        wanted = {choice.weight.name: choice for choice in choices if choice.few_bits}
+        if not self.method.layer_by_layer or not wanted:
+            return None
+        from ov_weight_compression.calibration import DEFAULT_MEMORY, open_streams
+        from ov_weight_compression.passes.layer_encoder import LayerEncoder
+
+        encoder = LayerEncoder(wanted, self._reader, self.method, self._options.lora_rank)
         with open_streams(
             self._model,
             [choice.weight for choice in choices],
@@ -124,36 +126,8 @@ class Calibration:
         ) as streams:
             for stage in streams:
                 for layer_input in stage.inputs:
-                    self._encode_inputs(layer_input, wanted, spool, done, stage)
-        return done
-
-    def _encode_inputs(
-        self,
-        layer_input: LayerInput,
-        wanted: Mapping[str, Choice],
-        spool: Spool,
-        done: dict[str, StoredWeight],
-        stage: Stage,
-    ) -> None:
-        """Encode every wanted weight that reads one input; the layers after it see the result."""
-        from ov_weight_compression.passes.layer_codes import encode_layer, knowledge_of
-
-        names = [name for name in layer_input.weights if name in wanted]
-        if not names:
-            return
-        both = self.method.two_streams
-        seen = layer_input.measure(gram=not both, gram_hat=True, cross=both)
-        known: dict[int, list[InputKnowledge]] = {}
-        for name in names:
-            choice = wanted[name]
-            reader, spec = self._reader(choice.weight), choice.spec
-            if id(reader.columns) not in known:
-                known[id(reader.columns)] = knowledge_of(seen, both, reader.columns)
-            scale = tensor_scale_of(choice.absmax, spec.format)
-            encoded = encode_layer(reader.read_all(), spec, known[id(reader.columns)], self.method.effort, scale)
-            done[name] = keep(encoded, spool)
-            if both:
-                stage.replace(name, reader.layout.from_matrix(reader.unscaled(decode_rows(encoded, spec))))
+                    encoder.take(layer_input, stage)
+        return encoder
 
     def recipe(self) -> dict[str, str]:
         """What was run, in words, for the report and the model's rt_info; nothing where nothing was."""

@@ -27,6 +27,11 @@ class Choice:
     """Whether `ratio` decided over this weight."""
 
     @property
+    def few_bits(self) -> bool:
+        """Whether it is stored in 4 bits or fewer (or as a table's indices): what is worth calibrating for."""
+        return self.spec.format.default_search > 0
+
+    @property
     def beyond_f16(self) -> bool:
         """Whether f16 cannot hold values of this size, a level or a power of two above included, or their scales."""
         too_small = self.absmax / self.spec.format.top < _F16_COARSE

@@ -20,7 +20,7 @@ from ov_weight_compression.quantization.encode import Weighting, encode_rows, st
 from ov_weight_compression.quantization.scales import tensor_scale_of
 from ov_weight_compression.quantization.spec import Encoded, Spec
 
-__all__ = ["Part", "WeightJob", "stored_parts"]
+__all__ = ["Part", "WeightJob", "filled", "stored_parts"]
 
 _PIECE_ELEMENTS = 1 << 19
 _ROWS_ALIGNMENT = 8  # any number of columns times eight rows ends on a byte (and on u3's blocks of eight)
@@ -148,10 +148,10 @@ class WeightJob:
         def finish() -> dict[str, Any]:
             if unpacked is not None:
                 sink.write(0, pack(unpacked, row.bits))
-            tensors = {"scale": _filled(parts["scale"], layout.scales_in_place(scales, group))}
+            tensors = {"scale": filled(parts["scale"], layout.scales_in_place(scales, group))}
             if zeros is not None:
                 packed = pack(layout.scales_in_place(zeros, group), row.bits)
-                tensors["zero_point"] = _filled(parts["zero_point"], packed)
+                tensors["zero_point"] = filled(parts["zero_point"], packed)
             return tensors
 
         return [partial(run, slab) for slab in layout.slabs(self._piece_rows(), layout.rows // self.experts)], finish
@@ -195,10 +195,11 @@ class WeightJob:
         table = stored_table(row)
         if table is not None:
             values["table"] = table
-        return {name: _filled(parts[name], data) for name, data in values.items()}
+        return {name: filled(parts[name], data) for name, data in values.items()}
 
 
-def _filled(part: Part, data: Array) -> ov.Tensor:
+def filled(part: Part, data: Array) -> ov.Tensor:
+    """A part's tensor with these bytes."""
     tensor = part.tensor()
     tensor.data.reshape(-1).view(np.uint8)[...] = data.reshape(-1).view(np.uint8)
     return tensor

@@ -7,7 +7,8 @@ keeps codes from its weights alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +18,7 @@ from ov_weight_compression.quantization.calibrated.curvature import Curvature, c
 from ov_weight_compression.quantization.calibrated.layer import Effort, fit_rows
 from ov_weight_compression.quantization.calibrated.targets import input_correction
 from ov_weight_compression.quantization.encode import encode_rows
-from ov_weight_compression.quantization.spec import Encoded, Spec
+from ov_weight_compression.quantization.spec import Encoded, Spec, join_rows
 
 if TYPE_CHECKING:
     from ov_weight_compression.calibration import Seen
@@ -27,11 +28,27 @@ __all__ = ["InputKnowledge", "encode_layer", "knowledge_of"]
 
 @dataclass(frozen=True, eq=False)
 class InputKnowledge:
-    """What one input (of one expert) says to the layers that read it; None where nothing was seen."""
+    """What one input (of one expert) says to the layers that read it."""
 
-    curvature: Curvature | None
+    gram: Array
+    """H [in, in] of what the compressed layer reads; zeros where nothing was seen."""
     correction: Float32 | None = None
     """K, [in, in]: the layer aims at `W + W K`."""
+
+    @cached_property
+    def energy(self) -> Float32 | None:
+        """`H_jj` [in], in units of its mean; None where nothing was seen."""
+        diagonal = np.diagonal(self.gram).astype(np.float32)
+        return diagonal / diagonal.mean() if np.any(diagonal) else None
+
+    @cached_property
+    def curvature(self) -> Curvature:
+        """H, prepared for GPTQ."""
+        return curvature_of(self.gram)
+
+    def target(self, weight: Float32) -> Float32:
+        """What the layer aims at, for rows of its weight."""
+        return weight if self.correction is None else weight + weight @ self.correction
 
 
 def knowledge_of(seen: Seen, aim_at_float: bool, factors: Float32 | None = None) -> list[InputKnowledge]:
@@ -49,33 +66,28 @@ def knowledge_of(seen: Seen, aim_at_float: bool, factors: Float32 | None = None)
 
 
 def _of_one(gram: Array, cross: Array | None) -> InputKnowledge:
-    if not np.any(np.diagonal(gram)):
-        return InputKnowledge(None)
-    correction = None if cross is None else input_correction(gram, cross)
-    return InputKnowledge(curvature_of(gram), correction)
+    if cross is None or not np.any(np.diagonal(gram)):
+        return InputKnowledge(gram)
+    return InputKnowledge(gram, input_correction(gram, cross))
 
 
 def encode_layer(
-    weight: Float32, spec: Spec, known: list[InputKnowledge], effort: Effort, tensor_scale: np.float32 | None
+    weight: Float32, spec: Spec, known: list[InputKnowledge], effort: Effort | None, tensor_scale: np.float32 | None
 ) -> Encoded:
-    """Stored arrays of a weight `[rows, in]`, whose rows fall into as many experts as there are entries in `known`."""
+    """Stored arrays of a weight `[rows, in]`, whose rows fall into as many experts as there are entries in `known`.
+
+    By GPTQ with that `effort`; with None by the scale search, weighted with the energy of the input's channels.
+    """
     blocks = np.split(weight, len(known))
     parts = [_encode_block(block, spec, one, effort, tensor_scale) for block, one in zip(blocks, known, strict=True)]
-    if len(parts) == 1:
-        return parts[0]
-    zeros = [part.zero_point for part in parts if part.zero_point is not None]
-    return replace(
-        parts[0],
-        codes=np.concatenate([part.codes for part in parts]),
-        scale=np.concatenate([part.scale for part in parts]),
-        zero_point=np.concatenate(zeros) if zeros else None,
-    )
+    return join_rows(parts)
 
 
 def _encode_block(
-    weight: Float32, spec: Spec, known: InputKnowledge, effort: Effort, tensor_scale: np.float32 | None
+    weight: Float32, spec: Spec, known: InputKnowledge, effort: Effort | None, tensor_scale: np.float32 | None
 ) -> Encoded:
-    if known.curvature is None:
+    if known.energy is None:
         return encode_rows(weight, spec, tensor_scale=tensor_scale)
-    target = weight if known.correction is None else weight + weight @ known.correction
-    return fit_rows(target, spec, known.curvature, effort, tensor_scale=tensor_scale)
+    if effort is None:
+        return encode_rows(weight, spec, importance=known.energy, weighting="data", tensor_scale=tensor_scale)
+    return fit_rows(known.target(weight), spec, known.curvature, effort, tensor_scale=tensor_scale)

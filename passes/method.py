@@ -7,7 +7,8 @@
                  layers before (two streams)
 
 `scale_estimation=True` is the weighted search, `gptq=True` is GPTQ with descent. A dataset alone means the weighted
-search too, for there is no reason to measure and not to use it.
+search too, for there is no reason to measure and not to use it. `lora_correction=True` adds adapters to whichever of
+these is chosen.
 """
 
 from __future__ import annotations
@@ -33,40 +34,56 @@ class Method:
     gptq: bool = False
     two_streams: bool = False
     """GPTQ sees the inputs behind the compressed layers and aims at the float model's outputs."""
+    lora: bool = False
+    """Adapters beside the layers, for what their codes have lost."""
     dataset: Any = None
     """What the caller gave, or "random" or "self"."""
 
     @property
-    def effort(self) -> Effort:
-        """How hard GPTQ tries for each layer."""
+    def layer_by_layer(self) -> bool:
+        """Whether codes are made while the data are there, from full Gram matrices."""
+        return self.gptq or self.lora
+
+    @property
+    def effort(self) -> Effort | None:
+        """How hard GPTQ tries for each layer; None for the weighted search alone."""
         from ov_weight_compression.quantization.calibrated.layer import BALANCED, BEST
 
+        if not self.gptq:
+            return None
         return BEST if self.two_streams else BALANCED
 
 
 def method_of(
-    accuracy: Accuracy | None, dataset: Any, scale_estimation: bool, gptq: bool, is_language_model: bool
+    accuracy: Accuracy | None,
+    dataset: Any,
+    scale_estimation: bool,
+    gptq: bool,
+    is_language_model: bool,
+    lora: bool = False,
 ) -> Method:
     """Put the options together.
 
     Raises:
         OptionError: data is needed, none was given, and none can be made up for this model.
     """
-    wanted = accuracy is not None or scale_estimation or gptq or dataset is not None
+    named = scale_estimation or gptq or lora
+    wanted = accuracy is not None or named or dataset is not None
     if not wanted:
         return Method()
     if dataset is None:
-        dataset = _made_up(accuracy, scale_estimation or gptq, is_language_model)
+        dataset = _made_up(accuracy, named, is_language_model)
         if dataset is None:
             return Method()
     deep = accuracy in (Accuracy.BALANCED, Accuracy.BEST)
-    return Method(True, gptq or deep, accuracy is Accuracy.BEST, dataset)
+    return Method(True, gptq or deep, accuracy is Accuracy.BEST, lora, dataset)
 
 
 def _made_up(accuracy: Accuracy | None, named: bool, is_language_model: bool) -> str | None:
     if named:
         raise OptionError(
-            "dataset: scale_estimation and gptq need one; give model inputs, or 'random' or 'self' for a language model"
+            "dataset: scale_estimation, gptq and lora_correction need one; "
+            "give model inputs, or 'random' or 'self' for a language model"
         )
     if is_language_model:
         return "random" if accuracy is Accuracy.FAST else "self"

@@ -30,6 +30,8 @@ from ov_weight_compression.quantization.formats import FORMATS, TABLE_TYPES, For
 
 __all__ = ["Options", "read_options"]
 
+LORA_RANK = 8
+
 
 @dataclass(frozen=True)
 class Options:
@@ -51,6 +53,8 @@ class Options:
     scale_estimation: bool = False
     gptq: bool = False
     awq: bool = False
+    lora_correction: bool = False
+    lora_rank: int = LORA_RANK
     accuracy: Accuracy | None = None
     statistics_path: Path | None = None
     calibration_memory: int | None = None
@@ -91,9 +95,11 @@ class Options:
             recipe["codebook_type"] = self.codebook_type
         if self.accuracy is not None:
             recipe["accuracy"] = self.accuracy.value
-        for name in ("awq", "scale_estimation", "gptq"):
+        for name in ("awq", "scale_estimation", "gptq", "lora_correction"):
             if getattr(self, name):
                 recipe[name] = "True"
+        if self.lora_correction:
+            recipe["lora_rank"] = str(self.lora_rank)
         if self.dataset is not None:
             recipe["dataset"] = self.dataset if isinstance(self.dataset, str) else type(self.dataset).__name__
         if self.rules:
@@ -116,11 +122,10 @@ def read_options(**given: Any) -> Options:
     advanced = given.pop("advanced_parameters", None)
     if advanced is not None:
         given = {**options_of(advanced), **{name: value for name, value in given.items() if value is not None}}
-    known = {*_READERS, *_UNBUILT, "compression_format"}
+    known = {*_READERS, "compression_format"}
     for name in given:
         if name not in known:
             raise OptionError(f"unknown option {name!r}; there are {', '.join(sorted(known))}")
-    _refuse_unbuilt(given)
     if str(getattr(given.get("compression_format"), "value", given.get("compression_format")) or "") not in (
         "",
         "dequantize",
@@ -136,7 +141,7 @@ def read_options(**given: Any) -> Options:
 
 _MEANINGLESS_IN_INT8 = (
     *("all_layers", "backup_mode", "sensitivity_metric", "dataset", "awq", "scale_estimation", "gptq"),
-    *("accuracy", "statistics_path"),
+    *("accuracy", "statistics_path", "lora_correction", "lora_rank"),
 )
 
 _READERS: Mapping[str, Any] = {
@@ -156,6 +161,8 @@ _READERS: Mapping[str, Any] = {
     "scale_estimation": readers.flag("scale_estimation"),
     "gptq": readers.flag("gptq"),
     "awq": readers.flag("awq"),
+    "lora_correction": readers.flag("lora_correction"),
+    "lora_rank": readers.count("lora_rank", 1),
     "accuracy": lambda value: parse_enum(Accuracy, value, "accuracy"),
     "statistics_path": readers.path("statistics_path"),
     "calibration_memory": readers.count("calibration_memory", 1 << 26),
@@ -167,14 +174,6 @@ _READERS: Mapping[str, Any] = {
     "threads": readers.count("threads", 1),
     "device": lambda value: parse_enum(Device, value, "device"),
 }
-
-_UNBUILT = {"lora_correction": "LoRA correction"}
-
-
-def _refuse_unbuilt(given: Mapping[str, Any]) -> None:
-    for name, what in _UNBUILT.items():
-        if given.get(name):
-            raise OptionError(f"{name}: {what} is not built yet in this version; leave it out")
 
 
 def _check_together(options: Options, given: Mapping[str, Any]) -> None:
@@ -195,6 +194,8 @@ def _check_together(options: Options, given: Mapping[str, Any]) -> None:
             f"sensitivity_metric: {options.sensitivity_metric.value} needs a dataset; give one, or use "
             "weight_quantization_error"
         )
+    if given.get("lora_rank") is not None and not options.lora_correction:
+        raise OptionError(f"lora_rank: {options.lora_rank} means nothing without lora_correction=True")
     if options.scale_search == "off" and (options.scale_estimation or options.accuracy is not None):
         raise OptionError("scale_search: must not be 'off' with scale_estimation or accuracy, which are made of it")
     _check_codebook(options)

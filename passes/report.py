@@ -13,6 +13,7 @@ from ov_weight_compression.ir_utils.layout import Layout
 from ov_weight_compression.passes.choice import Plan
 from ov_weight_compression.passes.device_rules import device_warnings
 from ov_weight_compression.passes.encode_job import stored_parts
+from ov_weight_compression.passes.lora import Correction
 from ov_weight_compression.passes.modes import Device
 from ov_weight_compression.passes.smoothing import Scaling
 from ov_weight_compression.patterns import Skip
@@ -69,6 +70,8 @@ class Report:
     """What the target device (the CPU where none is named) is known to expand when it compiles the model."""
     scalings: tuple[Scaling, ...] = ()
     """AWQ: for each tensor that layers of few bits read, what took its factors, or why it has none."""
+    corrections: tuple[Correction, ...] = ()
+    """LoRA correction: for each weight of few bits, the adapters beside its layer, or why there are none."""
 
     @property
     def bytes_before(self) -> int:
@@ -78,7 +81,8 @@ class Report:
     @property
     def bytes_after(self) -> int:
         """Bytes of the compressed weights as they are, scales, zero points and whatever was added included."""
-        return sum(row.bytes_after for row in self.rows) + sum(scaling.bytes for scaling in self.scalings)
+        added = [*(scaling.bytes for scaling in self.scalings), *(line.bytes for line in self.corrections)]
+        return sum(row.bytes_after for row in self.rows) + sum(added)
 
     @property
     def bits_per_weight(self) -> float:
@@ -123,6 +127,7 @@ class Report:
             "shares": [asdict(share) for share in self.shares],
             "weights": [{**asdict(row), "bits_per_weight": round(row.bits_per_weight, 4)} for row in self.rows],
             **({"scalings": [asdict(scaling) for scaling in self.scalings]} if self.scalings else {}),
+            **({"corrections": [asdict(line) for line in self.corrections]} if self.corrections else {}),
             "skips": [asdict(skip) for skip in self.skips],
         }
 
@@ -136,12 +141,17 @@ class Report:
         return render_text(self)
 
 
-def make_report(plan: Plan, recipe: dict[str, str], scalings: tuple[Scaling, ...] = ()) -> Report:
+def make_report(
+    plan: Plan,
+    recipe: dict[str, str],
+    scalings: tuple[Scaling, ...] = (),
+    corrections: tuple[Correction, ...] = (),
+) -> Report:
     """The report of a plan: sizes follow from shapes and formats, so they are exact before anything is computed."""
     device = Device(recipe["device"]) if "device" in recipe else None
     spoiled = tuple(f"{skip.name} was left as it is: it holds {skip.reason}" for skip in plan.spoiled)
     warnings = spoiled + device_warnings(device, ((choice.weight, choice.spec.format) for choice in plan.choices))
-    return Report(_rows(plan), tuple(plan.skips), recipe, warnings, scalings)
+    return Report(_rows(plan), tuple(plan.skips), recipe, warnings, scalings, corrections)
 
 
 def _rows(plan: Plan) -> tuple[Row, ...]:

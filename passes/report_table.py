@@ -93,6 +93,22 @@ def _scaling_lines(report: Report) -> list[str]:
     return lines + [f"  {count} left: {reason}" for reason, count in reasons.most_common()]
 
 
+def _correction_lines(report: Report) -> list[str]:
+    """What LoRA correction added, and what it could not."""
+    if not report.corrections:
+        return []
+    added = [line for line in report.corrections if not line.reason]
+    size = human_bytes(sum(line.bytes for line in added))
+    ranks = sorted({line.rank for line in added}, reverse=True)
+    kinds = f" of rank {', '.join(map(str, ranks))}" if ranks else ""
+    lines = [f"LoRA correction: adapters{kinds} beside {len(added)} of {len(report.corrections)} layers, {size}."]
+    left = [line.left for line in added if line.left is not None]
+    if left:
+        lines.append(f"  they leave {sum(left) / len(left):.0%} of the output error of a layer, on average")
+    reasons = Counter(line.reason for line in report.corrections if line.reason)
+    return lines + [f"  {count} without: {reason}" for reason, count in reasons.most_common()]
+
+
 def print_report(report: Report, console: Any) -> None:
     """Print the tables to a rich console."""
     from ov_weight_compression.passes.report import group_skips
@@ -107,7 +123,7 @@ def print_report(report: Report, console: Any) -> None:
     if report.skips:
         rows = list(group_skips(report.skips))
         console.print(_reasons_table("Left as they are", "reason", rows))
-    for line in _scaling_lines(report):
+    for line in (*_scaling_lines(report), *_correction_lines(report)):
         console.print(line, highlight=False, soft_wrap=True)
     if "data" in report.recipe:
         console.print(f"Calibrated with {report.recipe['data']}.", highlight=False, soft_wrap=True)

@@ -33,6 +33,11 @@ class StoredWeight:
             zero_point=zero,
         )
 
+    def everything(self) -> Encoded:
+        """All rows of the weight."""
+        rows = self.codes.shape[0]
+        return self.rows(Slab(0, rows, (slice(0, rows),)))
+
 
 def keep(encoded: Encoded, spool: Spool) -> StoredWeight:
     """Move a weight's arrays to disk."""

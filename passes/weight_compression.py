@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import openvino as ov
@@ -16,22 +16,26 @@ import ov_weight_compression
 from ov_weight_compression.ir_utils.constants import ConstantReader, FileMappings, ValueRange
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.pipeline import Job, Pipeline
+from ov_weight_compression.passes.adapters import attach
 from ov_weight_compression.passes.adaptive import with_tables
 from ov_weight_compression.passes.awq import choose_folds
 from ov_weight_compression.passes.calibrate import Calibration
 from ov_weight_compression.passes.channel_importance import ChannelImportance
 from ov_weight_compression.passes.choice import Choice, Plan
 from ov_weight_compression.passes.encode_job import WeightJob
+from ov_weight_compression.passes.lora import Correction, corrections
 from ov_weight_compression.passes.noise import noise_of
 from ov_weight_compression.passes.options import Options, read_options
 from ov_weight_compression.passes.plan import make_plan
 from ov_weight_compression.passes.report import Report, make_report
 from ov_weight_compression.passes.rewrite import rewrite
 from ov_weight_compression.passes.smoothing import Smoothing
-from ov_weight_compression.passes.stored import StoredWeight
 from ov_weight_compression.patterns import Weight, find_weights
 from ov_weight_compression.quantization.encode import Weighting
 from ov_weight_compression.quantization.sensitivity import sensitivity
+
+if TYPE_CHECKING:
+    from ov_weight_compression.passes.layer_encoder import LayerEncoder
 
 __all__ = ["WeightCompression", "apply_weight_compression"]
 
@@ -74,7 +78,9 @@ class WeightCompression(ModelPass):
         calibration_memory: bytes that calibration may hold; 2 GiB.
         quiet: False shows a progress bar while calibrating.
         awq: scale input channels so that important ones lose less; folded into norms and producing weights.
-        lora_correction: not built yet; refused.
+        lora_correction: add two thin layers beside every MatMul with a weight of 4 bits or fewer, which carry what
+            rounding lost; needs a dataset, costs bytes and time at inference.
+        lora_rank: how thin: the channels between the two, 8.
         advanced_parameters: NNCF's object; what has a counterpart here is taken, anything else is refused.
 
     Attributes:
@@ -108,8 +114,8 @@ class WeightCompression(ModelPass):
 
     def preview(self, model: Any) -> Report:
         """The report that running the pass on `model` would leave, exact in its sizes; the model is not changed."""
-        _, plan = self._decide(model)
-        return make_report(plan, self.options.recipe())
+        run, plan = self._decide(model)
+        return make_report(plan, self.options.recipe(), corrections=run.corrections(plan.choices))
 
     def run_on_model(self, model: Any) -> bool:
         """Rewrite `model` in place; whether anything changed."""
@@ -119,8 +125,9 @@ class WeightCompression(ModelPass):
         run.calibrate(plan.choices)
         jobs = rewrite(plan.choices, run.job, run.pipeline, self.options.lazy)
         run.smoothing.apply()
+        run.attach_adapters(plan.choices)
         recipe = {**self.options.recipe(), **run.recipe()}
-        self._report = make_report(plan, recipe, run.smoothing.report())
+        self._report = make_report(plan, recipe, run.smoothing.report(), run.corrections(plan.choices))
         if jobs:
             _leave_recipe(model, self._report)
         return bool(jobs)
@@ -159,7 +166,7 @@ class _Run:
         self._mappings = FileMappings()
         self._weights = weights
         self._calibration = Calibration(model, weights, options, self.reader)
-        self._stored: Mapping[str, StoredWeight] = {}
+        self._encoded: LayerEncoder | None = None
         self.smoothing = Smoothing()
 
     def reader(self, weight: Weight) -> ConstantReader:
@@ -191,28 +198,47 @@ class _Run:
 
     def calibrate(self, choices: Sequence[Choice]) -> None:
         """Run what the options want to know from data, before anything is edited."""
-        self._stored = self._calibration.encode(choices)
+        self._encoded = self._calibration.encode(choices)
+
+    def attach_adapters(self, choices: Sequence[Choice]) -> None:
+        """Put the adapters that were fitted beside their layers, as the graph is now."""
+        adapters = self._encoded.adapters if self._encoded is not None else {}
+        for choice in choices:
+            fitted = adapters.get(choice.weight.name)
+            if fitted is not None:
+                attach(choice.weight, fitted, self.options.lazy)
+
+    def corrections(self, choices: Sequence[Choice]) -> tuple[Correction, ...]:
+        """What the report says of adapters: what is planned, or once the data have been seen what was found."""
+        if not self.options.lora_correction:
+            return ()
+        return corrections(choices, self.options.lora_rank, self._encoded.adapters if self._encoded else None)
 
     def recipe(self) -> dict[str, str]:
         return self._calibration.recipe()
 
     def job(self, choice: Choice) -> WeightJob:
         weight = choice.weight
-        job = WeightJob(weight.name, self.reader(weight), choice.spec, choice.absmax, self._stored.get(weight.name))
-        if job.stored is not None or not choice.spec.search:
+        stored = self._encoded.weights.get(weight.name) if self._encoded is not None else None
+        job = WeightJob(weight.name, self.reader(weight), choice.spec, choice.absmax, stored)
+        if stored is not None or not choice.spec.search:
             return job
-        seen = self._calibration.importance(weight)
+        seen = self._seen(weight)
         weighting: Weighting = "graph" if seen is None else "data"
         experts = 1 if seen is None or seen.ndim == 1 else len(seen)
         return replace(job, importance=partial(self._importance, weight), weighting=weighting, experts=experts)
 
     def _importance(self, weight: Weight) -> Any:
         """What an error in each column of the values that are quantised costs."""
-        seen, factors = self._calibration.importance(weight), self.smoothing.columns.get(weight.name)
+        seen, factors = self._seen(weight), self.smoothing.columns.get(weight.name)
         energy = self._graph_importance.of(weight) if seen is None else seen
         if factors is None:
             return energy
         return (1 if energy is None else energy) / np.square(factors)
+
+    def _seen(self, weight: Weight) -> Any:
+        """E[x²] of a weight's input; None without data, and for what the layer-by-layer run did not reach."""
+        return None if self._encoded is not None else self._calibration.importance(weight)
 
     @cached_property
     def _graph_importance(self) -> ChannelImportance:

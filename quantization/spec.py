@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy.typing as npt
 
 from ov_weight_compression.quantization.formats import PER_CHANNEL, Format
 
-__all__ = ["Encoded", "Spec"]
+__all__ = ["Encoded", "Spec", "join_rows"]
 
 
 @dataclass(frozen=True)
@@ -74,3 +75,16 @@ class Encoded:
     zero_point: npt.NDArray[np.uint8] | None = None
     tensor_scale: np.float32 | None = None
     table: npt.NDArray[Any] | None = None
+
+
+def join_rows(parts: Sequence[Encoded]) -> Encoded:
+    """Rows of several results of one weight, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    zeros = [part.zero_point for part in parts if part.zero_point is not None]
+    return replace(
+        parts[0],
+        codes=np.concatenate([part.codes for part in parts]),
+        scale=np.concatenate([part.scale for part in parts]),
+        zero_point=np.concatenate(zeros) if zeros else None,
+    )

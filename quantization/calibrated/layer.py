@@ -11,7 +11,7 @@ pushes weights towards the clipped range. As rows do not depend on each other th
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from ov_weight_compression.quantization.calibrated.draft import Draft, Grid
 from ov_weight_compression.quantization.calibrated.gptq import gptq
 from ov_weight_compression.quantization.calibrated.starts import Start, starting_draft
 from ov_weight_compression.quantization.scales import tensor_scale_of
-from ov_weight_compression.quantization.spec import Encoded, Spec
+from ov_weight_compression.quantization.spec import Encoded, Spec, join_rows
 
 __all__ = ["BALANCED", "BEST", "GPTQ_ONLY", "Effort", "fit_rows"]
 
@@ -73,7 +73,7 @@ def fit_rows(
         grid.encode(_fit(np.asarray(target[begin : begin + _ROWS], np.float32), curvature, grid, effort))
         for begin in range(0, max(len(target), 1), _ROWS)
     ]
-    return _joined(parts)
+    return join_rows(parts)
 
 
 def _fit(rows: npt.NDArray[np.float32], curvature: Curvature, grid: Grid, effort: Effort) -> Draft:
@@ -89,16 +89,3 @@ def _fit(rows: npt.NDArray[np.float32], curvature: Curvature, grid: Grid, effort
             best.take(costs < least, other)
             least = np.minimum(least, costs)
     return descend(channels, best, curvature, grid, effort.sweeps) if effort.sweeps else best
-
-
-def _joined(parts: list[Encoded]) -> Encoded:
-    """Rows of several results one after the other."""
-    if len(parts) == 1:
-        return parts[0]
-    zeros = [part.zero_point for part in parts if part.zero_point is not None]
-    return replace(
-        parts[0],
-        codes=np.concatenate([part.codes for part in parts]),
-        scale=np.concatenate([part.scale for part in parts]),
-        zero_point=np.concatenate(zeros) if zeros else None,
-    )

@@ -25,6 +25,7 @@ Floats = npt.NDArray[np.float32]
 ADAPTER_SPEC = Spec(FORMATS["int8_asym"])
 _ITERATIONS = 6
 _EXTRA = 8
+_ROWS = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,21 +54,33 @@ def lora_adapters(missing: Floats, gram: npt.NDArray[np.floating], rank: int, *,
         The adapters, or None where nothing is missing or the input is always zero.
     """
     rank = min(rank, *missing.shape)
-    weighted = _weigh(missing, gram)
-    total = float(np.einsum("ri,ri->", weighted, missing, dtype=np.float64))
+    total = _cost(missing, gram)
     if not total > 0:
         return None
     up = _leading(missing, gram, rank)
     best: Adapters | None = None
     for _ in range(max(rounds, 1)):
-        down, down_values = _rounded(_solve(up.T @ up, up.T @ missing))
-        weighted_down = _weigh(down_values, gram)
-        up_stored, up = _rounded(_solve(weighted_down @ down_values.T, weighted_down @ missing.T).T)
-        error = missing - up @ down_values
-        left = float(np.einsum("ri,ri->", _weigh(error, gram), error, dtype=np.float64)) / total
+        down, down_values = _rounded(_balanced(_solve(up.T @ up, up.T @ missing), up))
+        weighted = _weigh(down_values, gram)
+        inner, outer = weighted @ down_values.T, missing @ weighted.T
+        up_stored, up = _rounded(_solve(inner, outer.T).T)
+        saved = np.sum(up * (2 * outer - up @ inner), dtype=np.float64)
+        left = max(1 - float(saved) / total, 0.0)
         if best is None or left < best.left:
             best = Adapters(down, up_stored, left)
     return best
+
+
+def _cost(missing: Floats, gram: npt.NDArray[np.floating]) -> float:
+    """`tr(E H Eᵀ)`."""
+    pieces = (missing[begin : begin + _ROWS] for begin in range(0, len(missing), _ROWS))
+    return sum(float(np.einsum("ri,ri->", _weigh(piece, gram), piece, dtype=np.float64)) for piece in pieces)
+
+
+def _balanced(down: Floats, up: Floats) -> Floats:
+    """A times a power of two, so that the B that fits it is as large: f16 scales hold neither tiny nor huge values."""
+    ratio = float(np.abs(up).max()) / max(float(np.abs(down).max()), 1e-30)
+    return np.asarray(np.ldexp(down, round(np.log2(ratio) / 2)), dtype=np.float32)
 
 
 def _weigh(rows: Floats, gram: npt.NDArray[np.floating]) -> Floats:

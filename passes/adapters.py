@@ -1,0 +1,81 @@
+"""Put adapters into the graph: two thin MatMuls beside a layer, and an Add that its readers read in its place.
+
+    x ─┬─▸ layer ───────────────────────────────┬─▸ Add ─▸ readers
+       └─▸ MatMul ◂─ A ─▸ MatMul ◂─ B ──────────┘
+
+The layer keeps its friendly name; its tensor names, by which a model's outputs are known, go to the Add. The adapters
+are weights like others: codes of 8 bits with a decompression chain, `<layer>/lora_A` and `<layer>/lora_B`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import openvino as ov
+from openvino import opset13 as ops
+
+from ov_weight_compression.ir_utils.dequantization import ChainParts, build_dequantization, protect_from_folding
+from ov_weight_compression.ir_utils.postponed import postponed_constant
+from ov_weight_compression.ir_utils.types import element_type
+from ov_weight_compression.passes.encode_job import Part, filled
+from ov_weight_compression.passes.lora import StoredAdapters, adapter_parts
+from ov_weight_compression.passes.stored import StoredWeight
+from ov_weight_compression.patterns import Weight
+
+__all__ = ["attach"]
+
+
+def attach(weight: Weight, adapters: StoredAdapters, lazy: bool) -> None:
+    """Add adapters beside the only layer of `weight`, a MatMul whose weight may be either input.
+
+    With `lazy` the constants are read from where the adapters are kept when the model is saved or compiled.
+    """
+    layer, port = weight.consumers[0].node, weight.consumers[0].port
+    name, flags = str(layer.get_friendly_name()), layer.get_attributes()
+    x = layer.input_value(1 - port)
+    parts = adapter_parts(weight, adapters.down.codes.shape[0])
+    down, up = (
+        _matrix(stored, side, f"{name}/lora_{letter}", x.get_element_type(), lazy)
+        for stored, side, letter in zip((adapters.down, adapters.up), parts, "AB", strict=True)
+    )
+    if port == 1:
+        thin = ops.matmul(x, down, flags["transpose_a"], True)
+        correction = ops.matmul(thin, up, False, True)
+    else:
+        thin = ops.matmul(down, x, False, flags["transpose_b"])
+        correction = ops.matmul(up, thin, False, False)
+    readers = list(layer.output(0).get_target_inputs())
+    total = ops.add(layer, correction)
+    for node, suffix in ((thin, "down"), (correction, "up"), (total, "add")):
+        node.set_friendly_name(f"{name}/lora_{suffix}")
+    names = layer.output(0).get_names()
+    layer.output(0).set_names(set())
+    total.output(0).set_names(names)
+    for reader in readers:
+        reader.replace_source_output(total.output(0))
+
+
+def _matrix(stored: StoredWeight, parts: dict[str, Part], name: str, kind: ov.Type, lazy: bool) -> Any:
+    """One adapter's chain, which ends in values of type `kind`."""
+    nodes = {part: _constant(stored, part, parts[part], lazy) for part in parts}
+    for part, node in nodes.items():
+        node.set_friendly_name(name if part == "codes" else f"{name}/{part}")
+    chain = build_dequantization(ChainParts(**nodes), name, parts["codes"].shape)
+    if chain.get_output_element_type(0) == kind:
+        return chain
+    last = ops.convert(chain, kind)
+    last.set_friendly_name(f"{name}/as_{kind.get_type_name()}")
+    protect_from_folding(last)
+    return last
+
+
+def _constant(stored: StoredWeight, name: str, part: Part, lazy: bool) -> Any:
+    maker = partial(_tensor, stored, name, part)
+    if not lazy:
+        return ov.op.Constant(maker(), shared_memory=True)
+    return postponed_constant(element_type(part.type), ov.Shape(list(part.shape)), maker)
+
+
+def _tensor(stored: StoredWeight, name: str, part: Part) -> ov.Tensor:
+    return filled(part, getattr(stored.everything(), name))
