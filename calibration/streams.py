@@ -3,7 +3,7 @@
     with open_streams(model, weights, samples) as streams:
         for stage in streams:                            # in graph order
             for layer_input in stage.inputs:             # q, k, v share one; gate, up share one
-                seen = layer_input.measure(gram=True, cross=True)
+                seen = layer_input.measure(cross=True)
                 for name in layer_input.weights:
                     stage.replace(name, compress(name, seen))
 
@@ -32,8 +32,7 @@ from ov_weight_compression.calibration.collect import DEFAULT_MEMORY
 from ov_weight_compression.calibration.data import Samples
 from ov_weight_compression.calibration.graph import Graph, Tap, read_graph
 from ov_weight_compression.calibration.progress import progress
-from ov_weight_compression.calibration.reduce import Accumulator, Array, Need, add_cross, rows_by_expert
-from ov_weight_compression.calibration.statistics import LayerStatistics
+from ov_weight_compression.calibration.reduce import Array, add_cross, add_gram, mirror, rows_by_expert
 from ov_weight_compression.calibration.store import Pool, Store
 from ov_weight_compression.calibration.stream import Stream, feed
 from ov_weight_compression.ir_utils.errors import OptionError
@@ -41,16 +40,19 @@ from ov_weight_compression.patterns import Weight
 
 __all__ = ["LayerInput", "Seen", "Stage", "Streams", "open_streams"]
 
+_BATCH_ROWS = 1024
+
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """What one layer input looks like in both streams: `x` in the float model, `x̂` behind the compressed weights."""
+    """Gram matrices of one layer input: f32 [in, in], or [experts, in, in] where each expert has rows of its own."""
 
-    x: LayerStatistics
-    x_hat: LayerStatistics
-    """The same object as `x` while nothing before it has been replaced."""
+    n: int
+    """Rows (tokens) seen, per expert where there are experts."""
+    gram: Array
+    """Ĥ = Σ x̂ x̂ᵀ, of the input as it is behind the compressed weights."""
     cross: Array | None = None
-    """C = Σ x x̂ᵀ, f32 [in, in] (rows follow `x`, columns `x̂`), or [experts, in, in]; None where not asked for."""
+    """C = Σ x x̂ᵀ, rows as `x` of the float model, columns as `x̂`; None where not asked for or they are the same."""
 
 
 class LayerInput:
@@ -76,34 +78,40 @@ class LayerInput:
         """Both streams hold the same tensor: nothing that it depends on has been replaced."""
         return self._tap.key not in self._compressed.store or self._compressed is self._exact
 
-    def measure(self, *, gram: bool = False, cross: bool = False, gram_hat: bool | None = None, block: int = 0) -> Seen:
-        """Statistics over all windows.
+    def measure(self, *, cross: bool = False) -> Seen:
+        """Ĥ over all windows and, if asked for, C. Each takes in² floats until the caller drops it."""
+        pair = cross and not self.same
+        count, gram, total = 0, None, None
+        for hat, x in self._batches(pair):
+            if gram is None:
+                gram = np.zeros((len(hat), self.width, self.width), np.float32)
+                total = np.zeros_like(gram) if pair else None
+            for expert in range(len(hat)):
+                add_gram(gram[expert], hat[expert])
+                if total is not None:
+                    add_cross(total[expert], x[expert], hat[expert])
+            count += hat.shape[1]
+        gram = np.zeros((1, self.width, self.width), np.float32) if gram is None else gram
+        for one in gram:
+            mirror(one)
+        plain = len(gram) == 1
+        return Seen(count, gram[0] if plain else gram, total[0] if total is not None and plain else total)
 
-        `gram` asks for H = Σ x xᵀ, `gram_hat` (as `gram` where None) for Ĥ = Σ x̂ x̂ᵀ, `cross` for C = Σ x x̂ᵀ, `block`
-        for the block Gram matrices of both. Each full matrix takes in² floats until the caller drops it.
-        """
-        gram_hat = gram if gram_hat is None else gram_hat
-        if self.same:
-            sums = Accumulator(self.width, Need(block, gram or gram_hat or cross))
-            for window in range(self._exact.windows):
-                sums.add(self._rows(self._exact, window))
-            x = sums.result()
-            return Seen(x, x, x.gram if cross else None)
-        plain, hat = Accumulator(self.width, Need(block, gram)), Accumulator(self.width, Need(block, gram_hat))
-        total: Array | None = None
+    def _batches(self, pair: bool) -> Iterator[tuple[Array, Array]]:
+        """`x̂` and, with `pair`, `x` of several windows at a time, each [experts, rows, in]: products of many rows are
+        faster than those of few."""
+        waiting: list[tuple[Array, Array]] = []
         for window in range(self._exact.windows):
-            x_rows, hat_rows = self._rows(self._exact, window), self._rows(self._compressed, window)
-            plain.add(x_rows)
-            hat.add(hat_rows)
-            if cross:
-                if total is None:
-                    total = np.zeros((len(x_rows), self.width, self.width), np.float32)
-                for expert in range(len(x_rows)):
-                    add_cross(total[expert], *(rows[expert].reshape(-1, self.width) for rows in (x_rows, hat_rows)))
-        return Seen(plain.result(), hat.result(), total[0] if total is not None and len(total) == 1 else total)
+            hat = self._rows(self._exact if self.same else self._compressed, window)
+            waiting.append((hat, self._rows(self._exact, window) if pair else hat))
+            last = window + 1 == self._exact.windows
+            if last or sum(one.shape[1] for one, _ in waiting) >= _BATCH_ROWS:
+                yield _joined([one for one, _ in waiting]), _joined([one for _, one in waiting])
+                waiting.clear()
 
     def _rows(self, stream: Stream, window: int) -> Array:
-        return rows_by_expert(stream.store.get(self._tap.key, window), self._tap.batch, transposed=self._tap.transposed)
+        x = rows_by_expert(stream.store.get(self._tap.key, window), self._tap.batch, transposed=self._tap.transposed)
+        return x.reshape(len(x), -1, self.width)
 
 
 class Stage:
@@ -192,6 +200,10 @@ def open_streams(
         exact = Stream(graph, store, windows, limit)
         second = Stream(graph, Store(pool, parent=store), windows, limit) if compressed else None
         yield Streams(graph, weights, exact, second, quiet)
+
+
+def _joined(parts: list[Array]) -> Array:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
 
 def _plan(graph: Graph) -> list[tuple[list[Tap], list[str]]]:

@@ -51,14 +51,10 @@ class InputKnowledge:
         return weight if self.correction is None else weight + weight @ self.correction
 
 
-def knowledge_of(seen: Seen, aim_at_float: bool, factors: Float32 | None = None) -> list[InputKnowledge]:
+def knowledge_of(seen: Seen, factors: Float32 | None = None) -> list[InputKnowledge]:
     """One entry, or one per expert. With `factors` [in] the layers will see the input divided by them."""
-    gram = seen.x_hat.gram
-    assert gram is not None
-    grams = gram if gram.ndim == 3 else gram[None]
-    crosses: Array | None = None
-    if aim_at_float and seen.cross is not None and seen.x is not seen.x_hat:
-        crosses = seen.cross if seen.cross.ndim == 3 else seen.cross[None]
+    grams: Array = seen.gram if seen.gram.ndim == 3 else seen.gram[None]
+    crosses = seen.cross if seen.cross is None or seen.cross.ndim == 3 else seen.cross[None]
     if factors is not None:
         inverse = np.outer(1 / factors, 1 / factors).astype(np.float32)
         grams, crosses = grams * inverse, None if crosses is None else crosses * inverse

@@ -60,12 +60,12 @@ class LayerEncoder:
         if not names:
             return
         both = self._method.two_streams
-        seen = layer_input.measure(gram=not both, gram_hat=True, cross=both)
+        seen = layer_input.measure(cross=both)
         known: dict[int, list[InputKnowledge]] = {}
         for name in names:
             reader = self._reader(self._wanted[name].weight)
             if id(reader.columns) not in known:
-                known[id(reader.columns)] = knowledge_of(seen, both, reader.columns)
+                known[id(reader.columns)] = knowledge_of(seen, reader.columns)
             try:
                 values = self._encode(self._wanted[name], reader.read_all(), known[id(reader.columns)])
             except (ValueError, np.linalg.LinAlgError) as error:

@@ -42,7 +42,7 @@ SCRIPT = """
         with open_streams(model, weights, samples, calibration_memory=int(sys.argv[2]) << 20) as streams:
             for stage in streams:
                 for one in stage.inputs:
-                    one.measure(gram_hat=True)
+                    one.measure()
                     stage.replace(one.weights[0], np.zeros((%d, %d), np.float32))
     running = False
     thread.join()
