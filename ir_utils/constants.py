@@ -25,6 +25,7 @@ __all__ = ["FLOAT_TYPES", "ConstantReader", "FileMappings", "ValueRange", "bf16_
 FLOAT_TYPES = ("f16", "bf16", "f32", "f64")
 _SCAN_BYTES = 1 << 20
 _MADV_DONTNEED = 4
+_MADV_POPULATE_READ = 22
 
 
 def bf16_to_f32(bits: Array) -> Float32:
@@ -83,6 +84,8 @@ class ConstantReader:
         if self._chain is not None:
             return self._chain.rows(slab)
         view = self._matrix_view()[slab.index]
+        if self._mappings is not None:
+            self._mappings.fetch(view)
         return self._widen(np.ascontiguousarray(view).reshape(-1, self.layout.columns))
 
     def read_all(self) -> Float32:
@@ -178,15 +181,23 @@ class FileMappings:
                     start, stop = (int(end, 16) for end in span.split("-"))
                     self._ranges.append((start, stop))
 
+    def fetch(self, values: Array) -> None:
+        """Map the pages under `values`, which are about to be read, in one call instead of a fault for every few."""
+        self._advise(values, _MADV_POPULATE_READ)
+
     def drop(self, values: Array) -> None:
         """Give back the whole pages under `values`; the file keeps them, so a later read finds them again."""
+        self._advise(values, _MADV_DONTNEED)
+
+    def _advise(self, values: Array, advice: int) -> None:
+        """`madvise` for whole pages of a mapped file. A kernel that does not know the advice refuses: no harm done."""
         if not values.flags.c_contiguous:
             return
         address = values.__array_interface__["data"][0]
         first = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
         last = (address + values.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
         if last > first and any(start <= first and last <= stop for start, stop in self._ranges):
-            _libc().madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), _MADV_DONTNEED)
+            _libc().madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), advice)
 
 
 @functools.cache

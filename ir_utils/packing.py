@@ -44,21 +44,28 @@ def packed_size(count: int, bits: int) -> int:
     return -(-count // elements) * size
 
 
-def pack(codes: Codes, bits: int) -> Bytes:
+def pack(codes: Codes, bits: int, out: Bytes | None = None) -> Bytes:
     """Pack bit patterns into the bytes of an OpenVINO tensor.
 
     Args:
         codes: integers of any shape, every value below ``2 ** bits`` (uint8, or uint16 for 16 bits). Not checked:
             a value with higher bits set spoils its neighbour.
         bits: one of ``PACKED_BITS``.
+        out: contiguous uint8 of the result's shape, to pack into.
 
     Returns:
-        uint8 of shape ``[packed_size(codes.size, bits)]``. For 8 bits a view of ``codes`` where it can be one.
+        uint8 of shape ``[packed_size(codes.size, bits)]``: ``out``, or for 8 bits a view of ``codes`` where it can be
+        one.
 
     Raises:
         ValueError: ``bits`` is a width that no OpenVINO type has.
     """
     elements, _ = _block(bits)
+    if out is not None:
+        if bits == 4 and codes.size % elements == 0:
+            return _pack_nibbles(np.ascontiguousarray(codes, dtype=np.uint8).reshape(-1), out)
+        out[:] = pack(codes, bits)
+        return out
     if bits == 16:
         return np.ascontiguousarray(codes, dtype="<u2").reshape(-1).view(np.uint8)
     flat = np.ascontiguousarray(codes, dtype=np.uint8).reshape(-1)
@@ -105,10 +112,10 @@ def _block(bits: int) -> tuple[int, int]:
         raise ValueError(f"bits is {bits}, must be one of {', '.join(map(str, PACKED_BITS))}") from None
 
 
-def _pack_nibbles(flat: Bytes) -> Bytes:
+def _pack_nibbles(flat: Bytes, out: Bytes | None = None) -> Bytes:
     """[2n] of 4 bits -> [n]. A pair read as one little-endian uint16 is two vector operations for numpy, in cache."""
     pairs = flat.view("<u2")
-    out = np.empty(pairs.size, dtype=np.uint8)
+    out = np.empty(pairs.size, dtype=np.uint8) if out is None else out
     scratch = np.empty(min(_CHUNK, pairs.size), dtype=np.uint16)
     for start in range(0, pairs.size, _CHUNK):
         part = pairs[start : start + _CHUNK]

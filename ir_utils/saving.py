@@ -39,6 +39,13 @@ class FileSink:
     def __init__(self, descriptor: int, offset: int) -> None:
         self._descriptor, self._offset = descriptor, offset
 
+    def room(self, offset: int, size: int) -> Array:
+        """Memory for bytes that are to be written: the calling thread's own, which its next call hands out again."""
+        buffer: Array | None = getattr(_local, "buffer", None)
+        if buffer is None or buffer.size < size:
+            buffer = _local.buffer = np.empty(size, dtype=np.uint8)
+        return buffer[:size]
+
     def write(self, offset: int, data: Array) -> None:
         """Put bytes at `offset` of the stretch."""
         view = np.ascontiguousarray(data).reshape(-1).view(np.uint8).data

@@ -22,7 +22,8 @@ from ov_weight_compression.quantization.spec import Encoded, Spec
 
 __all__ = ["Part", "WeightJob", "filled", "stored_parts"]
 
-_PIECE_ELEMENTS = 1 << 19
+_BLOCK_ELEMENTS = 1 << 19  # of the quantiser: what is cut into whole blocks leaves none half empty
+_BLOCKS = 4
 _ROWS_ALIGNMENT = 8  # any number of columns times eight rows ends on a byte (and on u3's blocks of eight)
 
 Importance = Callable[[], Array | None]
@@ -68,6 +69,9 @@ def stored_parts(layout: Layout, spec: Spec) -> dict[str, Part]:
 class Sink(Protocol):
     """Where packed codes go piece by piece: a tensor, or the output file itself."""
 
+    def room(self, offset: int, size: int) -> Array:
+        """Memory (uint8) to put in what will be written at byte `offset`; this thread's until it asks again."""
+
     def write(self, offset: int, data: Array) -> None:
         """Put `data` (uint8) at byte `offset` of the codes."""
 
@@ -76,8 +80,13 @@ class _TensorSink:
     def __init__(self, tensor: ov.Tensor) -> None:
         self._bytes: Array = tensor.data.reshape(-1).view(np.uint8)
 
+    def room(self, offset: int, size: int) -> Array:
+        return self._bytes[offset : offset + size]
+
     def write(self, offset: int, data: Array) -> None:
-        self._bytes[offset : offset + data.size] = data
+        target = self._bytes[offset : offset + data.size]
+        if not np.may_share_memory(target, data):  # it is `room`
+            target[:] = data
 
 
 @dataclass
@@ -134,16 +143,24 @@ class WeightJob:
         tensor_scale = tensor_scale_of(self.absmax, row)
 
         def run(slab: Slab) -> None:
-            encoded = self._encode(slab, tensor_scale)
-            scales[slab.start : slab.stop] = encoded.scale
-            if zeros is not None and encoded.zero_point is not None:
-                zeros[slab.start : slab.stop] = encoded.zero_point
-            if unpacked is None:
-                packed = encoded.codes.reshape(-1) if self._packs else pack(encoded.codes, row.bits)
-                sink.write(slab.start * layout.columns * row.bits // 8, packed)
-            else:
+            offset, size = (slab.start * layout.columns * row.bits // 8, (slab.stop - slab.start) * layout.columns)
+            into = None
+            if self._packs:
+                into = Encoded(
+                    codes=sink.room(offset, size * row.bits // 8),
+                    scale=scales[slab.start : slab.stop],
+                    zero_point=None if zeros is None else zeros[slab.start : slab.stop],
+                )
+            encoded = self._encode(slab, tensor_scale, into)
+            if unpacked is not None:
                 target = layout.matrix_view(unpacked)[slab.index]
                 target[...] = encoded.codes.reshape(target.shape)
+            else:
+                sink.write(offset, encoded.codes.reshape(-1) if self._packs else pack(encoded.codes, row.bits))
+            if into is None:
+                scales[slab.start : slab.stop] = encoded.scale
+                if zeros is not None and encoded.zero_point is not None:
+                    zeros[slab.start : slab.stop] = encoded.zero_point
 
         def finish() -> dict[str, Any]:
             if unpacked is not None:
@@ -157,8 +174,8 @@ class WeightJob:
         return [partial(run, slab) for slab in layout.slabs(self._piece_rows(), layout.rows // self.experts)], finish
 
     def _piece_rows(self) -> int:
-        rows = _PIECE_ELEMENTS // max(1, self.reader.layout.columns)
-        return max(_ROWS_ALIGNMENT, rows // _ROWS_ALIGNMENT * _ROWS_ALIGNMENT)
+        rows = _BLOCK_ELEMENTS // max(1, self.reader.layout.columns)
+        return max(_ROWS_ALIGNMENT, rows // _ROWS_ALIGNMENT * _ROWS_ALIGNMENT) * _BLOCKS
 
     @property
     def _packs(self) -> bool:
@@ -166,7 +183,7 @@ class WeightJob:
         layout = self.reader.layout
         return self.stored is None and layout.contiguous and layout.columns % _ROWS_ALIGNMENT == 0
 
-    def _encode(self, slab: Slab, tensor_scale: np.float32 | None) -> Encoded:
+    def _encode(self, slab: Slab, tensor_scale: np.float32 | None, into: Encoded | None) -> Encoded:
         if self.stored is not None:
             return self.stored.rows(slab)
         importance = self.importance() if self.importance is not None else None
@@ -179,6 +196,7 @@ class WeightJob:
             weighting=self.weighting,
             tensor_scale=tensor_scale,
             packed=self._packs,
+            into=into,
         )
         self.reader.release(slab)
         return encoded

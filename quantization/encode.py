@@ -39,6 +39,7 @@ def encode_rows(
     weighting: Weighting = "graph",
     tensor_scale: np.float32 | None = None,
     packed: bool = False,
+    into: Encoded | None = None,
 ) -> Encoded:
     """Quantise rows of a weight.
 
@@ -51,6 +52,7 @@ def encode_rows(
         tensor_scale: ``tensor_scale_of`` the whole weight's largest magnitude, for formats that have one; by default
             that of these rows, which is right only where they are the whole weight.
         packed: return ``codes`` [rows, bytes of a row] uint8 as the tensor holds them: faster than packing later.
+        into: contiguous arrays of the right shapes and types, to be filled and returned; new ones by default.
 
     Returns:
         The stored arrays for these rows.
@@ -66,9 +68,11 @@ def encode_rows(
     groups = np.ascontiguousarray(values).reshape(-1, group)
     if spec.format.tensor_scale and tensor_scale is None:
         tensor_scale = tensor_scale_of(float(np.abs(groups).max(initial=0.0)), spec.format)
-    parts = _Parts(rows, width, group, spec, packed)
+    parts = _Parts(rows, width, group, spec, packed, into)
     _encode(groups, spec, tensor_scale, _Importance.of(importance, spec, group), weighting == "graph", parts)
-    codes = pack(parts.codes, spec.format.bits) if packed and not parts.packs else parts.codes
+    codes = parts.codes
+    if packed and not parts.packs:
+        codes = pack(codes, spec.format.bits, None if into is None else into.codes.reshape(-1))
     zero_point = parts.zero_point
     return Encoded(
         codes=codes.reshape(rows, packed_size(width, spec.format.bits) if packed else width),
@@ -141,7 +145,7 @@ def _kernel(groups: Array, spec: Spec, importance: bool, graph: bool) -> Kernel 
 class _Parts:
     """The arrays of a result, filled block by block."""
 
-    def __init__(self, rows: int, width: int, group: int, spec: Spec, packed: bool) -> None:
+    def __init__(self, rows: int, width: int, group: int, spec: Spec, packed: bool, into: Encoded | None) -> None:
         bits = spec.format.bits
         if packed and packed_size(width, bits) * 8 != width * bits:
             raise ValueError(f"a row of {width} codes of {bits} bits does not end on a whole byte")
@@ -150,23 +154,36 @@ class _Parts:
         self.bits = bits
         self.mask = flip_mask(spec.format)
         count = rows * (width // group)
+        shape, dtype = (count, group), code_dtype(spec.format)
         if self.packs:
-            self.codes: Array = np.empty((count, group * bits // 8), dtype=np.uint8)
+            shape, dtype = (count, group * bits // 8), np.uint8
             self.mask *= 0x11 if bits == 4 else 1  # signed codes are of 4 or 8 bits
+        asymmetric = spec.format.asymmetric
+        self.codes: Array
+        self.scale: Array
+        self.zero_point: Array | None
+        if into is None or into.codes.size != count * shape[1]:
+            self.codes = np.empty(shape, dtype=dtype)
         else:
-            self.codes = np.empty((count, group), dtype=code_dtype(spec.format))
-        self.scale = np.empty(count, dtype=_SCALE_DTYPES[spec.scale_type])
-        self.zero_point = np.empty(count, dtype=np.uint8) if spec.format.asymmetric else None
+            self.codes = into.codes.reshape(shape)
+        if into is None:
+            self.scale = np.empty(count, dtype=_SCALE_DTYPES[spec.scale_type])
+            self.zero_point = np.empty(count, dtype=np.uint8) if asymmetric else None
+        else:
+            self.scale = into.scale.reshape(count)
+            self.zero_point = None if into.zero_point is None else into.zero_point.reshape(count)
 
     def take(self, start: int, outputs: list[Array]) -> None:
         codes = outputs[0]
         stop = start + len(codes)
-        if self.packs:
-            codes = pack(codes, self.bits).reshape(len(codes), -1)
+        target = self.codes[start:stop]
+        if self.packs and self.bits != 8:
+            pack(codes, self.bits, target.reshape(-1))
+            codes = target
         if self.mask:
-            np.bitwise_xor(codes, codes.dtype.type(self.mask), out=self.codes[start:stop])
-        else:
-            self.codes[start:stop] = codes
+            np.bitwise_xor(codes, codes.dtype.type(self.mask), out=target)
+        elif codes is not target:
+            target[:] = codes
         self.scale[start:stop] = outputs[1]
         if self.zero_point is not None:
             self.zero_point[start:stop] = outputs[2]
