@@ -118,7 +118,10 @@ def _add_data_options(command: argparse.ArgumentParser) -> None:
     data.add_argument("--scale-estimation", action="store_true", default=None, help="scale search weighted by the data")
     data.add_argument("--gptq", action="store_true", default=None, help="codes by GPTQ")
     data.add_argument("--awq", action="store_true", default=None, help="scale input channels; works without data too")
-    data.add_argument("--lora-correction", action="store_true", default=None, help=argparse.SUPPRESS)
+    data.add_argument(
+        "--lora-correction", action="store_true", default=None, help="thin layers that carry what rounding lost"
+    )
+    data.add_argument("--lora-rank", type=int, metavar="N", help="how thin: channels between the two (default 8)")
     data.add_argument("--subset-size", type=int, metavar="N", help="windows of the data to use (default 128)")
     data.add_argument("--context-length", type=int, metavar="N", help="tokens in a window (default 256)")
     data.add_argument("--statistics-path", metavar="DIR", help="keep statistics here, and use those that are there")
@@ -133,7 +136,7 @@ def _options(parsed: argparse.Namespace) -> dict[str, Any]:
 
     names = (
         *("mode", "ratio", "group_size", "all_layers", "backup_mode", "sensitivity_metric", "group_size_fallback"),
-        *("scale_search", "device", "threads", "awq", "scale_estimation", "gptq", "lora_correction"),
+        *("scale_search", "device", "threads", "awq", "scale_estimation", "gptq", "lora_correction", "lora_rank"),
         *("subset_size", "accuracy", "context_length", "statistics_path", "calibration_memory", "codebook_type"),
     )
     options = {name: getattr(parsed, name) for name in names if getattr(parsed, name) is not None}

@@ -207,6 +207,8 @@ class _Run:
             fitted = adapters.get(choice.weight.name)
             if fitted is not None:
                 attach(choice.weight, fitted, self.options.lazy)
+        if adapters:
+            self._model.validate_nodes_and_infer_types()  # an output's names are those of the Add from now on
 
     def corrections(self, choices: Sequence[Choice]) -> tuple[Correction, ...]:
         """What the report says of adapters: what is planned, or once the data have been seen what was found."""
