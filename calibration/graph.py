@@ -176,7 +176,8 @@ def _uses_of(
             continue
         tap = None
         node = nodes[layer]
-        if node.get_type_name() in ("MatMul", "GroupedMatMul"):
+        in_order = weight.input_axes == weight.reduction_axes  # else what is seen has another order than its columns
+        if node.get_type_name() in ("MatMul", "GroupedMatMul") and in_order:
             shape = node.get_input_partial_shape(consumer.port)
             batch = tuple(dim.get_length() for dim in list(shape)[:-2])
             other = 1 - consumer.port

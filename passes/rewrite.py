@@ -101,9 +101,12 @@ def rewrite(
 
 
 def _expanded(choice: Choice) -> bool:
-    """Whether the CPU plugin folds this weight's chain because of the layer that reads it."""
+    """Whether the CPU plugin folds this weight's chain because of a layer that reads it."""
     kinds = {consumer.kind for consumer in choice.weight.consumers}
-    return Kind.CONVOLUTION in kinds or (kinds == {Kind.GATHER} and choice.spec.format.storage not in _GATHERED_STORAGE)
+    if Kind.GATHER not in kinds:
+        return Kind.CONVOLUTION in kinds
+    in_groups_of_its_own_shape = choice.spec.group_size != -1 and len(choice.weight.shape) > 2
+    return choice.spec.format.storage not in _GATHERED_STORAGE or in_groups_of_its_own_shape
 
 
 def _telltale(jobs: Sequence[WeightJob]) -> WeightJob | None:

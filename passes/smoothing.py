@@ -97,9 +97,9 @@ class Smoothing:
         """What reads a weight's values as they are to be quantised."""
         layout = Layout.of(weight.shape, weight.reduction_axes)
         if not self.touches(weight):
-            return ConstantReader(weight.constant, layout, mappings)
+            return ConstantReader(weight.source, layout, mappings)
         columns, rows = self.columns.get(weight.name), self.rows.get(weight.name)
-        return ScaledReader(weight.constant, layout, mappings, columns=columns, rows=rows)
+        return ScaledReader(weight.source, layout, mappings, columns=columns, rows=rows)
 
     def apply(self) -> None:
         """Edit the graph: gains, biases, and Multiplies where nothing absorbs. Weights are somebody else's business."""

@@ -6,7 +6,7 @@ Constant ─ (Convert, FakeConvert, Reshape, Squeeze, Unsqueeze, Transpose)* ─
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from math import prod
 
@@ -15,8 +15,9 @@ import openvino as ov
 from ov_weight_compression.patterns.layout import View, reshape, transpose
 from ov_weight_compression.patterns.roles import ROLES, Role
 
-__all__ = ["Use", "follow"]
+__all__ = ["Use", "follow", "reshaped"]
 
+_RESHAPING = frozenset({"Reshape", "Squeeze", "Unsqueeze"})
 _THROUGH = frozenset({"Convert", "FakeConvert", "Reshape", "Squeeze", "Unsqueeze", "Transpose"})
 
 
@@ -44,6 +45,26 @@ def follow(constant: ov.Node, view: View) -> Iterator[Use]:
                 front.append((node, _behind(node, kind, seen)))
             elif kind != "ShapeOf":
                 yield Use(node, port, seen, _role(node, kind, port, seen))
+
+
+def reshaped(constant: ov.Node, alive: Container[ov.Node]) -> ov.Node:
+    """The last of the Reshapes (Squeezes, Unsqueezes) through which everything that reads a constant reads it; the
+    constant itself where there is none. Only operations in `alive` count.
+
+    A weight is stored in the shape that it has there: codes in another shape in front of a Reshape look like codes in
+    groups to the CPU plugin of OpenVINO 2026.4, which then cannot compile the model.
+    """
+    end = node = constant
+    while True:
+        targets = [target for target in node.output(0).get_target_inputs() if target.get_node() in alive]
+        if len(targets) != 1 or targets[0].get_index() != 0:
+            return end
+        node = targets[0].get_node()
+        kind = node.get_type_name()
+        if kind not in (*_RESHAPING, "Convert") or not node.get_output_partial_shape(0).is_static:
+            return end
+        if kind in _RESHAPING:
+            end = node
 
 
 def _behind(node: ov.Node, kind: str, view: View | str) -> View | str:

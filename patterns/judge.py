@@ -7,7 +7,7 @@ from math import prod
 
 import openvino as ov
 
-from ov_weight_compression.patterns.follow import Use, follow
+from ov_weight_compression.patterns.follow import Use, follow, reshaped
 from ov_weight_compression.patterns.graphs import BODY_OPERATIONS, Graph, bytes_of
 from ov_weight_compression.patterns.layout import View, own_view, pieces_of
 from ov_weight_compression.patterns.roles import RECURRENT, Role
@@ -27,8 +27,11 @@ class Candidate:
 
     graph: Graph
     constant: ov.Node
+    end: ov.Node
+    """Whose output stands for its values: itself, or a Reshape behind it (see `follow.reshaped`)."""
     element_type: str
     shape: tuple[int, ...]
+    """That of `end`."""
     uses: list[Use]
     layers: list[Use]
     """Those of the uses that are operations which take weights."""
@@ -36,10 +39,11 @@ class Candidate:
     @classmethod
     def of(cls, graph: Graph, constant: ov.Node, element_type: str) -> Candidate:
         """Follow a constant. Operations that no result of the model depends on do not count."""
-        shape = tuple(constant.shape)
-        uses = [use for use in follow(constant, own_view(shape)) if use.node in graph.position]
+        end = reshaped(constant, graph.position)
+        shape = tuple(end.shape)
+        uses = [use for use in follow(end, own_view(shape)) if use.node in graph.position]
         uses.sort(key=lambda use: (graph.position[use.node], use.port))
-        return cls(graph, constant, element_type, shape, uses, [use for use in uses if use.role is not None])
+        return cls(graph, constant, end, element_type, shape, uses, [use for use in uses if use.role is not None])
 
     @property
     def first(self) -> Use | None:
@@ -62,7 +66,7 @@ class Candidate:
         return Skip(
             name=self.name,
             consumer=str(first.node.get_friendly_name()) if first else "",
-            shape=self.shape,
+            shape=tuple(self.constant.shape),
             element_type=self.element_type,
             reason=reason,
             bytes=bytes_of(self.constant),
@@ -172,7 +176,7 @@ def _weight(candidate: Candidate, readings: list[tuple[Use, Role, Axes]]) -> Wei
     kinds = {role.kind for _, role, _ in readings}
     return Weight(
         name=candidate.name,
-        constant=candidate.constant,
+        constant=candidate.end,
         kind=demanding(kinds),
         consumers=tuple(Consumer(use.node, use.port, role.kind) for use, role, _ in readings),
         shape=candidate.shape,
@@ -185,4 +189,5 @@ def _weight(candidate: Candidate, readings: list[tuple[Use, Role, Axes]]) -> Wei
         is_embedding=Kind.GATHER in kinds,
         other_uses=tuple(Consumer(use.node, use.port) for use in candidate.uses if use.role is None),
         body=candidate.graph.path,
+        parts=() if candidate.end is candidate.constant else (candidate.constant,),
     )

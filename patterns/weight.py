@@ -2,8 +2,9 @@
 
 Both are frozen dataclasses, and a refusal is data: a `Skip` with a reason in plain words, never an exception.
 
-Axes are always those of the constant itself, whatever Reshape or Transpose lies between it and the layer that uses it.
-Each axis has one name:
+Axes are always those of the constant itself, whatever Transpose lies between it and the layer that uses it. (Where all
+that reads a constant reads it through the same Reshape, the Reshape stands for the constant, and its axes count.) Each
+axis has one name:
 
     reduction   the layer sums over it, or reads it as one row: a scale, or a group of codes, runs along it
     channel     the layer's output channels, or the rows of an embedding
@@ -64,7 +65,8 @@ class Weight:
     name: str
     """The constant's friendly name; where a model uses it twice, the later one gets a suffix, `#2` and so on."""
     constant: ov.Node
-    """The Constant; of an fp8 source the operation whose output stands for it (see `parts`)."""
+    """The Constant, or the operation whose output stands for the weight: of an fp8 source, and behind a Reshape (see
+    `parts`)."""
     kind: Kind
     """The most demanding of the consumers' kinds: CONVOLUTION, then GATHER, EXPERTS, MATMUL."""
     consumers: tuple[Consumer, ...]
@@ -91,7 +93,12 @@ class Weight:
     body: str = ""
     """Where it lies: empty in the model itself, else the path of operations whose bodies lead to it."""
     parts: tuple[ov.Node, ...] = ()
-    """Of an fp8 source: the constants that it is stored as, codes first."""
+    """Where `constant` is no Constant: the constants that the weight is stored as; of an fp8 source the codes first."""
+
+    @property
+    def source(self) -> ov.Node:
+        """What its values are read from: its one float Constant, in whatever shape, or the end of an fp8 source."""
+        return self.parts[0] if self.element_type in FLOAT_TYPES and self.parts else self.constant
 
     @property
     def stored_name(self) -> str:

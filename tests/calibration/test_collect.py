@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import openvino as ov
+import openvino.opset13 as opset
 import pytest
 
 from ov_weight_compression.calibration import LayerStatistics, Need, Samples, collect, make_samples
@@ -253,6 +254,17 @@ def test_weights_without_an_activation_are_absent(build: Any) -> None:
         for node in model.get_parameters()
     }
     assert len(collect(model, small.weights_of(model), make_samples(model, [inputs]))) == 0
+
+
+def test_a_weight_whose_columns_have_another_order_than_its_input_is_absent() -> None:
+    def shuffle(node: ov.Node) -> ov.Node:
+        return opset.reshape(
+            opset.transpose(node, opset.constant(np.array([0, 2, 1]))), opset.constant(np.array([48, 64])), False
+        )
+
+    model = models.linear(48, 64, shape=(48, 8, 8), through=shuffle)
+    inputs = [{"x": np.ones((5, 64), np.float32)}]
+    assert len(collect(model, small.weights_of(model), make_samples(model, inputs))) == 0
 
 
 def test_only_what_is_needed() -> None:

@@ -135,9 +135,10 @@ def chain(*steps: object) -> object:
     ("through", "shape", "reduction"),
     [
         pytest.param(in_order(1, 0), (64, 48), (0,), id="transpose"),
-        pytest.param(to_shape(48, 64), (48, 2, 32), (1, 2), id="reshape that merges inputs"),
-        pytest.param(to_shape(48, 64), (6, 8, 64), (2,), id="reshape that merges outputs"),
-        pytest.param(to_shape(48, 64), (1, 48, 64, 1), (2,), id="reshape that drops ones"),
+        pytest.param(to_shape(48, 64), (48, 2, 32), (1,), id="reshape that merges inputs"),
+        pytest.param(to_shape(48, 64), (6, 8, 64), (1,), id="reshape that merges outputs"),
+        pytest.param(to_shape(48, 64), (1, 48, 64, 1), (1,), id="reshape that drops ones"),
+        pytest.param(to_shape(48, 64), (96, 32), (1,), id="reshape across an axis"),
         pytest.param(chain(to_shape(64, 48), in_order(1, 0)), (64, 6, 8), (0,), id="reshape, then transpose"),
         pytest.param(chain(in_order(2, 0, 1), to_shape(48, 64)), (2, 32, 48), (0, 1), id="transpose, then reshape"),
         pytest.param(chain(to_shape(48, 8, 8), to_shape(48, 64)), (48, 64), (1,), id="cut and joined again"),
@@ -159,15 +160,27 @@ def test_through_fake_convert() -> None:
 @pytest.mark.parametrize(
     ("through", "shape", "reason"),
     [
-        pytest.param(to_shape(48, 64), (96, 32), "cuts axis 0", id="part of an axis"),
-        pytest.param(
-            chain(to_shape(48, 8, 8), in_order(0, 2, 1), to_shape(48, 64)), (48, 64), "shuffled", id="shuffled inputs"
-        ),
-        pytest.param(to_shape(48, 64), (64, 48), "cuts", id="across both axes"),
+        pytest.param(chain(in_order(1, 0), to_shape(48, 64)), (32, 96), "cuts axis 1", id="part of an axis"),
+        pytest.param(chain(in_order(1, 0), to_shape(48, 64)), (96, 32), "cuts", id="across both axes"),
     ],
 )
 def test_a_reduction_axis_in_pieces_is_refused(through: object, shape: tuple[int, ...], reason: str) -> None:
     assert reason in only_skip(models.linear(48, 64, through=through, shape=shape)).reason
+
+
+def test_inputs_shuffled_behind_a_reshape() -> None:
+    through = chain(to_shape(48, 8, 8), in_order(0, 2, 1), to_shape(48, 64))
+    weight = only_weight(models.linear(48, 64, through=through, shape=(48, 64)))
+    assert (weight.shape, weight.reduction_axes, weight.input_axes) == ((48, 8, 8), (1, 2), (2, 1))
+
+
+def test_a_reshape_of_one_of_two_readers_is_not_the_weights_own() -> None:
+    x = op.parameter([-1, 64], np.float32)
+    constant = models.constant((48, 2, 32))
+    joined = op.reshape(constant, op.constant(np.array([48, 64])), False)
+    other = op.reduce_sum(constant, op.constant(np.array([0])), False)
+    weight = only_weight(ov.Model([op.result(op.matmul(x, joined, False, True)), op.result(other)], [x]))
+    assert (weight.shape, weight.reduction_axes) == ((48, 2, 32), (1, 2))
 
 
 def test_a_reshape_to_a_shape_of_run_time_is_refused() -> None:
