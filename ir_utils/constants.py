@@ -11,6 +11,7 @@ import ctypes
 import functools
 import mmap
 import sys
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +79,13 @@ class ConstantReader:
     def nbytes(self) -> int:
         """Bytes of the whole constant."""
         return self.layout.rows * self.layout.columns * self.element_bytes
+
+    @property
+    def identity(self) -> Hashable | None:
+        """Equal for readers of the same memory in the same way, so that what follows from it is computed once."""
+        if self._chain is not None:
+            return None
+        return self._values().__array_interface__["data"][0], self._type, self.layout
 
     def read(self, slab: Slab) -> Array:
         """The rows of a slab as contiguous `[n, columns]`: float16 as it is (a view where possible), else float32."""

@@ -4,6 +4,8 @@ A `Job` is one weight. Its parts (codes, zero points, scales) come from one comp
 threads run in any order. `ov.save_model` asks for the parts in graph order; while it writes one weight, the workers
 compute the next ones, as many as fit into `look_ahead` bytes. A part is handed out once and forgotten; asking again
 computes again, so that a model can be saved twice, or saved and compiled.
+
+The package's own `save_model` has the jobs write their parts themselves, and runs them all at once.
 """
 
 from __future__ import annotations
@@ -14,45 +16,23 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 from weakref import WeakSet
 
 from ov_weight_compression.ir_utils.errors import CompressionError, WorkError
+from ov_weight_compression.ir_utils.jobs import Job, Task, default_threads
 
-__all__ = ["Job", "Pipeline", "Task", "default_threads"]
+__all__ = ["Pipeline"]
 
-Task = Callable[[], None]
 _IDLE_SECONDS = 0.2
-_AT_ONCE = -1  # the number of a run that is no job of the list: before all others
-
-
-class Job(Protocol):
-    """One weight's computation. `begin` allocates and cuts; `finish` hands over the parts once every task has run."""
-
-    name: str
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held from `begin` until the parts are taken."""
-        ...
-
-    def begin(self) -> tuple[Sequence[Task], Callable[[], dict[str, Any]]]:
-        """The tasks, to be run in any order and thread, and what returns the parts by name after the last."""
-        ...
-
-
-def default_threads() -> int:
-    """Threads to compute with: OMP_NUM_THREADS where it is set, else the processors that this process may use."""
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
-    if wanted.isdigit() and int(wanted) > 0:
-        return int(wanted)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass
 class _Run:
     """A job under way, or done and waiting to be fetched."""
 
+    number: int
     job: Job
     waiting: deque[Task]
     finish: Callable[[], dict[str, Any]]
@@ -89,6 +69,11 @@ class Pipeline:
     _taken: set[int] = field(default_factory=set)
     """Jobs whose parts have all been fetched this time round: nothing to compute ahead."""
     _stopping: bool = False
+    _queue: deque[tuple[int, Job]] = field(default_factory=deque)
+    """Jobs of `run_all` that no worker has begun; their numbers are negative, so that they come first."""
+    _results: list[dict[str, Any] | None] = field(default_factory=list)
+    _failed: _Run | None = None
+    """The first of them that failed."""
 
     def __post_init__(self) -> None:
         _pipelines.add(self)
@@ -121,25 +106,33 @@ class Pipeline:
                 self._start_ahead(number)
             return value
 
-    def run(self, job: Job, tasks: Sequence[Task], finish: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Run a job's tasks now, on the workers, and return what `finish` does.
+    def run_all(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
+        """Run jobs beside the list, as many at a time as keep every worker busy, and return their parts. For jobs with
+        small parts or none; one call at a time. It returns, or raises, when no worker touches them any more.
 
         Raises:
-            WorkError: the computation failed; names the weight.
+            WorkError: a computation failed; names the weight.
         """
-        run = _Run(job, deque(tasks), finish, len(tasks))
+        try:
+            failed = self._run_through(jobs)
+        except BaseException:
+            self.stop()
+            raise
+        if failed is not None:
+            self.stop()
+            assert failed.error is not None
+            raise _as_work_error(failed.job.name, failed.error) from failed.error
+        return [parts or {} for parts in self._results]
+
+    def _run_through(self, jobs: Sequence[Job]) -> _Run | None:
+        """The first run that failed, or None when all are done."""
         with self._changed:
-            try:
-                self._enqueue(_AT_ONCE, run)
-                while not run.done:
-                    self._changed.wait()
-                self._runs.pop(_AT_ONCE, None)
-            except BaseException:
-                self._cancel()
-                raise
-        if run.error is not None:
-            raise _as_work_error(job.name, run.error) from run.error
-        return run.parts or {}
+            self._queue = deque((number - len(jobs), job) for number, job in enumerate(jobs))
+            self._results, self._failed = [None] * len(jobs), None
+            self._start_workers()
+            while self._failed is None and None in self._results:
+                self._changed.wait()
+            return self._failed
 
     def stop(self) -> None:
         """Give up what is under way and wait until every worker has ended. A later request starts anew."""
@@ -166,16 +159,22 @@ class Pipeline:
                 return run
 
     def _start(self, number: int) -> _Run:
-        job = self._jobs[number]
-        tasks, finish = job.begin()
-        run = _Run(job, deque(tasks), finish, len(tasks))
-        self._enqueue(number, run)
+        run = self._begin(number, self._jobs[number])
+        self._start_workers()
         return run
 
-    def _enqueue(self, number: int, run: _Run) -> None:
-        self._runs[number] = run
-        if not run.waiting:
+    def _begin(self, number: int, job: Job) -> _Run:
+        tasks: Sequence[Task] = ()
+        try:
+            tasks, finish = job.begin()
+        except BaseException as caught:
+            finish = partial(_raise, caught)
+        run = self._runs[number] = _Run(number, job, deque(tasks), finish, len(tasks))
+        if not tasks:
             self._conclude(run)
+        return run
+
+    def _start_workers(self) -> None:
         while self._workers < self.threads:
             self._workers += 1
             threading.Thread(target=self._work, name="ov-weight-compression", daemon=True).start()
@@ -184,7 +183,7 @@ class Pipeline:
     def _start_ahead(self, number: int) -> None:
         """Start the jobs that follow, while what is held stays within `look_ahead`; what lies behind goes first."""
         held = sum(run.job.nbytes for run in self._runs.values())
-        for old in [key for key, run in self._runs.items() if _AT_ONCE < key < number and run.done]:
+        for old in [key for key, run in self._runs.items() if 0 <= key < number and run.done]:
             if held > self.look_ahead:
                 held -= self._jobs[old].nbytes
                 del self._runs[old]
@@ -197,6 +196,7 @@ class Pipeline:
             self._start(following)
 
     def _cancel(self) -> None:
+        self._queue.clear()
         for run in self._runs.values():
             run.waiting.clear()
             if not run.done:
@@ -207,41 +207,68 @@ class Pipeline:
     def _work(self) -> None:
         with self._changed:
             while True:
-                run = next((run for _, run in sorted(self._runs.items()) if run.waiting), None)
+                run = self._next()
                 if run is None:
                     rested = self._stopping or not self._changed.wait(_IDLE_SECONDS)
-                    if rested and not any(r.waiting for r in self._runs.values()):
+                    if rested and not self._queue and not any(r.waiting for r in self._runs.values()):
                         self._workers -= 1
                         self._changed.notify_all()
                         return
                     continue
                 task = run.waiting.popleft()
-                self._changed.release()
-                error: BaseException | None = None
-                try:
-                    task()
-                except BaseException as caught:
-                    error = caught
-                finally:
-                    self._changed.acquire()
+                error = self._unlocked(task)
                 del task
                 run.left -= 1
                 if run.error is None and error is not None:
                     run.error = error
                     run.waiting.clear()
-                    self._changed.notify_all()
+                    self._settled(run)
                 elif run.left == 0 and run.error is None:
                     self._conclude(run)
                 del run, error
 
-    def _conclude(self, run: _Run) -> None:
+    def _next(self) -> _Run | None:
+        """A run with something to do: the first of those under way, or the next of the queue."""
+        run = next((run for _, run in sorted(self._runs.items()) if run.waiting), None)
+        while run is None and self._queue:
+            begun = self._begin(*self._queue.popleft())
+            run = begun if begun.waiting else None
+        return run
+
+    def _unlocked(self, work: Callable[[], None]) -> BaseException | None:
+        """Do a piece of work while others hold the lock; what it raised."""
+        self._changed.release()
         try:
-            run.parts = run.finish()
+            work()
         except BaseException as caught:
-            run.error = caught
+            return caught
+        finally:
+            self._changed.acquire()
+        return None
+
+    def _conclude(self, run: _Run) -> None:
+        """Let a job whose tasks are done put its parts together."""
+
+        def put_together() -> None:
+            run.parts = run.finish()
+
+        run.error = self._unlocked(put_together) or run.error
         if self.on_finished is not None and run.error is None:
             self.on_finished(run.job)
+        self._settled(run)
+
+    def _settled(self, run: _Run) -> None:
+        if run.number < 0:
+            self._runs.pop(run.number, None)
+            self._results[run.number] = run.parts
+            if run.error is not None:
+                self._failed = self._failed or run
+                self._queue.clear()
         self._changed.notify_all()
+
+
+def _raise(error: BaseException) -> dict[str, Any]:
+    raise error
 
 
 def _as_work_error(name: str, error: BaseException) -> BaseException:

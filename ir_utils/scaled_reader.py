@@ -7,6 +7,7 @@ in f32, so a weight that is stored in f16 is not rounded to f16 once more before
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,11 @@ class ScaledReader(ConstantReader):
     ) -> None:
         super().__init__(constant, layout, mappings)
         self.columns, self.rows = columns, rows
+
+    @property
+    def identity(self) -> Hashable | None:
+        """As in `ConstantReader`; unknown where there are factors."""
+        return super().identity if self.columns is None and self.rows is None else None
 
     def read(self, slab: Slab) -> Array:
         """The rows of a slab as float32 `[n, columns]`."""

@@ -3,7 +3,7 @@
     codes ─ Convert ─ [Subtract] ─ Multiply ─ [Reshape] ─▸ layer      →      constant ─ [Convert] ─▸ layer
 
 The constants are postponed, like those of compression: nothing is computed here, `ov.save_model` and `compile_model`
-ask for one weight at a time, and the package's own `save_model` writes large ones in pieces.
+ask for one weight at a time, and the package's own `save_model` writes several at once, in pieces.
 
 The values are what OpenVINO computes from the chain in f32, rounded once to the constant's type. What compression has
 rounded away is not in the file any more and does not come back.
@@ -11,8 +11,9 @@ rounded away is not in the file any more and does not come back.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -22,11 +23,13 @@ from openvino.passes import ModelPass
 
 from ov_weight_compression.ir_utils.chain_values import ConstantValues
 from ov_weight_compression.ir_utils.constants import FileMappings
+from ov_weight_compression.ir_utils.deferral import FileSink, active_deferral
 from ov_weight_compression.ir_utils.dequantization import replace_constant
 from ov_weight_compression.ir_utils.errors import OptionError, WorkError
+from ov_weight_compression.ir_utils.jobs import Job, Task
+from ov_weight_compression.ir_utils.pipeline import Pipeline
 from ov_weight_compression.ir_utils.postponed import postponed_constant
 from ov_weight_compression.ir_utils.recipe import drop_recipe
-from ov_weight_compression.ir_utils.saving import LARGE_BYTES, FileSink, active_deferral
 from ov_weight_compression.ir_utils.types import Array, element_type
 from ov_weight_compression.patterns import CompressedWeight, find_compressed
 from ov_weight_compression.patterns.graphs import is_postponed
@@ -80,7 +83,8 @@ class DecompressWeights(ModelPass):
         """Rewrite `model` in place; whether anything changed."""
         found = find_compressed(model)
         mappings = FileMappings()
-        replaced = [_FloatWeight(one, self._type_of(one), mappings) for one in found]
+        pipeline = Pipeline()
+        replaced = [_FloatWeight(one, self._type_of(one), mappings, pipeline) for one in found]
         constants = [one.constant(self.lazy) for one in replaced]
         for one, constant in zip(found, constants, strict=True):
             constant.set_friendly_name(one.name)
@@ -112,10 +116,12 @@ def apply_weight_decompression(model: ov.Model, dtype: str | None = None, lazy: 
 
 
 class _FloatWeight:
-    """One weight's float constant to be. Implements `ir_utils.saving.LargeWeight`."""
+    """One weight's float constant to be. Implements `ir_utils.deferral.DeferredWeight`."""
 
-    def __init__(self, weight: CompressedWeight, dtype: str, mappings: FileMappings) -> None:
-        self.name = weight.name
+    identity = None
+
+    def __init__(self, weight: CompressedWeight, dtype: str, mappings: FileMappings, pipeline: Pipeline) -> None:
+        self.name, self.pipeline = weight.name, pipeline
         self._weight, self._dtype, self._mappings = weight, dtype, mappings
         self._kind = element_type(dtype)
         self._shape = tuple(int(size) for size in weight.end.shape)
@@ -131,18 +137,20 @@ class _FloatWeight:
     def row(self) -> Decompressed:
         return Decompressed(self.name, self._shape, self._dtype, self._weight.bytes, self._bytes)
 
-    def write(self, sinks: Mapping[str, FileSink]) -> None:
+    def job(self, sinks: Mapping[str, FileSink]) -> Job:
+        """What computes the values and writes them in pieces."""
+        return _FloatJob(self, sinks["values"])
+
+    def write(self, sink: FileSink) -> None:
         """Compute the values and write them in pieces."""
         place = 0
         for piece in self._pieces():
-            sinks["values"].write(place, piece)
+            sink.write(place, piece)
             place += piece.nbytes
 
     def _make(self) -> ov.Tensor:
         deferral = active_deferral()
-        if deferral is None or self._bytes < LARGE_BYTES:
-            return self._whole()
-        return deferral.stub(self, "values", self._kind, ov.Shape(list(self._shape)))
+        return self._whole() if deferral is None else deferral.stub(self, "values", self._kind, self._shape)
 
     def _whole(self) -> ov.Tensor:
         tensor = ov.Tensor(self._kind, ov.Shape(list(self._shape)))
@@ -162,6 +170,22 @@ class _FloatWeight:
         for part in self._weight.constants:
             if not is_postponed(part):
                 self._mappings.drop(part.get_tensor_view().data)
+
+
+@dataclass(frozen=True)
+class _FloatJob:
+    """One weight's values on their way into a file."""
+
+    weight: _FloatWeight
+    sink: FileSink
+    nbytes: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.weight.name
+
+    def begin(self) -> tuple[Sequence[Task], Callable[[], dict[str, Any]]]:
+        return [partial(self.weight.write, self.sink)], dict
 
 
 def _bound(weight: CompressedWeight) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -11,9 +11,9 @@ import numpy as np
 import openvino as ov
 
 from ov_weight_compression.ir_utils.constants import ConstantReader
+from ov_weight_compression.ir_utils.jobs import Task
 from ov_weight_compression.ir_utils.layout import Layout, Slab
 from ov_weight_compression.ir_utils.packing import pack, packed_size
-from ov_weight_compression.ir_utils.pipeline import Task
 from ov_weight_compression.ir_utils.types import Array, element_type
 from ov_weight_compression.passes.stored import StoredWeight
 from ov_weight_compression.quantization.encode import Weighting, encode_rows, stored_table
@@ -104,6 +104,14 @@ class WeightJob:
     weighting: Weighting = "graph"
     experts: int = 1
     """Into how many blocks of rows, each with an importance of its own, the weight falls."""
+
+    @property
+    def identity(self) -> Hashable | None:
+        """Equal for weights that are encoded to the same bytes; None where that cannot be told beforehand."""
+        values = self.reader.identity
+        if values is None or self.stored is not None or self.importance is not None:
+            return None
+        return values, self.spec, self.absmax
 
     @property
     def parts(self) -> dict[str, Part]:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ov_weight_compression.ir_utils.ir_file import read_model
+from ov_weight_compression.ir_utils.jobs import Job
 from ov_weight_compression.ir_utils.model_folder import convert_path, edit_config
-from ov_weight_compression.ir_utils.pipeline import Job
 from ov_weight_compression.ir_utils.saving import save_model
 from ov_weight_compression.passes.report import Report
 from ov_weight_compression.passes.weight_compression import WeightCompression

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ov_weight_compression.ir_utils.errors import OptionError
-from ov_weight_compression.ir_utils.pipeline import default_threads
+from ov_weight_compression.ir_utils.jobs import default_threads
 from ov_weight_compression.passes import readers
 from ov_weight_compression.passes.advanced import options_of
 from ov_weight_compression.passes.modes import (

@@ -7,17 +7,19 @@ by one, and the pipeline computes them then. `lazy=False` computes them all at o
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import openvino as ov
 
+from ov_weight_compression.ir_utils.deferral import FileSink, active_deferral
 from ov_weight_compression.ir_utils.dequantization import ChainParts, build_dequantization, replace_constant
+from ov_weight_compression.ir_utils.jobs import Job, Task
 from ov_weight_compression.ir_utils.pipeline import Pipeline
 from ov_weight_compression.ir_utils.postponed import postponed_constant
-from ov_weight_compression.ir_utils.saving import LARGE_BYTES, MARK_BYTES, FileSink, active_deferral
 from ov_weight_compression.ir_utils.types import element_type
 from ov_weight_compression.passes.choice import Choice
 from ov_weight_compression.passes.encode_job import WeightJob
@@ -25,6 +27,7 @@ from ov_weight_compression.patterns import Kind
 
 __all__ = ["PostponedWeight", "rewrite"]
 
+LARGE_BYTES = 32 << 20
 _GATHERED_STORAGE = frozenset({"u8", "i8", "u4", "i4"})
 _TELLING_STORAGE = frozenset({"u8", "i8", "u4", "i4", "nf4", "f8e4m3"})
 
@@ -33,40 +36,68 @@ class PostponedWeight:
     """A job of a pipeline, as the makers of its constants and `save_model` see it."""
 
     def __init__(self, pipeline: Pipeline, job: WeightJob) -> None:
-        self.pipeline, self.job, self.number = pipeline, job, pipeline.add(job)
+        self.pipeline, self.encoding, self.number = pipeline, job, pipeline.add(job)
         self.name = job.name
-        sizes = [part.nbytes for part in job.computed_parts.values()]
         self._plain: dict[str, Any] = {}
-        self._by_pieces = job.reader.layout.contiguous and sum(sizes) >= LARGE_BYTES and min(sizes) >= MARK_BYTES
+
+    @property
+    def identity(self) -> Hashable | None:
+        """What the constants follow from (see `DeferredWeight`)."""
+        return self.encoding.identity
 
     def part(self, name: str) -> ov.Tensor:
-        """A part, computed now or fetched if computed ahead; a stub where `save_model` writes the weight in pieces."""
+        """A part, computed now or fetched if computed ahead; a stub where `save_model` computes the weight later."""
         deferral = active_deferral()
-        if deferral is None or not self._by_pieces:
+        if deferral is None:
             tensor: ov.Tensor = self.pipeline.take(self.number, name)
             return tensor
-        part = self.job.parts[name]
-        return deferral.stub(self, name, element_type(part.type), ov.Shape(list(part.shape)))
+        part = self.encoding.parts[name]
+        return deferral.stub(self, name, element_type(part.type), part.shape)
 
     def plain(self, name: str) -> Any:
         """A part as a Constant. A large weight's codes lie in a temporary file that is mapped, not in memory."""
-        kind = {"u8": np.uint8, "i8": np.int8}.get(self.job.parts["codes"].type)
-        if kind is None or not self._by_pieces:
+        job = self.encoding
+        kind = {"u8": np.uint8, "i8": np.int8}.get(job.parts["codes"].type)
+        if kind is None or job.parts["codes"].nbytes < LARGE_BYTES:
             return ov.op.Constant(self.part(name), shared_memory=True)
         if name not in self._plain:
             with tempfile.TemporaryFile(prefix="ov-weight-compression-") as file:
-                tasks, finish = self.job.begin_into(FileSink(file.fileno(), 0))
-                small = self.pipeline.run(self.job, tasks, finish)
-                codes = np.memmap(file, dtype=kind, mode="r+", shape=self.job.parts["codes"].shape)
+                (small,) = self.pipeline.run_all([self.job({"codes": FileSink(file.fileno(), 0)})])
+                codes = np.memmap(file, dtype=kind, mode="r+", shape=job.parts["codes"].shape)
             self._plain = {part: ov.op.Constant(tensor, shared_memory=True) for part, tensor in small.items()}
             self._plain["codes"] = ov.op.Constant(codes, shared_memory=True)
         return self._plain.pop(name)
 
-    def write(self, sinks: Mapping[str, FileSink]) -> None:
-        """Compute the weight, its codes straight into their place in the file."""
-        tasks, finish = self.job.begin_into(sinks["codes"])
-        for name, tensor in self.pipeline.run(self.job, tasks, finish).items():
-            sinks[name].write(0, tensor.data)
+    def job(self, sinks: Mapping[str, FileSink]) -> Job:
+        """The weight's computation, with the parts that have sinks straight into their places in the file."""
+        return _WrittenJob(self.encoding, sinks)
+
+
+@dataclass(frozen=True)
+class _WrittenJob:
+    """A weight's job whose codes, at least, go into a file."""
+
+    encoding: WeightJob
+    sinks: Mapping[str, FileSink]
+
+    @property
+    def name(self) -> str:
+        return self.encoding.name
+
+    @property
+    def nbytes(self) -> int:
+        return self.encoding.nbytes
+
+    def begin(self) -> tuple[Sequence[Task], Callable[[], dict[str, Any]]]:
+        tasks, finish = self.encoding.begin_into(self.sinks["codes"])
+
+        def write_the_rest() -> dict[str, Any]:
+            parts = finish()
+            for name in self.sinks.keys() & parts.keys():
+                self.sinks[name].write(0, parts.pop(name).data)
+            return parts
+
+        return tasks, write_the_rest
 
 
 def rewrite(
@@ -83,7 +114,7 @@ def rewrite(
     postponed = [PostponedWeight(pipeline, job) for job in jobs]
     telltale = _telltale(jobs)
     chains = [
-        _constants(weight, choice, lazy, weight.job is telltale)
+        _constants(weight, choice, lazy, weight.encoding is telltale)
         for weight, choice in zip(postponed, choices, strict=True)
     ]
     for choice, parts in zip(choices, chains, strict=True):
@@ -125,10 +156,10 @@ def _constants(postponed: PostponedWeight, choice: Choice, lazy: bool, telltale:
     An f32 part is postponed in any case: `ov.save_model` stores plain f32 constants as f16, which rounds a tensor's
     scale and cannot hold the scales for which f32 was chosen.
     """
-    known = postponed.job.known_parts()
+    known = postponed.encoding.known_parts()
     gathered = any(consumer.kind is Kind.GATHER for consumer in choice.weight.consumers)
     nodes = {}
-    for name, part in postponed.job.parts.items():
+    for name, part in postponed.encoding.parts.items():
         maker: Callable[[], ov.Tensor] = partial(postponed.part, name)
         if name in known or not lazy:
             tensor = known[name] if name in known else maker()

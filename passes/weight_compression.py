@@ -15,7 +15,8 @@ from openvino.passes import ModelPass
 import ov_weight_compression
 from ov_weight_compression.ir_utils.constants import ConstantReader, FileMappings, ValueRange
 from ov_weight_compression.ir_utils.errors import OptionError
-from ov_weight_compression.ir_utils.pipeline import Job, Pipeline
+from ov_weight_compression.ir_utils.jobs import Job
+from ov_weight_compression.ir_utils.pipeline import Pipeline
 from ov_weight_compression.passes.adapters import attach
 from ov_weight_compression.passes.adaptive import with_tables
 from ov_weight_compression.passes.awq import choose_folds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -468,6 +469,6 @@ def test_names_of_weights_reach_the_error(
 
     monkeypatch.setattr("ov_weight_compression.passes.encode_job.encode_rows", broken)
     said = failing(capsys, 1, tmp_path / "m.xml", "-o", tmp_path / "o.xml", "--quiet")
-    assert "weight_0" in said
+    assert re.search(r"weight_\d", said)
     assert "no luck" in said
     assert not (tmp_path / "o.xml").exists()

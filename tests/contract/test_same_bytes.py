@@ -10,7 +10,7 @@ import pytest
 from openvino import opset13 as op
 
 import ov_weight_compression
-from ov_weight_compression.ir_utils import saving
+from ov_weight_compression.ir_utils import deferral
 from ov_weight_compression.ir_utils.saving import save_model
 from ov_weight_compression.passes import Mode, WeightCompression, apply_weight_compression
 from tests.models import llama
@@ -53,31 +53,43 @@ def test_compiling_in_between_changes_nothing(tmp_path: Path) -> None:
     assert all((one == other).all() for one, other in zip(run(tmp_path / "after.xml"), before, strict=True))
 
 
-def test_saved_in_pieces_from_a_file_of_a_real_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The package's own writer and OpenVINO's give the same weights, whether large weights go in by pieces or not."""
-    written = []
-    for name, limit in {"whole": 1 << 40, "pieces": 1 << 10}.items():
-        monkeypatch.setattr("ov_weight_compression.passes.rewrite.LARGE_BYTES", limit)
-        model = apply_weight_compression(ov.Core().read_model(REAL), mode="int4_asym", group_size=32)
-        save_model(model, tmp_path / f"{name}.xml")
-        written.append(files_of(tmp_path / f"{name}.xml"))
-    assert written[0] == written[1]
-    theirs = stored(apply_weight_compression(ov.Core().read_model(REAL), mode="int4_asym", group_size=32), tmp_path)
-    assert theirs[1] == written[0][1]
+@pytest.mark.parametrize("mode", MODES)
+def test_both_writers_give_the_same_weights_of_a_real_model(mode: str, tmp_path: Path) -> None:
+    """The package's own, which computes after the graph is written, and OpenVINO's."""
+    options = {"mode": mode} if mode.startswith("int8") else {"mode": mode, "group_size": -1 if mode == "cb4" else None}
+    model = apply_weight_compression(ov.Core().read_model(REAL), **options)
+    save_model(model, tmp_path / "own.xml")
+    ov.serialize(model, tmp_path / "serialized.xml", tmp_path / "serialized.bin")
+    assert files_of(tmp_path / "own.xml") == files_of(tmp_path / "serialized.xml")
+    assert stored(model, tmp_path, "theirs")[1] == files_of(tmp_path / "own.xml")[1]
 
 
-def test_writing_in_pieces_really_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ov_weight_compression.passes.rewrite.LARGE_BYTES", 1 << 10)
+def test_one_copy_of_constants_that_lie_in_the_same_place(tmp_path: Path) -> None:
+    """As an exporter leaves tied embeddings: two constants of one stretch of the file."""
+    values = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float16)
+    weight, again = op.constant(values), op.constant(values)
+    x = op.parameter([-1, 64], np.float32)
+    hidden = op.matmul(x, op.convert(weight, "f32"), False, True)
+    model = ov.Model([op.result(op.matmul(hidden, op.convert(again, "f32"), False, True))], [x])
+    ov.save_model(model, tmp_path / "source.xml")
+    sizes = []
+    for count, source in enumerate((model, ov.Core().read_model(tmp_path / "source.xml"))):
+        save_model(apply_weight_compression(source, mode="int8_sym"), tmp_path / f"{count}.xml")
+        sizes.append((tmp_path / f"{count}.bin").stat().st_size)
+    assert sizes[1] < 1.1 * 64 * 64 + 128 + 64
+
+
+def test_the_own_writer_computes_into_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stubs = []
-    original = saving.Deferral.stub
+    original = deferral.Deferral.stub
     monkeypatch.setattr(
-        saving.Deferral,
+        deferral.Deferral,
         "stub",
         lambda self, owner, part, *rest: (stubs.append((owner.name, part)), original(self, owner, part, *rest))[1],
     )
     model = apply_weight_compression(ov.Core().read_model(REAL), mode="int4_asym", group_size=32)
     save_model(model, tmp_path / "m.xml")
-    assert len({name for name, _ in stubs}) >= 40
+    assert len({name for name, _ in stubs}) == 43
     assert {part for _, part in stubs} == {"codes", "scale", "zero_point"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -17,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ov_weight_compression.ir_utils.errors import OptionError, WorkError
-from ov_weight_compression.ir_utils.pipeline import Pipeline, default_threads
+from ov_weight_compression.ir_utils.jobs import default_threads
+from ov_weight_compression.ir_utils.pipeline import Pipeline
 
 
 @dataclass
@@ -152,14 +154,82 @@ def test_several_threads_may_ask() -> None:
     assert answers == {number: ([0, 1, 2, 3], f"job {number}") for number in range(8)}
 
 
-def test_run_computes_beside_the_list() -> None:
-    pipeline = with_jobs(Counting("listed"), threads=2)
-    job = Counting("beside")
-    assert pipeline.run(job, *job.begin()) == {"codes": [0, 1, 2, 3], "scale": "beside"}
-    broken = Counting("broken", fail=ValueError("no"))
-    with pytest.raises(WorkError, match="broken: ValueError: no"):
-        pipeline.run(broken, *broken.begin())
-    assert pipeline.take(0, "scale") == "listed"
+class TestRunAll:
+    """Jobs that put most of their parts somewhere themselves."""
+
+    def test_the_list_is_left_alone(self) -> None:
+        pipeline = with_jobs(Counting("listed"), threads=2)
+        pipeline.run_all([Counting("beside")])
+        assert pipeline.take(0, "scale") == "listed"
+        assert pipeline.run_all([Counting("beside")])[0]["scale"] == "beside"
+        assert pipeline.take(0, "codes") == [0, 1, 2, 3]
+
+    @pytest.mark.parametrize("threads", [1, 2, 5])
+    def test_each_runs_once(self, threads: int) -> None:
+        told: list[str] = []
+        jobs = [Counting(f"job {number}", pieces=number % 3) for number in range(20)]
+        pipeline = with_jobs(threads=threads, on_finished=lambda job: told.append(job.name))
+        assert [parts["codes"] for parts in pipeline.run_all(jobs)] == [list(range(number % 3)) for number in range(20)]
+        assert [(job.begun, job.finished, sorted(job.seen)) for job in jobs] == [
+            (1, 1, list(range(number % 3))) for number in range(20)
+        ]
+        assert sorted(told) == sorted(job.name for job in jobs)
+        pipeline.run_all(jobs[:2])
+        assert jobs[1].finished == 2
+
+    def test_no_more_are_begun_than_keep_the_workers_busy(self) -> None:
+        gate = threading.Event()
+        jobs = [Counting(f"job {number}", pieces=1, wait=gate) for number in range(9)]
+        pipeline = with_jobs(threads=2)
+        begun = []
+
+        def look() -> None:
+            begun.append(sum(job.begun for job in jobs))
+            gate.set()
+
+        threading.Timer(0.2, look).start()
+        pipeline.run_all(jobs)
+        assert begun == [2]
+
+    def test_an_error_names_the_weight_and_ends_the_rest(self) -> None:
+        jobs = [Counting("fine"), Counting("bad", fail=ArithmeticError("overflow"))]
+        later = [Counting(f"later {number}") for number in range(100)]
+        pipeline, others = with_jobs(threads=2), set(workers())
+        with pytest.raises(WorkError, match="bad: ArithmeticError: overflow"):
+            pipeline.run_all([*jobs, *later])
+        assert not all(job.begun for job in later)
+        assert not set(workers()) - others
+        pipeline.run_all(later)
+        assert all(job.finished for job in later)
+
+    @pytest.mark.parametrize("place", ["begin", "finish"])
+    def test_an_error_at_the_ends(self, place: str) -> None:
+        def broken() -> Any:
+            raise ArithmeticError("overflow")
+
+        job = Counting("bad")
+        if place == "begin":
+            job.begin = broken  # type: ignore[method-assign]
+        else:
+            job.begin = lambda: ([], broken)  # type: ignore[method-assign]
+        with pytest.raises(WorkError, match="bad: ArithmeticError: overflow"):
+            with_jobs(threads=2).run_all([job])
+
+    def test_interrupted_it_leaves_nobody_at_work(self) -> None:
+        done = []
+
+        def slow() -> None:
+            time.sleep(0.3)
+            done.append(1)
+
+        job = Counting("slow")
+        job.begin = lambda: ([slow, slow, slow], dict)  # type: ignore[method-assign,assignment]
+        others = set(workers())
+        threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            with_jobs(threads=1).run_all([job])
+        assert done == [1]
+        assert not set(workers()) - others
 
 
 def workers() -> list[threading.Thread]:

@@ -2,42 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino as ov
 import pytest
 from openvino import opset13 as op
 
+from ov_weight_compression.ir_utils.deferral import FileSink, active_deferral
 from ov_weight_compression.ir_utils.errors import WorkError
+from ov_weight_compression.ir_utils.jobs import Task
+from ov_weight_compression.ir_utils.pipeline import Pipeline
 from ov_weight_compression.ir_utils.postponed import postponed_constant
-from ov_weight_compression.ir_utils.saving import FileSink, active_deferral, save_model
+from ov_weight_compression.ir_utils.saving import save_model
 from tests.models import in_if, in_loop, layers, linear
 from tests.running import run
 
 
 class Piecewise:
-    """A weight that is written in pieces, with its values known so that they can be compared."""
+    """A weight that is written in pieces, with its values known so that they can be compared. It is its own job."""
 
-    def __init__(self, name: str, shape: tuple[int, ...] = (64, 64)) -> None:
-        self.name = name
+    nbytes = 0
+
+    def __init__(self, name: str, shape: tuple[int, ...] = (64, 64), identity: object = None) -> None:
+        self.name, self.identity = name, identity
         self.values = np.random.default_rng(len(name)).standard_normal(shape).astype(np.float32)
+        self.pipeline = Pipeline(threads=2)
         self.written = 0
+        self.sinks: Mapping[str, FileSink] = {}
 
     def make(self) -> ov.Tensor:
         deferral = active_deferral()
         if deferral is not None:
-            return deferral.stub(self, "codes", ov.Type.f32, ov.Shape(list(self.values.shape)))
+            return deferral.stub(self, "codes", ov.Type.f32, self.values.shape)
         tensor = ov.Tensor(ov.Type.f32, ov.Shape(list(self.values.shape)))
         tensor.data[:] = self.values
         return tensor
 
-    def write(self, sinks: Mapping[str, FileSink]) -> None:
+    def job(self, sinks: Mapping[str, FileSink]) -> Piecewise:
+        self.sinks = sinks
+        return self
+
+    def begin(self) -> tuple[Sequence[Task], Callable[[], dict[str, Any]]]:
+        return [self.write], dict
+
+    def write(self) -> None:
         self.written += 1
         flat = self.values.reshape(-1)
         for start in range(0, flat.size, 1000):
-            sinks["codes"].write(start * 4, flat[start : start + 1000])
+            self.sinks["codes"].write(start * 4, flat[start : start + 1000])
 
 
 def model_of(*weights: Piecewise) -> ov.Model:
@@ -83,6 +98,32 @@ def test_saved_twice_and_in_other_ways_it_is_the_same(tmp_path: Path) -> None:
     assert (tmp_path / "a.bin").read_bytes() == (tmp_path / "b.bin").read_bytes() == (tmp_path / "c.bin").read_bytes()
 
 
+def test_plain_constants_lie_between(tmp_path: Path) -> None:
+    """All offsets are those that OpenVINO gives when it writes the constants themselves."""
+    first, second = Piecewise("one"), Piecewise("three", (64, 3))
+    one = model_of(first)
+    hidden = op.add(one.outputs[0].get_node().input_value(0), op.constant(np.arange(64, dtype=np.float32)))
+    node = postponed_constant(ov.Type.f32, ov.Shape([64, 3]), second.make)
+    hidden = op.add(op.matmul(hidden, node, False, False), op.constant(np.float32([1, 2, 3])))
+    model = ov.Model(
+        [op.result(op.add(hidden, op.constant(np.full((5, 3), 7, np.float32))))], one.get_parameters(), "m"
+    )
+    save_model(model, tmp_path / "a.xml")
+    ov.serialize(model, tmp_path / "b.xml", tmp_path / "b.bin")
+    for suffix in (".xml", ".bin"):
+        assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_what_is_the_same_is_stored_and_computed_once(known: bool, tmp_path: Path) -> None:
+    weights = [Piecewise("one", identity="same" if known else None), Piecewise("two", identity="same" if known else 1)]
+    model = model_of(*weights)
+    save_model(model, tmp_path / "m.xml")
+    assert sum(weight.written for weight in weights) == (1 if known else 2)
+    assert (tmp_path / "m.bin").stat().st_size == (1 if known else 2) * 64 * 64 * 4
+    assert (run(tmp_path / "m.xml")[0] == run(model)[0]).all()
+
+
 def test_a_missing_folder_is_made(tmp_path: Path) -> None:
     save_model(linear(), tmp_path / "a" / "b" / "m.xml")
     assert names_in(tmp_path / "a" / "b") == ["m.bin", "m.xml"]
@@ -114,8 +155,8 @@ class TestFailures:
 
     def test_while_pieces_are_written(self, there: tuple[Path, list[bytes]]) -> None:
         class Broken(Piecewise):
-            def write(self, sinks: Mapping[str, FileSink]) -> None:
-                super().write(sinks)
+            def write(self) -> None:
+                super().write()
                 raise OSError(28, "No space left on device")
 
         with pytest.raises(WorkError, match=r"m\.xml: cannot be written: No space left on device"):
@@ -124,7 +165,7 @@ class TestFailures:
 
     def test_interrupted(self, there: tuple[Path, list[bytes]]) -> None:
         class Interrupted(Piecewise):
-            def write(self, sinks: Mapping[str, FileSink]) -> None:
+            def write(self) -> None:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
