@@ -119,7 +119,7 @@ def _encode(
     graph = graph and spec.search > 1
     kernel = _kernel(groups, spec, importance is not None, graph)
     if kernel is not None:
-        kernel.run(groups, None if importance is None else importance.rows, tensor_scale, parts.take)
+        kernel.run(groups, importance, tensor_scale, parts.take)
         return
     step = max(1, _REFERENCE_ELEMENTS // groups.shape[1])
     for start in range(0, len(groups), step):
@@ -205,6 +205,11 @@ class _Importance:
             return None
         scaled = np.clip(importance.astype(np.float64) / largest, 2.0**-40, 1).astype(np.float32)
         return cls(scaled.reshape(-1, group))
+
+    @property
+    def period(self) -> int:
+        """Groups of a row."""
+        return len(self.per_group)
 
     def rows(self, start: int, stop: int) -> npt.NDArray[np.float32]:
         """[stop - start, g] importance of these groups of the weight."""

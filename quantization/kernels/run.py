@@ -2,7 +2,7 @@
 
 A kernel is compiled once per key, for a fixed block of groups, with one stream per core: each calling thread takes an
 infer request of its own from a pool and runs it on its own stream, so N threads use N cores. The last block of a
-weight is filled up with zeros instead of compiling for its size.
+weight is run half empty instead of compiling for its size.
 
 Compiling costs tens of milliseconds, as much as the numpy reference needs for some ten thousand weights; so a key is
 compiled when it has been asked for that many, and until then (or for good, in a model of small odd weights) the
@@ -12,7 +12,7 @@ reference does the work. They agree to the bit, so nobody can tell.
 import os
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,9 @@ COMPILE_AFTER = 1 << 17
 # Elements of the largest intermediate tensor, of a plain kernel and of a search: they should stay in a core's cache.
 _PLAIN_ELEMENTS = 1 << 19
 _SEARCH_ELEMENTS = 5 << 17
+
+# Rows of a weight that a block must hold at least to be filled with whole ones only.
+_WHOLE_PERIODS = 8
 
 # Kernels kept compiled, some megabytes each; the one not used for longest goes first.
 _KEPT = 24
@@ -79,6 +82,19 @@ def _kernel(key: Key) -> "Kernel":
         return made[0]
 
 
+class Periodic(Protocol):
+    """Importance of input channels, which repeats with every row of a weight."""
+
+    @property
+    def period(self) -> int:
+        """Groups in a row."""
+        ...
+
+    def rows(self, start: int, stop: int) -> npt.NDArray[np.float32]:
+        """[stop - start, g] f32 of these groups."""
+        ...
+
+
 class Kernel:
     """A compiled kernel and its pool of infer requests."""
 
@@ -99,7 +115,7 @@ class Kernel:
     def run(
         self,
         groups: npt.NDArray[Any],
-        importance: Callable[[int, int], npt.NDArray[np.float32]] | None,
+        importance: "Periodic | None",
         tensor_scale: np.float32 | None,
         take: Callable[[int, list[npt.NDArray[Any]]], None],
     ) -> None:
@@ -107,7 +123,7 @@ class Kernel:
 
         Args:
             groups: [n, g] of the key's source type.
-            importance: rows ``start .. stop`` of the [n, g] importance, for a key that has it.
+            importance: that of the groups, for a key that has it.
             tensor_scale: for a format that has one.
             take: called with each block's start and its outputs, cut to the groups it holds; they are the request's own
                 memory, to be read before ``take`` returns.
@@ -116,11 +132,16 @@ class Kernel:
         try:
             if tensor_scale is not None:
                 request.inputs["tensor_scale"][:] = tensor_scale
-            for start in range(0, len(groups), self.block):
-                size = min(self.block, len(groups) - start)
-                request.fill("groups", groups[start : start + size], 0)
-                if importance is not None:
-                    request.fill("importance", importance(start, start + size), 1)
+            step, refill = self.block, importance is not None
+            if importance is not None and importance.period * _WHOLE_PERIODS <= self.block:
+                # Blocks that begin where the importance does all have the same, at the price of some empty groups.
+                step, refill = self.block // importance.period * importance.period, False
+                request.fill("importance", importance.rows(0, step))
+            for start in range(0, len(groups), step):
+                size = min(step, len(groups) - start)
+                request.fill("groups", groups[start : start + size])
+                if importance is not None and refill:
+                    request.fill("importance", importance.rows(start, start + size))
                 take(start, request.infer(size))
         finally:
             self._release(request)
@@ -144,12 +165,9 @@ class _Request:
         self.inputs = {port.get_any_name(): self._request.get_tensor(port).data for port in compiled.inputs}
         self._outputs = [self._request.get_tensor(port).data for port in compiled.outputs]
 
-    def fill(self, name: str, rows: npt.NDArray[Any], rest: float) -> None:
-        """Copy rows into an input, and fill up what is left of the block."""
-        target = self.inputs[name]
-        target[: len(rows)] = rows
-        if len(rows) < len(target):
-            target[len(rows) :] = rest
+    def fill(self, name: str, rows: npt.NDArray[Any]) -> None:
+        """Copy rows into an input. What is left of the block keeps what it held: nobody looks at its outputs."""
+        self.inputs[name][: len(rows)] = rows
 
     def infer(self, size: int) -> list[npt.NDArray[Any]]:
         """Run, and the outputs of the first ``size`` groups: the request's own memory (a copy costs a tenth)."""

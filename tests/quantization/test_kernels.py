@@ -22,13 +22,23 @@ TABLES = {
 EVERY = {**{name: row for name, row in FORMATS.items() if name not in ("codebook", "adaptive_codebook")}, **TABLES}
 
 
+class Rows:
+    """Importance that does not repeat."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values, self.period = values, len(values)
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        return self.values[start:stop]
+
+
 def check(groups: np.ndarray, spec: Spec, graph: bool = False, importance: np.ndarray | None = None) -> None:
     """The kernel's bits are the reference's; a block smaller than the groups shows that the tail is right too."""
     source = "f16" if groups.dtype == np.float16 else "f32"
     scalar = tensor_scale_of(float(np.abs(groups).max()), spec.format)
     kernel = compiled(Key(spec, groups.shape[1], source, graph, importance is not None))
     blocks: list[list[np.ndarray]] = []
-    rows = None if importance is None else lambda start, stop: importance[start:stop]
+    rows = None if importance is None else Rows(importance)
     kernel.run(groups, rows, scalar, lambda start, outputs: blocks.append([np.array(part) for part in outputs]))
     got = [np.concatenate(parts) for parts in zip(*blocks, strict=True)]
     with np.errstate(over="ignore"):
