@@ -23,7 +23,7 @@ __all__ = ["ADAPTER_SPEC", "Adapters", "lora_adapters"]
 Floats = npt.NDArray[np.float32]
 
 ADAPTER_SPEC = Spec(FORMATS["int8_asym"])
-_ITERATIONS = 6
+_ITERATIONS = 3
 _EXTRA = 8
 _ROWS = 1024
 
@@ -41,7 +41,7 @@ class Adapters:
         return decode_rows(self.up, ADAPTER_SPEC) @ decode_rows(self.down, ADAPTER_SPEC)
 
 
-def lora_adapters(missing: Floats, gram: npt.NDArray[np.floating], rank: int, *, rounds: int = 3) -> Adapters | None:
+def lora_adapters(missing: Floats, gram: npt.NDArray[np.floating], rank: int, *, rounds: int = 2) -> Adapters | None:
     """Fit adapters to what a layer's weight has lost.
 
     Args:
