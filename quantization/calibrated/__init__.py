@@ -7,11 +7,10 @@ targets     what to approximate when the layers before are compressed already
 layer       all of it for one weight, best of several starts
 """
 
-from ov_weight_compression.quantization.calibrated.blocks import refine_blocks
 from ov_weight_compression.quantization.calibrated.curvature import Curvature, curvature_of
 from ov_weight_compression.quantization.calibrated.layer import BALANCED, BEST, GPTQ_ONLY, Effort, fit_rows
 from ov_weight_compression.quantization.calibrated.starts import Start
-from ov_weight_compression.quantization.calibrated.targets import input_correction, output_correction
+from ov_weight_compression.quantization.calibrated.targets import input_correction
 
 __all__ = [
     "BALANCED",
@@ -23,6 +22,4 @@ __all__ = [
     "curvature_of",
     "fit_rows",
     "input_correction",
-    "output_correction",
-    "refine_blocks",
 ]

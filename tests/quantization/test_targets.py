@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ov_weight_compression.quantization.calibrated import input_correction, output_correction
+from ov_weight_compression.quantization.calibrated import input_correction
 from tests.quantization.calibrated_cases import layer
 
 
@@ -38,15 +38,10 @@ def test_nothing_to_correct_where_the_prefix_is_exact():
     assert np.abs(input_correction(gram, gram)).max() == 0
 
 
-def test_what_the_residual_stream_lost_is_made_up_for():
-    _, _, seen = streams()
-    lost = seen @ np.linspace(-0.2, 0.2, 96 * 24, dtype=np.float32).reshape(96, 24)
-    correction = output_correction(seen.T @ seen, lost.T @ seen, damping=1e-4)
-    assert np.square(lost - seen @ correction.T).sum() < 0.05 * np.square(lost).sum()
-
-
 @pytest.mark.parametrize("gram", [np.zeros((5, 5)), np.diag([1.0, 0, 2, 0, 0])])
 def test_dead_channels_get_no_correction(gram):
-    correction = output_correction(gram, np.zeros((3, 5)))
-    assert correction.shape == (3, 5)
-    assert not correction.any()
+    correction = input_correction(gram, 2 * gram)
+    dead = np.diag(gram) == 0
+    assert not correction[dead].any()
+    assert not correction[:, dead].any()
+    assert correction[~dead].any() == (~dead).any()
