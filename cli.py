@@ -100,7 +100,9 @@ def _add_compress(commands: Any) -> None:
     )
     command.add_argument("--no-validate", action="store_true", help="an --ignore that matches nothing is no error")
     command.add_argument("--codebook", metavar="V,V,…", help="the table of --mode codebook")
-    command.add_argument("--codebook-type", help="what it is stored as: f8e4m3 (default), f16, f32 or i8")
+    command.add_argument("--codebook-type", help="what a table is stored as: f8e4m3 (default), f16, f32 or i8")
+    command.add_argument("--codebook-size", type=int, metavar="N", help="entries of adaptive_codebook's tables (16)")
+    command.add_argument("--codebook-sharing", help="who shares them: none (default), block, across_blocks")
     command.add_argument("--device", help="choose formats that CPU, GPU or NPU executes")
     command.add_argument("--threads", type=int, help="threads to compute with")
     _add_data_options(command)
@@ -137,7 +139,16 @@ def _options(parsed: argparse.Namespace) -> dict[str, Any]:
     names = (
         *("mode", "ratio", "group_size", "all_layers", "backup_mode", "sensitivity_metric", "group_size_fallback"),
         *("scale_search", "device", "threads", "awq", "scale_estimation", "gptq", "lora_correction", "lora_rank"),
-        *("subset_size", "accuracy", "context_length", "statistics_path", "calibration_memory", "codebook_type"),
+        *(
+            "subset_size",
+            "accuracy",
+            "context_length",
+            "statistics_path",
+            "calibration_memory",
+            "codebook_type",
+            "codebook_size",
+            "codebook_sharing",
+        ),
     )
     options = {name: getattr(parsed, name) for name in names if getattr(parsed, name) is not None}
     options["quiet"] = parsed.quiet

@@ -1,37 +1,93 @@
-"""Tables of `adaptive_codebook`: each weight gets the one that suits a sample of its rows."""
+"""Tables of `adaptive_codebook`: fitted to the weights that they are for, before anything is edited.
+
+`codebook_sharing` says which weights have a table in common, by the names of the layers that read them; a number that
+stands by itself between dots or slashes is that of a block:
+
+    none            each weight has its own
+    block           all weights of a transformer block        model.layers.3.…
+    across_blocks   the same layer of every block             model.layers.*.mlp.down_proj
+
+A weight without such a number in its name has a table of its own. Weights are looked at one after the other, in pieces,
+and large ones by a sample of their rows, so any number of them takes the memory of one piece.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+
+import numpy as np
 
 from ov_weight_compression.ir_utils.constants import ConstantReader
 from ov_weight_compression.ir_utils.types import Array
 from ov_weight_compression.passes.choice import Choice, Plan
+from ov_weight_compression.passes.modes import CodebookSharing
+from ov_weight_compression.passes.options import Options
 from ov_weight_compression.patterns import Weight
-from ov_weight_compression.quantization.lloyd import fitted_format, sample_step
+from ov_weight_compression.quantization.formats import Format
+from ov_weight_compression.quantization.lloyd import Histogram, fitted_format, sample_step
 
-__all__ = ["with_tables"]
+__all__ = ["Importance", "with_tables"]
 
+Importance = Callable[[Weight], "Array | None"]
+"""What an error in each input channel of a weight costs, `[in]` or `[experts, in]`; None for all alike."""
 
-def with_tables(plan: Plan, reader: Callable[[Weight], ConstantReader], size: int, table_type: str) -> Plan:
-    """The plan with a fitted table of at most `size` entries in every choice of `adaptive_codebook`."""
-
-    def fitted(choice: Choice) -> Choice:
-        row = choice.spec.format
-        if row.name != "adaptive_codebook":
-            return choice
-        source = reader(choice.weight)
-        group = choice.spec.group_of(source.layout.columns)
-        table = fitted_format(row, _sample(source), choice.absmax, group, count=size, table_type=table_type)
-        return replace(choice, spec=replace(choice.spec, format=table))
-
-    return replace(plan, choices=tuple(fitted(choice) for choice in plan.choices))
+_PIECE_ELEMENTS = 1 << 19
+_BLOCK_NUMBER = re.compile(r"(?<=[./_])\d+(?=[./])")
 
 
-def _sample(reader: ConstantReader) -> Iterator[Array]:
-    step = sample_step(reader.layout.rows, reader.layout.columns)
-    for number, slab in enumerate(reader.layout.slabs(1 if step > 1 else max(1, reader.layout.rows))):
+def with_tables(
+    plan: Plan, reader: Callable[[Weight], ConstantReader], options: Options, importance: Importance
+) -> Plan:
+    """The plan with fitted tables of `codebook_size` entries in place of the stand-ins of `adaptive_codebook`."""
+    sharing: dict[str, list[Choice]] = {}
+    for choice in plan.choices:
+        if choice.spec.format.name == "adaptive_codebook":
+            sharing.setdefault(_key(choice.weight, options.codebook_sharing), []).append(choice)
+    tables: dict[str, Format] = {}
+    for choices in sharing.values():
+        histograms = (_histogram(choice, reader(choice.weight), importance(choice.weight)) for choice in choices)
+        row = choices[0].spec.format
+        fitted = fitted_format(row, histograms, count=options.codebook_size, table_type=options.codebook_type)
+        tables.update((choice.weight.name, fitted) for choice in choices)
+    return replace(plan, choices=tuple(_with_table(choice, tables) for choice in plan.choices))
+
+
+def _with_table(choice: Choice, tables: dict[str, Format]) -> Choice:
+    table = tables.get(choice.weight.name)
+    return choice if table is None else replace(choice, spec=replace(choice.spec, format=table))
+
+
+def _key(weight: Weight, sharing: CodebookSharing) -> str:
+    """The same text for all weights that share a table."""
+    if sharing is not CodebookSharing.NONE:
+        for name in (weight.consumers[0].name, weight.stored_name):
+            number = _BLOCK_NUMBER.search(name)
+            if number is not None:
+                return name[: number.end()] if sharing is CodebookSharing.BLOCK else _BLOCK_NUMBER.sub("*", name)
+    return f"own: {weight.name}"
+
+
+def _histogram(choice: Choice, reader: ConstantReader, importance: Array | None) -> Histogram:
+    histogram = Histogram(choice.absmax, choice.spec.group_of(reader.layout.columns))
+    rows, experts = reader.layout.rows, 1 if importance is None or importance.ndim == 1 else len(importance)
+    largest = 0.0 if importance is None else float(importance.max(initial=0.0))
+    for first, piece in _sample(reader, rows // experts):
+        shares = None
+        if importance is not None and largest > 0:
+            own = importance if importance.ndim == 1 else importance[first * experts // rows]
+            shares = (own / largest).astype(np.float32)
+        histogram.add(piece, shares)
+    return histogram
+
+
+def _sample(reader: ConstantReader, block: int) -> Iterator[tuple[int, Array]]:
+    """The first row's number and the values of pieces of a weight, none of which goes across a multiple of `block`."""
+    layout = reader.layout
+    step = sample_step(layout.rows, layout.columns)
+    size = 1 if step > 1 else max(1, _PIECE_ELEMENTS // max(1, layout.columns))
+    for number, slab in enumerate(layout.slabs(size, block)):
         if number % step == 0:
-            yield reader.read(slab)
+            yield slab.start, reader.read(slab)
             reader.release(slab)

@@ -13,8 +13,15 @@ _COUNTERPARTS = {
     "group_size_fallback_mode": "group_size_fallback",
     "codebook": "codebook",
     "lora_correction_params.adapter_rank": "lora_rank",
+    "adaptive_codebook_params.value_type": "codebook_type",
+    "adaptive_codebook_params.num_elements": "codebook_size",
+    "adaptive_codebook_params.across_blocks": "codebook_sharing",
 }
-_OF_PARTS = ("lora_correction_params",)
+_IN_OTHER_WORDS: dict[str, dict[Any, str]] = {
+    "adaptive_codebook_params.value_type": {"float16": "f16", "float32": "f32", "int8": "i8", "f8e4m3": "f8e4m3"},
+    "adaptive_codebook_params.across_blocks": {True: "across_blocks"},
+}
+_OF_PARTS = ("lora_correction_params", "adaptive_codebook_params")
 """Parameters that are objects with parameters of their own."""
 
 
@@ -31,7 +38,8 @@ def options_of(parameters: Any) -> dict[str, Any]:
             if full not in _COUNTERPARTS:
                 said = f"advanced_parameters: {full}={own!r}"
                 raise OptionError(f"{said} has no counterpart here; leave it at its default")
-            options[_COUNTERPARTS[full]] = own
+            words = _IN_OTHER_WORDS.get(full)
+            options[_COUNTERPARTS[full]] = words.get(getattr(own, "value", own), own) if words else own
     return options
 
 

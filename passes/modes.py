@@ -7,7 +7,16 @@ from typing import TypeVar
 
 from ov_weight_compression.ir_utils.errors import OptionError
 
-__all__ = ["Accuracy", "BackupMode", "Device", "GroupSizeFallback", "Mode", "SensitivityMetric", "parse_enum"]
+__all__ = [
+    "Accuracy",
+    "BackupMode",
+    "CodebookSharing",
+    "Device",
+    "GroupSizeFallback",
+    "Mode",
+    "SensitivityMetric",
+    "parse_enum",
+]
 
 
 class Mode(str, Enum):
@@ -67,6 +76,14 @@ class GroupSizeFallback(str, Enum):
     ADJUST = "adjust"
     IGNORE = "ignore"
     ERROR = "error"
+
+
+class CodebookSharing(str, Enum):
+    """Which weights share a table of `adaptive_codebook`: none, those of a block, or a layer's in all blocks."""
+
+    NONE = "none"
+    BLOCK = "block"
+    ACROSS_BLOCKS = "across_blocks"
 
 
 class Accuracy(str, Enum):

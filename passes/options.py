@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ov_weight_compression.passes.advanced import options_of
 from ov_weight_compression.passes.modes import (
     Accuracy,
     BackupMode,
+    CodebookSharing,
     Device,
     GroupSizeFallback,
     Mode,
@@ -27,6 +29,7 @@ from ov_weight_compression.passes.modes import (
 from ov_weight_compression.passes.rules import Rule, check_group, parse_rules
 from ov_weight_compression.patterns import IgnoredScope
 from ov_weight_compression.quantization.formats import FORMATS, TABLE_TYPES, Format, with_table
+from ov_weight_compression.quantization.lloyd import stand_in
 
 __all__ = ["Options", "read_options"]
 
@@ -62,17 +65,25 @@ class Options:
     codebook: tuple[float, ...] | None = None
     codebook_type: str = "f8e4m3"
     codebook_size: int = 16
+    codebook_sharing: CodebookSharing = CodebookSharing.NONE
     lazy: bool = True
     threads: int = field(default_factory=default_threads)
     device: Device | None = None
 
     def row(self, mode: Mode) -> Format:
-        """The format of a mode; for `codebook` the one with the caller's table."""
+        """The format of a mode; for `codebook` the one with the caller's table, for `adaptive_codebook` one with a
+        stand-in for the tables that will be fitted."""
         row = FORMATS[mode.value]
+        if mode is Mode.ADAPTIVE_CODEBOOK:
+            return _stand_in(row, self.codebook_size, self.codebook_type)
         if mode is not Mode.CODEBOOK:
             return row
         assert self.codebook is not None
         return with_table(row, self.codebook, self.codebook_type)
+
+    def uses(self, mode: Mode) -> bool:
+        """Whether a mode is the one that was asked for, or that of a rule."""
+        return mode in (self.mode, *(rule.mode for rule in self.rules))
 
     @property
     def effective_group(self) -> int:
@@ -91,8 +102,10 @@ class Options:
             "group_size_fallback": self.group_size_fallback.value,
             "scale_search": str(self.scale_search),
         }
-        if self.codebook is not None:
+        if self.uses(Mode.CODEBOOK) or self.uses(Mode.ADAPTIVE_CODEBOOK):
             recipe["codebook_type"] = self.codebook_type
+        if self.uses(Mode.ADAPTIVE_CODEBOOK):
+            recipe.update(codebook_size=str(self.codebook_size), codebook_sharing=self.codebook_sharing.value)
         if self.accuracy is not None:
             recipe["accuracy"] = self.accuracy.value
         for name in ("awq", "scale_estimation", "gptq", "lora_correction"):
@@ -168,7 +181,8 @@ _READERS: Mapping[str, Any] = {
     "calibration_memory": readers.count("calibration_memory", 1 << 26),
     "quiet": readers.flag("quiet"),
     "codebook": readers.table("codebook"),
-    "codebook_size": readers.count("codebook_size", 2),
+    "codebook_size": readers.count("codebook_size", 2, 65536),
+    "codebook_sharing": lambda value: parse_enum(CodebookSharing, value, "codebook_sharing"),
     "codebook_type": readers.choice("codebook_type", TABLE_TYPES),
     "lazy": readers.flag("lazy"),
     "threads": readers.count("threads", 1),
@@ -198,7 +212,7 @@ def _check_together(options: Options, given: Mapping[str, Any]) -> None:
         raise OptionError(f"lora_rank: {options.lora_rank} means nothing without lora_correction=True")
     if options.scale_search == "off" and (options.scale_estimation or options.accuracy is not None):
         raise OptionError("scale_search: must not be 'off' with scale_estimation or accuracy, which are made of it")
-    _check_codebook(options)
+    _check_codebook(options, given)
     for number, rule in enumerate(options.rules):
         if rule.mode is None:
             continue
@@ -210,8 +224,21 @@ def _check_together(options: Options, given: Mapping[str, Any]) -> None:
             )
 
 
-def _check_codebook(options: Options) -> None:
-    used = Mode.CODEBOOK in (options.mode, *(rule.mode for rule in options.rules))
+@lru_cache(maxsize=8)
+def _stand_in(row: Format, size: int, table_type: str) -> Format:
+    return stand_in(row, size, table_type)
+
+
+def _check_codebook(options: Options, given: Mapping[str, Any]) -> None:
+    used, fitted = options.uses(Mode.CODEBOOK), options.uses(Mode.ADAPTIVE_CODEBOOK)
+    for name, wanted in (
+        ("codebook_type", used or fitted),
+        ("codebook_size", fitted),
+        ("codebook_sharing", fitted),
+    ):
+        if given.get(name) is not None and not wanted:
+            modes = "adaptive_codebook" if name != "codebook_type" else "codebook and adaptive_codebook"
+            raise OptionError(f"{name}: means nothing with {options.mode.value}, only with {modes}; leave it out")
     if used and options.codebook is None:
         raise OptionError("codebook: the mode codebook needs a table of 2 to 65536 values; cb4 has one of its own")
     if options.codebook is not None and not used:

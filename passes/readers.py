@@ -24,13 +24,14 @@ def number(name: str, low: float, high: float) -> Callable[[object], float]:
     return read
 
 
-def count(name: str, low: int) -> Callable[[object], int]:
-    """A whole number that is not too small."""
+def count(name: str, low: int, high: int | None = None) -> Callable[[object], int]:
+    """A whole number that is not too small, nor too large where there is a limit."""
+    limits = f"of at least {low}" if high is None else f"from {low} to {high}"
 
     def read(value: object) -> int:
         whole = None if isinstance(value, bool) else getattr(value, "__index__", None)
-        if whole is None or whole() < low:
-            raise OptionError(f"{name}: must be a whole number of at least {low}, got {value!r}")
+        if whole is None or whole() < low or (high is not None and whole() > high):
+            raise OptionError(f"{name}: must be a whole number {limits}, got {value!r}")
         return int(whole())
 
     return read

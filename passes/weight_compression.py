@@ -65,7 +65,9 @@ class WeightCompression(ModelPass):
         codebook, codebook_type: the table of `mode="codebook"`, 2 to 65536 values, and the type that it is stored in:
             `"f8e4m3"` (default), `"f16"`, `"f32"` or `"i8"`. `adaptive_codebook` fits a table of that type to each
             weight.
-        codebook_size: entries of the tables of `mode="adaptive_codebook"`, 16.
+        codebook_size: entries of the tables of `mode="adaptive_codebook"`, 16; 2 to 65536.
+        codebook_sharing: which weights share one of them: `"none"` (default), those of a `"block"`, or the same layer
+            `"across_blocks"`; see `passes.adaptive`.
         lazy: False computes everything now and inserts plain constants.
         threads: threads to compute with; by default OMP_NUM_THREADS or the processors there are.
         device: prefer formats that this device executes compressed.
@@ -122,7 +124,7 @@ class WeightCompression(ModelPass):
         """Rewrite `model` in place; whether anything changed."""
         run, plan = self._decide(model)
         self._pipeline = run.pipeline
-        plan = run.smooth(plan)
+        plan = run.fit_tables(run.smooth(plan))
         run.calibrate(plan.choices)
         jobs = rewrite(plan.choices, run.job, run.pipeline, self.options.lazy)
         run.smoothing.apply()
@@ -137,7 +139,7 @@ class WeightCompression(ModelPass):
         weights, skips = find_weights(model, self.options.ignored_scope)
         run = _Run(model, self.options, weights)
         plan = make_plan(weights, skips, self.options, run.scan, run.sensitivity)
-        return run, with_tables(plan, run.reader, self.options.codebook_size, self.options.codebook_type)
+        return run, plan
 
 
 def apply_weight_compression(model: ov.Model, **options: Any) -> ov.Model:
@@ -196,6 +198,11 @@ class _Run:
             self._model, plan.choices, self._original, self._calibration.importance, self._for_each, insert=True
         )
         return replace(plan, choices=tuple(choices))
+
+    def fit_tables(self, plan: Plan) -> Plan:
+        """Fit the tables of `adaptive_codebook`, weighted with what the data or the graph say, as the scale search."""
+        plain = self.options.scale_search == "off"
+        return with_tables(plan, self.reader, self.options, (lambda weight: None) if plain else self._importance)
 
     def calibrate(self, choices: Sequence[Choice]) -> None:
         """Run what the options want to know from data, before anything is edited."""

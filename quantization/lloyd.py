@@ -1,10 +1,10 @@
-"""A codebook fitted to one weight: Lloyd's iteration on a histogram of its normalised values.
+"""A codebook fitted to a weight, or to several: Lloyd's iteration on a histogram of normalised values.
 
 Every group is divided by its largest magnitude, so all values lie in [-1, 1]; a value counts for as much as its error
 does in the weight, ``absmax(group)^2`` times its importance. In one dimension k-means needs no samples, only how much
-lies
-where: a histogram of 4096 cells holds any number of rows and can be filled from a stream, in any order of pieces to the
-same bits. Then, with entries ``t_1 < t_2 < ...`` and cells of mass ``h`` at ``c``:
+lies where: a histogram of 4096 cells holds any number of rows and can be filled from a stream, in any order of pieces
+to the same bits. Where several weights share a table each counts by its relative error, a larger one for more. Then,
+with entries ``t_1 < t_2 < ...`` and cells of mass ``h`` at ``c``:
 
     each cell goes to its nearest entry;    t_k = sum h c / sum h over the cells of k;    repeat.
 
@@ -24,7 +24,7 @@ import numpy.typing as npt
 from ov_weight_compression.quantization.formats import Format, with_table
 from ov_weight_compression.quantization.formats.codebooks import round_to_type
 
-__all__ = ["SAMPLE", "Histogram", "fitted_format", "sample_step"]
+__all__ = ["SAMPLE", "Histogram", "fitted_format", "sample_step", "stand_in"]
 
 Doubles = npt.NDArray[np.float64]
 
@@ -33,6 +33,7 @@ SAMPLE = 1 << 22
 
 _CELLS = 4096
 _MASS = 1 << 20  # a whole number of these keeps sums exact, whatever their order
+_CENTRES: Doubles = (np.arange(_CELLS, dtype=np.float64) + 0.5) * (2 / _CELLS) - 1
 _STEPS = 60
 _MULTIPLES = {"f8e4m3": tuple(1 + k / 8 for k in range(8)), "f16": (1.0,), "f32": (1.0,), "i8": (127.0,)}
 
@@ -48,12 +49,17 @@ class Histogram:
     Args:
         absmax: the weight's largest magnitude (of the whole weight, so that pieces agree about what counts how much).
         group: weights in a group.
+
+    Attributes:
+        mass: what the values in each cell count for, f64 [4096].
+        counted: how many values have been counted.
     """
 
     def __init__(self, absmax: float, group: int) -> None:
         self.absmax = absmax or 1.0
         self.group = group
         self.mass: Doubles = np.zeros(_CELLS)
+        self.counted = 0
 
     def add(self, rows: npt.NDArray[Any], importance: npt.NDArray[np.float32] | None = None) -> None:
         """Count ``rows`` [n, in] of the weight, each channel as often as ``importance`` [in] (0 .. 1) says."""
@@ -68,58 +74,59 @@ class Histogram:
         cells = ((groups / np.maximum(largest, 1e-300) + 1) * (_CELLS / 2)).astype(np.int64)
         np.minimum(cells, _CELLS - 1, out=cells)
         self.mass += np.bincount(cells.reshape(-1), np.rint(weights).reshape(-1), _CELLS)
+        self.counted += groups.size
 
-    def table(self, count: int, table_type: str) -> tuple[Doubles, float]:
-        """The fitted table: ``count`` rising entries as ``table_type`` holds them, and the entry that 1 is mapped
-        to."""
-        centres: Doubles = (np.arange(_CELLS, dtype=np.float64) + 0.5) * (2 / _CELLS) - 1
-        used = self.mass > 0
-        if not used.any():
-            return np.linspace(-1, 1, count), 1.0
-        best: Doubles = np.empty(0)
-        unit, least = 1.0, np.inf
-        free = _lloyd(centres, self.mass, _start(centres, self.mass, count))
-        for multiple in _MULTIPLES[table_type]:
-            entries = free
-            for _ in range(4):
-                stored = round_to_type((entries * multiple).astype(np.float32), table_type)
-                rounded = np.unique(stored).astype(np.float64) / multiple
-                error = _error(centres, self.mass, rounded)
-                if error < least and rounded.any():
-                    best, unit, least = rounded * multiple, multiple, error
-                entries = _centroids(centres, self.mass, rounded)
-        return best, unit
+    def share(self) -> Doubles:
+        """The mass of a weight among others: relative to its energy, times its values. Zeros for a weight of zeros."""
+        energy = float((self.mass * _CENTRES**2).sum())
+        return self.mass * (self.counted / energy) if energy > 0 else np.zeros(_CELLS)
 
 
 def fitted_format(
-    row: Format,
-    pieces: Iterable[npt.NDArray[Any]],
-    absmax: float,
-    group: int,
-    *,
-    count: int = 16,
-    table_type: str = "f8e4m3",
-    importance: npt.NDArray[np.float32] | None = None,
+    row: Format, histograms: Iterable[Histogram], *, count: int = 16, table_type: str = "f8e4m3"
 ) -> Format:
-    """The format of one weight with a table of its own.
+    """The format of one weight, or of several, with a fitted table.
 
     Args:
         row: the mode's row (``adaptive_codebook``).
-        pieces: rows of the weight, [n, in] each, all of them or a sample (see ``sample_step``).
-        absmax: the weight's largest magnitude.
-        group: weights in a group, ``in`` for one group a row.
-        count: entries of the table, 2 to 65536; fewer come back where rounding makes some of them equal.
+        histograms: one for each weight that shares the table; all its rows, or a sample (see ``sample_step``).
+        count: entries of the table, 2 to 65536. Where rounding makes some of them equal the last one is repeated, so
+            that a table's size does not depend on what it is fitted to.
         table_type: their stored type, one of ``TABLE_TYPES``.
-        importance: [in], what an error in each input channel weighs; None for all alike.
     """
-    histogram = Histogram(absmax, group)
-    if importance is not None:
-        largest = float(importance.max(initial=0.0))
-        importance = (importance / largest).astype(np.float32) if largest > 0 else None
-    for piece in pieces:
-        histogram.add(piece, importance)
-    entries, unit = histogram.table(count, table_type)
-    return replace(with_table(row, entries.tolist(), table_type), unit=unit)
+    entries, unit = _table(sum((one.share() for one in histograms), np.zeros(_CELLS)), count, table_type)
+    if len(entries) == 1:  # a weight of one value
+        entries = np.sort(np.append(entries, 0.0))
+    filled = [*entries.tolist(), *[float(entries[-1])] * (count - len(entries))]
+    return replace(with_table(row, filled, table_type), unit=unit)
+
+
+def stand_in(row: Format, count: int, table_type: str) -> Format:
+    """A format like those that ``fitted_format`` makes, for decisions that are taken before there is a table."""
+    unit = _MULTIPLES[table_type][0]
+    place = np.linspace(-1, 1, count)
+    levels = (place + place**3) / 2 * unit  # denser around zero
+    return replace(with_table(row, levels.tolist(), table_type), unit=unit)
+
+
+def _table(mass: Doubles, count: int, table_type: str) -> tuple[Doubles, float]:
+    """Up to ``count`` rising entries as ``table_type`` holds them, and the entry that 1 is mapped to."""
+    if not mass.any():
+        unit = _MULTIPLES[table_type][0]
+        return np.linspace(-unit, unit, count), unit
+    best: Doubles = np.empty(0)
+    unit, least = 1.0, np.inf
+    free = _lloyd(_CENTRES, mass, _start(_CENTRES, mass, count))
+    for multiple in _MULTIPLES[table_type]:
+        entries = free
+        for _ in range(4):
+            stored = round_to_type((entries * multiple).astype(np.float32), table_type)
+            rounded = np.unique(stored).astype(np.float64) / multiple
+            error = _error(_CENTRES, mass, rounded)
+            if error < least and rounded.any():
+                best, unit, least = rounded * multiple, multiple, error
+            entries = _centroids(_CENTRES, mass, rounded)
+    return best, unit
 
 
 def _start(centres: Doubles, mass: Doubles, count: int) -> Doubles:

@@ -29,7 +29,8 @@ def with_table(row: Format, table: Sequence[float], table_type: str) -> Format:
 
     Args:
         row: the mode's row, ``codebook`` or ``adaptive_codebook``.
-        table: 2 to 65536 finite values, not all of them zero, in any order. Rounded to ``table_type``.
+        table: 2 to 65536 finite values, at least two of them different in ``table_type``, to which they are
+            rounded; in any order.
         table_type: one of ``TABLE_TYPES``.
 
     Raises:
@@ -45,6 +46,8 @@ def with_table(row: Format, table: Sequence[float], table_type: str) -> Format:
     rounded = round_to_type(values, table_type)
     if not rounded.any():
         raise ValueError(f"codebook holds nothing but zeros in {table_type}")
+    if np.all(rounded == rounded[0]):
+        raise ValueError(f"codebook holds nothing but {rounded[0]:g} in {table_type}; it needs two different values")
     bits = 4 if values.size <= 16 else 8 if values.size <= 256 else 16
     search = row.default_search if bits == 4 else 0
     levels = tuple(rounded.tolist())

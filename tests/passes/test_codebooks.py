@@ -8,8 +8,10 @@ import numpy as np
 import openvino as ov
 import pytest
 
+from ov_weight_compression.ir_utils.chain_values import ConstantValues
 from ov_weight_compression.passes import OptionError, WeightCompression
-from tests.models import llama
+from ov_weight_compression.patterns import find_compressed
+from tests.models import layers, llama, op
 
 
 def tables(path: Path) -> dict[str, np.ndarray]:
@@ -32,6 +34,59 @@ def test_every_weight_gets_a_table_of_its_own(tmp_path: Path) -> None:
     assert all(data.size <= 16 and data.dtype == np.float16 for data in found.values())
 
 
+@pytest.mark.parametrize(("sharing", "count"), [("none", 16), ("block", 4), ("across_blocks", 9)])
+def test_who_shares_a_table(sharing: str, count: int, tmp_path: Path) -> None:
+    """Two blocks of seven layers, an embedding and a head."""
+    compression, path = compress(tmp_path, mode="adaptive_codebook", codebook_type="f16", codebook_sharing=sharing)
+    found = tables(path)
+    assert len(found) == 16
+    assert len({data.tobytes() for data in found.values()}) == count
+    down = [found[f"model.layers.{block}.mlp.down_proj.weight/table"].tobytes() for block in range(2)]
+    assert (down[0] == down[1]) == (sharing == "across_blocks")
+    assert compression.report.recipe["codebook_sharing"] == sharing
+
+
+@pytest.mark.parametrize("sharing", ["none", "block", "across_blocks"])
+@pytest.mark.parametrize(("size", "kind"), [(5, "i8"), (16, "f8e4m3"), (40, "f16"), (300, "f32")])
+def test_a_preview_knows_the_sizes_of_tables_that_are_not_fitted_yet(sharing: str, size: int, kind: str) -> None:
+    options = {"codebook_size": size, "codebook_type": kind, "codebook_sharing": sharing}
+    compression = WeightCompression(mode="adaptive_codebook", all_layers=True, **options)
+    model = llama(hidden=64, inner=96, dtype="f16")
+    before = compression.preview(model)
+    compression.run_on_model(model)
+    assert compression.report == before
+    assert sum(one.bytes for one in find_compressed(model)) == before.bytes_after
+
+
+def test_a_weight_of_one_value(tmp_path: Path) -> None:
+    model = layers(2, 64, "f16")
+    flat = next(node for node in model.get_ops() if node.get_friendly_name() == "weight_0")
+    same = op.constant(np.full((64, 64), 0.25, np.float16))
+    same.set_friendly_name("weight_0")
+    flat.output(0).replace(same.output(0))
+    WeightCompression(mode="adaptive_codebook", all_layers=True).run_on_model(model)
+    ov.save_model(model, tmp_path / "m.xml")
+    found = {one.name: one for one in find_compressed(ov.Core().read_model(tmp_path / "m.xml"))}
+    np.testing.assert_allclose(ConstantValues(found["weight_0"].end.output(0)).whole(), 0.25, rtol=1e-3)
+
+
+def test_fitted_tables_shared_or_not_are_better_than_a_fixed_one(tmp_path: Path) -> None:
+    tried = [{}, {"codebook_sharing": "across_blocks"}, {"mode": "cb4", "codebook_type": None}]
+    errors = []
+    for options in tried:
+        chosen = {"mode": "adaptive_codebook", "scale_search": "off", "codebook_type": "f16", **options}
+        _, path = compress(tmp_path, **chosen)
+        original = {n.get_friendly_name(): n for n in llama(hidden=64, inner=96, dtype="f16").get_ops()}
+        pairs = (
+            (ConstantValues(one.end.output(0)).whole(), original[one.name].data.astype(float))
+            for one in find_compressed(ov.Core().read_model(path))
+        )
+        errors.append(sum(float(np.square(after - before).sum() / np.square(before).sum()) for after, before in pairs))
+    own, shared, fixed = errors
+    assert own < 1.01 * shared  # random weights are all of one make, so there is little to gain
+    assert shared < 0.97 * fixed
+
+
 def test_the_callers_table_is_stored_as_it_is(tmp_path: Path) -> None:
     wanted = np.array([-1, -0.5, -0.25, 0, 0.25, 0.5, 1])
     _, path = compress(tmp_path, mode="codebook", codebook=wanted, codebook_type="f16")
@@ -44,8 +99,18 @@ def test_the_callers_table_is_stored_as_it_is(tmp_path: Path) -> None:
         ({"mode": "codebook"}, "codebook: the mode codebook needs a table"),
         ({"mode": "int4_sym", "codebook": [1, 2]}, "codebook: means nothing with int4_sym"),
         ({"mode": "codebook", "codebook": [0, 0]}, "nothing but zeros"),
+        ({"mode": "codebook", "codebook": [1, 1, 1]}, "nothing but 1 in f8e4m3; it needs two different values"),
+        ({"mode": "codebook", "codebook": [1, 1.01]}, "nothing but 1 in f8e4m3; it needs two different values"),
         ({"mode": "codebook", "codebook": "text"}, "codebook: must be a list of numbers"),
         ({"mode": "codebook", "codebook": [1, 2], "codebook_type": "u4"}, "codebook_type: 'u4' is not one of"),
+        ({"mode": "int4_sym", "codebook_type": "f16"}, "codebook_type: means nothing with int4_sym"),
+        ({"mode": "cb4", "codebook_size": 8}, "codebook_size: means nothing with cb4"),
+        ({"mode": "nf4", "codebook_sharing": "block"}, "codebook_sharing: means nothing with nf4"),
+        (
+            {"mode": "adaptive_codebook", "codebook_size": 65537},
+            "codebook_size: must be a whole number from 2 to 65536",
+        ),
+        ({"mode": "adaptive_codebook", "codebook_sharing": "all"}, "'all' is not one of none, block, across_blocks"),
     ],
 )
 def test_tables_that_cannot_be(options: dict[str, object], message: str) -> None:

@@ -27,6 +27,18 @@ class Tuning:
     alpha: float = 0.5
 
 
+class ForeignType(Enum):
+    FLOAT16 = "float16"
+    F8E4M3 = "f8e4m3"
+
+
+@dataclass
+class ForeignTables:
+    value_type: ForeignType = ForeignType.F8E4M3
+    across_blocks: bool = False
+    num_elements: int = 16
+
+
 @dataclass
 class ForeignParameters:
     """What NNCF's AdvancedCompressionParameters looks like."""
@@ -34,6 +46,7 @@ class ForeignParameters:
     group_size_fallback_mode: ForeignMode = ForeignMode.ADJUST
     codebook: object = None
     awq_params: Tuning = field(default_factory=Tuning)
+    adaptive_codebook_params: ForeignTables = field(default_factory=ForeignTables)
 
 
 def storages(model: ov.Model) -> set[str]:
@@ -62,6 +75,13 @@ def test_its_enums_and_advanced_parameters_are_understood() -> None:
     assert options.group_size_fallback is nncf.GroupSizeFallbackMode.IGNORE
     assert len(options.codebook or ()) == 16
     assert WeightCompression(mode=ForeignMode.INT4_SYM).options.mode is nncf.CompressWeightsMode.INT4_SYM
+
+
+def test_its_adaptive_codebook_parameters_are_understood() -> None:
+    parameters = ForeignParameters(adaptive_codebook_params=ForeignTables(ForeignType.FLOAT16, True, 32))
+    options = WeightCompression(mode="adaptive_codebook", advanced_parameters=parameters).options
+    assert (options.codebook_type, options.codebook_size) == ("f16", 32)
+    assert options.codebook_sharing.value == "across_blocks"
 
 
 def test_advanced_parameters_without_a_counterpart_are_refused() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ov_weight_compression.quantization import FORMATS, Spec, decode_rows, encode_rows
-from ov_weight_compression.quantization.lloyd import Histogram, fitted_format, sample_step
+from ov_weight_compression.quantization.lloyd import Histogram, fitted_format, sample_step, stand_in
 
 ROW = FORMATS["adaptive_codebook"]
 
@@ -18,9 +18,14 @@ def error(values: np.ndarray, spec: Spec, importance: np.ndarray | None = None) 
     return float((squared if importance is None else squared * importance).sum())
 
 
-def fit(values: np.ndarray, group: int, **options: object) -> Spec:
-    absmax = float(np.abs(values).max())
-    return Spec(fitted_format(ROW, [values], absmax, group, **options), group)
+def counted(values: np.ndarray, group: int, importance: np.ndarray | None = None) -> Histogram:
+    histogram = Histogram(float(np.abs(values).max()), group)
+    histogram.add(values, importance)
+    return histogram
+
+
+def fit(values: np.ndarray, group: int, importance: np.ndarray | None = None, **options: object) -> Spec:
+    return Spec(fitted_format(ROW, [counted(values, group, importance)], **options), group)
 
 
 @pytest.mark.parametrize("table_type", ["f8e4m3", "f16", "f32", "i8"])
@@ -58,7 +63,7 @@ def test_importance_counts() -> None:
     importance = np.ones(256, np.float32)
     importance[:64] = 100
     values[:, :64] *= np.float16(0.3)
-    with_it, without = fit(values, 256, importance=importance), fit(values, 256)
+    with_it, without = fit(values, 256, importance / 100), fit(values, 256)
     assert error(values, with_it, importance) < error(values, without, importance)
 
 
@@ -70,13 +75,45 @@ def test_pieces_in_any_order_give_the_same_table() -> None:
     for k in (3, 0, 2, 1):
         other.add(values[16 * k : 16 * k + 16])
     np.testing.assert_array_equal(one.mass, other.mass)
-    assert one.table(16, "f8e4m3")[0].tolist() == other.table(16, "f8e4m3")[0].tolist()
+    assert fitted_format(ROW, [one]) == fitted_format(ROW, [other])
 
 
-def test_a_weight_of_zeros_has_a_table_too() -> None:
-    values = np.zeros((4, 64), np.float32)
-    spec = fit(values, 64)
-    assert (decode_rows(encode_rows(values, spec), spec) == 0).all() or error(values, spec) < 1e-12
+@pytest.mark.parametrize("table_type", ["f8e4m3", "f16", "f32", "i8"])
+@pytest.mark.parametrize("value", [0.0, 0.3, -0.3, 1e-30], ids=str)
+def test_a_weight_of_one_value_has_a_table_of_the_size_that_was_asked_for(table_type: str, value: float) -> None:
+    values = np.full((4, 64), value, np.float32)
+    spec = fit(values, 64, table_type=table_type, count=16)
+    assert spec.format.levels is not None
+    assert len(spec.format.levels) == 16
+    assert spec.format.storage == "u4"
+    wide = Spec(spec.format, 64, "f32")
+    np.testing.assert_allclose(decode_rows(encode_rows(values, wide), wide), values, rtol=5e-4, atol=1e-20)
+
+
+def test_weights_that_share_a_table_count_alike_whatever_their_magnitude() -> None:
+    large, small = weight(seed=1) * np.float16(100), weight(seed=2)
+    small[:, ::2] = 0  # of another make, so that the tables differ
+    both = fitted_format(ROW, [counted(large, 64), counted(small, 64)], table_type="f16")
+    swapped = fitted_format(ROW, [counted(large / np.float16(100), 64), counted(small, 64)], table_type="f16")
+    np.testing.assert_allclose(both.levels, swapped.levels, atol=2e-3)
+    alone = fit(large, 64, table_type="f16").format
+    assert error(small, Spec(both, 64)) < error(small, Spec(alone, 64))
+
+
+def test_a_share_of_zeros_changes_nothing() -> None:
+    one = counted(weight(), 64)
+    assert fitted_format(ROW, [one]) == fitted_format(ROW, [one, counted(np.zeros((4, 64), np.float32), 64)])
+
+
+@pytest.mark.parametrize("table_type", ["f8e4m3", "f16", "f32", "i8"])
+@pytest.mark.parametrize("count", [2, 16, 17, 256, 257])
+def test_a_stand_in_is_stored_as_the_fitted_table_will_be(table_type: str, count: int) -> None:
+    before = stand_in(ROW, count, table_type)
+    after = fit(weight(), 64, table_type=table_type, count=count).format
+    assert (before.storage, before.bits, before.table_type) == (after.storage, after.bits, after.table_type)
+    assert before.levels is not None
+    assert after.levels is not None
+    assert len(before.levels) == len(after.levels) == count
 
 
 def test_large_weights_are_sampled() -> None:
