@@ -42,9 +42,12 @@ _SUM_LIMIT = 1 << 24
 
 
 def candidate_factors(spec: Spec) -> Floats:
-    """[candidates] f32: what the plain scale is multiplied by; the first is 1."""
+    """[candidates] f32: what the plain scale is multiplied by; the first is 1, the others are the format's chosen ones
+    where it has so many, else evenly spaced."""
     if spec.scale_type == "f8e8m0":
         return np.array([1.0, 0.5, 2.0][: spec.search], dtype=np.float32)
+    if len(spec.format.search_factors) == spec.search - 1:
+        return np.array([1.0, *spec.format.search_factors], dtype=np.float32)
     low, high = spec.format.search_range
     return np.array([1.0, *np.linspace(low, high, spec.search - 1)], dtype=np.float32)
 

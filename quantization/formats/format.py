@@ -36,6 +36,8 @@ class Format:
         table_type: codebooks only: the type in which the levels themselves are stored beside the indices.
         default_search: number of scale candidates that ``scale_search="auto"`` tries; 0 is none.
         search_range: smallest and largest candidate, as multiples of the plain scale.
+        search_factors: those of the default number of candidates beside the plain scale, where chosen ones are better
+            than evenly spaced ones.
         everywhere: makes sense for every kind of weight, convolutions too; the others are for MatMul, Gather and
             experts.
     """
@@ -55,6 +57,7 @@ class Format:
     table_type: str | None = None
     default_search: int = 0
     search_range: tuple[float, float] = (0.84, 1.1)
+    search_factors: tuple[float, ...] = ()
     everywhere: bool = False
 
     @property
