@@ -25,6 +25,7 @@ __all__ = ["FLOAT_TYPES", "ConstantReader", "FileMappings", "ValueRange", "bf16_
 
 FLOAT_TYPES = ("f16", "bf16", "f32", "f64")
 _SCAN_BYTES = 1 << 20
+_SCAN_BLOCKS = 8  # mapped and given back at a time
 _MADV_DONTNEED = 4
 _MADV_POPULATE_READ = 22
 
@@ -126,12 +127,16 @@ class ConstantReader:
         flat = self._values().reshape(-1)
         step = _SCAN_BYTES // self.element_bytes
         absmax, bad = 0.0, 0
-        for start in range(0, flat.size, step):
-            block = flat[start : start + step]
-            peak, count = _scan_half(block) if self._type == "f16" else _scan_wide(self._widen(block))
-            absmax, bad = max(absmax, peak), bad + count
+        for first in range(0, flat.size, step * _SCAN_BLOCKS):
+            window = flat[first : first + step * _SCAN_BLOCKS]
             if self._mappings is not None:
-                self._mappings.drop(block)
+                self._mappings.fetch(window)
+            for start in range(0, window.size, step):
+                block = window[start : start + step]
+                peak, count = _scan_half(block) if self._type == "f16" else _scan_wide(self._widen(block))
+                absmax, bad = max(absmax, peak), bad + count
+            if self._mappings is not None:
+                self._mappings.drop(window)
         return ValueRange(absmax, bad)
 
     def _values(self) -> Array:
@@ -153,7 +158,8 @@ class ConstantReader:
 def _scan_half(block: Array) -> tuple[float, int]:
     """On the bit patterns: integer maxima are several times faster than float16 arithmetic and see NaN as large."""
     bits = block.view(np.uint16)
-    peak = max(int(block.view(np.int16).max(initial=0)), int(bits.max(initial=0)) & 0x7FFF if bits.max() >> 15 else 0)
+    largest = int(bits.max(initial=0))
+    peak = max(int(block.view(np.int16).max(initial=0)), largest & 0x7FFF if largest >> 15 else 0)
     if peak < 0x7C00:
         return float(np.uint16(peak).view(np.float16)), 0
     magnitudes = bits & 0x7FFF
