@@ -22,6 +22,7 @@ from ov_weight_compression.ir_utils.jobs import Job
 from ov_weight_compression.ir_utils.packing import packed_size
 from ov_weight_compression.ir_utils.pipeline import Pipeline
 from ov_weight_compression.ir_utils.types import Array
+from ov_weight_compression.ir_utils.write_behind import WriteBehind
 
 __all__ = ["STUB_BYTES", "Deferral", "DeferredWeight", "FileSink", "Stub", "active_deferral", "deferring"]
 
@@ -33,8 +34,8 @@ _local = threading.local()
 class FileSink:
     """A stretch of an open file that pieces are written into, from any thread."""
 
-    def __init__(self, descriptor: int, offset: int) -> None:
-        self._descriptor, self._offset = descriptor, offset
+    def __init__(self, descriptor: int, offset: int, behind: WriteBehind | None = None) -> None:
+        self._descriptor, self._offset, self._behind = descriptor, offset, behind
 
     def room(self, offset: int, size: int) -> Array:
         """Memory for bytes that are to be written: the calling thread's own, which its next call hands out again."""
@@ -46,9 +47,13 @@ class FileSink:
     def write(self, offset: int, data: Array) -> None:
         """Put bytes at `offset` of the stretch."""
         view = np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
+        start = self._offset + offset
+        place, size = start, len(view)
         while view:
-            written = os.pwrite(self._descriptor, view, self._offset + offset)
-            view, offset = view[written:], offset + written
+            written = os.pwrite(self._descriptor, view, place)
+            view, place = view[written:], place + written
+        if self._behind is not None:
+            self._behind.note(start, size)
 
 
 class DeferredWeight(Protocol):
@@ -111,11 +116,12 @@ class Deferral:
         Raises:
             WorkError: a weight could not be computed, or not be written.
         """
+        behind = WriteBehind(descriptor)
         sinks: dict[int, dict[str, FileSink]] = {}
         owners: dict[int, DeferredWeight] = {}
         for mark, stub in self.stubs.items():
             owners[id(stub.owner)] = stub.owner
-            sinks.setdefault(id(stub.owner), {})[stub.part] = FileSink(descriptor, places[mark])
+            sinks.setdefault(id(stub.owner), {})[stub.part] = FileSink(descriptor, places[mark], behind)
         jobs: dict[int, tuple[Pipeline, list[Job]]] = {}
         for number, owner in owners.items():
             pipeline = owner.pipeline

@@ -1,0 +1,60 @@
+"""What is written stays written, the cache does not fill up, and a slow disk is left alone."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ov_weight_compression.ir_utils import write_behind as module
+from ov_weight_compression.ir_utils.deferral import FileSink
+from ov_weight_compression.ir_utils.write_behind import WriteBehind
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="needs posix_fadvise")
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    made: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda fd, place, size, advice: made.append((place, size)))
+    return made
+
+
+def test_the_file_is_what_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_KEPT_BYTES", 1 << 18)
+    values = np.random.default_rng(0).integers(0, 256, 5 << 20, dtype=np.uint8)
+    with (tmp_path / "file").open("w+b") as file:
+        os.ftruncate(file.fileno(), values.size + 7)
+        sink = FileSink(file.fileno(), 7, WriteBehind(file.fileno()))
+        for start in range(0, values.size, 100_000):
+            sink.write(start, values[start : start + 100_000])
+    assert (np.fromfile(tmp_path / "file", np.uint8)[7:] == values).all()
+
+
+def test_each_stretch_is_sent_at_once_and_given_back_later(
+    calls: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_KEPT_BYTES", 3 << 20)
+    behind = WriteBehind(0)
+    for number in range(5):
+        behind.note(number << 20, 1 << 20)
+    sent = [(number << 20, 1 << 20) for number in range(5)]
+    assert calls == [*sent[:4], sent[0], sent[4], sent[1]]
+
+
+def test_small_things_do_not_matter(calls: list[tuple[int, int]]) -> None:
+    WriteBehind(0).note(0, 100)
+    assert calls == []
+
+
+def test_a_slow_disk_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    monkeypatch.setattr(module, "_SLOW_SECONDS", 0.01)
+    monkeypatch.setattr(os, "posix_fadvise", lambda *call: (time.sleep(0.02), made.append(call)))
+    behind = WriteBehind(0)
+    for number in range(5):
+        behind.note(number << 20, 1 << 20)
+    assert len(made) == 1
