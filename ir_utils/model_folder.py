@@ -125,6 +125,8 @@ def _convert_folder(
         _swap_in(partial, target)
     except OSError as error:
         raise WorkError(f"{target}: cannot be written: {error.strerror or error}") from error
+    except WorkError as error:  # names a file where it lay for the time being, which means nothing to the caller
+        raise WorkError(str(error).replace(str(partial), str(target))) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return [(model, target / model.relative_to(source), one) for model, one in zip(models, results, strict=True)]

@@ -429,6 +429,19 @@ def test_a_full_disk(large_model: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_full_disk_names_the_file_where_it_would_have_been(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ov_weight_compression.ir_utils.saving._check_complete", full)
+    out = tmp_path / "out"
+    said = failing(capsys, 1, folder, "-o", out, "--quiet")
+    assert f"{out / 'openvino_model.xml'}: cannot be written" in said
+    assert "partial" not in said
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a place where nothing can be written")
 def test_a_target_that_cannot_be_written(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "/dev/null/o.xml" in failing(capsys, 1, model, "-o", "/dev/null/o.xml", "--quiet")
