@@ -16,6 +16,7 @@ from ov_weight_compression.quantization.formats.levels import E4M3
 from ov_weight_compression.quantization.grid import code_dtype
 from ov_weight_compression.quantization.kernels import Kernel, Key, flip_mask, kernel_for
 from ov_weight_compression.quantization.reference import decode_groups, encode_groups
+from ov_weight_compression.quantization.refit import refit
 from ov_weight_compression.quantization.scales import tensor_scale_of
 from ov_weight_compression.quantization.spec import Encoded, Spec
 
@@ -47,8 +48,9 @@ def encode_rows(
         values: [rows, in] of any float type, all of them finite. float16 and float32 are read as they are.
         spec: how to store them.
         importance: [in] f32 >= 0, what an error in each input channel weighs in the scale search; None for all alike.
-        weighting: ``"data"``: importance is E[x_j^2] of the layer's input and used as it is; ``"graph"``: it is what
-            the graph alone tells (squared gains of the norm in front) and is multiplied by ``|W| + rms(W)``.
+        weighting: ``"data"``: importance is E[x_j^2] of the layer's input and used as it is, and what the search finds
+            is refitted (see ``refit``); ``"graph"``: it is what the graph alone tells (squared gains of the norm in
+            front) and is multiplied by ``|W| + rms(W)``.
         tensor_scale: ``tensor_scale_of`` the whole weight's largest magnitude, for formats that have one; by default
             that of these rows, which is right only where they are the whole weight.
         packed: return ``codes`` [rows, bytes of a row] uint8 as the tensor holds them: faster than packing later.
@@ -68,8 +70,12 @@ def encode_rows(
     groups = np.ascontiguousarray(values).reshape(-1, group)
     if spec.format.tensor_scale and tensor_scale is None:
         tensor_scale = tensor_scale_of(float(np.abs(groups).max(initial=0.0)), spec.format)
-    parts = _Parts(rows, width, group, spec, packed, into)
-    _encode(groups, spec, tensor_scale, _Importance.of(importance, spec, group), weighting == "graph", parts)
+    energy = _Importance.of(importance, spec, group)
+    refits = energy is not None and weighting == "data"
+    parts = _Parts(rows, width, group, spec, packed, into, whole=refits)
+    _encode(groups, spec, tensor_scale, energy, weighting == "graph", parts)
+    if energy is not None and refits:
+        _refit(groups, spec, tensor_scale, energy, parts)
     codes = parts.codes
     if packed and not parts.packs:
         codes = pack(codes, spec.format.bits, None if into is None else into.codes.reshape(-1))
@@ -130,6 +136,18 @@ def _encode(
         parts.take(start, [codes ^ mask, scale, *([] if zero_point is None else [zero_point])])
 
 
+def _refit(
+    groups: Array, spec: Spec, tensor_scale: np.float32 | None, importance: "_Importance", parts: "_Parts"
+) -> None:
+    step = max(1, _REFERENCE_ELEMENTS // groups.shape[1])
+    for start in range(0, len(groups), step):
+        block = groups[start : start + step].astype(np.float32, copy=False)
+        span = slice(start, start + len(block))
+        zero_point = None if parts.zero_point is None else parts.zero_point[span]
+        weights = importance.rows(span.start, span.stop)
+        refit(block, parts.codes[span], parts.scale[span], zero_point, weights, spec, tensor_scale)
+
+
 def _kernel(groups: Array, spec: Spec, importance: bool, graph: bool) -> Kernel | None:
     group_size = spec.format.default_group if spec.format.fixed_group else PER_CHANNEL
     key = Key(
@@ -145,12 +163,15 @@ def _kernel(groups: Array, spec: Spec, importance: bool, graph: bool) -> Kernel 
 class _Parts:
     """The arrays of a result, filled block by block."""
 
-    def __init__(self, rows: int, width: int, group: int, spec: Spec, packed: bool, into: Encoded | None) -> None:
+    def __init__(
+        self, rows: int, width: int, group: int, spec: Spec, packed: bool, into: Encoded | None, *, whole: bool
+    ) -> None:
         bits = spec.format.bits
         if packed and packed_size(width, bits) * 8 != width * bits:
             raise ValueError(f"a row of {width} codes of {bits} bits does not end on a whole byte")
         # Where groups end on whole bytes too, each block is packed while it is still in the cache.
-        self.packs = packed and packed_size(group, bits) * 8 == group * bits
+        # (`whole`: not at all, for the codes are looked at once more.)
+        self.packs = packed and not whole and packed_size(group, bits) * 8 == group * bits
         self.bits = bits
         self.mask = flip_mask(spec.format)
         count = rows * (width // group)
