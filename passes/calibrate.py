@@ -84,6 +84,11 @@ class Calibration:
             save_statistics(found, path)
         return found
 
+    @property
+    def folds(self) -> bool:
+        """Whether AWQ's factors are wanted; `awq` decides where it is given."""
+        return self.method.folded if self._options.awq is None else self._options.awq
+
     def importance(self, weight: Weight) -> Array | None:
         """E[x²] of a layer's input channels, `[in]` or `[experts, in]`; None where the data never met the weight.
 

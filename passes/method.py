@@ -1,14 +1,15 @@
 """What is done with data: the algorithms behind NNCF's names and behind the three presets.
 
     accuracy     with a dataset                                     a language model without one
-    fast         scale search weighted with E[x²]                   the same, on 1,024 random tokens
+    fast         AWQ, folded; scale search weighted with E[x²]      the same, on 1,024 random tokens
     balanced     + GPTQ with descent, on the float model's inputs   the same, on text that the model writes itself
     best         + targets of the float model over the compressed   the same, on text that the model writes itself
                  layers before (two streams)
 
 `scale_estimation=True` is the weighted search, `gptq=True` is GPTQ with descent. A dataset alone means the weighted
 search too, for there is no reason to measure and not to use it. `lora_correction=True` adds adapters to whichever of
-these is chosen.
+these is chosen. `awq=True` goes with all of them and may insert a Multiply behind an activation function where nothing
+takes the factors, which `fast` never does; `awq=False` is `fast` without. GPTQ makes up for most of what AWQ brings.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ __all__ = ["Method", "method_of"]
 class Method:
     """What a run does with activations."""
 
+    folded: bool = False
+    """Scale input channels as far as norms and producing weights take the factors (AWQ)."""
     weighted: bool = False
     """Weigh the scale search with E[x²]."""
     gptq: bool = False
@@ -76,7 +79,9 @@ def method_of(
         if dataset is None:
             return Method()
     deep = accuracy in (Accuracy.BALANCED, Accuracy.BEST)
-    return Method(True, gptq or deep, accuracy is Accuracy.BEST, lora, dataset)
+    gptq = gptq or deep
+    folded = accuracy is Accuracy.FAST and not gptq
+    return Method(folded, True, gptq, accuracy is Accuracy.BEST, lora, dataset)
 
 
 def _made_up(accuracy: Accuracy | None, named: bool, is_language_model: bool) -> str | None:

@@ -55,7 +55,8 @@ class Options:
     context_length: int | None = None
     scale_estimation: bool = False
     gptq: bool = False
-    awq: bool = False
+    awq: bool | None = None
+    """None: where `accuracy="fast"` has data."""
     lora_correction: bool = False
     lora_rank: int = LORA_RANK
     accuracy: Accuracy | None = None

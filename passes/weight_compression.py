@@ -80,7 +80,8 @@ class WeightCompression(ModelPass):
         statistics_path: folder to keep statistics in, and to read them from if they are there.
         calibration_memory: bytes that calibration may hold; 2 GiB.
         quiet: False shows a progress bar while calibrating.
-        awq: scale input channels so that important ones lose less; folded into norms and producing weights.
+        awq: scale input channels so that important ones lose less; folded into norms and producing weights. By default
+            only where `accuracy="fast"` has data.
         lora_correction: add two thin layers beside every MatMul with a weight of 4 bits or fewer, which carry what
             rounding lost; needs a dataset, costs bytes and time at inference.
         lora_rank: how thin: the channels between the two, 8.
@@ -190,12 +191,13 @@ class _Run:
 
     def smooth(self, plan: Plan) -> Plan:
         """Choose AWQ's factors where they are asked for: from here on weights are read with them."""
-        if not self.options.awq:
+        if not self._calibration.folds:
             return plan
         # Made now: later the gains that it goes by have factors folded into them.
         self._graph_importance = ChannelImportance(self._weights, self._original)
+        insert, importance = bool(self.options.awq), self._calibration.importance
         self.smoothing, choices = choose_folds(
-            self._model, plan.choices, self._original, self._calibration.importance, self._for_each, insert=True
+            self._model, plan.choices, self._original, importance, self._for_each, insert=insert
         )
         return replace(plan, choices=tuple(choices))
 
