@@ -92,12 +92,19 @@ class Calibration:
     def importance(self, weight: Weight) -> Array | None:
         """E[x²] of a layer's input channels, `[in]` or `[experts, in]`; None where the data never met the weight.
 
-        None with GPTQ as well: what it did not reach meets no activation.
+        None with GPTQ as well: what it did not reach meets no activation. Random tokens are not the text that the model
+        was made for, so channels of which they say the least get the median on top: where activations have outliers
+        that changes nothing, and where random tokens mislead it keeps the result as good as without data.
         """
         if not self.method.weighted or self.method.gptq or weight.name not in self.statistics:
             return None
         seen = self.statistics[weight.name]
-        return seen.importance if np.any(seen.n) else None
+        if not np.any(seen.n):
+            return None
+        energy = seen.importance
+        if isinstance(self.method.dataset, str) and self.method.dataset == "random":
+            energy = energy + np.median(energy, axis=-1, keepdims=True)
+        return energy
 
     def means(self, weights: Sequence[Weight]) -> list[InputMeans | None]:
         """What the sensitivity metrics want to know of each weight's input."""

@@ -119,6 +119,18 @@ def test_the_report_says_who_took_the_factors() -> None:
     assert report.to_dict()["scalings"][0]["into"] in ("norm", "weight")
 
 
+def test_fast_folds_where_it_has_data_and_inserts_nothing() -> None:
+    options = {"accuracy": "fast", "dataset": windows()}
+    assert {scaling.into for scaling in compressed(llama(), **options)[1].scalings} == {"norm", "weight"}
+    assert not compressed(llama(), awq=False, **options)[1].scalings
+    assert not compressed(llama(), dataset=windows())[1].scalings
+    rows = np.random.default_rng(1).standard_normal((64, SIZE)).astype(np.float32)
+    _, inserting = compressed(mlp(), awq=True, dataset=[rows])
+    _, fast = compressed(mlp(), accuracy="fast", dataset=[rows])
+    assert "multiply" in {scaling.into for scaling in inserting.scalings}
+    assert "multiply" not in {scaling.into for scaling in fast.scalings}
+
+
 def mlp(activation: Callable[[ov.Node], ov.Node] = lambda x: op.gelu(x, "ERF"), scale: float = 1.0) -> ov.Model:
     """Two layers with an activation function between; some rows of the first are sixty times as large as others."""
     x = op.parameter([-1, SIZE], np.float32, name="x")
