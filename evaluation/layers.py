@@ -8,24 +8,28 @@
                   alone does to what passes through it, with real activations instead of weights counted equal.
 
 Layers are paired by their friendly names, which compression leaves as they are; where a name is not found, weights are
-paired by the constant's name. One weight is read at a time, in pieces.
+paired by the constant's name. One weight is read at a time, in pieces. Weights whose channels were scaled before they
+were rounded are compared in the base model's units (`scaled`).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import openvino as ov
 
 from ov_weight_compression.evaluation.format_names import mode_of
 from ov_weight_compression.evaluation.outputs import Energy
+from ov_weight_compression.evaluation.scaled import Factors, factors_between
 from ov_weight_compression.ir_utils.chain_values import ConstantValues, is_constant
 from ov_weight_compression.patterns import CompressedWeight, find_compressed
 from ov_weight_compression.patterns.graphs import graphs_of
 
 __all__ = ["FormatFigures", "LayerFigures", "PairedLayer", "formats_of", "pair_layers", "weigh"]
+
+_SCALED = "channels scaled (AWQ), compared as if they were not"
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +42,13 @@ class PairedLayer:
     base_port: int
     note: str = ""
     """Why something cannot be measured."""
+    factors: Factors | None = None
+    """Of a weight whose channels were scaled."""
+
+    def with_factors(self) -> PairedLayer:
+        """The pair with the factors that lie between the two weights, if there are any."""
+        factors = factors_between(*_outputs(self, self.base)) if self.base is not None else None
+        return self if factors is None else replace(self, factors=factors, note=_SCALED)
 
 
 @dataclass(frozen=True)
@@ -122,8 +133,10 @@ def weigh(pair: PairedLayer, measured: bool = True) -> tuple[LayerFigures, Energ
     if pair.base is not None and measured:
         energy = Energy()
         ours, theirs = _outputs(pair, pair.base)
+        start = 0
         for left, right in zip(ConstantValues(ours).pieces(), ConstantValues(theirs).pieces(), strict=True):
-            energy.add(left, right)
+            energy.add(left, right if pair.factors is None else pair.factors.apply(right, start))
+            start += left.size
     figures = LayerFigures(
         name=weight.name,
         layer=weight.consumers[0].name,

@@ -139,6 +139,8 @@ def compare_layers(
     figures, energies = [], []
     for number, one in enumerate(pairs):
         progress("weights", number, len(pairs))
+        if options.layers:
+            one = pairs[number] = one.with_factors()
         found, energy = weigh(one, options.layers)
         figures.append(found)
         energies.append(energy)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import openvino as ov
 from openvino import opset13 as ops
 
@@ -24,7 +25,9 @@ from ov_weight_compression.evaluation.data import Inputs
 from ov_weight_compression.evaluation.layers import LayerFigures, PairedLayer
 from ov_weight_compression.evaluation.outputs import Energy
 from ov_weight_compression.evaluation.running import Runner
+from ov_weight_compression.evaluation.scaled import Factors
 from ov_weight_compression.ir_utils.chain_values import is_constant
+from ov_weight_compression.ir_utils.types import Float32
 
 __all__ = ["measure_outputs"]
 
@@ -40,12 +43,17 @@ class _Tap:
     name: str
     output: Energy = field(default_factory=Energy)
     own: Energy = field(default_factory=Energy)
+    across: float = 0.0
+    """Base times compressed output, and the latter's square, where the layer is scaled."""
+    square: float = 0.0
     comparable: bool = True
     """False once the layer has put out other shapes in the two models, as an expert does that got other tokens."""
 
     def figures(self, known: LayerFigures) -> LayerFigures:
         """The layer's figures with what was measured; nothing where nothing passed through it."""
         note = known.note if self.comparable else "the two models gave it different rows: its output is not compared"
+        if self.square > 0:  # the common factor that the weights do not tell: the one that fits best
+            self.output.noise = max(self.output.signal - self.across**2 / self.square, 0.0)
         output = self.output.known_db if self.comparable else None
         return replace(known, output_snr_db=output, own_snr_db=self.own.known_db, note=note)
 
@@ -128,8 +136,9 @@ def _run(
     for tap in taps:
         port = pairs[tap.place].weight.consumers[0].port
         ours.add_results([ops.result(own_nodes[tap.name])])  # add_outputs would skip what is an output already
-        theirs.add_results([ops.result(their_nodes[tap.name])])
-        grafted.append(_graft(donors[tap.name], own_nodes[tap.name], port))
+        factors = pairs[tap.place].factors
+        theirs.add_results([ops.result(_unscaled(their_nodes[tap.name], port, factors))])
+        grafted.append(_graft(donors[tap.name], own_nodes[tap.name], port, factors))
     ours.add_results([ops.result(node) for node in grafted])
     first = Runner(ours, "the base model with its layers' outputs", arithmetic)
     second = Runner(theirs, "the compressed model with its layers' outputs", arithmetic)
@@ -141,6 +150,10 @@ def _run(
             tap.comparable &= y.shape == there[start + number].shape
             if tap.comparable:
                 tap.output.add(y, there[start + number])
+                if pairs[tap.place].factors is not None:
+                    found = there[start + number].astype(np.float64)
+                    tap.across += float(np.vdot(y, found))
+                    tap.square += float(np.vdot(found, found))
             tap.own.add(y, here[plain + len(taps) + number])
 
 
@@ -152,10 +165,27 @@ def _by_name(model: ov.Model) -> dict[str, Any]:
     return nodes
 
 
-def _graft(layer: Any, original: Any, port: int) -> Any:
+def _unscaled(layer: Any, port: int, factors: Factors | None) -> Any:
+    """The layer's output in the base model's units: whose rows or columns are output channels is scaled with them."""
+    if factors is None or layer.get_type_name() != "MatMul":
+        return layer
+    attributes = layer.get_attributes()
+    along_rows = attributes["transpose_b"] if port == 1 else not attributes["transpose_a"]
+    channels = (factors.rows if along_rows else factors.columns).reshape(-1)
+    return _times(layer.output(0), channels if port == 1 else channels[:, None])
+
+
+def _graft(layer: Any, original: Any, port: int, factors: Factors | None) -> Any:
     """Let a layer of another model read what the original reads, all but the weight."""
+    if factors is not None:
+        weight = _times(layer.input_value(port), factors.rows * factors.columns)
+        layer.input(port).replace_source_output(weight.output(0))
     for place in range(layer.get_input_size()):
         value = original.input_value(place)
         if place != port and not is_constant(value.get_node()):
             layer.input(place).replace_source_output(value)
     return layer
+
+
+def _times(value: Any, factors: Float32) -> Any:
+    return ops.multiply(value, ops.convert(ops.constant(factors), value.get_element_type().get_type_name()))

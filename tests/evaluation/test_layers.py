@@ -59,6 +59,40 @@ def test_weights_and_outputs_equal_plain_arithmetic() -> None:
     assert (found[FIRST].mode, found[FIRST].group_size, found[FIRST].shape) == ("int4_sym", 8, (64, 24))
 
 
+def test_channels_that_were_scaled_before_rounding_are_compared_in_the_units_of_the_base() -> None:
+    """What one layer's rows are multiplied with, the next one's columns are divided by: relu lets it through."""
+
+    def scaled(factors: np.ndarray) -> ov.Model:
+        model = perceptron()
+        for node in model.get_ordered_ops():
+            if node.get_friendly_name() not in (FIRST, SECOND):
+                continue
+            values = np.array(node.data) * (factors[:, None] if node.get_friendly_name() == FIRST else 1 / factors)
+            new = op.constant(values.astype(np.float32))
+            new.set_friendly_name(node.get_friendly_name())
+            for target in list(node.output(0).get_target_inputs()):
+                target.replace_source_output(new.output(0))
+        return model
+
+    factors = (2.0 ** np.random.default_rng(3).uniform(-2, 2, 64)).astype(np.float32)
+    other = apply_weight_compression(scaled(factors), mode="int4_sym", group_size=8, all_layers=True, lazy=False)
+    found = {layer.name.removesuffix("_compressed"): layer for layer in compare(perceptron(), other, INPUT).layers}
+    plain, executed = constants_of(perceptron()), weights_as_executed(other)
+    w1, w2 = plain[FIRST], plain[SECOND]
+    q1, q2 = executed[0] / factors[:, None], executed[1] * factors
+    x = INPUT.astype(np.float64)
+    h, h_other = np.maximum(x @ w1.T, 0), np.maximum(x @ q1.T, 0)
+    expected = {
+        FIRST: (snr(w1, q1), snr(x @ w1.T, x @ q1.T), snr(x @ w1.T, x @ q1.T)),
+        SECOND: (snr(w2, q2), snr(h @ w2.T, h @ q2.T), snr(h @ w2.T, h_other @ q2.T)),
+    }
+    for name, figures in expected.items():
+        layer = found[name]
+        assert "scaled" in layer.note
+        # factors that are fitted are those that were applied, but for what rounding moved
+        assert (layer.weight_snr_db, layer.own_snr_db, layer.output_snr_db) == pytest.approx(figures, abs=1)
+
+
 def test_the_worst_come_first() -> None:
     other = apply_weight_compression(
         perceptron(), mode="int8_sym", rules=[("second*", {"mode": "int4_sym", "group_size": 16})]
