@@ -129,8 +129,8 @@ def _cells(format: Format) -> tuple[np.ndarray, np.ndarray, float, float] | None
     count = 64
     while count <= _CELLS:
         inverse = np.float32((count - 2) / max(float(thresholds[-1]) - left, 2.0**-60))
-        # In f32 as the graph computes it: rounding keeps the order, so a value beyond a threshold never falls before
-        # its cell, nor one before it beyond.
+        # In f32: rounding keeps the order, so a value beyond a threshold never falls before its cell, nor one before it
+        # beyond; but see _lookup.
         cell = np.floor((thresholds - np.float32(left)) * inverse).astype(np.int64)
         if len(np.unique(cell)) == len(cell) and cell[0] >= 0 and cell[-1] < count:
             held = np.full(count, np.inf, dtype=np.float32)
@@ -150,6 +150,14 @@ def _lookup(ratio: Node, format: Format) -> Node:
     axis = op.constant(np.int64(0))
     above = op.convert(op.greater(ratio, op.gather(constant(held), place, axis)), "f32")
     index = op.add(op.gather(constant(below), place, axis), above)
+    # The plugin may fuse the subtraction with the product, and a ratio at the border of two cells lands in the other
+    # one: its index is then one off, which the thresholds on either side of it tell.
+    thresholds = level_grid(format).thresholds
+    ends = np.concatenate([[-np.inf], thresholds, [np.inf]]).astype(np.float32)
+    found = op.convert(index, "i32")
+    low = op.greater(ratio, op.gather(constant(ends[1:]), found, axis))
+    high = op.less_equal(ratio, op.gather(constant(ends[:-1]), found, axis))
+    index = op.subtract(op.add(index, op.convert(low, "f32")), op.convert(high, "f32"))
     codes = level_grid(format).codes.astype(np.float32)
     if (codes == np.arange(len(codes))).all():
         return index

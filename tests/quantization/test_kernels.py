@@ -17,6 +17,7 @@ TABLES = {
     "unsorted_i8": with_table(FORMATS["codebook"], [3, -7, 0, 1, -1, 5, 11, -12, 2, -2], "i8"),
     "no_zero_f16": with_table(FORMATS["codebook"], [-1.0, 1.0], "f16"),
     "u8_f16": with_table(FORMATS["codebook"], np.sinh(np.linspace(-3, 3, 200)).tolist(), "f16"),
+    "u16_f16": with_table(FORMATS["codebook"], np.linspace(-1, 1, 1000), "f16"),
     "u16_f32": with_table(FORMATS["codebook"], np.random.default_rng(0).permutation(np.linspace(-2, 2, 999)), "f32"),
 }
 EVERY = {**{name: row for name, row in FORMATS.items() if name not in ("codebook", "adaptive_codebook")}, **TABLES}
