@@ -141,11 +141,14 @@ def scale_shape(chain: Chain) -> tuple[int, ...]:
 
 
 def merged_axis(codes: tuple[int, ...], weight: tuple[int, ...], scale: tuple[int, ...]) -> int | None:
-    """The axis of the weight that two dimensions of the codes, groups and places within one, were merged to."""
+    """The axis of the weight that two dimensions of the codes, groups and places within one, were merged to.
+
+    Nobody writes groups of one weight: `[n, 1, m]` with a scale for each of the `n` is a row in one group.
+    """
     if len(codes) != len(weight) + 1:
         return None
     for axis in range(len(weight)):
         joined = (*codes[:axis], codes[axis] * codes[axis + 1], *codes[axis + 2 :])
-        if joined == weight and scale[axis] == codes[axis] and scale[axis + 1] == 1:
+        if joined == weight and scale[axis] == codes[axis] and scale[axis + 1] == 1 < codes[axis + 1]:
             return axis
     return None

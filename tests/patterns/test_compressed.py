@@ -29,6 +29,7 @@ def only(model: ov.Model) -> CompressedWeight:
         ("i8", None, "f16", -1, "f16"),
         ("u4", "u4", "f16", 32, "f16"),
         ("u4", "u8", "f16", 32, "f16"),
+        ("u4", "u4", "f16", 64, "f16"),  # a row in one group
         ("u4", "f16", "f16", 32, "f16"),
         ("i4", None, "f16", 32, "f16"),
         ("u3", "scalar", "f16", 32, "f16"),
