@@ -23,6 +23,7 @@ from ov_weight_compression.ir_utils.postponed import postponed_constant
 from ov_weight_compression.ir_utils.types import element_type
 from ov_weight_compression.passes.choice import Choice
 from ov_weight_compression.passes.encode_job import WeightJob
+from ov_weight_compression.passes.turned import take_over_transpose
 from ov_weight_compression.patterns import Kind
 
 __all__ = ["PostponedWeight", "rewrite"]
@@ -128,6 +129,8 @@ def rewrite(
             ChainParts(**parts), name, weight.shape, expanded=_expanded(choice), wide=choice.beyond_f16
         )
         replace_constant(weight.constant, chain, name)
+        for consumer in weight.consumers:
+            take_over_transpose(consumer)
     return jobs
 
 

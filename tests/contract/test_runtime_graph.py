@@ -107,6 +107,29 @@ def test_weights_behind_a_reshape_run_on_codes(mode: str, shape: tuple[int, ...]
         assert layer_types(read) == [f"FullyConnected {STORAGE[mode]}"]
 
 
+@pytest.mark.parametrize("transpose", [True, False], ids=["out-in", "in-out"])
+@pytest.mark.parametrize("mode", ["int8_asym", "int8_sym", "int4_asym", "nf4"])
+@pytest.mark.parametrize("dtype", ["f16", "f16 converted last", "f32"])
+def test_weights_behind_a_transpose_run_on_codes(mode: str, transpose: bool, dtype: str, tmp_path: Path) -> None:
+    """The plugin would expand them; the MatMul turns them instead."""
+
+    def turned(node: ov.Node) -> ov.Node:
+        if dtype == "f16 converted last":
+            return op.convert(op.transpose(node.input_value(0), op.constant(np.array([1, 0]))), "f32")
+        return op.transpose(node, op.constant(np.array([1, 0])))
+
+    shape = (64, 96) if transpose else (96, 64)
+    model = linear(96, 64, dtype=dtype[:3], shape=shape, through=turned, transpose=transpose)
+    before = run(model.clone())[0]
+    apply_weight_compression(model, **options_of(mode, 32))
+    ov.save_model(model, tmp_path / "m.xml")
+    after = run(tmp_path / "m.xml")[0]
+    assert (run(model)[0] == after).all()
+    assert np.linalg.norm(after - before) < 0.13 * np.linalg.norm(before)
+    for read in (model, ov.Core().read_model(tmp_path / "m.xml")):
+        assert layer_types(read) == [f"FullyConnected {STORAGE[mode]}"]
+
+
 @pytest.mark.parametrize(
     ("mode", "limit"), [("int8_asym", 0.01), ("int8_sym", 0.01), ("int4_asym", 0.12), ("int4_sym", 0.12)]
 )
