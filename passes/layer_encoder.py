@@ -6,7 +6,7 @@ search), and adapters for what the codes have lost. Where two streams run, the l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +20,7 @@ from ov_weight_compression.passes.layer_codes import encode_layer, knowledge_of
 from ov_weight_compression.passes.lora import StoredAdapters, fit_adapters, obstacle
 from ov_weight_compression.passes.method import Method
 from ov_weight_compression.passes.stored import StoredWeight, keep
-from ov_weight_compression.patterns import Weight
+from ov_weight_compression.patterns import Kind, Weight
 from ov_weight_compression.quantization.encode import decode_rows
 from ov_weight_compression.quantization.scales import tensor_scale_of
 
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from ov_weight_compression.passes.layer_codes import InputKnowledge
 
 __all__ = ["LayerEncoder"]
+
+_TOGETHER = 1 << 24
+"""Elements of weights that are encoded at once."""
 
 
 class LayerEncoder:
@@ -62,28 +65,60 @@ class LayerEncoder:
         both = self._method.two_streams
         seen = layer_input.measure(cross=both)
         known: dict[int, list[InputKnowledge]] = {}
-        for name in names:
-            reader = self._reader(self._wanted[name].weight)
-            if id(reader.columns) not in known:
-                known[id(reader.columns)] = knowledge_of(seen, reader.columns)
+        for together in self._together(names):
+            readers = [self._reader(self._wanted[name].weight) for name in together]
+            columns = readers[0].columns
+            if id(columns) not in known:
+                known[id(columns)] = knowledge_of(seen, columns)
             try:
-                values = self._encode(self._wanted[name], reader.read_all(), known[id(reader.columns)])
+                values = self._encode(together, [reader.read_all() for reader in readers], known[id(columns)])
             except (ValueError, np.linalg.LinAlgError) as error:
                 if isinstance(error, CompressionError):
                     raise
-                raise WorkError(f"{name}: {error}") from error
+                raise WorkError(f"{', '.join(together)}: {error}") from error
             if both:
-                adapters = self.adapters.get(name)
-                values = values if adapters is None else values + adapters.values()
-                stage.replace(name, reader.layout.from_matrix(reader.unscaled(values)))
+                for name, reader, found in zip(together, readers, values, strict=True):
+                    adapters = self.adapters.get(name)
+                    corrected = found if adapters is None else found + adapters.values()
+                    stage.replace(name, reader.layout.from_matrix(reader.unscaled(corrected)))
 
-    def _encode(self, choice: Choice, matrix: Float32, known: list[InputKnowledge]) -> Float32:
-        """Encode a weight `[rows, in]`; its values as stored, without adapters."""
-        name, spec = choice.weight.name, choice.spec
-        scale = tensor_scale_of(choice.absmax, spec.format)
-        encoded = encode_layer(matrix, spec, known, self._method.effort, scale)
-        self.weights[name] = keep(encoded, self._spool)
-        values = decode_rows(encoded, spec)
-        if self._method.lora and not obstacle(choice.weight):
-            self.adapters[name] = fit_adapters(matrix, values, known[0], self._rank, self._spool)
-        return values
+    def _together(self, names: Sequence[str]) -> Iterator[list[str]]:
+        """Weights whose rows can be encoded as those of one: stored alike, scaled alike, without experts."""
+        batch: list[str] = []
+        for name in names:
+            if batch and not (self._alike(batch[0], name) and self._elements([*batch, name]) <= _TOGETHER):
+                yield batch
+                batch = []
+            batch.append(name)
+        if batch:
+            yield batch
+
+    def _alike(self, first: str, second: str) -> bool:
+        one, other = self._wanted[first], self._wanted[second]
+        if (
+            one.spec != other.spec
+            or one.spec.format.tensor_scale
+            or Kind.EXPERTS in (one.weight.kind, other.weight.kind)
+        ):
+            return False
+        return self._reader(one.weight).columns is self._reader(other.weight).columns
+
+    def _elements(self, names: Sequence[str]) -> int:
+        return sum(self._wanted[name].weight.elements for name in names)
+
+    def _encode(self, names: Sequence[str], matrices: list[Float32], known: list[InputKnowledge]) -> list[Float32]:
+        """Encode weights `[rows, in]` that are stored alike; their values as stored, without adapters."""
+        choice = self._wanted[names[0]]
+        scale = tensor_scale_of(choice.absmax, choice.spec.format)
+        rows = matrices[0] if len(matrices) == 1 else np.concatenate(matrices)
+        encoded = encode_layer(rows, choice.spec, known, self._method.effort, scale)
+        found = []
+        begin = 0
+        for name, matrix in zip(names, matrices, strict=True):
+            own = encoded.rows(begin, begin + len(matrix))
+            begin += len(matrix)
+            self.weights[name] = keep(own, self._spool)
+            found.append(decode_rows(own, choice.spec))
+            if self._method.lora and not obstacle(self._wanted[name].weight):
+                self.adapters[name] = fit_adapters(matrix, found[-1], known[0], self._rank, self._spool)
+        return found

@@ -16,13 +16,13 @@ from ov_weight_compression.quantization.formats.levels import E4M3
 from ov_weight_compression.quantization.grid import code_dtype
 from ov_weight_compression.quantization.kernels import Kernel, Key, flip_mask, kernel_for
 from ov_weight_compression.quantization.reference import decode_groups, encode_groups
-from ov_weight_compression.quantization.refit import refit
+from ov_weight_compression.quantization.refit import STARTS, refit
 from ov_weight_compression.quantization.scales import tensor_scale_of
 from ov_weight_compression.quantization.spec import Encoded, Spec
 
 __all__ = ["Weighting", "decode_rows", "encode_rows", "stored_table"]
 
-Weighting = Literal["graph", "data"]
+Weighting = Literal["graph", "data", "trial"]
 
 Array = npt.NDArray[Any]
 
@@ -49,8 +49,9 @@ def encode_rows(
         spec: how to store them.
         importance: [in] f32 >= 0, what an error in each input channel weighs in the scale search; None for all alike.
         weighting: ``"data"``: importance is E[x_j^2] of the layer's input and used as it is, and what the search finds
-            is refitted (see ``refit``); ``"graph"``: it is what the graph alone tells (squared gains of the norm in
-            front) and is multiplied by ``|W| + rms(W)``.
+            is refitted (see ``refit``); ``"trial"``: the same in a third of the time and not quite as well, for codes
+            that are improved afterwards or only measured; ``"graph"``: it is what the graph alone tells (squared gains
+            of the norm in front) and is multiplied by ``|W| + rms(W)``.
         tensor_scale: ``tensor_scale_of`` the whole weight's largest magnitude, for formats that have one; by default
             that of these rows, which is right only where they are the whole weight.
         packed: return ``codes`` [rows, bytes of a row] uint8 as the tensor holds them: faster than packing later.
@@ -71,11 +72,11 @@ def encode_rows(
     if spec.format.tensor_scale and tensor_scale is None:
         tensor_scale = tensor_scale_of(float(np.abs(groups).max(initial=0.0)), spec.format)
     energy = _Importance.of(importance, spec, group)
-    refits = energy is not None and weighting == "data"
+    refits = energy is not None and weighting != "graph"
     parts = _Parts(rows, width, group, spec, packed, into, whole=refits)
     _encode(groups, spec, tensor_scale, energy, weighting == "graph", parts)
     if energy is not None and refits:
-        _refit(groups, spec, tensor_scale, energy, parts)
+        _refit(groups, spec, tensor_scale, energy, parts, 1 if weighting == "trial" else len(STARTS))
     codes = parts.codes
     if packed and not parts.packs:
         codes = pack(codes, spec.format.bits, None if into is None else into.codes.reshape(-1))
@@ -137,7 +138,12 @@ def _encode(
 
 
 def _refit(
-    groups: Array, spec: Spec, tensor_scale: np.float32 | None, importance: "_Importance", parts: "_Parts"
+    groups: Array,
+    spec: Spec,
+    tensor_scale: np.float32 | None,
+    importance: "_Importance",
+    parts: "_Parts",
+    starts: int,
 ) -> None:
     step = max(1, _REFERENCE_ELEMENTS // groups.shape[1])
     for start in range(0, len(groups), step):
@@ -145,7 +151,7 @@ def _refit(
         span = slice(start, start + len(block))
         zero_point = None if parts.zero_point is None else parts.zero_point[span]
         weights = importance.rows(span.start, span.stop)
-        refit(block, parts.codes[span], parts.scale[span], zero_point, weights, spec, tensor_scale)
+        refit(block, parts.codes[span], parts.scale[span], zero_point, weights, spec, tensor_scale, STARTS[:starts])
 
 
 def _kernel(groups: Array, spec: Spec, importance: bool, graph: bool) -> Kernel | None:

@@ -24,13 +24,13 @@ from ov_weight_compression.quantization.grid import decode_codes, nearest_codes
 from ov_weight_compression.quantization.scales import scale_values, store_scales
 from ov_weight_compression.quantization.spec import Spec
 
-__all__ = ["refit"]
+__all__ = ["STARTS", "refit"]
 
 Floats = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
 
 _ROUNDS = 2
-_STARTS = (1.0, 0.9, 1.1, 0.8)
+STARTS = (1.0, 0.9, 1.1, 0.8)
 """Of the scale that was found."""
 _ONE = np.ones(1, np.float32)
 
@@ -43,6 +43,7 @@ def refit(
     weights: Floats,
     spec: Spec,
     tensor_scale: np.float32 | None,
+    starts: tuple[float, ...] = STARTS,
 ) -> None:
     """Improve `codes` and `scale` in place; no group's weighted error rises.
 
@@ -54,12 +55,13 @@ def refit(
         weights: [n, g] f32, what an error in each element weighs, in any scale.
         spec: what they are.
         tensor_scale: of the whole weight, for formats that have one.
+        starts: scales to start from, in units of `scale`, its own first.
     """
     zero = None if zero_point is None else zero_point[:, None]
     first = scale_values(scale, spec, tensor_scale)
     least = _error(groups, decode_codes(codes, first[:, None], zero, spec.format), weights)
     signed = spec.format.levels is None and not spec.format.asymmetric
-    for start in _STARTS if spec.format.levels is None else _STARTS[:1]:
+    for start in starts if spec.format.levels is None else starts[:1]:
         stored = store_scales(first * np.float32(start), spec, tensor_scale)
         for left in range(_ROUNDS, -1, -1):
             current = scale_values(stored, spec, tensor_scale)

@@ -76,6 +76,15 @@ class Encoded:
     tensor_scale: np.float32 | None = None
     table: npt.NDArray[Any] | None = None
 
+    def rows(self, start: int, stop: int) -> Encoded:
+        """Some of the rows; views."""
+        return replace(
+            self,
+            codes=self.codes[start:stop],
+            scale=self.scale[start:stop],
+            zero_point=None if self.zero_point is None else self.zero_point[start:stop],
+        )
+
 
 def join_rows(parts: Sequence[Encoded]) -> Encoded:
     """Rows of several results of one weight, one after the other."""

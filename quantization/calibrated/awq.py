@@ -154,7 +154,7 @@ def _costs(
     for sample in samples:
         scaled = sample.values * factors
         spec = replace(sample.spec, search=min(sample.spec.search, _SEARCH))
-        encoded = encode_rows(scaled, spec, importance=energy / factors**2, weighting="data")
+        encoded = encode_rows(scaled, spec, importance=energy / factors**2, weighting="trial")
         squares = np.square((scaled - decode_rows(encoded, spec)) / factors)
         total += sample.share * squares.sum(axis=0, dtype=np.float64)
     return np.asarray(np.bincount(bundles, total * energy), dtype=np.float64)

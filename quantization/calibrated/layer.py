@@ -27,7 +27,8 @@ from ov_weight_compression.quantization.spec import Encoded, Spec, join_rows
 
 __all__ = ["BALANCED", "BEST", "GPTQ_ONLY", "Effort", "fit_rows"]
 
-_ROWS = 1024
+_ELEMENTS = 1 << 22
+"""Of a weight that are fitted at a time: the more rows, the less every step costs for each of them."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,10 @@ def fit_rows(
     if spec.format.tensor_scale and tensor_scale is None:
         tensor_scale = tensor_scale_of(float(np.abs(target).max(initial=0.0)), spec.format)
     grid = Grid(spec, tensor_scale)
+    step = max(_ELEMENTS // max(target.shape[1], 1), 1024)
     parts = [
-        grid.encode(_fit(np.asarray(target[begin : begin + _ROWS], np.float32), curvature, grid, effort))
-        for begin in range(0, max(len(target), 1), _ROWS)
+        grid.encode(_fit(np.asarray(target[begin : begin + step], np.float32), curvature, grid, effort))
+        for begin in range(0, max(len(target), 1), step)
     ]
     return join_rows(parts)
 

@@ -32,5 +32,5 @@ def starting_draft(target: Floats, start: Start, curvature: Curvature, grid: Gri
         return draft_of(encode_rows(target, replace(grid.spec, search=0), tensor_scale=grid.tensor_scale), grid.spec)
     weights = curvature.energy if start is Start.ENERGY else curvature.residual
     spec = replace(grid.spec, search=grid.spec.search or grid.spec.format.default_search or _CANDIDATES)
-    encoded = encode_rows(target, spec, importance=weights, weighting="data", tensor_scale=grid.tensor_scale)
+    encoded = encode_rows(target, spec, importance=weights, weighting="trial", tensor_scale=grid.tensor_scale)
     return draft_of(encoded, grid.spec)
