@@ -97,6 +97,10 @@ class ConstantReader:
             self._mappings.fetch(view)
         return self._widen(np.ascontiguousarray(view).reshape(-1, self.layout.columns))
 
+    def sample(self, count: int) -> Float32:
+        """About `count` rows, evenly spread, as float32."""
+        return np.concatenate([self.read(slab).astype(np.float32) for slab in self.layout.spread(count)])
+
     def read_all(self) -> Float32:
         """The whole matrix as float32."""
         if self._chain is not None:

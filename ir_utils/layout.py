@@ -18,12 +18,16 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
 import numpy as np
 
 from ov_weight_compression.ir_utils.types import Array
 
 __all__ = ["Layout", "Slab"]
+
+_SIDE_BY_SIDE = 8
+"""Rows that are sampled together: reading one costs nearly as much as reading eight."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,12 @@ class Layout:
                 stop = min(start + max_rows, last)
                 base = number * last
                 yield Slab(base + start, base + stop, (*position, slice(start, stop)))
+
+    def spread(self, count: int) -> Iterator[Slab]:
+        """About `count` rows, a few side by side and evenly spread over the matrix; all where there are no more."""
+        wanted = max(1, count // _SIDE_BY_SIDE)
+        step = max(1, self.rows // _SIDE_BY_SIDE // wanted)
+        return islice(self.slabs(_SIDE_BY_SIDE), step // 2, None, step)
 
     def matrix_view(self, values: Array) -> Array:
         """`values` of the constant's shape, so that a slab's `index` picks `[n, columns]` (after a reshape)."""

@@ -19,7 +19,6 @@ import numpy as np
 import openvino as ov
 
 from ov_weight_compression.ir_utils.constants import ConstantReader, float_values
-from ov_weight_compression.ir_utils.layout import Slab
 from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.passes.choice import Choice
 from ov_weight_compression.passes.folding import rounded_to
@@ -108,11 +107,8 @@ def _fold(
 
 def _sample(reader: ConstantReader, choice: Choice, count: int) -> Sample:
     """Some rows of a weight, spread evenly over it."""
-    rows = reader.layout.rows
-    step = max(1, rows // count)
-    slabs = [Slab(row, row + 1, (slice(row, row + 1),)) for row in range(step // 2, rows, step)]
-    values = np.concatenate([reader.read(slab).astype(np.float32) for slab in slabs])
-    return Sample(values, choice.spec, rows / len(values))
+    values = reader.sample(count)
+    return Sample(values, choice.spec, reader.layout.rows / len(values))
 
 
 def _absorbable(group: ScalingGroup, columns: Float32) -> Float32:

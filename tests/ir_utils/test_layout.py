@@ -109,3 +109,23 @@ def test_axes_that_lie_apart_cannot_be_grouped() -> None:
     assert not Layout.of((4, 5, 6), (0, 2)).groupable
     assert Layout.of((4, 5, 6), (2, 1)).groupable
     assert Layout.of((4, 5, 6), (2, 1)).reduced == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "reduced"), [((500, 8), (1,)), ((8, 500), (0,)), ((3, 100, 8), (2,)), ((3, 8, 100), (1,)), ((5, 8), (1,))]
+)
+@pytest.mark.parametrize("count", [1, 7, 40, 10_000])
+def test_sampled_rows_are_whole_rows_spread_over_the_matrix(
+    shape: tuple[int, ...], reduced: tuple[int, ...], count: int
+) -> None:
+    layout = Layout.of(shape, reduced)
+    values = np.arange(np.prod(shape)).reshape(shape)
+    view, matrix = layout.matrix_view(values), layout.to_matrix(values)
+    slabs = list(layout.spread(count))
+    assert slabs
+    for slab in slabs:
+        np.testing.assert_array_equal(view[slab.index].reshape(-1, layout.columns), matrix[slab.start : slab.stop])
+    seen = sum(slab.stop - slab.start for slab in slabs)
+    assert min(count, layout.rows) / 2 <= seen <= max(2 * count + 8, 1)
+    if count == 10_000:
+        assert seen == layout.rows
