@@ -27,7 +27,7 @@ __all__ = ["ChannelImportance"]
 
 _PIECE_ELEMENTS = 1 << 22
 _SAMPLE_ROWS = 384
-_FAR_BELOW = 0.7
+_FAR_BELOW = 0.5
 _LARGEST_LIFT = 2.0**8
 _SMALLEST = 1e-6
 """Of the mean: a channel that the graph calls silent keeps a say, for the graph's word is an estimate."""
