@@ -26,7 +26,7 @@ from ov_weight_compression.quantization.row_sums import row_sums
 __all__ = ["ChannelImportance"]
 
 _PIECE_ELEMENTS = 1 << 22
-_SAMPLE_ROWS = 384
+_SAMPLE_ROWS = 128
 _FAR_BELOW = 0.5
 _LARGEST_LIFT = 2.0**8
 _SMALLEST = 1e-6
@@ -63,7 +63,7 @@ class ChannelImportance:
         """What small columns count for, f32 [columns], from some of the rows; None where no column is small."""
         if weight.is_embedding or weight.kind is Kind.CONVOLUTION:
             return None
-        size = np.abs(self._reader(weight).sample(_SAMPLE_ROWS)).mean(axis=0, dtype=np.float64)
+        size = np.abs(self._reader(weight).sample(_SAMPLE_ROWS)).mean(axis=0)
         usual = np.median(size)
         small = size < _FAR_BELOW * usual
         if not small.any():
