@@ -26,7 +26,7 @@ from ov_weight_compression.quantization.row_sums import row_sums
 __all__ = ["ChannelImportance"]
 
 _PIECE_ELEMENTS = 1 << 22
-_SAMPLE_ROWS = 128
+_SAMPLE_ROWS = 384
 _FAR_BELOW = 0.5
 _LARGEST_LIFT = 2.0**8
 _SMALLEST = 1e-6
