@@ -28,8 +28,8 @@ Figures = dict[str, dict[str, Any]]
 READING = """
 Mean KL divergence from the original in nats (f32 execution) on held-out text, less is better; 64 × 256 tokens of other
 text for calibration; the first embedding and the last MatMul in int8. "NNCF's best" is the least of its awq,
-scale_estimation, both, gptq, and gptq with scale_estimation. Seconds were taken at
-different hours, some on a busy machine: they count where a goal names them.
+scale_estimation, both, gptq, and gptq with scale_estimation. Seconds were taken at different hours, some on a busy
+machine: they count where a goal names them.
 """
 
 

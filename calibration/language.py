@@ -26,6 +26,7 @@ from ov_weight_compression.ir_utils.errors import OptionError
 __all__ = ["LanguageModel", "input_label", "input_names", "read_language_model"]
 
 _IDS = ("input_ids", "decoder_input_ids")
+_LENGTHS = tuple(1 << power for power in range(12, 3, -1))
 _PASSING = ("Convert", "Reshape", "Unsqueeze", "Squeeze", "Add", "Clamp", "Maximum")
 
 
@@ -38,7 +39,7 @@ class LanguageModel:
     vocabulary: int
     """Number of token ids that the model knows."""
     positions: int | None
-    """Longest window that its table of positions allows; None where there is no such table."""
+    """Longest window that its positions allow, as far as the graph tells; None where it names no limit."""
     length: int | None
     """The window length that the input's shape prescribes, None where any will do."""
     batch: int | None
@@ -47,6 +48,15 @@ class LanguageModel:
     """It has an output `[batch, length, vocabulary]`: it can write text itself."""
     parameters: tuple[ov.Node, ...]
     conv_taps: int | None
+
+    @property
+    def needs_only_ids(self) -> bool:
+        """Whether all other inputs follow from the token ids: not where it looks at a picture or at an encoder."""
+        try:
+            self.inputs(np.zeros((self.batch or 1, 1), np.int64))
+        except OptionError:
+            return False
+        return True
 
     def inputs(
         self, ids: NDArray[Any], given: dict[str, NDArray[Any]] | None = None, *, past: int = 0
@@ -113,7 +123,7 @@ def read_language_model(model: ov.Model) -> LanguageModel | None:
     return LanguageModel(
         ids=str(ids.get_friendly_name()),
         vocabulary=vocabulary,
-        positions=_table(positions) if positions is not None else None,
+        positions=_table(positions) if positions is not None else _longest(model, ids) if length is None else None,
         length=length,
         batch=batch,
         # Vocabularies are padded to round numbers at one end or the other, so the two need not agree to the last id.
@@ -121,6 +131,19 @@ def read_language_model(model: ov.Model) -> LanguageModel | None:
         parameters=parameters,
         conv_taps=_conv_taps(model),
     )
+
+
+def _longest(model: ov.Model, ids: ov.Node) -> int | None:
+    """The longest window, of powers of two, that the shapes inside agree with: a table of positions that no input
+    names is cut to the window's length, and cannot be longer than it is. None where thousands of tokens fit."""
+    for length in _LENGTHS:
+        trial = model.clone()
+        try:
+            trial.reshape({model.get_parameter_index(ids): ov.PartialShape([-1, length])})
+        except RuntimeError:
+            continue
+        return None if length == _LENGTHS[0] else length
+    return None
 
 
 def input_names(node: ov.Node) -> set[str]:

@@ -89,17 +89,23 @@ def run_piece(
     Raises WorkError where the model cannot run on the data.
     """
     model, keys = cut_out(piece, store)
-    request = ov.Core().compile_model(model, "CPU", EXACT).create_infer_request()
+    try:
+        request = ov.Core().compile_model(model, "CPU", EXACT).create_infer_request()
+    except RuntimeError as error:
+        raise WorkError(f"calibration: the model cannot be compiled for the data: {_reason(error)}") from error
     for window in range(windows):
         feeds = {port: _contiguous(store.get(key, window)) for port, key in enumerate(keys)}
         try:
             request.infer(feeds, share_inputs=True, share_outputs=True)
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise WorkError(f"calibration: the model fails on window {window} of the data: {reason}") from error
+            raise WorkError(f"calibration: the model fails on window {window} of the data: {_reason(error)}") from error
         for port, key in enumerate(piece.outputs):
             receive(window, key, request.get_output_tensor(port).data)
         tick(1)
+
+
+def _reason(error: RuntimeError) -> str:
+    return str(error).strip().splitlines()[-1]
 
 
 def _entrance(

@@ -50,12 +50,13 @@ class Calibration:
             return Method()
         from ov_weight_compression.calibration.language import read_language_model
 
+        language = read_language_model(self._model)
         return method_of(
             options.accuracy,
             options.dataset,
             options.scale_estimation,
             options.gptq,
-            read_language_model(self._model) is not None,
+            language is not None and language.needs_only_ids,
             options.lora_correction,
         )
 

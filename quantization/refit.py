@@ -4,7 +4,7 @@ For given codes the best scale of a group is a least-squares problem, for given 
 
     s = Σ w W u / Σ w u²,     u = nearest(W / s),     again,      w = E[x²]
 
-Without data a few candidates find all there is to find. With data they do not: where one channel carries a thousand
+Without data the gain is not worth the time. With data it is: where one channel carries a thousand
 times the energy of the others, its own weight has to be met exactly, and no grid of candidates does that. On a model
 with such channels the refit takes another third off the divergence (int4, groups of 64).
 

@@ -18,7 +18,7 @@ integer so small that f32 holds every partial sum. That grid is finer than the d
 scale keeps its place unless a candidate beats it by one part in 512, so a search never returns anything worse.
 
 Source: llama.cpp's make_qx_quants and AutoRound's search for the idea and ranges; the refit of the scale after each
-candidate, which both do, is left out on purpose: beside a grid of candidates it changed nothing measurable.
+candidate, which both do, is done with data only (see ``refit``): it takes several times as long as the search.
 """
 
 from typing import Any

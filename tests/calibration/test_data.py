@@ -14,6 +14,7 @@ from openvino import opset13 as op
 from ov_weight_compression.calibration import make_samples, read_data
 from ov_weight_compression.calibration.generate import _draw
 from ov_weight_compression.ir_utils.errors import MissingExtraError, ModelError, OptionError
+from ov_weight_compression.passes import WeightCompression
 from tests import models
 from tests.calibration import small
 
@@ -326,3 +327,21 @@ def test_text_by_either_tokenizer(shared: Path, tmp_path: Path) -> None:
     assert found.ndim == 1
     assert 200 < len(found) < 800
     np.testing.assert_array_equal(found, other)
+
+
+def test_windows_fit_a_table_of_positions_that_no_input_names(shared: Path) -> None:
+    model = ov.Core().read_model(shared / "zoo" / "bert" / "openvino_model.xml")
+    for dataset in ("random", np.arange(1000) % 100):
+        windows = list(make_samples(model, dataset))
+        assert {window["input_ids"].shape[1] for window in windows} <= {128, 1000 % 128}
+    with pytest.raises(OptionError, match="128"):
+        make_samples(model, [np.arange(129)])
+
+
+@pytest.mark.parametrize("name", ["whisper/openvino_decoder_model.xml", "clip/openvino_model.xml"])
+def test_a_model_that_needs_more_than_token_ids_is_compressed_without_data(shared: Path, name: str) -> None:
+    model = ov.Core().read_model(shared / "zoo" / name)
+    compression = WeightCompression(mode="int4_sym", group_size=32, accuracy="fast")
+    compression.run_on_model(model)
+    assert compression.report.rows
+    assert "data" not in compression.report.recipe
