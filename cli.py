@@ -119,7 +119,11 @@ def _add_data_options(command: argparse.ArgumentParser) -> None:
     data.add_argument("--accuracy", help="fast, balanced or best")
     data.add_argument("--scale-estimation", action="store_true", default=None, help="scale search weighted by the data")
     data.add_argument("--gptq", action="store_true", default=None, help="codes by GPTQ")
-    data.add_argument("--awq", action="store_true", default=None, help="scale input channels; works without data too")
+    data.add_argument(
+        "--awq",
+        action=argparse.BooleanOptionalAction,
+        help="scale input channels; works without data too; --no-awq: not even with --accuracy fast",
+    )
     data.add_argument(
         "--lora-correction", action="store_true", default=None, help="thin layers that carry what rounding lost"
     )

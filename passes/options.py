@@ -112,6 +112,8 @@ class Options:
         for name in ("awq", "scale_estimation", "gptq", "lora_correction"):
             if getattr(self, name):
                 recipe[name] = "True"
+        if self.awq is False and self.accuracy is Accuracy.FAST:
+            recipe["awq"] = "False"
         if self.lora_correction:
             recipe["lora_rank"] = str(self.lora_rank)
         if self.dataset is not None:

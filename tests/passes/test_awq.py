@@ -122,7 +122,9 @@ def test_the_report_says_who_took_the_factors() -> None:
 def test_fast_folds_where_it_has_data_and_inserts_nothing() -> None:
     options = {"accuracy": "fast", "dataset": windows()}
     assert {scaling.into for scaling in compressed(llama(), **options)[1].scalings} == {"norm", "weight"}
-    assert not compressed(llama(), awq=False, **options)[1].scalings
+    without = compressed(llama(), awq=False, **options)[1]
+    assert not without.scalings
+    assert without.recipe["awq"] == "False"
     assert not compressed(llama(), dataset=windows())[1].scalings
     rows = np.random.default_rng(1).standard_normal((64, SIZE)).astype(np.float32)
     _, inserting = compressed(mlp(), awq=True, dataset=[rows])
