@@ -7,16 +7,18 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ov_weight_compression.ir_utils.layout import Layout
 from ov_weight_compression.passes.choice import Plan
 from ov_weight_compression.passes.device_rules import device_warnings
 from ov_weight_compression.passes.encode_job import stored_parts
-from ov_weight_compression.passes.lora import Correction
 from ov_weight_compression.passes.modes import Device
-from ov_weight_compression.passes.smoothing import Scaling
 from ov_weight_compression.patterns import Skip
+
+if TYPE_CHECKING:
+    from ov_weight_compression.passes.lora import Correction
+    from ov_weight_compression.passes.smoothing import Scaling
 
 __all__ = ["Report", "Row", "Share", "make_report"]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,10 +16,11 @@ from ov_weight_compression.ir_utils.constants import ConstantReader, FileMapping
 from ov_weight_compression.ir_utils.layout import Layout
 from ov_weight_compression.ir_utils.scaled_reader import ScaledReader
 from ov_weight_compression.ir_utils.types import Float32
-from ov_weight_compression.passes.folding import fold_into_graph
 from ov_weight_compression.patterns import Weight
-from ov_weight_compression.patterns.absorb import ScalingGroup
-from ov_weight_compression.patterns.absorb_producer import ProducerAbsorber
+
+if TYPE_CHECKING:
+    from ov_weight_compression.patterns.absorb import ScalingGroup
+    from ov_weight_compression.patterns.absorb_producer import ProducerAbsorber
 
 __all__ = ["Fold", "Scaling", "Smoothing"]
 
@@ -60,6 +62,8 @@ class Fold:
     @property
     def producer(self) -> ProducerAbsorber | None:
         """The weight whose rows take the factors, where one does."""
+        from ov_weight_compression.patterns.absorb_producer import ProducerAbsorber
+
         absorber = self.group.absorber
         return absorber if isinstance(absorber, ProducerAbsorber) else None
 
@@ -103,6 +107,8 @@ class Smoothing:
 
     def apply(self) -> None:
         """Edit the graph: gains, biases, and Multiplies where nothing absorbs. Weights are somebody else's business."""
+        from ov_weight_compression.passes.folding import fold_into_graph
+
         for fold in self.folds:
             fold_into_graph(fold.group, fold.columns, fold.classes)
 

@@ -17,14 +17,11 @@ from ov_weight_compression.ir_utils.constants import ConstantReader, FileMapping
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.jobs import Job
 from ov_weight_compression.ir_utils.pipeline import Pipeline
-from ov_weight_compression.passes.adapters import attach
-from ov_weight_compression.passes.adaptive import with_tables
-from ov_weight_compression.passes.awq import choose_folds
 from ov_weight_compression.passes.calibrate import Calibration
 from ov_weight_compression.passes.channel_importance import ChannelImportance
 from ov_weight_compression.passes.choice import Choice, Plan
 from ov_weight_compression.passes.encode_job import WeightJob
-from ov_weight_compression.passes.lora import Correction, corrections
+from ov_weight_compression.passes.modes import Mode
 from ov_weight_compression.passes.noise import noise_of
 from ov_weight_compression.passes.options import Options, read_options
 from ov_weight_compression.passes.plan import make_plan
@@ -37,6 +34,7 @@ from ov_weight_compression.quantization.sensitivity import sensitivity
 
 if TYPE_CHECKING:
     from ov_weight_compression.passes.layer_encoder import LayerEncoder
+    from ov_weight_compression.passes.lora import Correction
 
 __all__ = ["WeightCompression", "apply_weight_compression"]
 
@@ -193,6 +191,8 @@ class _Run:
         """Choose AWQ's factors where they are asked for: from here on weights are read with them."""
         if not self._calibration.folds:
             return plan
+        from ov_weight_compression.passes.awq import choose_folds
+
         # Made now: later the gains that it goes by have factors folded into them.
         self._graph_importance = ChannelImportance(self._weights, self._original)
         insert, importance = bool(self.options.awq), self._calibration.importance
@@ -203,6 +203,10 @@ class _Run:
 
     def fit_tables(self, plan: Plan) -> Plan:
         """Fit the tables of `adaptive_codebook`, weighted with what the data or the graph say, as the scale search."""
+        if not self.options.uses(Mode.ADAPTIVE_CODEBOOK):
+            return plan
+        from ov_weight_compression.passes.adaptive import with_tables
+
         plain = self.options.scale_search == "off"
         return with_tables(plan, self.reader, self.options, (lambda weight: None) if plain else self._importance)
 
@@ -213,17 +217,22 @@ class _Run:
     def attach_adapters(self, choices: Sequence[Choice]) -> None:
         """Put the adapters that were fitted beside their layers, as the graph is now."""
         adapters = self._encoded.adapters if self._encoded is not None else {}
+        if not adapters:
+            return
+        from ov_weight_compression.passes.adapters import attach
+
         for choice in choices:
             fitted = adapters.get(choice.weight.name)
             if fitted is not None:
                 attach(choice.weight, fitted, self.options.lazy)
-        if adapters:
-            self._model.validate_nodes_and_infer_types()  # an output's names are those of the Add from now on
+        self._model.validate_nodes_and_infer_types()  # an output's names are those of the Add from now on
 
     def corrections(self, choices: Sequence[Choice]) -> tuple[Correction, ...]:
         """What the report says of adapters: what is planned, or once the data have been seen what was found."""
         if not self.options.lora_correction:
             return ()
+        from ov_weight_compression.passes.lora import corrections
+
         return corrections(choices, self.options.lora_rank, self._encoded.adapters if self._encoded else None)
 
     def recipe(self) -> dict[str, str]:
