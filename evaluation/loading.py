@@ -14,6 +14,7 @@ from ov_weight_compression.calibration.language import read_language_model
 from ov_weight_compression.evaluation.arithmetic import core, first_line
 from ov_weight_compression.evaluation.windows import DEFAULT_WINDOW
 from ov_weight_compression.ir_utils.errors import ModelError
+from ov_weight_compression.ir_utils.ir_file import read_model
 
 __all__ = ["Loaded", "load"]
 
@@ -88,9 +89,10 @@ def load(source: ov.Model | str | PathLike[str], role: str) -> Loaded:
             f"the {role} model {path} has no weights beside it: {path.with_suffix('.bin').name} is missing"
         )
     try:
-        model = core().read_model(path)
-    except RuntimeError as error:
-        raise ModelError(f"the {role} model {path} cannot be read: {first_line(error)}") from error
+        model = read_model(path) if path.suffix == ".xml" else core().read_model(path)
+    except (ModelError, RuntimeError) as error:
+        reason = first_line(error).removeprefix(f"{path}: ")
+        raise ModelError(f"the {role} model {path} cannot be read: {reason}") from error
     return Loaded(model, _name_of(path), path)
 
 

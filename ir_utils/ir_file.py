@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from xml.etree.ElementTree import ParseError, iterparse
 
 import openvino as ov
 
@@ -14,6 +15,7 @@ __all__ = ["StoredConstant", "read_model", "stored_constants"]
 
 _CONSTANT = re.compile(rb'<data\b[^>]*?\boffset="(\d+)"[^>]*?\bsize="(\d+)"')
 _READABLE = (".xml", ".onnx")
+_HEAD = re.compile(rb"(\xef\xbb\xbf)?\s*(<\?xml\b.*?\?>\s*)?(<!--.*?-->\s*)*<net\b", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,25 @@ def read_model(path: str | Path) -> ov.Model:
     if not path.is_file() or path.suffix.lower() not in _READABLE:
         raise ModelError(f"{path}: not a model; expected an .xml or .onnx file, or a folder with openvino_*.xml files")
     if path.suffix.lower() == ".xml":
+        _check_head(path)
         _check_weights(path)
     try:
         return ov.Core().read_model(path)
     except RuntimeError as error:
-        raise ModelError(f"{path}: OpenVINO cannot read it: {_reason(error)}") from error
+        reason = _malformed(path) if path.suffix.lower() == ".xml" else None
+        raise ModelError(f"{path}: OpenVINO cannot read it: {reason or _reason(error)}") from error
+
+
+def _check_head(xml: Path) -> None:
+    """Refuses what is no IR at all: OpenVINO would try its other readers on it, and TensorFlow's prints what it
+    thinks of that."""
+    try:
+        with xml.open("rb") as file:
+            head = file.read(1 << 16)
+    except OSError as error:
+        raise ModelError(f"{xml}: cannot be read: {error.strerror}") from error
+    if not _HEAD.match(head):
+        raise ModelError(f"{xml}: OpenVINO cannot read it: an IR begins with <net, and this file does not")
 
 
 def _check_weights(xml: Path) -> None:
@@ -63,6 +79,16 @@ def _check_weights(xml: Path) -> None:
         raise ModelError(f"{weights}: the weights of {xml.name} are missing")
     if size is not None and size < needed:
         raise ModelError(f"{weights}: truncated: {xml.name} needs {needed} bytes, the file has {size}")
+
+
+def _malformed(xml: Path) -> str | None:
+    """Where the XML breaks off or is broken; None where it is well-formed, and OpenVINO knows better."""
+    try:
+        for _, element in iterparse(xml):
+            element.clear()
+    except ParseError as error:
+        return f"damaged or cut short: {error}"
+    return None
 
 
 def _reason(error: Exception) -> str:

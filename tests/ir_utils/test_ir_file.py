@@ -82,6 +82,31 @@ def test_a_corrupt_xml(path: Path, text: bytes) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("text", [b"", b"\x00\x01\x02", b"# a text\n", b"<html><net/></html>", b"<netting/>"])
+def test_what_is_no_ir_never_reaches_the_other_readers(
+    path: Path, text: bytes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path.write_bytes(text)
+    with pytest.raises(ModelError, match="an IR begins with <net, and this file does not"):
+        read_model(path)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_damaged_xml_says_where(path: Path) -> None:
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ModelError, match=r"damaged or cut short: .*line \d+, column \d+"):
+        read_model(path)
+
+
+@pytest.mark.parametrize("head", [b"\xef\xbb\xbf", b"\n", b"<!-- made by hand -->\n"])
+def test_what_may_stand_before_an_ir(path: Path, head: bytes) -> None:
+    whole = path.read_bytes()
+    begin = whole.index(b"<net")
+    path.write_bytes(head + whole[begin:])
+    assert read_model(path).get_ops()
+
+
 def test_an_xml_cut_short_anywhere(path: Path) -> None:
     whole = path.read_bytes()
     for part in (0.1, 0.5, 0.9, 0.999):
