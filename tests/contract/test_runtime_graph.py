@@ -86,6 +86,18 @@ def test_a_table_of_matrices_gives_equal_outputs_when_reloaded(mode: str, tmp_pa
     assert (run(model)[0] == run(tmp_path / "m.xml")[0]).all()
 
 
+def runs_on_codes_before_and_after_saving(model: ov.Model, mode: str, folder: Path) -> None:
+    """One layer's model, compressed: equal outputs, near the original's, from codes."""
+    before = run(model.clone())[0]
+    apply_weight_compression(model, **options_of(mode, 32))
+    ov.save_model(model, folder / "m.xml")
+    after = run(folder / "m.xml")[0]
+    assert (run(model)[0] == after).all()
+    assert np.linalg.norm(after - before) < 0.13 * np.linalg.norm(before)
+    for read in (model, ov.Core().read_model(folder / "m.xml")):
+        assert layer_types(read) == [f"FullyConnected {STORAGE[mode]}"]
+
+
 @pytest.mark.parametrize("shape", [(8, 12, 64), (1, 96, 64), (96, 1, 64), (96, 8, 8), (96, 64, 1, 1), (32, 192)])
 @pytest.mark.parametrize("mode", ["int8_asym", "int8_sym", "int4_asym", "nf4"])
 @pytest.mark.parametrize("dtype", ["f16", "f32"])
@@ -97,14 +109,7 @@ def test_weights_behind_a_reshape_run_on_codes(mode: str, shape: tuple[int, ...]
         return op.reshape(node, op.constant(np.array([96, 64])), False)
 
     model = linear(96, 64, dtype=dtype, shape=shape, through=to_matrix)
-    before = run(model.clone())[0]
-    apply_weight_compression(model, **options_of(mode, 32))
-    ov.save_model(model, tmp_path / "m.xml")
-    after = run(tmp_path / "m.xml")[0]
-    assert (run(model)[0] == after).all()
-    assert np.linalg.norm(after - before) < 0.13 * np.linalg.norm(before)
-    for read in (model, ov.Core().read_model(tmp_path / "m.xml")):
-        assert layer_types(read) == [f"FullyConnected {STORAGE[mode]}"]
+    runs_on_codes_before_and_after_saving(model, mode, tmp_path)
 
 
 @pytest.mark.parametrize("transpose", [True, False], ids=["out-in", "in-out"])
@@ -120,14 +125,7 @@ def test_weights_behind_a_transpose_run_on_codes(mode: str, transpose: bool, dty
 
     shape = (64, 96) if transpose else (96, 64)
     model = linear(96, 64, dtype=dtype[:3], shape=shape, through=turned, transpose=transpose)
-    before = run(model.clone())[0]
-    apply_weight_compression(model, **options_of(mode, 32))
-    ov.save_model(model, tmp_path / "m.xml")
-    after = run(tmp_path / "m.xml")[0]
-    assert (run(model)[0] == after).all()
-    assert np.linalg.norm(after - before) < 0.13 * np.linalg.norm(before)
-    for read in (model, ov.Core().read_model(tmp_path / "m.xml")):
-        assert layer_types(read) == [f"FullyConnected {STORAGE[mode]}"]
+    runs_on_codes_before_and_after_saving(model, mode, tmp_path)
 
 
 @pytest.mark.parametrize(
