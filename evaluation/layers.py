@@ -48,7 +48,7 @@ class PairedLayer:
     def with_factors(self) -> PairedLayer:
         """The pair with the factors that lie between the two weights, if there are any."""
         factors = factors_between(*_outputs(self, self.base)) if self.base is not None else None
-        return self if factors is None else replace(self, factors=factors, note=_SCALED)
+        return self if factors is None else replace(self, factors=factors, note=self.note or _SCALED)
 
 
 @dataclass(frozen=True)

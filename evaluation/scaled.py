@@ -23,6 +23,7 @@ from ov_weight_compression.ir_utils.types import Float32
 __all__ = ["Factors", "factors_between"]
 
 _GAIN_DB = 2.0
+"""What factors must gain at least: rounding to any format, two bits included, leaves them less to find."""
 _ROUNDS = 4
 _SAMPLE = 512
 """Rows that show whether a weight is scaled."""

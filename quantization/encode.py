@@ -76,7 +76,7 @@ def encode_rows(
     parts = _Parts(rows, width, group, spec, packed, into, whole=refits)
     _encode(groups, spec, tensor_scale, energy, weighting == "graph", parts)
     if energy is not None and refits:
-        _refit(groups, spec, tensor_scale, energy, parts, 1 if weighting == "trial" else len(STARTS))
+        _refit(groups, spec, tensor_scale, energy, parts, STARTS[:1] if weighting == "trial" else STARTS)
     codes = parts.codes
     if packed and not parts.packs:
         codes = pack(codes, spec.format.bits, None if into is None else into.codes.reshape(-1))
@@ -143,7 +143,7 @@ def _refit(
     tensor_scale: np.float32 | None,
     importance: "_Importance",
     parts: "_Parts",
-    starts: int,
+    starts: tuple[float, ...],
 ) -> None:
     step = max(1, _REFERENCE_ELEMENTS // groups.shape[1])
     for start in range(0, len(groups), step):
@@ -151,7 +151,7 @@ def _refit(
         span = slice(start, start + len(block))
         zero_point = None if parts.zero_point is None else parts.zero_point[span]
         weights = importance.rows(span.start, span.stop)
-        refit(block, parts.codes[span], parts.scale[span], zero_point, weights, spec, tensor_scale, STARTS[:starts])
+        refit(block, parts.codes[span], parts.scale[span], zero_point, weights, spec, tensor_scale, starts)
 
 
 def _kernel(groups: Array, spec: Spec, importance: bool, graph: bool) -> Kernel | None:

@@ -4,9 +4,9 @@ For given codes the best scale of a group is a least-squares problem, for given 
 
     s = Σ w W u / Σ w u²,     u = nearest(W / s),     again,      w = E[x²]
 
-Without data the gain is not worth the time. With data it is: where one channel carries a thousand
-times the energy of the others, its own weight has to be met exactly, and no grid of candidates does that. On a model
-with such channels the refit takes another third off the divergence (int4, groups of 64).
+Without data the gain is not worth the time. With data it is: where one channel carries a thousand times the energy of
+the others, its own weight has to be met exactly, and no grid of candidates does that. On a model with such channels the
+refit takes another third off the divergence (int4, groups of 64).
 
 It ends in the nearest of many minima, so it starts more than once: from what the search found and from scales beside
 it. That is worth another 3 % of the error. Tables of levels start once: their codes take three times as long to find,
