@@ -34,6 +34,8 @@ class WeightInput:
     model: ov.Model
     output: ov.Output
     constants: tuple[ov.Node, ...]
+    turned: bool = False
+    """The consumer, a MatMul, transposes it: one tool may leave to it what another has written as a node."""
 
     @property
     def stored(self) -> str:
@@ -59,6 +61,11 @@ class WeightInput:
         f16 nodes rounds each result to f16 as well, which adds noise of 1e-4 of the error and belongs to neither tool.
         """
         return np.asarray(evaluate(self.output.get_node()), np.float32)
+
+    def multiplied(self) -> NDArray[np.float32]:
+        """The values as they are multiplied, the consumer's own transpose done: the same however a tool writes it."""
+        found = self.values()
+        return found.swapaxes(-1, -2) if self.turned and found.ndim > 1 else found
 
 
 ARITHMETIC: dict[str, Callable[..., Array]] = {
@@ -108,8 +115,13 @@ def weights_of(path: Path) -> dict[str, WeightInput]:
             key = tuple(each.get_friendly_name() for each in constants or () if _counts(each))
             if key and key not in seen:
                 seen.add(key)
-                found[f"{node.get_friendly_name()}:{port}"] = WeightInput(model, source, constants or ())
+                name = f"{node.get_friendly_name()}:{port}"
+                found[name] = WeightInput(model, source, constants or (), _turned(node, port))
     return found
+
+
+def _turned(node: ov.Node, port: int) -> bool:
+    return node.get_type_name() == "MatMul" and bool(node.get_attributes()["transpose_b" if port else "transpose_a"])
 
 
 def _counts(node: ov.Node) -> bool:

@@ -52,10 +52,12 @@ def compare(original: Path, ours: Path, theirs: Path, model: str, mode: str) -> 
         stored = ["gone" if each is None else each.stored for each in pair]
         if all(text == source.stored for text in stored):
             continue
-        value = source.values()
+        value = source.multiplied()
         norm = float(np.sqrt(np.square(value, dtype=np.float64).sum())) or 1.0
         errors = [
-            float("inf") if each is None else float(np.sqrt(np.square(each.values() - value, dtype=np.float64).sum()))
+            float("inf")
+            if each is None
+            else float(np.sqrt(np.square(each.multiplied() - value, dtype=np.float64).sum()))
             for each in pair
         ]
         yield Comparison(model, mode, name, stored[0], stored[1], errors[0] / norm, errors[1] / norm)
