@@ -1,7 +1,7 @@
 """What activations look like: data, the statistics of every layer input, and two streams through a model."""
 
 from ov_weight_compression.calibration.collect import DEFAULT_MEMORY, collect
-from ov_weight_compression.calibration.data import CONTEXT_LENGTH, SUBSET_SIZE, Samples, make_samples
+from ov_weight_compression.calibration.data import CONTEXT_LENGTH, SUBSET_SIZE, Samples, make_samples, readable
 from ov_weight_compression.calibration.reduce import Need
 from ov_weight_compression.calibration.statistics import LayerStatistics, Statistics
 from ov_weight_compression.calibration.statistics_file import load_statistics, save_statistics, statistics_file
@@ -25,6 +25,7 @@ __all__ = [
     "make_samples",
     "open_streams",
     "read_data",
+    "readable",
     "save_statistics",
     "statistics_file",
 ]

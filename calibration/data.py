@@ -6,6 +6,9 @@ The dataset may be
     token ids                           [n], [windows, length], or a list of [length] arrays: a language model again
     an iterable of model inputs         dictionaries by input name, tuples in input order, or arrays for a single input
     an object with get_inference_data   NNCF's Dataset: the iterable that this method returns
+
+Arrays are numpy's, torch's or OpenVINO's tensors, or lists. Arrays of integers are token ids where the model has an
+input for those, else inputs like any other. What can be read only once, such as a generator, is kept once it was read.
 """
 
 from __future__ import annotations
@@ -22,9 +25,11 @@ from numpy.typing import NDArray
 from ov_weight_compression.calibration.generate import random_tokens, written_tokens
 from ov_weight_compression.calibration.language import LanguageModel, input_label, input_names, read_language_model
 from ov_weight_compression.calibration.tokens import as_windows, batches
+from ov_weight_compression.ir_utils.constants import tensor_values
 from ov_weight_compression.ir_utils.errors import OptionError
+from ov_weight_compression.ir_utils.replay import Replay, read_again, reads_once
 
-__all__ = ["CONTEXT_LENGTH", "SUBSET_SIZE", "Samples", "make_samples"]
+__all__ = ["CONTEXT_LENGTH", "SUBSET_SIZE", "Samples", "make_samples", "readable"]
 
 SUBSET_SIZE = 128
 """Windows used of a caller's data, as in NNCF."""
@@ -32,6 +37,9 @@ CONTEXT_LENGTH = 256
 """Tokens in a window."""
 _RANDOM_WINDOWS = 4
 _WRITTEN_WINDOWS = 64
+
+_RESET_STATE = "nncf_reset_state"
+"""A key that NNCF looks for in a sample of a stateful model: whether to reset the state before it."""
 
 Window = dict[str, NDArray[Any]]
 
@@ -73,32 +81,41 @@ def make_samples(
         how = "random tokens" if dataset == "random" else "tokens that the model wrote itself"
         assert language is not None
         return _language_samples(language, list(tokens), how)
-    if hasattr(dataset, "get_inference_data"):
-        dataset = _Again(dataset.get_inference_data)
-    elif not isinstance(dataset, Iterable) and hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
-        items = dataset
-        dataset = _Again(lambda: (items[number] for number in range(len(items))))
+    dataset = readable(dataset)
     if not isinstance(dataset, Iterable) or isinstance(dataset, Mapping):
         raise OptionError(
             f"dataset: {type(dataset).__name__} is not a sequence of model inputs: give a list of them, an array of "
             f"token ids, 'random' or 'self'"
         )
     limit = subset_size or SUBSET_SIZE
-    if isinstance(dataset, Iterator):
-        dataset = list(islice(dataset, limit))
     first = next(iter(dataset), None)
     if first is None:
         raise OptionError("dataset: it is empty: give at least one model input")
-    if _is_tokens(dataset, first):
-        if language is None:
-            raise OptionError(
-                f"dataset: integers can only be token ids, and the model has no input for those: give dictionaries "
-                f"with the keys {_names(model)}"
-            )
+    if language is None and np.isscalar(first) and _is_tokens(dataset, first):
+        raise OptionError(
+            f"dataset: single integers can only be token ids, and the model has no input for those: give dictionaries "
+            f"with the keys {_names(model)}"
+        )
+    if language is not None and _is_tokens(dataset, first):
         return _language_samples(language, as_windows(dataset, language, context_length, limit), "tokens of given data")
     windows = _Again(lambda: (_window(model, language, item) for item in islice(dataset, limit)))
     next(iter(windows))  # a first look, so that bad data is refused before any work
     return Samples(windows.__iter__, f"{min(limit, len(dataset)) if isinstance(dataset, Sequence) else 'given'} inputs")
+
+
+def readable(dataset: Any) -> Any:
+    """The dataset as it can be read any number of times; whatever is none is left as it is."""
+    if isinstance(dataset, (str, Mapping)):
+        return dataset
+    if hasattr(dataset, "get_inference_data"):
+        # What NNCF's Dataset was made of tells whether it can be read again; where it does not say, samples are kept.
+        source = getattr(dataset, "_data_source", None)
+        if isinstance(source, Iterable) and not reads_once(source):
+            return _Again(dataset.get_inference_data)
+        return Replay(dataset.get_inference_data())
+    if not isinstance(dataset, Iterable) and hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
+        return _Again(lambda: (dataset[number] for number in range(len(dataset))))
+    return read_again(dataset) if isinstance(dataset, Iterable) else dataset
 
 
 class _Again:
@@ -159,6 +176,13 @@ def _window(model: ov.Model, language: LanguageModel | None, item: Any) -> Windo
         item = dict(enumerate(values))
     window: Window = {}
     for key, value in item.items():
+        if key == _RESET_STATE:
+            if not value:
+                raise OptionError(
+                    f"dataset: {_RESET_STATE}={value!r} asks for a state that is kept between samples; here every "
+                    "sample starts with an empty one: leave the key out, or join the samples that belong together"
+                )
+            continue
         node = _parameter(parameters, key)
         if node is None:
             raise OptionError(f"dataset: the model has no input '{key}': its inputs are {_names(model)}")
@@ -181,9 +205,10 @@ def _parameter(parameters: Sequence[ov.Node], key: Any) -> ov.Node | None:
 def _fitted(node: ov.Node, array: NDArray[Any]) -> NDArray[Any]:
     wanted, shape = node.get_output_element_type(0), node.get_output_partial_shape(0)
     dtype = np.dtype(wanted.to_dtype())
-    if array.dtype.kind == "f" and dtype.kind in "iub":
+    if array.dtype.kind == "f" and dtype.kind in "iub" and not _whole(array, dtype):
         raise OptionError(
-            f"dataset: input '{input_label(node)}' takes {wanted.to_string()}, and the data is {array.dtype}"
+            f"dataset: input '{input_label(node)}' takes {wanted.to_string()}, and the data is {array.dtype} with "
+            "values that are no such integers"
         )
     if not shape.compatible(ov.PartialShape(list(array.shape))):
         raise OptionError(
@@ -192,9 +217,15 @@ def _fitted(node: ov.Node, array: NDArray[Any]) -> NDArray[Any]:
     return array.astype(dtype, copy=False)
 
 
+def _whole(array: NDArray[Any], dtype: np.dtype[Any]) -> bool:
+    """Whether floats are integers of a type: exporters and examples make masks and ids of ones and zeros."""
+    with np.errstate(invalid="ignore"):
+        return np.array_equal(array, array.astype(dtype))
+
+
 def _array(value: Any) -> NDArray[Any]:
     """Arrays, lists, tensors of OpenVINO or torch."""
-    return np.asarray(value.data if isinstance(value, ov.Tensor) else value)
+    return tensor_values(value) if isinstance(value, ov.Tensor) else np.asarray(value)
 
 
 def _names(model: ov.Model) -> str:

@@ -16,14 +16,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import openvino as ov
 
 from ov_weight_compression.ir_utils.chain_matrix import ChainMatrix
 from ov_weight_compression.ir_utils.layout import Layout, Slab
 from ov_weight_compression.ir_utils.types import Array, Float32
 
-__all__ = ["FLOAT_TYPES", "ConstantReader", "FileMappings", "ValueRange", "bf16_to_f32", "float_values"]
+__all__ = [
+    "FLOAT_TYPES",
+    "ConstantReader",
+    "FileMappings",
+    "ValueRange",
+    "bf16_to_f32",
+    "float_values",
+    "tensor_values",
+]
 
 FLOAT_TYPES = ("f16", "bf16", "f32", "f64")
+_NUMPY_TYPES = ("f16", "f32", "f64", "i8", "i16", "i32", "i64", "u8", "u16", "u32", "u64", "boolean")
 _SCAN_BYTES = 1 << 20
 _SCAN_BLOCKS = 8  # mapped and given back at a time
 _MADV_DONTNEED = 4
@@ -41,6 +51,13 @@ def float_values(constant: Any) -> Float32:
     if constant.get_output_element_type(0).get_type_name() == "bf16":
         return bf16_to_f32(values)
     return values.astype(np.float32)
+
+
+def tensor_values(tensor: ov.Tensor) -> Array:
+    """The numbers in a tensor: its own array, or float32 for a type that numpy does not know, whose `data` are bits."""
+    kind = tensor.element_type
+    known = kind.get_type_name() in _NUMPY_TYPES
+    return np.asarray(tensor.data if known else ov.op.Constant(tensor).get_data(dtype=np.float32))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,9 @@
 weight_compression   this package's options, with versions
 nncf                 NNCF's; its own section `weight_compression` inside
 optimum              versions of what exported it
+
+What this package compresses has a section `nncf` as well, with NNCF's keys and spellings: other tools look there for
+the group size, or for whether a model is compressed already. Its `version` says who wrote it.
 """
 
 from __future__ import annotations
@@ -11,17 +14,32 @@ from typing import Any
 
 import openvino as ov
 
-__all__ = ["OWN_SECTION", "drop_recipe", "is_compressed", "read_recipe"]
+__all__ = ["OWN_SECTION", "drop_recipe", "is_compressed", "leave_recipe", "read_recipe"]
 
 OWN_SECTION = "weight_compression"
 _NNCF = "nncf"
+_VERSION = "version"
+_WRITER = "ov-weight-compression"
 _SECTIONS = (OWN_SECTION, _NNCF, "optimum")
 
 
 def read_recipe(model: Any) -> dict[str, Any]:
-    """The sections that are there, as plain JSON types."""
+    """The sections that are there, as plain JSON types; without that of NNCF where it repeats the package's own."""
     info = model.get_rt_info()
-    return {section: _plain(info[section]) for section in _SECTIONS if section in info}
+    sections = {section: _plain(info[section]) for section in _SECTIONS if section in info}
+    if OWN_SECTION in sections and _is_ours(sections.get(_NNCF)):
+        del sections[_NNCF]
+    return sections
+
+
+def leave_recipe(model: Any, own: dict[str, str], nncf: dict[str, Any], version: str) -> None:
+    """Write into a model how it was made: the package's section, and NNCF's with its words."""
+    for key, value in own.items():
+        _set(model, [OWN_SECTION, key], value)
+    for key, value in nncf.items():
+        _set(model, [_NNCF, OWN_SECTION, key], value)
+    if not model.has_rt_info([_NNCF, _VERSION]):
+        _set(model, [_NNCF, _VERSION], f"{_WRITER} {version}")
 
 
 def is_compressed(model: Any) -> bool:
@@ -40,8 +58,13 @@ def drop_recipe(model: Any) -> None:
     if isinstance(nncf, dict) and OWN_SECTION in nncf:
         del info[_NNCF]
         for key, value in nncf.items():
-            if key != OWN_SECTION:
+            if key != OWN_SECTION and not (key == _VERSION and _is_ours(nncf)):
                 _set(model, [_NNCF, key], value)
+
+
+def _is_ours(section: Any) -> bool:
+    """Whether a section `nncf` is this package's."""
+    return isinstance(section, dict) and str(section.get(_VERSION, "")).startswith(_WRITER)
 
 
 def _set(model: Any, path: list[str], value: Any) -> None:

@@ -49,7 +49,9 @@ def with_tables(
     for choices in sharing.values():
         histograms = (_histogram(choice, reader(choice.weight), importance(choice.weight)) for choice in choices)
         row = choices[0].spec.format
-        fitted = fitted_format(row, histograms, count=options.codebook_size, table_type=options.codebook_type)
+        fitted = fitted_format(
+            row, histograms, count=options.codebook_size, table_type=options.codebook_type, start=options.codebook
+        )
         tables.update((choice.weight.name, fitted) for choice in choices)
     return replace(plan, choices=tuple(_with_table(choice, tables) for choice in plan.choices))
 

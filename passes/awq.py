@@ -23,10 +23,11 @@ from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.passes.choice import Choice
 from ov_weight_compression.passes.folding import rounded_to
 from ov_weight_compression.passes.smoothing import Fold, Scaling, Smoothing
+from ov_weight_compression.passes.tuning import Tuning
 from ov_weight_compression.patterns import Weight
 from ov_weight_compression.patterns.absorb import ScalingGroup, scaling_groups
 from ov_weight_compression.patterns.absorb_producer import ProducerAbsorber
-from ov_weight_compression.quantization.calibrated.awq import Sample, choose_factors, lift_factors
+from ov_weight_compression.quantization.calibrated.awq import ALPHAS, Sample, choose_factors, lift_factors
 
 __all__ = ["Energy", "ForEach", "choose_folds"]
 
@@ -52,6 +53,7 @@ def choose_folds(
     for_each: ForEach,
     *,
     insert: bool,
+    tuning: Tuning,
 ) -> tuple[Smoothing, list[Choice]]:
     """The folds that pay, and the choices with the largest magnitudes that the weights then have.
 
@@ -61,11 +63,12 @@ def choose_folds(
         reader: reads a weight as it is.
         energy, for_each: see there.
         insert: whether a Multiply may be inserted behind an activation function, where nothing absorbs.
+        tuning: the exponents to try, and for which channels.
     """
     by_name = {choice.weight.name: choice for choice in choices}
 
     def decide(group: ScalingGroup) -> Fold | Scaling:
-        found = _fold(group, by_name, reader, energy, insert)
+        found = _fold(group, by_name, reader, energy, insert, tuning)
         return found if isinstance(found, Fold) else Scaling(_names(group), "", "", None, found)
 
     groups = scaling_groups(model, [choice.weight for choice in choices])
@@ -88,6 +91,7 @@ def _fold(
     reader: Callable[[Weight], ConstantReader],
     energy: Energy,
     insert: bool,
+    tuning: Tuning,
 ) -> Fold | str:
     """The group's fold, or why there is none."""
     if group.absorber is None and not (insert and group.behind_activation):
@@ -97,7 +101,11 @@ def _fold(
         return "no data to tell whether a Multiply would pay"
     rows = max(1, _SAMPLE_ROWS // len(group.weights))
     samples = [_sample(reader(weight), choices[weight.name], rows) for weight in group.weights]
-    factors = lift_factors(samples, group.classes) if seen is None else choose_factors(samples, seen, group.classes)
+    if seen is None:
+        factors = lift_factors(samples, group.classes)
+    else:
+        alphas = tuning.awq_alphas or ALPHAS
+        factors = choose_factors(samples, seen, group.classes, alphas, share=tuning.awq_share)
     columns = _absorbable(group, factors.columns)
     limit = _LARGEST_COST_INSERTED if group.absorber is None else _LARGEST_COST
     if np.all(columns == 1) or (factors.cost is not None and factors.cost > limit):

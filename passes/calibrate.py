@@ -40,6 +40,15 @@ class Calibration:
         reader: Callable[[Weight], ConstantReader],
     ) -> None:
         self._model, self._weights, self._options, self._reader = model, weights, options, reader
+        self._made: dict[int | None, Samples] = {}
+        self._measured: dict[int | None, Statistics] = {}
+
+    @cached_property
+    def _dataset(self) -> Any:
+        """The data, to be read as often as there are uses for it."""
+        from ov_weight_compression.calibration import readable
+
+        return readable(self.method.dataset)
 
     @cached_property
     def method(self) -> Method:
@@ -60,9 +69,19 @@ class Calibration:
             options.lora_correction,
         )
 
-    @cached_property
+    @property
     def statistics(self) -> Statistics:
         """Sums over the inputs of every layer; read from `statistics_path` if they are there, else written to it."""
+        return self._statistics_of(None)
+
+    def _statistics_of(self, subset: int | None) -> Statistics:
+        """The statistics of all samples, or of the first few where an algorithm wants fewer."""
+        subset = self._fewer(subset)
+        if subset not in self._measured:
+            self._measured[subset] = self._measure(subset)
+        return self._measured[subset]
+
+    def _measure(self, subset: int | None) -> Statistics:
         from ov_weight_compression.calibration import (
             DEFAULT_MEMORY,
             collect,
@@ -72,18 +91,30 @@ class Calibration:
         )
 
         path = self._options.statistics_path
+        if path is not None and subset is not None:
+            file = statistics_file(path)
+            path = file.with_name(f"{file.stem}.{subset}{file.suffix}")
         if path is not None and statistics_file(path).exists():
             return load_statistics(path, self._model)
         found = collect(
             self._model,
             self._weights,
-            self._samples,
+            self._samples_of(subset),
             calibration_memory=self._options.calibration_memory or DEFAULT_MEMORY,
             quiet=self._options.quiet,
         )
         if path is not None:
             save_statistics(found, path)
         return found
+
+    def _fewer(self, subset: int | None) -> int | None:
+        """A number of samples, or None where that is no fewer than `subset_size` leaves."""
+        from ov_weight_compression.calibration import SUBSET_SIZE
+
+        limit = self._options.subset_size
+        if limit is None and not isinstance(self.method.dataset, str):
+            limit = SUBSET_SIZE
+        return subset if subset is not None and (limit is None or subset < limit) else None
 
     @property
     def folds(self) -> bool:
@@ -97,9 +128,22 @@ class Calibration:
         was made for, so channels of which they say the least get the median on top: where activations have outliers
         that changes nothing, and where random tokens mislead it keeps the result as good as without data.
         """
-        if not self.method.weighted or self.method.gptq or weight.name not in self.statistics:
+        if not self.method.weighted or self.method.gptq:
             return None
-        seen = self.statistics[weight.name]
+        return self._energy(weight, self._options.tuning.scale_estimation_subset)
+
+    def scaling_energy(self, weight: Weight) -> Array | None:
+        """The same for AWQ's factors, which may be chosen on fewer samples, or on none although there are some."""
+        tuning = self._options.tuning
+        if not self.method.weighted or self.method.gptq or not tuning.awq_from_data:
+            return None
+        return self._energy(weight, tuning.awq_subset)
+
+    def _energy(self, weight: Weight, subset: int | None) -> Array | None:
+        statistics = self._statistics_of(subset)
+        if weight.name not in statistics:
+            return None
+        seen = statistics[weight.name]
         if not np.any(seen.n):
             return None
         energy = seen.importance
@@ -128,11 +172,13 @@ class Calibration:
         from ov_weight_compression.calibration import DEFAULT_MEMORY, open_streams
         from ov_weight_compression.passes.layer_encoder import LayerEncoder
 
-        encoder = LayerEncoder(wanted, self._reader, self.method, self._options.lora_rank)
+        tuning = self._options.tuning
+        encoder = LayerEncoder(wanted, self._reader, self.method, self._options.lora_rank, tuning)
+        subset = self._fewer(tuning.gptq_subset if self.method.gptq else tuning.lora_subset)
         with open_streams(
             self._model,
             [choice.weight for choice in choices],
-            self._samples,
+            self._samples_of(subset),
             compressed=self.method.two_streams,
             calibration_memory=self._options.calibration_memory or DEFAULT_MEMORY,
             quiet=self._options.quiet,
@@ -144,19 +190,21 @@ class Calibration:
 
     def recipe(self) -> dict[str, str]:
         """What was run, in words, for the report and the model's rt_info; nothing where nothing was."""
-        return {"data": self._samples.description} if "_samples" in self.__dict__ else {}
+        return {"data": next(iter(self._made.values())).description} if self._made else {}
 
-    @cached_property
-    def _samples(self) -> Samples:
+    def _samples_of(self, subset: int | None) -> Samples:
+        """The samples, or the first few of them."""
         from ov_weight_compression.calibration import CONTEXT_LENGTH, make_samples
 
         options = self._options
         if self.method.dataset is None:
             raise OptionError("dataset: needed for what was asked for")
-        return make_samples(
-            self._model,
-            self.method.dataset,
-            subset_size=options.subset_size,
-            context_length=options.context_length or CONTEXT_LENGTH,
-            quiet=options.quiet,
-        )
+        if subset not in self._made:
+            self._made[subset] = make_samples(
+                self._model,
+                self._dataset,
+                subset_size=subset or options.subset_size,
+                context_length=options.context_length or CONTEXT_LENGTH,
+                quiet=options.quiet,
+            )
+        return self._made[subset]

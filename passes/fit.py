@@ -16,8 +16,6 @@ from ov_weight_compression.quantization.spec import Spec
 
 __all__ = ["fit"]
 
-SMALLEST_ADJUSTED_GROUP = 16
-
 
 def fit(weight: Weight, wish: Wish, values: ValueRange, options: Options) -> Choice | Skip:
     """The choice that comes of a wish, or why there is none.
@@ -69,7 +67,7 @@ def _adjust(weight: Weight, wish: Wish, options: Options, row: Format) -> Choice
     if fallback is GroupSizeFallback.IGNORE:
         return skipped(weight, problem)
     size = 1 << (wish.group.bit_length() - 1)
-    while size >= SMALLEST_ADJUSTED_GROUP and not row.fixed_group:
+    while size >= options.min_adjusted_group_size and not row.fixed_group:
         if weight.columns % size == 0:
             return _choice(weight, row, size, replace(wish, reason=_join(wish.reason, problem)))
         size //= 2

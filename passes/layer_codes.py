@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ov_weight_compression.ir_utils.types import Array, Float32
-from ov_weight_compression.quantization.calibrated.curvature import Curvature, curvature_of
+from ov_weight_compression.quantization.calibrated.curvature import DAMPING, Curvature, curvature_of
 from ov_weight_compression.quantization.calibrated.layer import Effort, fit_rows
 from ov_weight_compression.quantization.calibrated.targets import input_correction
 from ov_weight_compression.quantization.encode import encode_rows
@@ -34,6 +34,8 @@ class InputKnowledge:
     """H [in, in] of what the compressed layer reads; zeros where nothing was seen."""
     correction: Float32 | None = None
     """K, [in, in]: the layer aims at `W + W K`."""
+    damping: float | None = None
+    """What is added to the diagonal of H, as a share of its median; None for what is usual."""
 
     @cached_property
     def energy(self) -> Float32 | None:
@@ -44,27 +46,27 @@ class InputKnowledge:
     @cached_property
     def curvature(self) -> Curvature:
         """H, prepared for GPTQ."""
-        return curvature_of(self.gram)
+        return curvature_of(self.gram, damping=DAMPING if self.damping is None else self.damping)
 
     def target(self, weight: Float32) -> Float32:
         """What the layer aims at, for rows of its weight."""
         return weight if self.correction is None else weight + weight @ self.correction
 
 
-def knowledge_of(seen: Seen, factors: Float32 | None = None) -> list[InputKnowledge]:
+def knowledge_of(seen: Seen, factors: Float32 | None = None, damping: float | None = None) -> list[InputKnowledge]:
     """One entry, or one per expert. With `factors` [in] the layers will see the input divided by them."""
     grams: Array = seen.gram if seen.gram.ndim == 3 else seen.gram[None]
     crosses = seen.cross if seen.cross is None or seen.cross.ndim == 3 else seen.cross[None]
     if factors is not None:
         inverse = np.outer(1 / factors, 1 / factors).astype(np.float32)
         grams, crosses = grams * inverse, None if crosses is None else crosses * inverse
-    return [_of_one(one, None if crosses is None else crosses[number]) for number, one in enumerate(grams)]
+    return [_of_one(one, None if crosses is None else crosses[number], damping) for number, one in enumerate(grams)]
 
 
-def _of_one(gram: Array, cross: Array | None) -> InputKnowledge:
+def _of_one(gram: Array, cross: Array | None, damping: float | None) -> InputKnowledge:
     if cross is None or not np.any(np.diagonal(gram)):
-        return InputKnowledge(gram)
-    return InputKnowledge(gram, input_correction(gram, cross))
+        return InputKnowledge(gram, damping=damping)
+    return InputKnowledge(gram, input_correction(gram, cross), damping)
 
 
 def encode_layer(

@@ -20,6 +20,7 @@ from ov_weight_compression.passes.layer_codes import encode_layer, knowledge_of
 from ov_weight_compression.passes.lora import StoredAdapters, fit_adapters, obstacle
 from ov_weight_compression.passes.method import Method
 from ov_weight_compression.passes.stored import StoredWeight, keep
+from ov_weight_compression.passes.tuning import Tuning
 from ov_weight_compression.patterns import Kind, Weight
 from ov_weight_compression.quantization.encode import decode_rows
 from ov_weight_compression.quantization.scales import tensor_scale_of
@@ -42,12 +43,18 @@ class LayerEncoder:
         reader: reads a weight as it is to be quantised.
         method: what to do with the data.
         rank: of the adapters, where the method wants any.
+        tuning: what GPTQ adds to the diagonal, and how often adapters are fitted.
     """
 
     def __init__(
-        self, wanted: Mapping[str, Choice], reader: Callable[[Weight], ConstantReader], method: Method, rank: int
+        self,
+        wanted: Mapping[str, Choice],
+        reader: Callable[[Weight], ConstantReader],
+        method: Method,
+        rank: int,
+        tuning: Tuning,
     ) -> None:
-        self._wanted, self._reader, self._method, self._rank = wanted, reader, method, rank
+        self._wanted, self._reader, self._method, self._rank, self._tuning = wanted, reader, method, rank, tuning
         self._spool = Spool()
         self.weights: dict[str, StoredWeight] = {}
         self.adapters: dict[str, StoredAdapters | None] = {}
@@ -69,7 +76,7 @@ class LayerEncoder:
             readers = [self._reader(self._wanted[name].weight) for name in together]
             columns = readers[0].columns
             if id(columns) not in known:
-                known[id(columns)] = knowledge_of(seen, columns)
+                known[id(columns)] = knowledge_of(seen, columns, self._tuning.gptq_damping)
             try:
                 values = self._encode(together, [reader.read_all() for reader in readers], known[id(columns)])
             except (ValueError, np.linalg.LinAlgError) as error:
@@ -120,5 +127,7 @@ class LayerEncoder:
             self.weights[name] = keep(own, self._spool)
             found.append(decode_rows(own, choice.spec))
             if self._method.lora and not obstacle(self._wanted[name].weight):
-                self.adapters[name] = fit_adapters(matrix, found[-1], known[0], self._rank, self._spool)
+                self.adapters[name] = fit_adapters(
+                    matrix, found[-1], known[0], self._rank, self._spool, self._tuning.lora_rounds
+                )
         return found

@@ -19,7 +19,7 @@ from ov_weight_compression.passes.choice import Choice
 from ov_weight_compression.passes.encode_job import Part, stored_parts
 from ov_weight_compression.passes.stored import StoredWeight, keep
 from ov_weight_compression.patterns import Kind, Weight
-from ov_weight_compression.quantization.calibrated.lora import ADAPTER_SPEC, lora_adapters
+from ov_weight_compression.quantization.calibrated.lora import ADAPTER_SPEC, ROUNDS, lora_adapters
 from ov_weight_compression.quantization.encode import decode_rows
 
 if TYPE_CHECKING:
@@ -87,12 +87,12 @@ def adapter_parts(weight: Weight, rank: int) -> tuple[dict[str, Part], dict[str,
 
 
 def fit_adapters(
-    weight: Float32, values: Float32, known: InputKnowledge, rank: int, spool: Spool
+    weight: Float32, values: Float32, known: InputKnowledge, rank: int, spool: Spool, rounds: int | None = None
 ) -> StoredAdapters | None:
     """Adapters for a weight `[rows, in]` that is stored as `values`; None where they would correct nothing."""
     if known.energy is None:
         return None
-    found = lora_adapters(known.target(weight) - values, known.gram, rank)
+    found = lora_adapters(known.target(weight) - values, known.gram, rank, rounds=ROUNDS if rounds is None else rounds)
     return None if found is None else StoredAdapters(keep(found.down, spool), keep(found.up, spool), found.left)
 
 

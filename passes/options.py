@@ -15,7 +15,7 @@ from typing import Any
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.jobs import default_threads
 from ov_weight_compression.passes import readers
-from ov_weight_compression.passes.advanced import options_of
+from ov_weight_compression.passes.advanced import read_advanced
 from ov_weight_compression.passes.modes import (
     Accuracy,
     BackupMode,
@@ -27,6 +27,7 @@ from ov_weight_compression.passes.modes import (
     parse_enum,
 )
 from ov_weight_compression.passes.rules import Rule, check_group, parse_rules
+from ov_weight_compression.passes.tuning import Tuning
 from ov_weight_compression.patterns import IgnoredScope
 from ov_weight_compression.quantization.formats import FORMATS, TABLE_TYPES, Format, with_table
 from ov_weight_compression.quantization.lloyd import stand_in
@@ -34,6 +35,7 @@ from ov_weight_compression.quantization.lloyd import stand_in
 __all__ = ["Options", "read_options"]
 
 LORA_RANK = 8
+SMALLEST_ADJUSTED_GROUP = 16
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Options:
     backup_mode: BackupMode = BackupMode.INT8_ASYM
     sensitivity_metric: SensitivityMetric = SensitivityMetric.WEIGHT_QUANTIZATION_ERROR
     group_size_fallback: GroupSizeFallback = GroupSizeFallback.ADJUST
+    min_adjusted_group_size: int = SMALLEST_ADJUSTED_GROUP
     rules: tuple[Rule, ...] = ()
     scale_search: str | int = "auto"
     dataset: Any = None
@@ -70,6 +73,7 @@ class Options:
     lazy: bool = True
     threads: int = field(default_factory=default_threads)
     device: Device | None = None
+    tuning: Tuning = field(default_factory=Tuning)
 
     def row(self, mode: Mode) -> Format:
         """The format of a mode; for `codebook` the one with the caller's table, for `adaptive_codebook` one with a
@@ -82,9 +86,14 @@ class Options:
         assert self.codebook is not None
         return with_table(row, self.codebook, self.codebook_type)
 
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """The mode that was asked for, and those of the rules."""
+        return (self.mode, *(rule.mode for rule in self.rules if rule.mode is not None))
+
     def uses(self, mode: Mode) -> bool:
         """Whether a mode is the one that was asked for, or that of a rule."""
-        return mode in (self.mode, *(rule.mode for rule in self.rules))
+        return mode in self.modes
 
     @property
     def effective_group(self) -> int:
@@ -128,6 +137,32 @@ class Options:
             recipe["device"] = self.device.value
         return recipe
 
+    def nncf_recipe(self) -> dict[str, Any]:
+        """The options by NNCF's keys and in its spellings, which other tools read: texts, and a section for a scope."""
+        scope = self.ignored_scope
+        filled = {} if scope is None else {part.name: getattr(scope, part.name) for part in fields(scope)}
+        ignored = {name: str(list(value)) for name, value in filled.items() if name != "validate" and value}
+        advanced = {
+            "statistics_path": None if self.statistics_path is None else str(self.statistics_path),
+            "group_size_fallback_mode": self.group_size_fallback.value,
+            "min_adjusted_group_size": self.min_adjusted_group_size,
+        }
+        return {
+            "mode": self.mode.value,
+            "group_size": str(self.effective_group),
+            "ratio": f"{self.ratio:g}",
+            "all_layers": str(self.all_layers),
+            "ignored_scope": ignored or "[]",
+            "sensitivity_metric": self.sensitivity_metric.value,
+            "awq": str(bool(self.awq)),
+            "scale_estimation": str(self.scale_estimation),
+            "gptq": str(self.gptq),
+            "lora_correction": str(self.lora_correction),
+            "backup_mode": self.backup_mode.value,
+            "compression_format": "dequantize",
+            "advanced_parameters": str(advanced),
+        }
+
 
 def read_options(**given: Any) -> Options:
     """Check keyword arguments and make `Options` of them. `WeightCompression` documents each.
@@ -135,24 +170,48 @@ def read_options(**given: Any) -> Options:
     Raises:
         OptionError: an unknown option, an impossible value, or a combination that means nothing.
     """
-    advanced = given.pop("advanced_parameters", None)
+    advanced, tuning = given.pop("advanced_parameters", None), Tuning()
     if advanced is not None:
-        given = {**options_of(advanced), **{name: value for name, value in given.items() if value is not None}}
+        more, tuning = read_advanced(advanced, _running(given))
+        given = {**more, **{name: value for name, value in given.items() if value is not None}}
     known = {*_READERS, "compression_format"}
     for name in given:
         if name not in known:
             raise OptionError(f"unknown option {name!r}; there are {', '.join(sorted(known))}")
-    if str(getattr(given.get("compression_format"), "value", given.get("compression_format")) or "") not in (
-        "",
-        "dequantize",
-    ):
+    how = given.get("compression_format")
+    if str(getattr(how, "value", how) or "dequantize") != "dequantize":
         raise OptionError("compression_format: only 'dequantize' is written, for the others train with NNCF")
     values = {name: reader(given[name]) for name, reader in _READERS.items() if given.get(name) is not None}
     if "sensitivity_metric" not in values and "dataset" in values:
         values["sensitivity_metric"] = SensitivityMetric.MAX_ACTIVATION_VARIANCE  # as NNCF chooses with data
-    options = Options(**values)
+    if values.get("codebook") is not None:
+        _follow_table(values, given["codebook"])
+    options = Options(**values, tuning=tuning)
     _check_together(options, given)
     return options
+
+
+def _running(given: Mapping[str, Any]) -> set[str]:
+    """The algorithms that are asked for, by their parts of NNCF's advanced parameters."""
+    wanted = {f"{name}_params" for name in ("awq", "scale_estimation", "gptq", "lora_correction") if given.get(name)}
+    modes = [given.get("mode"), *(rule.mode for rule in parse_rules(given.get("rules")))]
+    if any(str(getattr(mode, "value", mode)).strip().lower() == "adaptive_codebook" for mode in modes):
+        wanted.add("adaptive_codebook_params")
+    return wanted
+
+
+def _follow_table(values: dict[str, Any], table: Any) -> None:
+    """What a table that is given decides where nothing else does: its type for `codebook`, and how many entries the
+    fitted ones of `adaptive_codebook` have."""
+    modes = {values.get("mode"), *(rule.mode for rule in values.get("rules", ()))}
+    if Mode.ADAPTIVE_CODEBOOK in modes:
+        size = values.setdefault("codebook_size", len(values["codebook"]))
+        if size != len(values["codebook"]):
+            raise OptionError(f"codebook_size: must be that of the codebook, {len(values['codebook'])}, got {size}")
+    elif "codebook_type" not in values:
+        own = readers.table_type(table)
+        if own is not None:
+            values["codebook_type"] = own
 
 
 _MEANINGLESS_IN_INT8 = (
@@ -169,6 +228,7 @@ _READERS: Mapping[str, Any] = {
     "backup_mode": lambda value: parse_enum(BackupMode, value, "backup_mode"),
     "sensitivity_metric": lambda value: parse_enum(SensitivityMetric, value, "sensitivity_metric"),
     "group_size_fallback": lambda value: parse_enum(GroupSizeFallback, value, "group_size_fallback"),
+    "min_adjusted_group_size": readers.count("min_adjusted_group_size", 2),
     "rules": parse_rules,
     "scale_search": readers.scale_search,
     "dataset": lambda value: value,
@@ -198,6 +258,11 @@ def _check_together(options: Options, given: Mapping[str, Any]) -> None:
     own = FORMATS[mode]
     if own.fixed_group and options.effective_group != own.default_group:
         raise OptionError(f"group_size: {mode} is defined for groups of {own.default_group}, got {options.group_size}")
+    if own.fixed_group and given.get("group_size_fallback") and options.group_size_fallback is GroupSizeFallback.ADJUST:
+        raise OptionError(
+            f"group_size_fallback: {mode} has groups of {own.default_group} and no others, so they cannot be adjusted; "
+            "use 'ignore' or 'error', or leave it out"
+        )
     if options.mode.is_int8:
         if options.ratio != 1:
             raise OptionError(f"ratio: {mode} gives every weight 8 bits, so only 1 is allowed, got {options.ratio:g}")
@@ -216,6 +281,7 @@ def _check_together(options: Options, given: Mapping[str, Any]) -> None:
     if options.scale_search == "off" and (options.scale_estimation or options.accuracy is not None):
         raise OptionError("scale_search: must not be 'off' with scale_estimation or accuracy, which are made of it")
     _check_codebook(options, given)
+    _check_few_bits(options, given)
     for number, rule in enumerate(options.rules):
         if rule.mode is None:
             continue
@@ -224,6 +290,20 @@ def _check_together(options: Options, given: Mapping[str, Any]) -> None:
             raise OptionError(
                 f"rules[{number}]: {rule.mode.value} is defined for groups of {row.default_group}, "
                 f"got {rule.group_size}"
+            )
+
+
+def _check_few_bits(options: Options, given: Mapping[str, Any]) -> None:
+    """Refuse what is for weights of 4 bits or fewer where no weight will have so few."""
+    if options.mode.is_int8 or any(options.row(mode).default_search for mode in options.modes):
+        return
+    told = f"{options.mode.value} with {len(options.codebook or ())} values" if options.codebook else options.mode.value
+    fitted = options.uses(Mode.ADAPTIVE_CODEBOOK)
+    for name in ("gptq", "awq", "lora_correction", "scale_estimation", "accuracy"):
+        if given.get(name) not in (None, False) and not (fitted and name in ("scale_estimation", "accuracy")):
+            raise OptionError(
+                f"{name}: changes only weights of 4 bits or fewer, of which {told} makes none; leave it out, or use a "
+                "mode or a rule of 4 bits"
             )
 
 
@@ -244,10 +324,12 @@ def _check_codebook(options: Options, given: Mapping[str, Any]) -> None:
             raise OptionError(f"{name}: means nothing with {options.mode.value}, only with {modes}; leave it out")
     if used and options.codebook is None:
         raise OptionError("codebook: the mode codebook needs a table of 2 to 65536 values; cb4 has one of its own")
-    if options.codebook is not None and not used:
+    if options.codebook is not None and not used and not fitted:
         raise OptionError(f"codebook: means nothing with {options.mode.value}; use mode='codebook', or leave it out")
-    if used:
+    if fitted and options.codebook_type == "u8":
+        raise OptionError("codebook_type: adaptive_codebook fits values of both signs, which u8 cannot hold; use i8")
+    if options.codebook is not None:
         try:
-            options.row(Mode.CODEBOOK)
+            with_table(FORMATS[Mode.CODEBOOK.value], options.codebook, options.codebook_type)
         except ValueError as error:
             raise OptionError(str(error)) from None

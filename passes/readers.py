@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openvino as ov
 
+from ov_weight_compression.ir_utils.constants import tensor_values
 from ov_weight_compression.ir_utils.errors import OptionError
+from ov_weight_compression.ir_utils.types import Array
 
-__all__ = ["choice", "count", "flag", "number", "path", "scale_search", "table"]
+__all__ = ["choice", "count", "flag", "number", "path", "scale_search", "table", "table_type"]
 
 
 def number(name: str, low: float, high: float) -> Callable[[object], float]:
@@ -72,16 +75,60 @@ def choice(name: str, allowed: Sequence[str]) -> Callable[[object], str]:
 
 
 def table(name: str) -> Callable[[object], tuple[float, ...]]:
-    """A list of numbers: a sequence, an array, or an OpenVINO tensor."""
+    """A list of numbers: a sequence, an array, or a tensor of OpenVINO of whatever type."""
 
     def read(value: Any) -> tuple[float, ...]:
         try:
-            numbers = np.asarray(getattr(value, "data", value) if hasattr(value, "element_type") else value)
-            return tuple(float(number) for number in numbers.astype(np.float32).reshape(-1))
+            numbers = _numbers(value).astype(np.float32)
         except (TypeError, ValueError):
-            raise OptionError(f"{name}: must be a list of numbers, got {value!r}") from None
+            raise OptionError(f"{name}: must be a list of numbers, got {_short(value)}") from None
+        if numbers.ndim != 1:
+            raise OptionError(f"{name}: must be one list of numbers, got the shape {list(numbers.shape)}")
+        return tuple(numbers.tolist())
 
     return read
+
+
+def table_type(value: Any) -> str | None:
+    """The type that holds the numbers of an array or tensor as they are, by a table's name of it; None for a list.
+
+    Doubles, and integers that have no 8 bits, take f32: nobody means the type that numpy gives by default.
+    """
+    value = _bare(value)
+    kind = value.element_type.get_type_name() if isinstance(value, ov.Tensor) else str(getattr(value, "dtype", ""))
+    kind = kind.rpartition(".")[2]
+    if not kind:
+        return None
+    if kind in _TABLE_TYPES:
+        return _TABLE_TYPES[kind]
+    numbers = _numbers(value)
+    if numbers.dtype.kind in "iu" and numbers.size:
+        if numbers.min() >= -128 and numbers.max() <= 127:
+            return "i8"
+        return "u8" if numbers.min() >= 0 and numbers.max() <= 255 else "f32"
+    return "f32"
+
+
+_TABLE_TYPES = {
+    **{"float16": "f16", "f16": "f16", "f8e5m2": "f16", "float8_e5m2": "f16"},
+    **{"f8e4m3": "f8e4m3", "float8_e4m3fn": "f8e4m3", "int8": "i8", "i8": "i8", "uint8": "u8", "u8": "u8"},
+}
+
+
+def _bare(value: Any) -> Any:
+    """What a tensor of NNCF's wraps."""
+    inner = getattr(value, "data", None)
+    return inner if isinstance(inner, (np.ndarray, ov.Tensor)) and not isinstance(value, ov.Tensor) else value
+
+
+def _numbers(value: Any) -> Array:
+    value = _bare(value)
+    return tensor_values(value) if isinstance(value, ov.Tensor) else np.asarray(value)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def scale_search(value: object) -> str | int:

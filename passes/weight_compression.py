@@ -17,6 +17,7 @@ from ov_weight_compression.ir_utils.constants import ConstantReader, FileMapping
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.jobs import Job
 from ov_weight_compression.ir_utils.pipeline import Pipeline
+from ov_weight_compression.ir_utils.recipe import leave_recipe
 from ov_weight_compression.passes.calibrate import Calibration
 from ov_weight_compression.passes.channel_importance import ChannelImportance
 from ov_weight_compression.passes.choice import Choice, Plan
@@ -55,15 +56,16 @@ class WeightCompression(ModelPass):
             them alone.
         sensitivity_metric: which weights keep the backup mode where `ratio` is below 1.
         group_size_fallback: for weights that the group size does not divide: `"adjust"` (default) takes the largest
-            power of two that does, not under 16, else 8 bits per channel; `"ignore"` leaves them alone;
-            `"error"` raises.
+            power of two that does, else 8 bits per channel; `"ignore"` leaves them alone; `"error"` raises.
+        min_adjusted_group_size: the smallest group that `"adjust"` takes, 16.
         rules: what particular weights get, by name; see `ov_weight_compression.passes.rules`.
         scale_search: `"auto"` (default) looks for better scales than absmax and min–max in formats of 4 bits and fewer;
             `"off"` does not; a number says how many candidates.
         codebook, codebook_type: the table of `mode="codebook"`, 2 to 65536 values, and the type that it is stored in:
-            `"f8e4m3"` (default), `"f16"`, `"f32"` or `"i8"`. `adaptive_codebook` fits a table of that type to each
-            weight.
-        codebook_size: entries of the tables of `mode="adaptive_codebook"`, 16; 2 to 65536.
+            `"f8e4m3"`, `"f16"`, `"f32"`, `"i8"` or `"u8"`; by default that of the array or tensor that it is, for a
+            list f8e4m3. `adaptive_codebook` fits a table of that type (f8e4m3 by default, not u8) to each weight, and
+            begins with the codebook where one is given.
+        codebook_size: entries of the tables of `mode="adaptive_codebook"`: the codebook's, or 16; 2 to 65536.
         codebook_sharing: which weights share one of them: `"none"` (default), those of a `"block"`, or the same layer
             `"across_blocks"`; see `passes.adaptive`.
         lazy: False computes everything now and inserts plain constants.
@@ -83,7 +85,8 @@ class WeightCompression(ModelPass):
         lora_correction: add two thin layers beside every MatMul with a weight of 4 bits or fewer, which carry what
             rounding lost; needs a dataset, costs bytes and time at inference.
         lora_rank: how thin: the channels between the two, 8.
-        advanced_parameters: NNCF's object; what has a counterpart here is taken, anything else is refused.
+        advanced_parameters: NNCF's object; what has a counterpart here is taken, anything else is refused. See
+            `ov_weight_compression.passes.advanced`.
 
     Attributes:
         report: what was done to every constant and why (`Report`), after the pass has run.
@@ -131,7 +134,7 @@ class WeightCompression(ModelPass):
         recipe = {**self.options.recipe(), **run.recipe()}
         self._report = make_report(plan, recipe, run.smoothing.report(), run.corrections(plan.choices))
         if jobs:
-            _leave_recipe(model, self._report)
+            _leave_recipe(model, self._report, self.options)
         return bool(jobs)
 
     def _decide(self, model: Any) -> tuple[_Run, Plan]:
@@ -195,9 +198,14 @@ class _Run:
 
         # Made now: later the gains that it goes by have factors folded into them.
         self._graph_importance = ChannelImportance(self._weights, self._original)
-        insert, importance = bool(self.options.awq), self._calibration.importance
         self.smoothing, choices = choose_folds(
-            self._model, plan.choices, self._original, importance, self._for_each, insert=insert
+            self._model,
+            plan.choices,
+            self._original,
+            self._calibration.scaling_energy,
+            self._for_each,
+            insert=bool(self.options.awq),
+            tuning=self.options.tuning,
         )
         return replace(plan, choices=tuple(choices))
 
@@ -273,8 +281,8 @@ class _Run:
             return list(pool.map(function, parts))
 
 
-def _leave_recipe(model: Any, report: Report) -> None:
+def _leave_recipe(model: Any, report: Report, options: Options) -> None:
     """Write into the model how it was made, so that a saved IR can say so."""
-    versions = {"version": ov_weight_compression.__version__, "openvino_version": ov.get_version()}
-    for key, value in {**report.recipe, **versions}.items():
-        model.set_rt_info(value, ["weight_compression", key])
+    version = ov_weight_compression.__version__
+    own = {**report.recipe, "version": version, "openvino_version": ov.get_version()}
+    leave_recipe(model, own, options.nncf_recipe(), version)

@@ -112,7 +112,7 @@ def stored_table(format: Format) -> Array | None:
     if format.table_type == "f8e4m3":
         bits = {value: code for code, value in reversed(list(enumerate(E4M3)))}
         return np.array([bits[level] for level in levels.tolist()], dtype=np.uint8)
-    return levels.astype({"f16": np.float16, "f32": np.float32, "i8": np.int8}[format.table_type])
+    return levels.astype({"f16": np.float16, "f32": np.float32, "i8": np.int8, "u8": np.uint8}[format.table_type])
 
 
 def _encode(

@@ -14,7 +14,7 @@ and the best one is kept. The table may be any multiple of [-1, 1]: an 8-bit flo
 of two than above, so a few multiples are tried.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -83,7 +83,12 @@ class Histogram:
 
 
 def fitted_format(
-    row: Format, histograms: Iterable[Histogram], *, count: int = 16, table_type: str = "f8e4m3"
+    row: Format,
+    histograms: Iterable[Histogram],
+    *,
+    count: int = 16,
+    table_type: str = "f8e4m3",
+    start: Sequence[float] | None = None,
 ) -> Format:
     """The format of one weight, or of several, with a fitted table.
 
@@ -93,8 +98,9 @@ def fitted_format(
         count: entries of the table, 2 to 65536. Where rounding makes some of them equal the last one is repeated, so
             that a table's size does not depend on what it is fitted to.
         table_type: their stored type, one of ``TABLE_TYPES``.
+        start: ``count`` values to begin with, in any multiple; chosen here where None.
     """
-    entries, unit = _table(sum((one.share() for one in histograms), np.zeros(_CELLS)), count, table_type)
+    entries, unit = _table(sum((one.share() for one in histograms), np.zeros(_CELLS)), count, table_type, start)
     if len(entries) == 1:  # a weight of one value
         entries = np.sort(np.append(entries, 0.0))
     filled = [*entries.tolist(), *[float(entries[-1])] * (count - len(entries))]
@@ -109,14 +115,14 @@ def stand_in(row: Format, count: int, table_type: str) -> Format:
     return replace(with_table(row, levels.tolist(), table_type), unit=unit)
 
 
-def _table(mass: Doubles, count: int, table_type: str) -> tuple[Doubles, float]:
+def _table(mass: Doubles, count: int, table_type: str, start: Sequence[float] | None) -> tuple[Doubles, float]:
     """Up to ``count`` rising entries as ``table_type`` holds them, and the entry that 1 is mapped to."""
     if not mass.any():
         unit = _MULTIPLES[table_type][0]
         return np.linspace(-unit, unit, count), unit
     best: Doubles = np.empty(0)
     unit, least = 1.0, np.inf
-    free = _lloyd(_CENTRES, mass, _start(_CENTRES, mass, count))
+    free = _lloyd(_CENTRES, mass, _start(_CENTRES, mass, count) if start is None else _normalised(start))
     for multiple in _MULTIPLES[table_type]:
         entries = free
         for _ in range(4):
@@ -133,6 +139,11 @@ def _start(centres: Doubles, mass: Doubles, count: int) -> Doubles:
     density = np.cumsum(np.cbrt(mass))
     density /= density[-1]
     return np.interp((np.arange(count) + 0.5) / count, density, centres)
+
+
+def _normalised(start: Sequence[float]) -> Doubles:
+    entries = np.sort(np.asarray(start, dtype=np.float64))
+    return np.asarray(entries / max(np.abs(entries).max(), 1e-300))
 
 
 def _lloyd(centres: Doubles, mass: Doubles, entries: Doubles) -> Doubles:

@@ -30,7 +30,7 @@ import numpy.typing as npt
 from ov_weight_compression.quantization.encode import decode_rows, encode_rows
 from ov_weight_compression.quantization.spec import Spec
 
-__all__ = ["Factors", "Sample", "choose_factors", "lift_factors"]
+__all__ = ["ALPHAS", "Factors", "Sample", "choose_factors", "lift_factors"]
 
 Floats = npt.NDArray[np.float32]
 
@@ -69,6 +69,8 @@ def choose_factors(
     energy: npt.NDArray[np.float32],
     classes: Sequence[int],
     alphas: Sequence[float] = ALPHAS,
+    *,
+    share: float | None = None,
 ) -> Factors:
     """The factors of some layers' common input channels.
 
@@ -77,6 +79,7 @@ def choose_factors(
         energy: [in] E[x_j²] of the input.
         classes: [in] channels of the same class share their factor.
         alphas: the candidates for α.
+        share: of the channels; only bundles with one of those that have the largest energy are scaled. All where None.
     """
     energy = _lifted(energy)
     owner = np.asarray(classes)
@@ -85,6 +88,9 @@ def choose_factors(
     candidates = [np.ones_like(energy)]
     candidates += [_shared(size_x**alpha / size_w ** (1 - alpha), owner, bundles) for alpha in alphas]
     costs = np.array([_costs(samples, energy, factors, bundles) for factors in candidates])
+    if share is not None:
+        largest = np.argsort(-energy, kind="stable")[: max(1, int(share * len(energy)))]
+        costs[1:, np.setdiff1d(np.arange(costs.shape[1]), bundles[largest])] = np.inf
     best = costs.argmin(axis=0)
     chosen = np.stack(candidates)[best[bundles], np.arange(len(energy))]
     without = float(costs[0].sum())

@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from ov_weight_compression.quantization.calibrated.draft import Floats
 
-__all__ = ["Curvature", "curvature_of"]
+__all__ = ["DAMPING", "Curvature", "curvature_of"]
 
 DAMPING = 0.15
 

@@ -18,11 +18,12 @@ from ov_weight_compression.quantization.encode import decode_rows, encode_rows
 from ov_weight_compression.quantization.formats import FORMATS
 from ov_weight_compression.quantization.spec import Encoded, Spec
 
-__all__ = ["ADAPTER_SPEC", "Adapters", "lora_adapters"]
+__all__ = ["ADAPTER_SPEC", "ROUNDS", "Adapters", "lora_adapters"]
 
 Floats = npt.NDArray[np.float32]
 
 ADAPTER_SPEC = Spec(FORMATS["int8_asym"])
+ROUNDS = 2
 _ITERATIONS = 3
 _EXTRA = 8
 _ROWS = 1024
@@ -41,7 +42,9 @@ class Adapters:
         return decode_rows(self.up, ADAPTER_SPEC) @ decode_rows(self.down, ADAPTER_SPEC)
 
 
-def lora_adapters(missing: Floats, gram: npt.NDArray[np.floating], rank: int, *, rounds: int = 2) -> Adapters | None:
+def lora_adapters(
+    missing: Floats, gram: npt.NDArray[np.floating], rank: int, *, rounds: int = ROUNDS
+) -> Adapters | None:
     """Fit adapters to what a layer's weight has lost.
 
     Args:

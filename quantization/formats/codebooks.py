@@ -15,7 +15,7 @@ from ov_weight_compression.quantization.formats.levels import CB4, E4M3
 
 __all__ = ["CODEBOOKS", "TABLE_TYPES", "round_to_type", "with_table"]
 
-TABLE_TYPES = ("f8e4m3", "f16", "f32", "i8")
+TABLE_TYPES = ("f8e4m3", "f16", "f32", "i8", "u8")
 
 CODEBOOKS = (
     Format("cb4", "u4", 4, default_group=PER_CHANNEL, levels=CB4, table_type="f8e4m3", default_search=10),
@@ -61,6 +61,8 @@ def round_to_type(values: npt.NDArray[np.float32], table_type: str) -> npt.NDArr
         rounded = np.clip(values, -65504, 65504).astype(np.float16)
     if table_type == "i8":
         rounded = np.clip(np.rint(values), -128, 127)
+    if table_type == "u8":
+        rounded = np.clip(np.rint(values), 0, 255)
     if table_type == "f8e4m3":
         positive = np.array(E4M3[:0x7F], dtype=np.float32)
         middles = (positive[1:] + positive[:-1]) / 2

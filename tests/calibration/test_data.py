@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -225,6 +226,56 @@ def test_written_text_reads_like_the_model(shared: Path) -> None:
     assert likelihood > -5 > -np.log(2048)
 
 
+def values(samples: Any) -> list[np.ndarray]:
+    return [array for window in samples for array in window.values()]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_what_can_be_read_once_is_read_as_often_as_wanted(count: int) -> None:
+    listed = [np.full((1, 64), number, np.float32) for number in range(5)]
+    again = SimpleNamespace(get_inference_data=lambda: iter(listed))  # says nothing of where its samples come from
+    once = SimpleNamespace(get_inference_data=(entry for entry in listed).__iter__)
+    foreign = SimpleNamespace(_data_source=(source := (entry for entry in listed)), get_inference_data=lambda: source)
+    for dataset in ((entry for entry in listed), again, once, foreign):
+        samples = make_samples(models.linear(), dataset, subset_size=count)
+        for _ in range(2):
+            np.testing.assert_array_equal(values(samples), listed[:count])
+
+
+def test_no_more_samples_are_read_than_are_used() -> None:
+    seen: list[int] = []
+
+    def made() -> Iterator[np.ndarray]:
+        for number in range(9):
+            seen.append(number)
+            yield np.full((1, 64), number, np.float32)
+
+    assert len(values(make_samples(models.linear(), made(), subset_size=3))) == 3
+    assert seen == [0, 1, 2]
+
+
+def test_integers_are_inputs_where_the_model_takes_no_tokens() -> None:
+    x = op.parameter([-1, 64], np.uint8, name="x")
+    model = ov.Model([op.matmul(op.convert(x, np.float32), models.constant((48, 64)), False, True)], [x])
+    images = [np.full((2, 64), number, np.uint8) for number in (7, 255)]
+    for dataset in (images, np.stack(images), [ov.Tensor(image) for image in images]):
+        found = values(make_samples(model, dataset))
+        assert [(array.dtype, int(array[0, 0])) for array in found] == [(np.uint8, 7), (np.uint8, 255)]
+
+
+def test_tensors_of_types_that_numpy_does_not_know() -> None:
+    bits = np.full((1, 64), 0x3FC0, np.uint16)  # 1.5 in bfloat16
+    tensor = ov.Tensor(bits.view(np.float16), ov.Shape([1, 64]), ov.Type.bf16)
+    assert float(values(make_samples(models.linear(), [tensor]))[0][0, 0]) == 1.5
+
+
+def test_floats_that_are_integers_and_the_key_that_resets() -> None:
+    sample = {"input_ids": np.ones((1, 3)), "nncf_reset_state": True}
+    window = next(iter(make_samples(small.language_model(), [sample])))
+    assert window["input_ids"].dtype == np.int64
+    assert "nncf_reset_state" not in window
+
+
 LANGUAGE, PLAIN = small.language_model, models.linear
 REFUSED = {
     "nothing": (LANGUAGE, [], "dataset: it is empty"),
@@ -242,7 +293,16 @@ REFUSED = {
     "missing input": (two_inputs, [{"left": np.ones((1, 64))}], "the inputs y are not in it: the model needs left, y"),
     "too many arrays": (PLAIN, [(np.ones((1, 64)), np.ones(3))], "2 arrays for 1 inputs: x"),
     "wrong shape": (PLAIN, [np.ones((1, 32))], r"input 'x' has the shape \[\?,64\], and the data \[1, 32\]"),
-    "wrong type": (LANGUAGE, [{"input_ids": np.ones((1, 3))}], "'input_ids' takes i64, and the data is float64"),
+    "wrong type": (
+        LANGUAGE,
+        [{"input_ids": np.full((1, 3), 1.5)}],
+        "takes i64, and the data is float64 with",
+    ),
+    "a state that is kept": (
+        PLAIN,
+        [{"x": np.ones((1, 64)), "nncf_reset_state": False}],
+        "reset_state=False asks",
+    ),
 }
 
 

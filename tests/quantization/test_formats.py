@@ -100,7 +100,7 @@ def test_tables_of_one_s_own() -> None:
         ([[1.0, 2.0]], "f16", "shape \\[1, 2\\]"),
         ([0.0, math.nan], "f16", "NaN"),
         ([0.0, 1e-5], "f8e4m3", "nothing but zeros"),
-        ([0.0, 1.0], "u8", "codebook type is 'u8', must be one of"),
+        ([0.0, 1.0], "u16", "codebook type is 'u16', must be one of"),
     ],
 )
 def test_tables_that_cannot_be_used(table: list, table_type: str, message: str) -> None:
