@@ -11,7 +11,6 @@ of each layer input, and which weight reads which.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import openvino as ov
 from ov_weight_compression.calibration.fingerprint import fingerprint
 from ov_weight_compression.calibration.statistics import LayerStatistics, Statistics
 from ov_weight_compression.ir_utils.errors import MissingExtraError, ModelError
+from ov_weight_compression.ir_utils.publish import Publication, cannot_write
 
 __all__ = ["load_statistics", "save_statistics", "statistics_file"]
 
@@ -37,6 +37,7 @@ def statistics_file(path: str | Path) -> Path:
 def save_statistics(statistics: Statistics, path: str | Path) -> Path:
     """Write statistics to `statistics_file(path)`, whole or not at all; returns the file."""
     try:
+        from safetensors import SafetensorError
         from safetensors.numpy import save_file
     except ImportError as error:
         raise MissingExtraError("safetensors", "calibration", "saving statistics") from error
@@ -57,13 +58,11 @@ def save_statistics(statistics: Statistics, path: str | Path) -> Path:
         "layers": layers,
     }
     file = statistics_file(path)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        save_file(tensors, partial, {_KEY: json.dumps(content)})
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
+        with Publication(file) as partial:
+            save_file(tensors, partial, {_KEY: json.dumps(content)})
+    except (OSError, SafetensorError) as error:
+        raise cannot_write(file, error) from error
     return file
 
 

@@ -23,9 +23,9 @@ The file is written under another name and moved into place when it is complete;
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -34,6 +34,7 @@ import numpy as np
 import openvino as ov
 
 from ov_weight_compression.ir_utils.errors import ModelError, OptionError, WorkError
+from ov_weight_compression.ir_utils.publish import Publication, cannot_write
 from ov_weight_compression.ir_utils.types import Float32
 
 __all__ = ["BaseLogitsReader", "BaseLogitsWriter", "Header", "fingerprint"]
@@ -87,34 +88,45 @@ class BaseLogitsWriter:
 
     def __init__(self, path: Path, header: Header) -> None:
         self._path, self._header = path, header
-        self._partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        self._publication: Publication | None = None
+        self._file: BinaryIO | None = None
 
     def open(self) -> None:
         """Start the file."""
         text = json.dumps(asdict(self._header)).encode()
         text += b" " * (-(len(_MAGIC) + 8 + len(text)) % _ALIGN)
         try:
-            self._file: BinaryIO = open(self._partial, "wb")  # noqa: SIM115 - closed by commit or discard
+            self._publication = Publication(self._path)
+            self._file = open(self._publication.path, "wb")  # noqa: SIM115 - closed by commit or discard
             self._file.write(_MAGIC + len(text).to_bytes(8, "little") + text)
         except OSError as error:
-            raise WorkError(f"base logits cannot be written to {self._path}: {error.strerror}") from error
+            raise cannot_write(self._path, error) from error
 
     def append(self, logits: Float32) -> None:
         """The scored positions of the next window, `[positions, vocabulary]`."""
+        assert self._file is not None
         try:
             self._file.write(np.ascontiguousarray(logits, dtype="<f4").data)
         except OSError as error:
-            raise WorkError(f"base logits cannot be written to {self._path}: {error.strerror}") from error
+            raise cannot_write(self._path, error) from error
 
     def commit(self) -> None:
         """Move the complete file into place."""
-        self._file.close()
-        os.replace(self._partial, self._path)
+        assert self._file is not None
+        assert self._publication is not None
+        try:
+            self._file.close()
+            self._publication.commit()
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
 
     def discard(self) -> None:
         """Leave nothing behind."""
-        self._file.close()
-        self._partial.unlink(missing_ok=True)
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # what could not be written is thrown away
+                self._file.close()
+        if self._publication is not None:
+            self._publication.discard()
 
 
 class BaseLogitsReader:

@@ -14,9 +14,9 @@ from ov_weight_compression.evaluation.figures import LanguageFigures
 from ov_weight_compression.evaluation.layers import FormatFigures, LayerFigures
 from ov_weight_compression.evaluation.outputs import OutputFigures
 from ov_weight_compression.evaluation.passages import Passage, Surprise
-from ov_weight_compression.ir_utils.errors import WorkError
+from ov_weight_compression.ir_utils.publish import write_text
 
-__all__ = ["Comparison", "DataFigures", "ModelFigures", "write_text"]
+__all__ = ["Comparison", "DataFigures", "ModelFigures"]
 
 
 @dataclass(frozen=True)
@@ -127,14 +127,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else ("inf" if value > 0 else "-inf")
     return value
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file as a whole: under another name first, so that a failure leaves what was there."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise WorkError(f"{path} cannot be written: {error.strerror}") from error

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ov_weight_compression.ir_utils.errors import WorkError
+from ov_weight_compression.ir_utils.publish import write_text
 
 __all__ = ["add_inspect_parser", "run_inspect"]
 
@@ -53,7 +53,4 @@ def _write_json(content: dict[str, Any], target: str) -> None:
     if target == "-":
         sys.stdout.write(text)
         return
-    try:
-        Path(target).expanduser().write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise WorkError(f"{target}: cannot be written: {error.strerror}") from error
+    write_text(Path(target).expanduser(), text)

@@ -10,6 +10,7 @@ from xml.etree.ElementTree import ParseError, iterparse
 import openvino as ov
 
 from ov_weight_compression.ir_utils.errors import ModelError
+from ov_weight_compression.ir_utils.publish import mend
 
 __all__ = ["StoredConstant", "read_model", "stored_constants"]
 
@@ -39,6 +40,8 @@ def read_model(path: str | Path) -> ov.Model:
             shorter than the .xml says. The message names the file.
     """
     path = Path(path)
+    if not path.exists():
+        mend(path)
     if not path.exists():
         raise ModelError(f"{path}: there is no such file")
     if not path.is_file() or path.suffix.lower() not in _READABLE:

@@ -2,13 +2,12 @@
 
 A folder's models are its `openvino_*.xml` files, those in subfolders (the parts of a diffusion pipeline) included and
 tokenizers excepted. Everything else is copied, so that the result loads wherever the original did. A folder is built
-beside its destination and renamed into place when it is complete.
+beside its destination and takes its place when it is complete (see `ir_utils.publish`).
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 
 from ov_weight_compression.ir_utils.errors import ModelError, OptionError, WorkError
 from ov_weight_compression.ir_utils.ir_file import stored_constants
+from ov_weight_compression.ir_utils.publish import Publication, cannot_write, mend, under_way, write_text
 
 __all__ = ["convert_path", "edit_config", "models_in", "the_model_of"]
 
@@ -31,7 +31,11 @@ def models_in(folder: Path) -> list[Path]:
     Raises:
         ModelError: there are none.
     """
-    found = sorted(path for path in folder.rglob("openvino_*.xml") if not path.name.startswith(_TOKENIZERS))
+    found = sorted(
+        path
+        for path in folder.rglob("openvino_*.xml")
+        if path.is_file() and not path.name.startswith(_TOKENIZERS) and not under_way(path.relative_to(folder))
+    )
     found = [path for path in found if path.with_suffix(".bin").exists() or stored_constants(path)]
     if not found:
         raise ModelError(
@@ -80,6 +84,8 @@ def convert_path(
     source = source.expanduser()
     if target is not None:
         target = _settle_target(source, target.expanduser(), force)
+    if not source.exists():
+        mend(source)
     if not source.is_dir():
         return [(source, target or source, convert(source, target))]
     models = models_in(source)
@@ -115,47 +121,30 @@ def _convert_folder(
     convert: Callable[[Path, Path | None], T],
     finish: Callable[[Path, list[T]], None] | None,
 ) -> list[tuple[Path, Path, T]]:
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    target = target.resolve() if target.is_symlink() else target
+    partial = target
     try:
-        partial.mkdir(parents=True)
-        results = [convert(model, partial / model.relative_to(source)) for model in models]
-        _copy_rest(source, partial, models)
-        if finish is not None:
-            finish(partial, results)
-        _swap_in(partial, target)
+        with Publication(target) as partial:
+            partial.mkdir()
+            results = [convert(model, partial / model.relative_to(source)) for model in models]
+            _copy_rest(source, partial, models)
+            if finish is not None:
+                finish(partial, results)
     except OSError as error:
-        raise WorkError(f"{target}: cannot be written: {error.strerror or error}") from error
+        raise cannot_write(target, error) from error
     except WorkError as error:  # names a file where it lay for the time being, which means nothing to the caller
         raise WorkError(str(error).replace(str(partial), str(target))) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return [(model, target / model.relative_to(source), one) for model, one in zip(models, results, strict=True)]
 
 
 def _copy_rest(source: Path, target: Path, models: list[Path]) -> None:
     own = {path for model in models for path in (model, model.with_suffix(".bin"))}
     for path in sorted(source.rglob("*")):
-        if path in own or path.is_dir():
+        if path in own or path.is_dir() or under_way(path.relative_to(source)):
             continue
         copy = target / path.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(path, copy)
-
-
-def _swap_in(partial: Path, target: Path) -> None:
-    """Rename the finished folder into place; what was there is removed only after that."""
-    old: Path | None = None
-    if target.exists():
-        old = target.with_name(f".{target.name}.{os.getpid()}.old")
-        target.rename(old)
-    try:
-        partial.rename(target)
-    except OSError:
-        if old is not None:
-            old.rename(target)
-        raise
-    if old is not None:
-        shutil.rmtree(old) if old.is_dir() else old.unlink()
 
 
 def edit_config(folder: Path, edit: Callable[[dict[str, Any]], None]) -> None:
@@ -176,4 +165,4 @@ def edit_config(folder: Path, edit: Callable[[dict[str, Any]], None]) -> None:
         config = read if isinstance(read, dict) else {}
     edit(config)
     if config:
-        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(config, indent=2) + "\n")

@@ -4,8 +4,8 @@
 it writes on one thread. Here the graph is written first, with stubs for its weights (see `ir_utils.deferral`), and then
 all weights are computed straight into their places in the .bin.
 
-Everything is written beside the destination and renamed. Before the new .bin takes the old one's place the old .xml is
-removed, so an interrupted write leaves the old pair, no model, or the new pair; never a mixture.
+Both files are written beside the destination and take their places at once (see `ir_utils.publish`): whenever a process
+is killed, the old model or the new one is there, never a mixture.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from typing import Any
 import openvino as ov
 
 from ov_weight_compression.ir_utils.deferral import Deferral, deferring
-from ov_weight_compression.ir_utils.errors import WorkError
+from ov_weight_compression.ir_utils.errors import CompressionError, OptionError, WorkError
 from ov_weight_compression.ir_utils.ir_file import stored_constants
+from ov_weight_compression.ir_utils.publish import Publication, cannot_write
 from ov_weight_compression.ir_utils.stubs import find_stubs, make_room
 
 __all__ = ["save_model"]
@@ -36,31 +37,27 @@ def save_model(model: Any, path: str | Path, after_write: Callable[[], None] | N
         WorkError: the disk is full or the files cannot be written, or a weight could not be computed.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial.xml")
-    weights, stubs = partial.with_suffix(".bin"), partial.with_suffix(".stubs.bin")
+    if path.suffix != ".xml":
+        raise OptionError(f"path: {path} must end in .xml")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with deferring() as deferral:
-            ov.serialize(model, str(partial), str(stubs))
-        _check_complete(partial, stubs)
-        _fill(partial, stubs, weights, deferral)
-        if after_write is not None:
-            after_write()
-        path.unlink(missing_ok=True)
-        weights.replace(path.with_suffix(".bin"))
-        partial.replace(path)
-    except OSError as error:
-        raise WorkError(f"{path}: cannot be written: {error.strerror or error}") from error
+        with Publication(path, [path.with_suffix(".bin").name]) as partial:
+            weights, stubs = partial.with_suffix(".bin"), partial.with_suffix(".stubs.bin")
+            with deferring() as deferral:
+                ov.serialize(model, str(partial), str(stubs))
+            _check_complete(partial, stubs)
+            _fill(partial, stubs, weights, deferral)
+            if after_write is not None:
+                after_write()
+    except (OSError, ValueError) as error:
+        if isinstance(error, CompressionError):
+            raise
+        raise cannot_write(path, error) from error
     except RuntimeError as error:
         if isinstance(error.__cause__, OSError):
-            raise WorkError(f"{path}: cannot be written: {error.__cause__.strerror}") from error
-        if isinstance(error, WorkError):
+            raise cannot_write(path, error.__cause__) from error
+        if isinstance(error, CompressionError):
             raise
         raise WorkError(f"{path}: cannot be written: {_reason(error)}") from error
-    finally:
-        for leftover in (partial, weights, stubs):
-            if leftover.exists():
-                leftover.unlink()
 
 
 def _fill(xml: Path, stubs: Path, weights: Path, deferral: Deferral) -> None:

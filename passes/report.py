@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ov_weight_compression.ir_utils.layout import Layout
+from ov_weight_compression.ir_utils.publish import write_text
 from ov_weight_compression.passes.choice import Plan
 from ov_weight_compression.passes.device_rules import device_warnings
 from ov_weight_compression.passes.encode_job import stored_parts
@@ -135,7 +136,7 @@ class Report:
 
     def save(self, path: str | Path) -> None:
         """Write `to_dict` as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        write_text(Path(path), json.dumps(self.to_dict(), indent=1) + "\n")
 
     def __str__(self) -> str:
         from ov_weight_compression.passes.report_table import render_text

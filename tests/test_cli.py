@@ -399,7 +399,7 @@ def test_ctrl_c_leaves_nothing(large_model: Path, tmp_path: Path) -> None:
     words = [str(large_model), "-o", str(out / "o.xml"), "--mode", "int4_asym", "--scale-search", "100", "--quiet"]
     process = subprocess.Popen([*COMMAND, *words], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
-    while not any(path.suffix == ".bin" and path.stat().st_size for path in out.iterdir()):
+    while not any(path.suffix == ".bin" and path.stat().st_size for path in out.rglob("*")):
         assert process.poll() is None, "it ended before it could be interrupted"
         assert time.monotonic() < deadline
         time.sleep(0.02)
