@@ -14,7 +14,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ov_weight_compression import __version__
 
@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     from ov_weight_compression.evaluation.inspect_command import add_inspect_parser
     from ov_weight_compression.passes.decompress_command import add_decompress_parser
 
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="ov-compress",
         description="Compress the weights of OpenVINO models. MODEL -o OUT alone compresses to int8_asym.",
     )
@@ -74,23 +74,24 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+class _Parser(argparse.ArgumentParser):
+    """What cannot be understood is said in one line, however long the word was."""
+
+    def error(self, message: str) -> NoReturn:
+        from ov_weight_compression.ir_utils.kinds import one_line
+
+        self.exit(2, f"ov-compress: {one_line(message, 240)}; {self.prog} --help lists what there is\n")
+
+
 def _add_compress(commands: Any) -> None:
     command = commands.add_parser("compress", help="compress a model's weights (the default command)")
     command.add_argument("model", metavar="MODEL", type=Path, help=".xml, .onnx, or a folder with openvino_*.xml files")
     command.add_argument("-o", "--output", metavar="OUT", type=Path, help=".xml file or folder to write")
-    command.add_argument("--mode", default="int8_asym", help="how weights are stored (default int8_asym)")
-    command.add_argument("--ratio", type=float, help="share of the parameters that get the mode (default 1)")
-    command.add_argument("--group-size", type=int, help="weights that share a scale, -1 for one a channel")
-    command.add_argument("--all-layers", action="store_true", default=None, help="the mode for embeddings and head too")
-    command.add_argument("--backup-mode", help="what the rest gets: none, int8_asym, int8_sym, fp8_e4m3, mxfp8_e4m3")
-    command.add_argument("--sensitivity-metric", help="what decides over the ratio")
-    command.add_argument("--group-size-fallback", help="where the group does not divide: adjust, ignore, error")
-    command.add_argument("--scale-search", help="auto, off, or a number of candidates")
     command.add_argument(
         "--rule",
         action="append",
         metavar="PATTERN=MODE[:GROUP]",
-        help="what matching weights get; MODE none skips them",
+        help="what matching weights get; MODE none skips them; may be repeated, the first match wins",
     )
     command.add_argument(
         "--ignore",
@@ -99,13 +100,9 @@ def _add_compress(commands: Any) -> None:
         help="leave alone: a layer's name, or name:N, re:REGEX, type:OPERATION; may be repeated",
     )
     command.add_argument("--no-validate", action="store_true", help="an --ignore that matches nothing is no error")
-    command.add_argument("--codebook", metavar="V,V,…", help="the table of --mode codebook")
-    command.add_argument("--codebook-type", help="what a table is stored as: f8e4m3 (default), f16, f32 or i8")
-    command.add_argument("--codebook-size", type=int, metavar="N", help="entries of adaptive_codebook's tables (16)")
-    command.add_argument("--codebook-sharing", help="who shares them: none (default), block, across_blocks")
-    command.add_argument("--device", help="choose formats that CPU, GPU or NPU executes")
-    command.add_argument("--threads", type=int, help="threads to compute with")
-    _add_data_options(command)
+    data = command.add_argument_group("with data")
+    data.add_argument("--data", metavar="FILE", help="text, .npy or .npz; random or self for a language model")
+    _add_declared(command, data)
     command.add_argument("--report", metavar="FILE", type=Path, help="write the report as JSON")
     command.add_argument("--dry-run", action="store_true", help="report with exact sizes, write no model")
     command.add_argument("--force", action="store_true", help="replace what is at the output")
@@ -113,51 +110,34 @@ def _add_compress(commands: Any) -> None:
     command.set_defaults(run=_run_compress)
 
 
-def _add_data_options(command: argparse.ArgumentParser) -> None:
-    data = command.add_argument_group("with data")
-    data.add_argument("--data", metavar="FILE", help="text, .npy or .npz; random or self for a language model")
-    data.add_argument("--accuracy", help="fast, balanced or best")
-    data.add_argument("--scale-estimation", action="store_true", default=None, help="scale search weighted by the data")
-    data.add_argument("--gptq", action="store_true", default=None, help="codes by GPTQ")
-    data.add_argument(
-        "--awq",
-        action=argparse.BooleanOptionalAction,
-        help="scale input channels; works without data too; --no-awq: not even with --accuracy fast",
-    )
-    data.add_argument(
-        "--lora-correction", action="store_true", default=None, help="thin layers that carry what rounding lost"
-    )
-    data.add_argument("--lora-rank", type=int, metavar="N", help="how thin: channels between the two (default 8)")
-    data.add_argument("--subset-size", type=int, metavar="N", help="windows of the data to use (default 128)")
-    data.add_argument("--context-length", type=int, metavar="N", help="tokens in a window (default 256)")
-    data.add_argument("--statistics-path", metavar="DIR", help="keep statistics here, and use those that are there")
-    data.add_argument(
-        "--calibration-memory", type=int, metavar="BYTES", help="what calibration may hold (default 2 GiB)"
-    )
+def _add_declared(command: Any, data: Any) -> None:
+    """A flag for each option of the table in `passes.options` that has one."""
+    from ov_weight_compression.passes.options import OPTIONS
+
+    for name, option in OPTIONS.items():
+        if option.flag is None:
+            continue
+        group, kind = data if option.with_data else command, option.kind
+        word = option.flag or f"--{name.replace('_', '-')}"
+        if kind.annotation == "bool":
+            action = argparse.BooleanOptionalAction if option.default is None else "store_true"
+            group.add_argument(word, action=action, default=None, help=option.help)
+            continue
+        choices = f": {', '.join(kind.choices)}" if kind.choices else ""
+        usual = "" if option.default is None else f" (default {getattr(option.default, 'value', option.default)})"
+        group.add_argument(word, metavar=name.upper(), help=f"{option.help}{choices}{usual}".replace("%", "%%"))
 
 
 def _options(parsed: argparse.Namespace) -> dict[str, Any]:
     """The pass's options from the command line's; only those that were given."""
+    from ov_weight_compression.passes.options import OPTIONS
     from ov_weight_compression.passes.rules import parse_rule_text
 
-    names = (
-        *("mode", "ratio", "group_size", "all_layers", "backup_mode", "sensitivity_metric", "group_size_fallback"),
-        *("scale_search", "device", "threads", "awq", "scale_estimation", "gptq", "lora_correction", "lora_rank"),
-        *(
-            "subset_size",
-            "accuracy",
-            "context_length",
-            "statistics_path",
-            "calibration_memory",
-            "codebook_type",
-            "codebook_size",
-            "codebook_sharing",
-        ),
-    )
-    options = {name: getattr(parsed, name) for name in names if getattr(parsed, name) is not None}
-    options["quiet"] = parsed.quiet
-    if parsed.codebook is not None:
-        options["codebook"] = parsed.codebook.split(",")
+    options: dict[str, Any] = {"quiet": parsed.quiet}
+    for name, option in OPTIONS.items():
+        word = getattr(parsed, name, None) if option.flag is not None else None
+        if word is not None:
+            options[name] = option.kind.from_text(word) if isinstance(word, str) else word
     if parsed.rule:
         options["rules"] = [parse_rule_text(rule) for rule in parsed.rule]
     if parsed.ignore:

@@ -7,12 +7,12 @@ for that is what NNCF does. A field without a counterpart is refused by name whe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from ov_weight_compression.ir_utils.errors import OptionError
-from ov_weight_compression.passes import readers
+from ov_weight_compression.ir_utils.errors import CompressionError, OptionError
+from ov_weight_compression.ir_utils.kinds import Kind, count, flag, number, shown
 from ov_weight_compression.passes.tuning import Tuning
 
 __all__ = [
@@ -134,25 +134,15 @@ _VALUE_TYPES = {
     **{"float16": "f16", "float32": "f32", "int8": "i8", "uint8": "u8", "f8e4m3": "f8e4m3"},
     **{"f16": "f16", "f32": "f32", "i8": "i8", "u8": "u8"},
 }
-_FRACTION = readers.number("awq_params.percent_to_apply", 0, 1)
-_TUNING: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
-    "awq_params.subset_size": ("awq_subset", readers.count("awq_params.subset_size", 1)),
-    "awq_params.percent_to_apply": ("awq_share", _FRACTION),
-    "awq_params.prefer_data_aware_scaling": (
-        "awq_from_data",
-        readers.flag("awq_params.prefer_data_aware_scaling"),
-    ),
-    "scale_estimation_params.subset_size": (
-        "scale_estimation_subset",
-        readers.count("scale_estimation_params.subset_size", 1),
-    ),
-    "gptq_params.subset_size": ("gptq_subset", readers.count("gptq_params.subset_size", 1)),
-    "gptq_params.damp_percent": ("gptq_damping", readers.number("gptq_params.damp_percent", 0, 100)),
-    "lora_correction_params.subset_size": ("lora_subset", readers.count("lora_correction_params.subset_size", 1)),
-    "lora_correction_params.num_iterations": (
-        "lora_rounds",
-        readers.count("lora_correction_params.num_iterations", 0, 1000),
-    ),
+_TUNING: Mapping[str, tuple[str, Kind]] = {
+    "awq_params.subset_size": ("awq_subset", count(1)),
+    "awq_params.percent_to_apply": ("awq_share", number(0, 1)),
+    "awq_params.prefer_data_aware_scaling": ("awq_from_data", flag()),
+    "scale_estimation_params.subset_size": ("scale_estimation_subset", count(1)),
+    "gptq_params.subset_size": ("gptq_subset", count(1)),
+    "gptq_params.damp_percent": ("gptq_damping", number(0, 100)),
+    "lora_correction_params.subset_size": ("lora_subset", count(1)),
+    "lora_correction_params.num_iterations": ("lora_rounds", count(0, 1000)),
 }
 _ALPHAS = ("awq_params.alpha_min", "awq_params.alpha_max", "awq_params.steps")
 
@@ -165,10 +155,21 @@ def read_advanced(parameters: Any, running: Collection[str]) -> tuple[dict[str, 
     Raises:
         OptionError: no such object; a value that cannot be; a field that has no counterpart here.
     """
+    try:
+        return _read(parameters, running)
+    except CompressionError:
+        raise
+    except Exception:  # whatever the methods of an object raise that is something else
+        raise OptionError(
+            f"advanced_parameters: must be NNCF's AdvancedCompressionParameters, got {shown(parameters)}"
+        ) from None
+
+
+def _read(parameters: Any, running: Collection[str]) -> tuple[dict[str, Any], Tuning]:
     given = _given(parameters)
     idle = {name for name in given if "." in name and name.partition(".")[0] not in running}
     options = {_OPTIONS[name]: value for name, value in given.items() if name in _OPTIONS and name not in idle}
-    tuning = {_TUNING[name][0]: _TUNING[name][1](value) for name, value in given.items() if name in _TUNING}
+    tuning = {_TUNING[name][0]: _TUNING[name][1].parse(name, value) for name, value in given.items() if name in _TUNING}
     alphas = _alphas(given)
     if alphas is not None:
         tuning["awq_alphas"] = alphas
@@ -179,11 +180,11 @@ def read_advanced(parameters: Any, running: Collection[str]) -> tuple[dict[str, 
             continue
         if name == "lora_correction_params.apply_regularization":
             continue  # adapters are fitted without either way: False asks for what is done
-        raise OptionError(f"advanced_parameters: {name}={_short(value)} has no counterpart here; leave it out")
+        raise OptionError(f"advanced_parameters: {name}={shown(value)} has no counterpart here; leave it out")
     if "codebook_type" in options:
         options["codebook_type"] = _value_type(options["codebook_type"])
     if "codebook_sharing" in options:
-        shared = readers.flag("adaptive_codebook_params.across_blocks")(options["codebook_sharing"])
+        shared = flag().parse("adaptive_codebook_params.across_blocks", options["codebook_sharing"])
         options["codebook_sharing"] = "across_blocks" if shared else "none"
     return options, Tuning(**tuning)
 
@@ -204,9 +205,9 @@ def _changed(parameters: Any, kind: type, where: str) -> dict[str, Any]:
     try:
         given, defaults = vars(parameters), vars(type(parameters)())
     except TypeError:
-        raise OptionError(f"{where}: expected NNCF's {kind.__name__}, got {_short(parameters)}") from None
+        raise OptionError(f"{where}: expected NNCF's {kind.__name__}, got {shown(parameters)}") from None
     if kind is AdvancedCompressionParameters and not {part.name for part in fields(kind)} & set(given):
-        raise OptionError(f"{where}: expected NNCF's {kind.__name__}, got {_short(parameters)}")
+        raise OptionError(f"{where}: expected NNCF's {kind.__name__}, got {shown(parameters)}")
     return {
         name: value
         for name, value in given.items()
@@ -219,10 +220,8 @@ def _alphas(given: Mapping[str, Any]) -> tuple[float, ...] | None:
     """The exponents that AWQ tries, where any of the three fields that make them is given."""
     if not any(name in given for name in _ALPHAS):
         return None
-    low, high = (
-        readers.number(name, 0, 1)(given.get(name, end)) for name, end in zip(_ALPHAS, (0.0, 1.0), strict=False)
-    )
-    steps = readers.count("awq_params.steps", 1, 1000)(given.get("awq_params.steps", 100))
+    low, high = (number(0, 1).parse(name, given.get(name, end)) for name, end in zip(_ALPHAS, (0.0, 1.0), strict=False))
+    steps = count(1, 1000).parse("awq_params.steps", given.get("awq_params.steps", 100))
     if low > high:
         raise OptionError(f"awq_params.alpha_min: must not be above alpha_max={high:g}, got {low:g}")
     return tuple(low + number * (high - low) / steps for number in range(steps))
@@ -232,10 +231,5 @@ def _value_type(value: Any) -> str:
     name = str(getattr(value, "value", value)).lower()
     if name not in _VALUE_TYPES:
         allowed = "float16, float32, int8 and f8e4m3"
-        raise OptionError(f"adaptive_codebook_params.value_type: allowed are {allowed}, got {_short(value)}")
+        raise OptionError(f"adaptive_codebook_params.value_type: allowed are {allowed}, got {shown(value)}")
     return _VALUE_TYPES[name]
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

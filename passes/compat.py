@@ -176,8 +176,7 @@ def compress_weights(
             f"compress_weights: only the model is taken by position, as in NNCF from 3.1 on; name the "
             f"{'value' if len(positional) == 1 else f'{len(positional)} values'} after it, beginning with mode="
         )
-    return apply_weight_compression(
-        model,
+    given: dict[str, Any] = dict(
         mode=mode,
         ratio=ratio,
         group_size=group_size,
@@ -195,3 +194,4 @@ def compress_weights(
         advanced_parameters=advanced_parameters,
         **options,
     )
+    return apply_weight_compression(model, **given)

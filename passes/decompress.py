@@ -25,8 +25,9 @@ from ov_weight_compression.ir_utils.chain_values import ConstantValues
 from ov_weight_compression.ir_utils.constants import FileMappings
 from ov_weight_compression.ir_utils.deferral import FileSink, active_deferral
 from ov_weight_compression.ir_utils.dequantization import replace_constant
-from ov_weight_compression.ir_utils.errors import OptionError, WorkError
+from ov_weight_compression.ir_utils.errors import WorkError
 from ov_weight_compression.ir_utils.jobs import Job, Task
+from ov_weight_compression.ir_utils.kinds import Kind, check_model, choice, flag
 from ov_weight_compression.ir_utils.pipeline import Pipeline
 from ov_weight_compression.ir_utils.postponed import postponed_constant
 from ov_weight_compression.ir_utils.recipe import drop_recipe
@@ -37,6 +38,7 @@ from ov_weight_compression.patterns.graphs import is_postponed
 __all__ = ["DecompressWeights", "Decompressed", "apply_weight_decompression"]
 
 _DTYPES: dict[str, type] = {"f16": np.float16, "f32": np.float32}
+_DTYPE = Kind("'f16' or 'f32', or None for the type of each chain", choice(list(_DTYPES)).read, "str")
 _F16_MAX = 65504.0
 _LARGEST = {"nf4": 1.0, "f4e2m1": 6.0, "f8e4m3": 448.0, "f8e5m2": 57344.0}
 """The largest magnitude of a code; integers of n bits are taken to reach 2ⁿ."""
@@ -73,10 +75,8 @@ class DecompressWeights(ModelPass):
 
     def __init__(self, dtype: str | None = None, lazy: bool = True) -> None:
         super().__init__()
-        if dtype is not None and dtype not in _DTYPES:
-            raise OptionError(f"dtype: must be 'f16' or 'f32', or None for the type of each chain, got {dtype!r}")
-        self.dtype = dtype
-        self.lazy = lazy
+        self.dtype: str | None = None if dtype is None else _DTYPE.parse("dtype", dtype)
+        self.lazy: bool = flag().parse("lazy", lazy)
         self.weights: tuple[Decompressed, ...] = ()
 
     def run_on_model(self, model: Any) -> bool:
@@ -108,9 +108,7 @@ def apply_weight_decompression(model: ov.Model, dtype: str | None = None, lazy: 
         OptionError: not a model, or another dtype.
         WorkError: a weight could not be computed (with `lazy=False`; otherwise when saving or compiling does it).
     """
-    if not isinstance(model, ov.Model):
-        kind = type(model).__name__
-        raise OptionError(f"model: expected an openvino.Model, got {kind}; read a file with Core().read_model")
+    check_model(model)
     DecompressWeights(dtype, lazy).run_on_model(model)
     return model
 

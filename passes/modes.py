@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import TypeVar
-
-from ov_weight_compression.ir_utils.errors import OptionError
 
 __all__ = [
     "Accuracy",
@@ -15,7 +12,6 @@ __all__ = [
     "GroupSizeFallback",
     "Mode",
     "SensitivityMetric",
-    "parse_enum",
 ]
 
 
@@ -100,23 +96,3 @@ class Device(str, Enum):
     CPU = "CPU"
     GPU = "GPU"
     NPU = "NPU"
-
-
-_E = TypeVar("_E", bound=Enum)
-
-
-def parse_enum(kind: type[_E], value: object, field: str) -> _E:
-    """A member of `kind` from itself, from another library's enum with the same value, or from a string in any case.
-
-    Raises:
-        OptionError: no member has that value; the message lists those there are.
-    """
-    if isinstance(value, kind):
-        return value
-    text = value.value if isinstance(value, Enum) else value
-    if isinstance(text, str):
-        for member in kind:
-            if text.strip().lower() == str(member.value).lower():
-                return member
-    allowed = ", ".join(str(member.value) for member in kind)
-    raise OptionError(f"{field}: {value!r} is not one of {allowed}")

@@ -1,20 +1,43 @@
-"""What a caller asks for, checked once: loose keyword arguments become one frozen `Options`.
+"""Every option, declared once: its name, type, default, what it takes, and what it means nothing without.
 
-Everything is validated before a model is touched, and a combination that means nothing is refused with the field, the
-limit and the value, never silently ignored.
+From this table follow the keyword arguments of `WeightCompression` and `apply_weight_compression` (written out there,
+for editors and type checkers; a test holds them equal), the flags of the command with their help, and the recipe that a
+model keeps in its rt_info. `read_options` makes one frozen `Options` of what a caller gives, before a model is touched:
+a combination that means nothing is refused with the field, the limit and the value, never silently ignored. What is
+left at its default was not asked for, and None is the default everywhere.
 """
+
+# ruff: noqa: RUF009  (`declared` makes a `dataclasses.field`)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from functools import lru_cache
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from difflib import get_close_matches
+from enum import Enum
+from functools import lru_cache, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.jobs import default_threads
-from ov_weight_compression.passes import readers
+from ov_weight_compression.ir_utils.kinds import (
+    Kind,
+    anything,
+    choice,
+    count,
+    flag,
+    group,
+    number,
+    one_of,
+    path,
+    shown,
+    table,
+    table_type,
+    whole,
+    whole_from_text,
+)
 from ov_weight_compression.passes.advanced import read_advanced
 from ov_weight_compression.passes.modes import (
     Accuracy,
@@ -24,56 +47,210 @@ from ov_weight_compression.passes.modes import (
     GroupSizeFallback,
     Mode,
     SensitivityMetric,
-    parse_enum,
 )
-from ov_weight_compression.passes.rules import Rule, check_group, parse_rules
+from ov_weight_compression.passes.rules import Rule, parse_rules
 from ov_weight_compression.passes.tuning import Tuning
 from ov_weight_compression.patterns import IgnoredScope
 from ov_weight_compression.quantization.formats import FORMATS, TABLE_TYPES, Format, with_table
 from ov_weight_compression.quantization.lloyd import stand_in
 
-__all__ = ["Options", "read_options"]
+__all__ = ["OPTIONS", "Need", "Option", "Options", "by_name", "read_options"]
 
-LORA_RANK = 8
-SMALLEST_ADJUSTED_GROUP = 16
+_LEAST_MEMORY = 1 << 26
+_MOST_THREADS = 4096
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Need:
+    """What an option means nothing without."""
+
+    met: Callable[[Options], bool]
+    words: str
+    """After "means nothing": "{value} means nothing without lora_correction=True"; `{mode}` is the mode's name."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One row of the table."""
+
+    name: str
+    default: Any
+    """In a signature: None where it depends on other options or on the machine."""
+    kind: Kind
+    help: str
+    flag: str | None
+    """On the command line; None where it has none, or one that the command reads itself."""
+    recorded: Literal["always", "asked", "never"]
+    """In the recipe: "asked" means where it is not the default, or where its need is met."""
+    below_8_bits: bool
+    """It means nothing with the 8-bit integer modes, which give every weight 8 bits."""
+    need: Need | None
+    with_data: bool
+
+
+def declared(
+    default: Any,
+    kind: Kind,
+    help: str,
+    *,
+    flag: str | None = "",
+    recorded: Literal["always", "asked", "never"] = "asked",
+    below_8_bits: bool = False,
+    need: Need | None = None,
+    with_data: bool = False,
+    make: Callable[[], Any] | None = None,
+) -> Any:
+    """A field of `Options`; see `Option`. `make` computes its value where None stands in the signature."""
+    row = (default, kind, help, flag, recorded, below_8_bits, need, with_data)
+    return field(default=MISSING if make else default, default_factory=make or MISSING, metadata={"option": row})
+
+
+def _read_search(value: Any) -> str | int:
+    if isinstance(value, str):
+        return {"auto": "auto", "off": "off"}.get(value.lower()) or _read_search(whole_from_text(value).__index__())  # type: ignore[attr-defined]
+    found = whole(value)
+    if not 0 <= found <= 256:
+        raise ValueError
+    return found or "off"
+
+
+def _read_format(value: Any) -> str:
+    if str(getattr(value, "value", value)) != "dequantize":
+        raise OptionError("compression_format: only 'dequantize' is written, for the others train with NNCF")
+    return "dequantize"
+
+
+_SEARCH = Kind("'auto', 'off' or a number of candidates up to 256", _read_search, "str | int")
+_RULES = Kind("a list of (pattern, mode) pairs", parse_rules, "RulesLike")
+_SCOPE = Kind("", IgnoredScope.of, "Any")
+
+_WITH_TABLE = Need(
+    lambda options: options.uses(Mode.CODEBOOK) or options.uses(Mode.ADAPTIVE_CODEBOOK),
+    "means nothing with {mode}, only with codebook and adaptive_codebook; leave it out",
+)
+_WITH_FITTED_TABLE = Need(
+    lambda options: options.uses(Mode.ADAPTIVE_CODEBOOK),
+    "means nothing with {mode}, only with adaptive_codebook; leave it out",
+)
+_WITH_LORA = Need(lambda options: options.lora_correction, "{value} means nothing without lora_correction=True")
 
 
 @dataclass(frozen=True)
 class Options:
-    """Every option, parsed. `read_options` makes one from keyword arguments; the fields are explained there."""
+    """Every option, parsed; `read_options` makes one from keyword arguments."""
 
-    mode: Mode = Mode.INT8_ASYM
-    ratio: float = 1.0
-    group_size: int | None = None
-    ignored_scope: IgnoredScope | None = None
-    all_layers: bool = False
-    backup_mode: BackupMode = BackupMode.INT8_ASYM
-    sensitivity_metric: SensitivityMetric = SensitivityMetric.WEIGHT_QUANTIZATION_ERROR
-    group_size_fallback: GroupSizeFallback = GroupSizeFallback.ADJUST
-    min_adjusted_group_size: int = SMALLEST_ADJUSTED_GROUP
-    rules: tuple[Rule, ...] = ()
-    scale_search: str | int = "auto"
-    dataset: Any = None
-    subset_size: int | None = None
-    context_length: int | None = None
-    scale_estimation: bool = False
-    gptq: bool = False
-    awq: bool | None = None
-    """None: where `accuracy="fast"` has data."""
-    lora_correction: bool = False
-    lora_rank: int = LORA_RANK
-    accuracy: Accuracy | None = None
-    statistics_path: Path | None = None
-    calibration_memory: int | None = None
-    quiet: bool = True
-    codebook: tuple[float, ...] | None = None
-    codebook_type: str = "f8e4m3"
-    codebook_size: int = 16
-    codebook_sharing: CodebookSharing = CodebookSharing.NONE
-    lazy: bool = True
-    threads: int = field(default_factory=default_threads)
-    device: Device | None = None
+    mode: Mode = declared(Mode.INT8_ASYM, one_of(Mode), "how weights are stored", recorded="always")
+    ratio: float = declared(
+        1.0, number(0, 1), "share of the parameters that get the mode, the rest gets the backup mode", recorded="always"
+    )
+    group_size: int | None = declared(
+        None, group(), "weights that share a scale, -1 for one scale a channel; the mode's own", recorded="always"
+    )
+    ignored_scope: IgnoredScope | None = declared(None, _SCOPE, "what to leave alone", flag=None)
+    all_layers: bool = declared(
+        False, flag(), "the mode for embeddings and the last layer too", recorded="always", below_8_bits=True
+    )
+    backup_mode: BackupMode = declared(
+        BackupMode.INT8_ASYM, one_of(BackupMode), "what the rest gets", recorded="always", below_8_bits=True
+    )
+    sensitivity_metric: SensitivityMetric = declared(
+        None,
+        one_of(SensitivityMetric),
+        "what decides which weights keep the backup mode where the ratio is below 1",
+        recorded="always",
+        below_8_bits=True,
+        make=lambda: SensitivityMetric.WEIGHT_QUANTIZATION_ERROR,
+    )
+    group_size_fallback: GroupSizeFallback = declared(
+        None,
+        one_of(GroupSizeFallback),
+        "for weights that the group size does not divide; adjust unless said",
+        recorded="always",
+        make=lambda: GroupSizeFallback.ADJUST,
+    )
+    min_adjusted_group_size: int = declared(16, count(2), "the smallest group that a group size is adjusted to")
+    rules: tuple[Rule, ...] = declared((), _RULES, "what particular weights get, by name", flag=None)
+    scale_search: str | int = declared(
+        "auto", _SEARCH, "better scales for 4 bits and fewer: auto, off, or a number of candidates", recorded="always"
+    )
+    dataset: Any = declared(
+        None, anything("Any"), "what to calibrate with", flag=None, below_8_bits=True, with_data=True
+    )
+    accuracy: Accuracy | None = declared(
+        None, one_of(Accuracy), "what to do with data", below_8_bits=True, with_data=True
+    )
+    scale_estimation: bool = declared(
+        False, flag(), "scale search weighted by the data", below_8_bits=True, with_data=True
+    )
+    gptq: bool = declared(False, flag(), "codes by GPTQ", below_8_bits=True, with_data=True)
+    awq: bool | None = declared(
+        None,
+        flag(),
+        "scale input channels; works without data too; not even with accuracy=fast where it is off",
+        below_8_bits=True,
+        with_data=True,
+    )
+    lora_correction: bool = declared(
+        False, flag(), "thin layers that carry what rounding lost", below_8_bits=True, with_data=True
+    )
+    lora_rank: int = declared(
+        8, count(1), "how thin: channels between the two", below_8_bits=True, need=_WITH_LORA, with_data=True
+    )
+    subset_size: int | None = declared(None, count(1), "windows of the data to use, 128", with_data=True)
+    context_length: int | None = declared(None, count(2), "tokens in a window, 256", with_data=True)
+    statistics_path: Path | None = declared(
+        None,
+        path(),
+        "folder to keep statistics in, and to read them from if they are there",
+        recorded="never",
+        below_8_bits=True,
+        with_data=True,
+    )
+    calibration_memory: int | None = declared(
+        None, count(_LEAST_MEMORY, 1 << 48), "bytes that calibration may hold, 2 GiB", recorded="never", with_data=True
+    )
+    codebook: tuple[float, ...] | None = declared(
+        None, table(), "the table of codebook, 2 to 65536 values", recorded="never"
+    )
+    codebook_type: str = declared(
+        None,
+        choice(TABLE_TYPES),
+        "what a table is stored as; that of the array that it is, or f8e4m3",
+        need=_WITH_TABLE,
+        make=lambda: "f8e4m3",
+    )
+    codebook_size: int = declared(
+        None,
+        count(2, 65536),
+        "entries of the tables of adaptive_codebook; as many as the codebook has, or 16",
+        need=_WITH_FITTED_TABLE,
+        make=lambda: 16,
+    )
+    codebook_sharing: CodebookSharing = declared(
+        CodebookSharing.NONE, one_of(CodebookSharing), "which weights share one of them", need=_WITH_FITTED_TABLE
+    )
+    device: Device | None = declared(None, one_of(Device), "choose formats that this device executes compressed")
+    lazy: bool = declared(
+        True, flag(), "compute the weights when the model is saved or compiled", flag=None, recorded="never"
+    )
+    threads: int = declared(
+        None,
+        count(1, _MOST_THREADS),
+        "threads to compute with; OMP_NUM_THREADS, or the processors there are",
+        recorded="never",
+        make=default_threads,
+    )
+    quiet: bool = declared(True, flag(), "show no progress while calibrating", flag=None, recorded="never")
+    compression_format: str = declared(
+        "dequantize", Kind("", _read_format, "str"), "NNCF's; no other is written", flag=None, recorded="never"
+    )
+    advanced_parameters: Any = declared(
+        None, anything("Any"), "NNCF's; what has a counterpart here is taken", flag=None, recorded="never"
+    )
     tuning: Tuning = field(default_factory=Tuning)
+    """No option: what NNCF's advanced parameters say of the algorithms."""
 
     def row(self, mode: Mode) -> Format:
         """The format of a mode; for `codebook` the one with the caller's table, for `adaptive_codebook` one with a
@@ -102,39 +279,12 @@ class Options:
 
     def recipe(self) -> dict[str, str]:
         """The options as strings, for the model's rt_info: what a reader needs to make the same model again."""
-        recipe = {
-            "mode": self.mode.value,
-            "ratio": repr(self.ratio),
-            "group_size": str(self.effective_group),
-            "backup_mode": self.backup_mode.value,
-            "all_layers": str(self.all_layers),
-            "sensitivity_metric": self.sensitivity_metric.value,
-            "group_size_fallback": self.group_size_fallback.value,
-            "scale_search": str(self.scale_search),
-        }
-        if self.uses(Mode.CODEBOOK) or self.uses(Mode.ADAPTIVE_CODEBOOK):
-            recipe["codebook_type"] = self.codebook_type
-        if self.uses(Mode.ADAPTIVE_CODEBOOK):
-            recipe.update(codebook_size=str(self.codebook_size), codebook_sharing=self.codebook_sharing.value)
-        if self.accuracy is not None:
-            recipe["accuracy"] = self.accuracy.value
-        for name in ("awq", "scale_estimation", "gptq", "lora_correction"):
-            if getattr(self, name):
-                recipe[name] = "True"
-        if self.awq is False and self.accuracy is Accuracy.FAST:
-            recipe["awq"] = "False"
-        if self.lora_correction:
-            recipe["lora_rank"] = str(self.lora_rank)
-        if self.dataset is not None:
-            recipe["dataset"] = self.dataset if isinstance(self.dataset, str) else type(self.dataset).__name__
-        if self.rules:
-            recipe["rules"] = "; ".join(map(str, self.rules))
-        if self.ignored_scope is not None:
-            scope = self.ignored_scope
-            parts = [f"{part.name}={getattr(scope, part.name)}" for part in fields(scope) if getattr(scope, part.name)]
-            recipe["ignored_scope"] = "; ".join(parts)
-        if self.device is not None:
-            recipe["device"] = self.device.value
+        recipe = {}
+        for name, option in OPTIONS.items():
+            value = getattr(self, name)
+            met = option.need is not None and option.need.met(self)
+            if option.recorded == "always" or (option.recorded == "asked" and (met or _differs(value, option.default))):
+                recipe[name] = _told(self.effective_group if name == "group_size" else value)
         return recipe
 
     def nncf_recipe(self) -> dict[str, Any]:
@@ -164,101 +314,119 @@ class Options:
         }
 
 
+OPTIONS: Mapping[str, Option] = {
+    one.name: Option(one.name, *one.metadata["option"]) for one in fields(Options) if "option" in one.metadata
+}
+"""The table, in the order of the signatures."""
+
+
+def _differs(value: Any, default: Any) -> bool:
+    """Whether a parsed value is not the default. Only values of one type are compared: others may not like it."""
+    return value is not default and not (type(value) is type(default) and bool(value == default))
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, Enum):
+        return str(value.value)
+    if isinstance(value, IgnoredScope):
+        parts = [(part.name, getattr(value, part.name)) for part in fields(value)]
+        return "; ".join(f"{name}={own}" for name, own in parts if own)
+    if isinstance(value, tuple):
+        return "; ".join(map(str, value))
+    return str(value) if isinstance(value, (str, bool, int, float)) else type(value).__name__
+
+
+def by_name(function: _F) -> _F:
+    """For functions with keyword-only options: what is given by place, or by a name that is no option's, is refused in
+    the package's own words."""
+    parameters = inspect.signature(function).parameters
+    options = [name for name, one in parameters.items() if one.kind is one.KEYWORD_ONLY]
+    places = len(parameters) - len(options)
+
+    @wraps(function)
+    def checked(*given: Any, **named: Any) -> Any:
+        if len(given) > places:
+            raise OptionError(f"{shown(given[places])}: options are given by name, as in mode='int4_sym'")
+        for name in named:
+            if name not in parameters:
+                raise _unknown(name)
+        return function(*given, **named)
+
+    return checked  # type: ignore[return-value]
+
+
+def _unknown(name: str) -> OptionError:
+    near = get_close_matches(name[:40], OPTIONS, 1)
+    hint = f"did you mean {near[0]!r}?" if near else "help(WeightCompression) lists those there are"
+    return OptionError(f"unknown option {shown(name)}; {hint}")
+
+
 def read_options(**given: Any) -> Options:
-    """Check keyword arguments and make `Options` of them. `WeightCompression` documents each.
+    """Check keyword arguments and make `Options` of them.
 
     Raises:
         OptionError: an unknown option, an impossible value, or a combination that means nothing.
     """
-    advanced, tuning = given.pop("advanced_parameters", None), Tuning()
+    asked, tuning = _parsed(given), Tuning()
+    advanced = asked.pop("advanced_parameters", None)
     if advanced is not None:
-        more, tuning = read_advanced(advanced, _running(given))
-        given = {**more, **{name: value for name, value in given.items() if value is not None}}
-    known = {*_READERS, "compression_format"}
-    for name in given:
-        if name not in known:
-            raise OptionError(f"unknown option {name!r}; there are {', '.join(sorted(known))}")
-    how = given.get("compression_format")
-    if str(getattr(how, "value", how) or "dequantize") != "dequantize":
-        raise OptionError("compression_format: only 'dequantize' is written, for the others train with NNCF")
-    values = {name: reader(given[name]) for name, reader in _READERS.items() if given.get(name) is not None}
+        more, tuning = read_advanced(advanced, _running(asked))
+        given = {**more, **{name: given[name] for name in asked}}
+        asked = _parsed(given)
+    values = dict(asked)
     if "sensitivity_metric" not in values and "dataset" in values:
         values["sensitivity_metric"] = SensitivityMetric.MAX_ACTIVATION_VARIANCE  # as NNCF chooses with data
-    if values.get("codebook") is not None:
+    if "codebook" in values:
         _follow_table(values, given["codebook"])
     options = Options(**values, tuning=tuning)
-    _check_together(options, given)
+    _check_together(options, asked)
     return options
 
 
-def _running(given: Mapping[str, Any]) -> set[str]:
+def _modes(asked: Mapping[str, Any]) -> set[Mode | None]:
+    return {asked.get("mode"), *(rule.mode for rule in asked.get("rules", ()))}
+
+
+def _running(asked: Mapping[str, Any]) -> set[str]:
     """The algorithms that are asked for, by their parts of NNCF's advanced parameters."""
-    wanted = {f"{name}_params" for name in ("awq", "scale_estimation", "gptq", "lora_correction") if given.get(name)}
-    modes = [given.get("mode"), *(rule.mode for rule in parse_rules(given.get("rules")))]
-    if any(str(getattr(mode, "value", mode)).strip().lower() == "adaptive_codebook" for mode in modes):
-        wanted.add("adaptive_codebook_params")
-    return wanted
+    wanted = {f"{name}_params" for name in ("awq", "scale_estimation", "gptq", "lora_correction") if asked.get(name)}
+    return wanted | ({"adaptive_codebook_params"} if Mode.ADAPTIVE_CODEBOOK in _modes(asked) else set())
 
 
 def _follow_table(values: dict[str, Any], table: Any) -> None:
     """What a table that is given decides where nothing else does: its type for `codebook`, and how many entries the
     fitted ones of `adaptive_codebook` have."""
-    modes = {values.get("mode"), *(rule.mode for rule in values.get("rules", ()))}
-    if Mode.ADAPTIVE_CODEBOOK in modes:
+    if Mode.ADAPTIVE_CODEBOOK in _modes(values):
         size = values.setdefault("codebook_size", len(values["codebook"]))
         if size != len(values["codebook"]):
             raise OptionError(f"codebook_size: must be that of the codebook, {len(values['codebook'])}, got {size}")
     elif "codebook_type" not in values:
-        own = readers.table_type(table)
+        own = table_type(table)
         if own is not None:
             values["codebook_type"] = own
 
 
-_MEANINGLESS_IN_INT8 = (
-    *("all_layers", "backup_mode", "sensitivity_metric", "dataset", "awq", "scale_estimation", "gptq"),
-    *("accuracy", "statistics_path", "lora_correction", "lora_rank"),
-)
-
-_READERS: Mapping[str, Any] = {
-    "mode": lambda value: parse_enum(Mode, value, "mode"),
-    "ratio": readers.number("ratio", 0, 1),
-    "group_size": lambda value: check_group(value, "group_size"),
-    "ignored_scope": IgnoredScope.of,
-    "all_layers": readers.flag("all_layers"),
-    "backup_mode": lambda value: parse_enum(BackupMode, value, "backup_mode"),
-    "sensitivity_metric": lambda value: parse_enum(SensitivityMetric, value, "sensitivity_metric"),
-    "group_size_fallback": lambda value: parse_enum(GroupSizeFallback, value, "group_size_fallback"),
-    "min_adjusted_group_size": readers.count("min_adjusted_group_size", 2),
-    "rules": parse_rules,
-    "scale_search": readers.scale_search,
-    "dataset": lambda value: value,
-    "subset_size": readers.count("subset_size", 1),
-    "context_length": readers.count("context_length", 2),
-    "scale_estimation": readers.flag("scale_estimation"),
-    "gptq": readers.flag("gptq"),
-    "awq": readers.flag("awq"),
-    "lora_correction": readers.flag("lora_correction"),
-    "lora_rank": readers.count("lora_rank", 1),
-    "accuracy": lambda value: parse_enum(Accuracy, value, "accuracy"),
-    "statistics_path": readers.path("statistics_path"),
-    "calibration_memory": readers.count("calibration_memory", 1 << 26),
-    "quiet": readers.flag("quiet"),
-    "codebook": readers.table("codebook"),
-    "codebook_size": readers.count("codebook_size", 2, 65536),
-    "codebook_sharing": lambda value: parse_enum(CodebookSharing, value, "codebook_sharing"),
-    "codebook_type": readers.choice("codebook_type", TABLE_TYPES),
-    "lazy": readers.flag("lazy"),
-    "threads": readers.count("threads", 1),
-    "device": lambda value: parse_enum(Device, value, "device"),
-}
+def _parsed(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What differs from the defaults, parsed."""
+    values = {}
+    for name, value in given.items():
+        if name not in OPTIONS:
+            raise _unknown(name)
+        option = OPTIONS[name]
+        if value is not None and value is not option.default:
+            read = option.kind.parse(name, value)
+            if _differs(read, option.default):
+                values[name] = read
+    return values
 
 
-def _check_together(options: Options, given: Mapping[str, Any]) -> None:
+def _check_together(options: Options, asked: Mapping[str, Any]) -> None:
+    """Refuse what contradicts itself or means nothing; `asked` are the options that are not left at their defaults."""
     mode = options.mode.value
     own = FORMATS[mode]
     if own.fixed_group and options.effective_group != own.default_group:
         raise OptionError(f"group_size: {mode} is defined for groups of {own.default_group}, got {options.group_size}")
-    if own.fixed_group and given.get("group_size_fallback") and options.group_size_fallback is GroupSizeFallback.ADJUST:
+    if own.fixed_group and "group_size_fallback" in asked and options.group_size_fallback is GroupSizeFallback.ADJUST:
         raise OptionError(
             f"group_size_fallback: {mode} has groups of {own.default_group} and no others, so they cannot be adjusted; "
             "use 'ignore' or 'error', or leave it out"
@@ -268,39 +436,39 @@ def _check_together(options: Options, given: Mapping[str, Any]) -> None:
             raise OptionError(f"ratio: {mode} gives every weight 8 bits, so only 1 is allowed, got {options.ratio:g}")
         if options.effective_group != -1:
             raise OptionError(f"group_size: {mode} is per channel, so only -1 is allowed, got {options.group_size}")
-        for name in _MEANINGLESS_IN_INT8:
-            if given.get(name) is not None and given[name] is not False:
-                raise OptionError(f"{name}: means nothing with {mode}, which gives every weight 8 bits; leave it out")
+    for name, value in asked.items():
+        option = OPTIONS[name]
+        if option.below_8_bits and options.mode.is_int8 and value is not False:
+            raise OptionError(f"{name}: means nothing with {mode}, which gives every weight 8 bits; leave it out")
+        if option.need is not None and not option.need.met(options):
+            raise OptionError(f"{name}: {option.need.words.format(mode=mode, value=_told(value))}")
     if options.sensitivity_metric.needs_data and options.dataset is None:
         raise OptionError(
             f"sensitivity_metric: {options.sensitivity_metric.value} needs a dataset; give one, or use "
             "weight_quantization_error"
         )
-    if given.get("lora_rank") is not None and not options.lora_correction:
-        raise OptionError(f"lora_rank: {options.lora_rank} means nothing without lora_correction=True")
     if options.scale_search == "off" and (options.scale_estimation or options.accuracy is not None):
         raise OptionError("scale_search: must not be 'off' with scale_estimation or accuracy, which are made of it")
-    _check_codebook(options, given)
-    _check_few_bits(options, given)
-    for number, rule in enumerate(options.rules):
+    _check_codebook(options)
+    _check_few_bits(options, asked)
+    for place, rule in enumerate(options.rules):
         if rule.mode is None:
             continue
         row = FORMATS[rule.mode.value]
         if rule.group_size is not None and row.fixed_group and rule.group_size != row.default_group:
             raise OptionError(
-                f"rules[{number}]: {rule.mode.value} is defined for groups of {row.default_group}, "
-                f"got {rule.group_size}"
+                f"rules[{place}]: {rule.mode.value} is defined for groups of {row.default_group}, got {rule.group_size}"
             )
 
 
-def _check_few_bits(options: Options, given: Mapping[str, Any]) -> None:
+def _check_few_bits(options: Options, asked: Mapping[str, Any]) -> None:
     """Refuse what is for weights of 4 bits or fewer where no weight will have so few."""
     if options.mode.is_int8 or any(options.row(mode).default_search for mode in options.modes):
         return
     told = f"{options.mode.value} with {len(options.codebook or ())} values" if options.codebook else options.mode.value
     fitted = options.uses(Mode.ADAPTIVE_CODEBOOK)
     for name in ("gptq", "awq", "lora_correction", "scale_estimation", "accuracy"):
-        if given.get(name) not in (None, False) and not (fitted and name in ("scale_estimation", "accuracy")):
+        if asked.get(name) not in (None, False) and not (fitted and name in ("scale_estimation", "accuracy")):
             raise OptionError(
                 f"{name}: changes only weights of 4 bits or fewer, of which {told} makes none; leave it out, or use a "
                 "mode or a rule of 4 bits"
@@ -312,16 +480,8 @@ def _stand_in(row: Format, size: int, table_type: str) -> Format:
     return stand_in(row, size, table_type)
 
 
-def _check_codebook(options: Options, given: Mapping[str, Any]) -> None:
+def _check_codebook(options: Options) -> None:
     used, fitted = options.uses(Mode.CODEBOOK), options.uses(Mode.ADAPTIVE_CODEBOOK)
-    for name, wanted in (
-        ("codebook_type", used or fitted),
-        ("codebook_size", fitted),
-        ("codebook_sharing", fitted),
-    ):
-        if given.get(name) is not None and not wanted:
-            modes = "adaptive_codebook" if name != "codebook_type" else "codebook and adaptive_codebook"
-            raise OptionError(f"{name}: means nothing with {options.mode.value}, only with {modes}; leave it out")
     if used and options.codebook is None:
         raise OptionError("codebook: the mode codebook needs a table of 2 to 65536 values; cb4 has one of its own")
     if options.codebook is not None and not used and not fitted:

@@ -16,12 +16,14 @@ from dataclasses import replace
 
 from ov_weight_compression.ir_utils.constants import ValueRange
 from ov_weight_compression.ir_utils.errors import OptionError
+from ov_weight_compression.ir_utils.kinds import shown
 from ov_weight_compression.passes.choice import Choice, Plan, Wish, skipped
 from ov_weight_compression.passes.fit import fit
 from ov_weight_compression.passes.modes import BackupMode, Mode
 from ov_weight_compression.passes.options import Options
+from ov_weight_compression.passes.rules import Rule
 from ov_weight_compression.patterns import Kind, Skip, Weight
-from ov_weight_compression.patterns.matching import first_match, matches
+from ov_weight_compression.patterns.matching import matching
 from ov_weight_compression.quantization.formats import FORMATS
 
 __all__ = ["Sensitivity", "make_plan"]
@@ -43,8 +45,8 @@ def make_plan(
         OptionError: a group does not divide a weight's channels and `group_size_fallback` is `error`; a rule matches
             nothing.
     """
-    _check_rules_match(weights, options)
-    forced = [_forced(weight, options) for weight in weights]
+    rules = _rules_by_weight(weights, options)
+    forced = [_forced(weight, rules.get(weight.name), options) for weight in weights]
     left, wanted = list(skips), []
     for weight, wish in zip(weights, forced, strict=True):
         if wish is not None and wish.mode is None:
@@ -62,13 +64,19 @@ def make_plan(
     return Plan(tuple(choices), (*left, *spoiled), tuple(spoiled))
 
 
-def _check_rules_match(weights: Sequence[Weight], options: Options) -> None:
+def _rules_by_weight(weights: Sequence[Weight], options: Options) -> dict[str, Rule]:
+    """The first rule that speaks for each weight, by the weight's name."""
+    found: dict[str, Rule] = {}
     for number, rule in enumerate(options.rules):
-        if not any(matches(rule.pattern, weight) for weight in weights):
+        matched = matching(rule.pattern, weights)
+        if not matched:
             raise OptionError(
-                f"rules[{number}]: {rule.pattern!r} matches no weight of the model; "
+                f"rules[{number}]: {shown(rule.pattern)} matches no weight of the model; "
                 "names are those of constants and of the layers that use them, as the report lists them"
             )
+        for weight in matched:
+            found.setdefault(weight.name, rule)
+    return found
 
 
 def _settle_ratio(
@@ -82,11 +90,9 @@ def _settle_ratio(
     return [wish or (backup if place in kept else primary) for place, wish in enumerate(forced)]
 
 
-def _forced(weight: Weight, options: Options) -> Wish | None:
+def _forced(weight: Weight, rule: Rule | None, options: Options) -> Wish | None:
     """What a weight gets whatever the ratio; None where the ratio decides."""
-    found = first_match([(rule.pattern, rule) for rule in options.rules], weight)
-    if found is not None:
-        rule = found[1]
+    if rule is not None:
         if rule.mode is None:
             return Wish(None, -1, f"rule {rule.pattern!r} leaves it alone")
         group = FORMATS[rule.mode.value].default_group if rule.group_size is None else rule.group_size

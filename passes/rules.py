@@ -5,19 +5,25 @@
            ("re:.*layers\\.[0-3]\\..*", "int8_sym"),
            ("*gate*", None)]
 
-What a pattern may be is told in `patterns.matching`. None leaves the weight alone.
+What a pattern may be is told in `patterns.matching`: a name as the report prints it, a wildcard, or `re:` and a regular
+expression. None leaves the weight alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any, TypeAlias
 
 from ov_weight_compression.ir_utils.errors import OptionError
-from ov_weight_compression.passes.modes import Mode, parse_enum
+from ov_weight_compression.ir_utils.kinds import group, parse_enum, shown, whole_from_text
+from ov_weight_compression.passes.modes import Mode
 from ov_weight_compression.patterns.matching import check_pattern
 
-__all__ = ["Rule", "check_group", "parse_rule_text", "parse_rules"]
+__all__ = ["Rule", "RulesLike", "parse_rule_text", "parse_rules"]
+
+_MOST_RULES = 100_000
 
 
 @dataclass(frozen=True)
@@ -34,26 +40,28 @@ class Rule:
         return f"{self.pattern}={target}{group}"
 
 
-def parse_rules(value: object) -> tuple[Rule, ...]:
+RulesLike: TypeAlias = Sequence["Rule | tuple[str, Any]"] | Mapping[str, Any]
+
+
+def parse_rules(value: Any) -> tuple[Rule, ...]:
     """Rules from a list of pairs or a mapping.
 
     Raises:
-        OptionError: not a list of pairs; an unknown mode or key; a regular expression that does not compile.
+        OptionError: a pair is none; an unknown mode or key; a regular expression that does not compile.
+        Exception: of any kind where the value is no list (see `ir_utils.kinds`).
     """
-    if value is None:
-        return ()
-    pairs: object = value.items() if isinstance(value, Mapping) else value
-    if isinstance(pairs, str) or not isinstance(pairs, Iterable):
-        raise OptionError(f"rules: expected a list of (pattern, mode) pairs, got {value!r}")
-    return tuple(_parse_rule(number, pair) for number, pair in enumerate(pairs))
+    pairs = list(islice(value.items() if isinstance(value, Mapping) else value, _MOST_RULES + 1))
+    if isinstance(value, (str, bytes, bytearray)) or len(pairs) > _MOST_RULES:
+        raise ValueError
+    return tuple(_parse_rule(f"rules[{number}]", pair) for number, pair in enumerate(pairs))
 
 
-def _parse_rule(number: int, pair: object) -> Rule:
-    field = f"rules[{number}]"
+def _parse_rule(field: str, pair: Any) -> Rule:
     if isinstance(pair, Rule):
-        return pair
+        own = pair.mode if pair.group_size is None else {"mode": pair.mode, "group_size": pair.group_size}
+        return _parse_rule(field, (pair.pattern, own))
     if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not isinstance(pair[0], str):
-        raise OptionError(f"{field}: expected a pair (pattern, mode), got {pair!r}")
+        raise OptionError(f"{field}: expected a pair (pattern, mode), got {shown(pair)}")
     pattern, target = pair
     check_pattern(pattern)
     if target is None:
@@ -62,21 +70,12 @@ def _parse_rule(number: int, pair: object) -> Rule:
         return Rule(pattern, parse_enum(Mode, target, field))
     unknown = sorted(set(map(str, target)) - {"mode", "group_size"})
     if unknown:
-        raise OptionError(f"{field}: unknown key {unknown[0]!r}; allowed are mode and group_size")
+        raise OptionError(f"{field}: unknown key {shown(unknown[0])}; allowed are mode and group_size")
     if "mode" not in target:
-        raise OptionError(f"{field}: the key 'mode' is missing from {dict(target)!r}")
-    group = target.get("group_size")
-    return Rule(pattern, parse_enum(Mode, target["mode"], field), None if group is None else check_group(group, field))
-
-
-def check_group(value: object, field: str) -> int:
-    """A group size: a whole number from 2 up, or -1 for one group a channel."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise OptionError(f"{field}: group_size must be a whole number, got {value!r}")
-    number = int(value.__index__())
-    if number != -1 and number < 2:
-        raise OptionError(f"{field}: group_size must be -1 (per channel) or at least 2, got {number}")
-    return number
+        raise OptionError(f"{field}: the key 'mode' is missing from {shown(dict(target))}")
+    size = target.get("group_size")
+    mode = parse_enum(Mode, target["mode"], field)
+    return Rule(pattern, mode, None if size is None else group().parse(f"{field} group_size", size))
 
 
 def parse_rule_text(text: str) -> tuple[str, object]:
@@ -85,15 +84,15 @@ def parse_rule_text(text: str) -> tuple[str, object]:
     Raises:
         OptionError: there is no `=`, or the group is not a number.
     """
-    pattern, sign, target = text.rpartition("=")
+    pattern, sign, target = text.rpartition("=")  # a mode holds no "=", a name may
     if not sign or not pattern or not target:
-        raise OptionError(f"--rule: expected PATTERN=MODE or PATTERN=MODE:GROUP, got {text!r}")
-    mode, _, group = target.partition(":")
-    if mode.lower() == "none":
+        raise OptionError(f"--rule: expected PATTERN=MODE or PATTERN=MODE:GROUP, got {shown(text)}")
+    mode, colon, size = target.partition(":")
+    if mode.strip().lower() == "none":
         return pattern, None
-    if not group:
+    if not colon:
         return pattern, mode
-    try:
-        return pattern, {"mode": mode, "group_size": int(group)}
-    except ValueError:
-        raise OptionError(f"--rule: the group in {text!r} must be a whole number") from None
+    number = whole_from_text(size)
+    if isinstance(number, str):
+        raise OptionError(f"--rule: the group in {shown(text)} must be a whole number")
+    return pattern, {"mode": mode, "group_size": number}

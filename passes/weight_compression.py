@@ -6,28 +6,40 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property, partial
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import openvino as ov
+from numpy.typing import NDArray
 from openvino.passes import ModelPass
 
 import ov_weight_compression
 from ov_weight_compression.ir_utils.constants import ConstantReader, FileMappings, ValueRange
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.jobs import Job
+from ov_weight_compression.ir_utils.kinds import check_model
 from ov_weight_compression.ir_utils.pipeline import Pipeline
 from ov_weight_compression.ir_utils.recipe import leave_recipe
 from ov_weight_compression.passes.calibrate import Calibration
 from ov_weight_compression.passes.channel_importance import ChannelImportance
 from ov_weight_compression.passes.choice import Choice, Plan
 from ov_weight_compression.passes.encode_job import WeightJob
-from ov_weight_compression.passes.modes import Mode
+from ov_weight_compression.passes.modes import (
+    Accuracy,
+    BackupMode,
+    CodebookSharing,
+    Device,
+    GroupSizeFallback,
+    Mode,
+    SensitivityMetric,
+)
 from ov_weight_compression.passes.noise import noise_of
-from ov_weight_compression.passes.options import Options, read_options
+from ov_weight_compression.passes.options import OPTIONS, Options, by_name, read_options
 from ov_weight_compression.passes.plan import make_plan
 from ov_weight_compression.passes.report import Report, make_report
 from ov_weight_compression.passes.rewrite import rewrite
+from ov_weight_compression.passes.rules import RulesLike
 from ov_weight_compression.passes.smoothing import Smoothing
 from ov_weight_compression.patterns import Weight, find_weights
 from ov_weight_compression.quantization.encode import Weighting
@@ -85,6 +97,7 @@ class WeightCompression(ModelPass):
         lora_correction: add two thin layers beside every MatMul with a weight of 4 bits or fewer, which carry what
             rounding lost; needs a dataset, costs bytes and time at inference.
         lora_rank: how thin: the channels between the two, 8.
+        compression_format: NNCF's; only `"dequantize"` is written.
         advanced_parameters: NNCF's object; what has a counterpart here is taken, anything else is refused. See
             `ov_weight_compression.passes.advanced`.
 
@@ -95,9 +108,46 @@ class WeightCompression(ModelPass):
         OptionError: an unknown option, an impossible value, or options that contradict each other.
     """
 
-    def __init__(self, **options: Any) -> None:
+    @by_name
+    def __init__(
+        self,
+        *,
+        mode: Mode | str = Mode.INT8_ASYM,
+        ratio: float = 1.0,
+        group_size: int | None = None,
+        ignored_scope: Any = None,
+        all_layers: bool = False,
+        backup_mode: BackupMode | str = BackupMode.INT8_ASYM,
+        sensitivity_metric: SensitivityMetric | str | None = None,
+        group_size_fallback: GroupSizeFallback | str | None = None,
+        min_adjusted_group_size: int = 16,
+        rules: RulesLike = (),
+        scale_search: str | int = "auto",
+        dataset: Any = None,
+        accuracy: Accuracy | str | None = None,
+        scale_estimation: bool = False,
+        gptq: bool = False,
+        awq: bool | None = None,
+        lora_correction: bool = False,
+        lora_rank: int = 8,
+        subset_size: int | None = None,
+        context_length: int | None = None,
+        statistics_path: str | PathLike[str] | None = None,
+        calibration_memory: int | None = None,
+        codebook: Sequence[float] | NDArray[Any] | None = None,
+        codebook_type: str | None = None,
+        codebook_size: int | None = None,
+        codebook_sharing: CodebookSharing | str = CodebookSharing.NONE,
+        device: Device | str | None = None,
+        lazy: bool = True,
+        threads: int | None = None,
+        quiet: bool = True,
+        compression_format: str = "dequantize",
+        advanced_parameters: Any = None,
+    ) -> None:
+        given = {name: value for name, value in locals().items() if name in OPTIONS}
         super().__init__()
-        self.options: Options = read_options(**options)
+        self.options: Options = read_options(**given)
         self._report: Report | None = None
         self._pipeline: Pipeline | None = None
 
@@ -144,10 +194,46 @@ class WeightCompression(ModelPass):
         return run, plan
 
 
-def apply_weight_compression(model: ov.Model, **options: Any) -> ov.Model:
+@by_name
+def apply_weight_compression(
+    model: ov.Model,
+    *,
+    mode: Mode | str = Mode.INT8_ASYM,
+    ratio: float = 1.0,
+    group_size: int | None = None,
+    ignored_scope: Any = None,
+    all_layers: bool = False,
+    backup_mode: BackupMode | str = BackupMode.INT8_ASYM,
+    sensitivity_metric: SensitivityMetric | str | None = None,
+    group_size_fallback: GroupSizeFallback | str | None = None,
+    min_adjusted_group_size: int = 16,
+    rules: RulesLike = (),
+    scale_search: str | int = "auto",
+    dataset: Any = None,
+    accuracy: Accuracy | str | None = None,
+    scale_estimation: bool = False,
+    gptq: bool = False,
+    awq: bool | None = None,
+    lora_correction: bool = False,
+    lora_rank: int = 8,
+    subset_size: int | None = None,
+    context_length: int | None = None,
+    statistics_path: str | PathLike[str] | None = None,
+    calibration_memory: int | None = None,
+    codebook: Sequence[float] | NDArray[Any] | None = None,
+    codebook_type: str | None = None,
+    codebook_size: int | None = None,
+    codebook_sharing: CodebookSharing | str = CodebookSharing.NONE,
+    device: Device | str | None = None,
+    lazy: bool = True,
+    threads: int | None = None,
+    quiet: bool = True,
+    compression_format: str = "dequantize",
+    advanced_parameters: Any = None,
+) -> ov.Model:
     """Compress the weights of a model in place, and return it; `model.clone()` first keeps the original.
 
-    Takes the options of `WeightCompression`.
+    Takes the options of `WeightCompression`, which are explained there.
 
         ov.save_model(apply_weight_compression(model, mode="int4_sym"), "model.xml")
 
@@ -155,10 +241,9 @@ def apply_weight_compression(model: ov.Model, **options: Any) -> ov.Model:
         OptionError: as `WeightCompression` does, and where an ignored scope or a rule matches nothing.
         WorkError: a weight could not be computed (with `lazy=False`; otherwise when saving or compiling does it).
     """
-    if not isinstance(model, ov.Model):
-        kind = type(model).__name__
-        raise OptionError(f"model: expected an openvino.Model, got {kind}; read a file with Core().read_model")
-    WeightCompression(**options).run_on_model(model)
+    given = {name: value for name, value in locals().items() if name in OPTIONS}
+    check_model(model)
+    WeightCompression(**given).run_on_model(model)
     return model
 
 

@@ -4,7 +4,7 @@ from ov_weight_compression.patterns.compressed import CompressedWeight, find_com
 from ov_weight_compression.patterns.find import find_weights
 from ov_weight_compression.patterns.ignored import IgnoredScope, Subgraph
 from ov_weight_compression.patterns.importance import NormGain, RowNormProduct, RowNorms, importance_sources
-from ov_weight_compression.patterns.matching import first_match, matches
+from ov_weight_compression.patterns.matching import matching
 from ov_weight_compression.patterns.weight import Consumer, Kind, Skip, Weight
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "Weight",
     "find_compressed",
     "find_weights",
-    "first_match",
     "importance_sources",
-    "matches",
+    "matching",
 ]

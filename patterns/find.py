@@ -9,7 +9,8 @@ Three steps for each floating-point constant, none of which looks at its values:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import openvino as ov
@@ -46,14 +47,43 @@ def find_weights(model: ov.Model, ignored: object = None) -> tuple[list[Weight],
     """
     graphs = graphs_of(model)
     scope = IgnoredScope.of(ignored)
-    rules = scope.resolve(graphs) if scope else {}
+    later = _ambiguous(scope.names, graphs) if scope else {}
+    rules = scope.resolve(graphs, later) if scope else {}
     sources = has_sources(model)
     found = [entry for graph in graphs for entry in _settle(graph, rules, sources)]
     found.sort(key=lambda entry: entry.place)
     _name(found)
+    if scope:
+        scope.check_found(_ignore(found, later))
     _mark_last_layer(found)
     results = [entry.result for entry in found]
     return [one for one in results if isinstance(one, Weight)], [one for one in results if isinstance(one, Skip)]
+
+
+def _ambiguous(names: Sequence[str], graphs: Sequence[Graph]) -> dict[str, bool]:
+    """Those of the ignored names that can only be understood once names are unique: those that no operation has, or
+    several constants; and whether it is one of the latter."""
+    if not names:
+        return {}
+    every = {str(node.get_friendly_name()) for graph in graphs for node in graph.operations}
+    constants = Counter(str(node.get_friendly_name()) for graph in graphs for node, _ in graph.constants)
+    return {name: name in every for name in names if name not in every or constants[name] > 1}
+
+
+def _ignore(found: list[_Found], names: Mapping[str, bool]) -> list[str]:
+    """Leave alone the weights that have one of these names, or a layer of that name; returns the rules that match
+    nothing."""
+    missing = []
+    for name, exists in names.items():
+        own = [entry for entry in found if entry.result.name == name]
+        for entry in found:
+            one = entry.result
+            if isinstance(one, Weight) and (entry in own or any(layer.name == name for layer in one.consumers)):
+                reason = f"ignored: name '{name}'"
+                entry.result = Skip(one.name, one.consumers[0].name, one.shape, one.element_type, reason, one.bytes)
+        if not own and not exists:
+            missing.append(f"name '{name}'")
+    return missing
 
 
 @dataclass(eq=False)

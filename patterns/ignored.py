@@ -1,6 +1,7 @@
 """The ignored scope: which operations the caller wants left alone, in NNCF's terms.
 
-    names       friendly names of operations, or of the constants themselves
+    names       friendly names of operations, or of the constants themselves; of several constants of one name the first
+                is called so, the others as the report calls them (`name#2`)
     patterns    regular expressions, matched from the start of a name (as `re.match` does)
     types       operation types, "MatMul"
     subgraphs   every operation on a path from one of `inputs` to one of `outputs`
@@ -11,15 +12,21 @@ With `validate` (the default) a rule that matches nothing in the model is an err
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import islice
+from types import NoneType
+from typing import Any
 
 import openvino as ov
 
 from ov_weight_compression.ir_utils.errors import OptionError
+from ov_weight_compression.ir_utils.kinds import Kind, flag, one_line, shown
 from ov_weight_compression.patterns.graphs import Graph
 
 __all__ = ["IgnoredScope", "Subgraph"]
+
+_MOST = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -47,57 +54,68 @@ class IgnoredScope:
         Raises:
             OptionError: the value is none of these, or a field does not exist or has the wrong type.
         """
-        if value is None or isinstance(value, cls):
+        found: IgnoredScope | None = _SCOPE.parse("ignored_scope", value)
+        return found
+
+    @classmethod
+    def _of(cls, value: Any) -> IgnoredScope | None:
+        if value is None:
             return value
         if isinstance(value, str):
             return cls(names=(value,))
+        known = [field.name for field in fields(cls)]
         if isinstance(value, Mapping):
-            known = [field.name for field in fields(cls)]
             for key in value:
                 if key not in known:
-                    raise OptionError(f"ignored_scope: unknown field {key!r}; it has {', '.join(known)}")
+                    raise OptionError(f"ignored_scope: unknown field {shown(key)}; it has {', '.join(known)}")
             return cls._read(value)
         if hasattr(value, "names") and hasattr(value, "patterns"):
-            present = [field.name for field in fields(cls) if hasattr(value, field.name)]
-            return cls._read({name: getattr(value, name) for name in present})
-        if isinstance(value, Iterable):
-            return cls(names=_strings("names", value))
-        raise OptionError(f"ignored_scope: expected an IgnoredScope, a dict or a list of names, got {value!r}")
+            return cls._read({name: getattr(value, name) for name in known if hasattr(value, name)})
+        if not isinstance(value, Iterable) or isinstance(value, (bytes, bytearray)):
+            raise TypeError
+        return cls(names=_strings("names", value))
 
     @classmethod
-    def _read(cls, values: Mapping[str, object]) -> IgnoredScope:
-        subgraphs = values.get("subgraphs") or ()
-        if not isinstance(subgraphs, Iterable):
-            raise OptionError(f"ignored_scope: subgraphs must be a list, got {subgraphs!r}")
+    def _read(cls, values: Mapping[str, Any]) -> IgnoredScope:
+        subgraphs = values.get("subgraphs")
+        if isinstance(subgraphs, str) or not isinstance(subgraphs, (Iterable, NoneType)):
+            raise OptionError(f"ignored_scope: subgraphs must be a list, got {shown(subgraphs)}")
         return cls(
-            names=_strings("names", values.get("names") or ()),
-            patterns=_strings("patterns", values.get("patterns") or ()),
-            types=_strings("types", values.get("types") or ()),
-            subgraphs=tuple(_subgraph(subgraph) for subgraph in subgraphs),
-            validate=bool(values.get("validate", True)),
+            names=_strings("names", values.get("names")),
+            patterns=_strings("patterns", values.get("patterns")),
+            types=_strings("types", values.get("types")),
+            subgraphs=tuple(_subgraph(subgraph) for subgraph in _some("subgraphs", subgraphs)),
+            validate=flag().parse("ignored_scope: validate", values.get("validate", True)),
         )
 
-    def resolve(self, graphs: Iterable[Graph]) -> dict[str, str]:
-        """The friendly name of every operation in the scope, and the rule that put it there.
+    def resolve(self, graphs: Iterable[Graph], later: Collection[str] = ()) -> dict[str, str]:
+        """The friendly name of every operation in the scope, and the rule that put it there; without those of its names
+        that are left for `later`.
 
         Raises:
             OptionError: a rule matches nothing (unless `validate` is off), or a pattern is no regular expression.
         """
         graphs = list(graphs)
+        scope = replace(self, names=tuple(name for name in self.names if name not in later))
         named = {node.get_friendly_name(): kind for graph in graphs for node, kind in _operations(graph)}
         rules: dict[str, str] = {}
         missing: list[str] = []
-        for rule, matched in self._matches(graphs, named):
+        for rule, matched in scope._matches(graphs, named):
             if not matched:
                 missing.append(rule)
             for name in matched:
                 rules.setdefault(name, rule)
+        self.check_found(missing)
+        return rules
+
+    def check_found(self, missing: Sequence[str]) -> None:
+        """Raise OptionError where rules match nothing, unless `validate` is off."""
         if missing and self.validate:
+            more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
             raise OptionError(
-                f"ignored_scope: nothing in the model matches {'; '.join(missing)}. "
+                f"ignored_scope: nothing in the model matches {one_line(missing[0], 100)}{more}. "
                 "Correct it, or pass validate=False to let rules match nothing"
             )
-        return rules
 
     def _matches(self, graphs: list[Graph], named: dict[str, str]) -> Iterable[tuple[str, list[str]]]:
         for name in self.names:
@@ -105,8 +123,11 @@ class IgnoredScope:
         for pattern in self.patterns:
             try:
                 expression = re.compile(pattern)
-            except re.error as error:
-                raise OptionError(f"ignored_scope: pattern {pattern!r} is no regular expression: {error}") from None
+            except (re.error, OverflowError, RecursionError) as error:
+                reason = one_line(str(error), 80)
+                raise OptionError(
+                    f"ignored_scope: pattern {shown(pattern)} is no regular expression: {reason}"
+                ) from None
             yield f"pattern '{pattern}'", [name for name in named if expression.match(name)]
         for kind in self.types:
             yield f"type '{kind}'", [name for name, own in named.items() if own == kind]
@@ -134,21 +155,32 @@ def _between(graph: Graph, subgraph: Subgraph) -> list[str]:
     return [names[index] for index in sorted(after & before)]
 
 
-def _strings(field: str, values: object) -> tuple[str, ...]:
-    if isinstance(values, str) or not isinstance(values, Iterable):
-        raise OptionError(f"ignored_scope: {field} must be a list of strings, got {values!r}")
-    result = tuple(values)
+def _some(field: str, values: Any) -> tuple[Any, ...]:
+    """The entries of a list, or of anything else that ends."""
+    found = tuple(islice(values if values is not None else (), _MOST + 1))
+    if len(found) > _MOST:
+        raise OptionError(f"ignored_scope: {field} holds more than {_MOST} entries")
+    return found
+
+
+def _strings(field: str, values: Any) -> tuple[str, ...]:
+    if isinstance(values, (str, bytes)) or not isinstance(values, (Iterable, NoneType)):
+        raise OptionError(f"ignored_scope: {field} must be a list of strings, got {shown(values)}")
+    result = _some(field, values)
     for value in result:
         if not isinstance(value, str):
-            raise OptionError(f"ignored_scope: {field} must be a list of strings, it holds {value!r}")
-    return result
+            raise OptionError(f"ignored_scope: {field} must be a list of strings, it holds {shown(value)}")
+    return tuple(map(str, result))
 
 
-def _subgraph(value: object) -> Subgraph:
+def _subgraph(value: Any) -> Subgraph:
     if isinstance(value, Mapping):
         inputs, outputs = value.get("inputs", ()), value.get("outputs", ())
     elif hasattr(value, "inputs") and hasattr(value, "outputs"):
         inputs, outputs = value.inputs, value.outputs
     else:
-        raise OptionError(f"ignored_scope: a subgraph has inputs and outputs, got {value!r}")
+        raise OptionError(f"ignored_scope: a subgraph has inputs and outputs, got {shown(value)}")
     return Subgraph(_strings("subgraph inputs", inputs), _strings("subgraph outputs", outputs))
+
+
+_SCOPE = Kind("an IgnoredScope, a dict or a list of names", IgnoredScope._of, "Any")

@@ -1,8 +1,9 @@
-"""Rules by name: which of the caller's rules speaks for a weight.
+"""Rules by name: which weights a caller's pattern speaks for.
 
-A rule's pattern is a wildcard that must match a whole name, with case (`*down_proj*`, `model.layers.?.mlp.*`), or,
-after `re:`, a regular expression that may match anywhere in it (`re:layers\\.(0|1)\\.`). It is tried on the name of the
-weight's constant and on the names of the layers that use it. The first rule that matches wins.
+A pattern is first taken as it stands: if the report calls a weight so, or a layer that uses it has that name, then it
+speaks for that alone, whatever signs the name holds (`blocks[0].w`, `w#2`). Else it is a wildcard that must match a
+whole name, with case (`*down_proj*`, `model.layers.?.mlp.*`), or, after `re:`, a regular expression that may match
+anywhere in it (`re:layers\\.(0|1)\\.`), tried on the name of the weight's constant and on those of the layers.
 """
 
 from __future__ import annotations
@@ -11,34 +12,25 @@ import re
 from collections.abc import Callable, Sequence
 from fnmatch import translate
 from functools import lru_cache
-from typing import TypeVar
 
 from ov_weight_compression.ir_utils.errors import OptionError
+from ov_weight_compression.ir_utils.kinds import one_line, shown
 from ov_weight_compression.patterns.weight import Weight
 
-__all__ = ["check_pattern", "first_match", "matches", "names_of"]
-
-T = TypeVar("T")
+__all__ = ["check_pattern", "matching", "names_of"]
 
 _REGEX = "re:"
 
 
-def first_match(rules: Sequence[tuple[str, T]], weight: Weight) -> tuple[int, T] | None:
-    """The place in `rules` and the value of the first rule `(pattern, value)` that matches a weight, or None.
+def matching(pattern: str, weights: Sequence[Weight]) -> list[Weight]:
+    """The weights of a model, `weights`, that a pattern speaks for, in their order.
 
     Raises:
-        OptionError: a pattern is no regular expression.
+        OptionError: the pattern is no regular expression.
     """
-    names = names_of(weight) if rules else ()
-    for index, (pattern, value) in enumerate(rules):
-        if any(map(_compiled(pattern), names)):
-            return index, value
-    return None
-
-
-def matches(pattern: str, weight: Weight) -> bool:
-    """Whether a pattern matches a weight. Raises OptionError as `first_match` does."""
-    return any(map(_compiled(pattern), names_of(weight)))
+    matches = _compiled(pattern)
+    literal = [weight for weight in weights if pattern == weight.name or pattern in _layers(weight)]
+    return literal or [weight for weight in weights if any(map(matches, names_of(weight)))]
 
 
 def check_pattern(pattern: str) -> None:
@@ -47,9 +39,13 @@ def check_pattern(pattern: str) -> None:
 
 
 def names_of(weight: Weight) -> tuple[str, ...]:
-    """The names that a rule may match: the weight's own, its constant's, those of the layers that use it."""
+    """The names that a wildcard may match: the weight's own, its constant's, those of the layers that use it."""
     own = dict.fromkeys((weight.name, str(weight.constant.get_friendly_name())))
-    return (*own, *(consumer.name for consumer in weight.consumers))
+    return (*own, *_layers(weight))
+
+
+def _layers(weight: Weight) -> tuple[str, ...]:
+    return tuple(consumer.name for consumer in weight.consumers)
 
 
 @lru_cache(maxsize=256)
@@ -58,5 +54,6 @@ def _compiled(pattern: str) -> Callable[[str], object]:
         return re.compile(translate(pattern)).match
     try:
         return re.compile(pattern[len(_REGEX) :]).search
-    except re.error as error:
-        raise OptionError(f"rules: {pattern!r} is no regular expression: {error}") from None
+    except (re.error, OverflowError, RecursionError) as error:
+        reason = one_line(str(error), 80)
+        raise OptionError(f"rules: {shown(pattern)} is no regular expression: {reason}") from None

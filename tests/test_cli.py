@@ -18,6 +18,7 @@ import openvino as ov
 import pytest
 
 from ov_weight_compression.cli import main
+from ov_weight_compression.passes.options import OPTIONS
 from tests.models import convolution, layers, llama, no_weights, op
 from tests.running import files_of, run
 
@@ -304,11 +305,17 @@ class TestRefusals:
         assert "name 'nobody'" in failing(capsys, 2, model, "--dry-run", "--ignore", "nobody")
 
     def test_unknown_words(self, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        for words in (["--mdoe", "int8"], ["--group-size", "many"], ["one", "two"]):
+        for words in (["--mdoe", "int8"], ["one", "two"], ["--ratio"], ["--mode", "int4_sym", "x\n" * 10000]):
             with pytest.raises(SystemExit) as left:
                 main([str(model), *words])
             assert left.value.code == 2
-            capsys.readouterr()
+            said = capsys.readouterr().err
+            assert re.fullmatch(r"ov-compress: .{10,270}; ov-compress( compress)? --help lists what there is\n", said)
+
+    def test_a_word_where_a_number_belongs(self, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        for option, name in (("--group-size", "group_size"), ("--threads", "threads"), ("--ratio", "ratio")):
+            for word in ("many", "²", "1" * 5000, "0x10", ""):
+                assert f"ov-compress: {name}: must be" in failing(capsys, 2, model, "--dry-run", option, word)
 
     def test_a_report_that_cannot_be_written(
         self, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -364,6 +371,18 @@ def test_a_second_run_keeps_the_bytes(model: Path, tmp_path: Path) -> None:
     assert main([str(model), "-o", str(tmp_path / "a.xml"), "--mode", "int4_sym", "--quiet"]) == 0
     assert main([str(tmp_path / "a.xml"), "-o", str(tmp_path / "b.xml"), "--mode", "int8_sym", "--quiet"]) == 0
     assert (tmp_path / "a.bin").read_bytes() == (tmp_path / "b.bin").read_bytes()
+
+
+def test_help_names_every_choice_and_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["compress", "--help"])
+    printed = re.sub(r"\s+", " ", capsys.readouterr().out)
+    for name, option in OPTIONS.items():
+        if option.flag is not None:
+            assert f"--{name.replace('_', '-')}" in printed, name
+            assert option.help in printed, name
+            assert ", ".join(option.kind.choices) in printed, name
+    assert "(default int8_asym)" in printed
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:

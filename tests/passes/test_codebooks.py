@@ -101,7 +101,7 @@ def test_the_callers_table_is_stored_as_it_is(tmp_path: Path) -> None:
         ({"mode": "codebook", "codebook": [0, 0]}, "nothing but zeros"),
         ({"mode": "codebook", "codebook": [1, 1, 1]}, "nothing but 1 in f8e4m3; it needs two different values"),
         ({"mode": "codebook", "codebook": [1, 1.01]}, "nothing but 1 in f8e4m3; it needs two different values"),
-        ({"mode": "codebook", "codebook": "text"}, "codebook: must be a list of numbers"),
+        ({"mode": "codebook", "codebook": "text"}, "codebook: must be one list of finite numbers, got .text."),
         ({"mode": "codebook", "codebook": [1, 2], "codebook_type": "u4"}, "codebook_type: 'u4' is not one of"),
         ({"mode": "int4_sym", "codebook_type": "f16"}, "codebook_type: means nothing with int4_sym"),
         ({"mode": "cb4", "codebook_size": 8}, "codebook_size: means nothing with cb4"),

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+from collections.abc import Callable
 from enum import Enum
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,7 +24,7 @@ from ov_weight_compression.passes import (
     WeightCompression,
     apply_weight_compression,
 )
-from ov_weight_compression.passes.options import read_options
+from ov_weight_compression.passes.options import OPTIONS, read_options
 from tests.models import layers
 
 
@@ -52,6 +56,47 @@ def test_none_is_the_default_everywhere() -> None:
     assert read_options(**dict.fromkeys((*names, *more))) == read_options()
 
 
+@pytest.mark.parametrize("function", [WeightCompression.__init__, apply_weight_compression])
+def test_signatures_are_the_table_of_options(function: Callable[..., Any]) -> None:
+    parameters = inspect.signature(function).parameters.values()
+    written = [one for one in parameters if one.name not in ("self", "model")]
+    assert all(one.kind is one.KEYWORD_ONLY for one in written)
+    assert [one.name for one in written] == list(OPTIONS)
+    for one in written:
+        option = OPTIONS[one.name]
+        assert one.default == option.default, one.name
+        assert type(one.default) is type(option.default), one.name
+        kind = option.kind.annotation
+        assert one.annotation == (f"{kind} | None" if option.default is None and kind != "Any" else kind), one.name
+
+
+def test_every_option_is_explained() -> None:
+    told = WeightCompression.__doc__ or ""
+    for name, option in OPTIONS.items():
+        assert re.search(rf"^ +([a-z_]+, )?{name}[:,]", told, re.MULTILINE), name
+        assert option.help, name
+
+
+def test_the_readme_names_no_option_that_there_is_not() -> None:
+    text = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    assigned = set(re.findall(r"`(\w+)=", text)) | set(re.findall(r"[(,] ?(\w+)=", text))
+    data = text[text.index("## With data") : text.index("## Measured")]
+    table = re.findall(r"^\| `(\w+)` \|", data, re.MULTILINE)
+    others = {"device", "verify"}  # of other functions
+    assert {*assigned, *table} - others <= set(OPTIONS)
+    assert len(table) >= 5
+
+
+def test_options_go_by_name() -> None:
+    model = layers(1)
+    with pytest.raises(OptionError, match=r"'int4_sym': options are given by name, as in mode='int4_sym'"):
+        apply_weight_compression(model, "int4_sym")  # type: ignore[misc]
+    with pytest.raises(OptionError, match=r"unknown option 'group'; did you mean 'group_size'\?"):
+        WeightCompression(group=4)  # type: ignore[call-arg]
+    with pytest.raises(OptionError, match=r"unknown option 'x{17,}.*help\(WeightCompression\)"):
+        WeightCompression(**{"x" * 20000: 4})  # type: ignore[arg-type]
+
+
 def test_numpy_numbers_are_numbers() -> None:
     options = read_options(mode="int4_sym", group_size=np.int64(64), ratio=0.5)
     assert (options.group_size, options.ratio) == (64, 0.5)
@@ -60,7 +105,7 @@ def test_numpy_numbers_are_numbers() -> None:
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"mode": "int5_sym"}, r"mode: 'int5_sym' is not one of int8_asym, int8_sym, int4_asym"),
     ({"mode": 4}, r"mode: 4 is not one of"),
-    ({"modes": "int4_sym"}, r"unknown option 'modes'; there are .*mode"),
+    ({"modes": "int4_sym"}, r"unknown option 'modes'; did you mean 'mode'\?"),
     ({"mode": "int4_sym", "ratio": 1.5}, r"ratio: must be a number from 0 to 1, got 1.5"),
     ({"mode": "int4_sym", "ratio": -0.1}, r"ratio: must be a number from 0 to 1, got -0.1"),
     ({"mode": "int4_sym", "ratio": "half"}, r"ratio: must be a number from 0 to 1, got 'half'"),
@@ -69,8 +114,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"mode": "int4_sym", "group_size": 0}, r"group_size.* at least 2, got 0"),
     ({"mode": "int4_sym", "group_size": -2}, r"group_size.* -1 .*got -2"),
     ({"mode": "int4_sym", "group_size": 1}, r"group_size.* at least 2, got 1"),
-    ({"mode": "int4_sym", "group_size": 64.0}, r"group_size.* whole number, got 64.0"),
-    ({"mode": "int4_sym", "group_size": True}, r"group_size.* whole number, got True"),
+    ({"mode": "int4_sym", "group_size": 64.0}, r"group_size: must be -1 .* whole number of at least 2, got 64.0"),
+    ({"mode": "int4_sym", "group_size": True}, r"group_size.* whole number of at least 2, got True"),
     ({"mode": "int4_sym", "all_layers": "yes"}, r"all_layers: must be True or False, got 'yes'"),
     ({"mode": "int4_sym", "backup_mode": "int4_sym"}, r"backup_mode: 'int4_sym' is not one of none"),
     ({"mode": "int4_sym", "sensitivity_metric": "size"}, r"sensitivity_metric: 'size' is not one of"),
@@ -79,7 +124,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"mode": "int4_sym", "scale_search": "much"}, r"scale_search: .*got 'much'"),
     ({"mode": "int4_sym", "scale_search": 1000}, r"scale_search: .*256, got 1000"),
     ({"lazy": 1}, r"lazy: must be True or False, got 1"),
-    ({"threads": 0}, r"threads: must be a whole number of at least 1, got 0"),
+    ({"threads": 0}, r"threads: must be a whole number from 1 to 4096, got 0"),
     ({"device": "TPU"}, r"device: 'TPU' is not one of CPU, GPU, NPU"),
     ({"mode": "mxfp4", "group_size": 64}, r"group_size: mxfp4 is defined for groups of 32, got 64"),
     ({"mode": "nvfp4", "group_size": 32}, r"group_size: nvfp4 is defined for groups of 16, got 32"),
@@ -89,10 +134,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"mode": "int8_sym", "all_layers": True}, r"all_layers: means nothing with int8_sym"),
     ({"mode": "int8_sym", "backup_mode": "none"}, r"backup_mode: means nothing with int8_sym"),
     ({"compression_format": "fake_quantize"}, r"compression_format: only 'dequantize'"),
-    ({"ignored_scope": 3}, r"ignored_scope: expected an IgnoredScope, a dict or a list of names, got 3"),
+    ({"ignored_scope": 3}, r"ignored_scope: must be an IgnoredScope, a dict or a list of names, got 3"),
     ({"ignored_scope": {"nmaes": []}}, r"ignored_scope: unknown field 'nmaes'; it has names"),
     ({"ignored_scope": {"names": "layer"}}, r"ignored_scope: names must be a list of strings, got 'layer'"),
-    ({"rules": "a=int8_sym"}, r"rules: expected a list of \(pattern, mode\) pairs"),
+    ({"rules": "a=int8_sym"}, r"rules: must be a list of \(pattern, mode\) pairs, got 'a=int8_sym'"),
     ({"rules": [("a",)]}, r"rules\[0\]: expected a pair"),
     ({"rules": [("a", "int9")]}, r"rules\[0\]: 'int9' is not one of"),
     ({"rules": [("a", {"group_size": 4})]}, r"rules\[0\]: the key 'mode' is missing"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -83,8 +84,12 @@ def test_a_rule_that_matches_nothing(ignored: dict[str, object], text: str) -> N
         ({"names": [1]}, "names must be a list of strings, it holds 1"),
         ({"patterns": ["("]}, "no regular expression"),
         ({"subgraphs": ["layer_1"]}, "a subgraph has inputs and outputs"),
-        (3, "expected an IgnoredScope"),
+        (3, "must be an IgnoredScope"),
         ([3], "it holds 3"),
+        (b"layer_1", "must be an IgnoredScope"),
+        (IgnoredScope(names="layer_1"), "names must be a list"),
+        (itertools.repeat("layer_1"), "more than 1000000 entries"),
+        ({"names": ["layer_1"], "validate": "no"}, "validate: must be True or False, got 'no'"),
     ],
 )
 def test_a_scope_that_cannot_be_read(ignored: object, text: str) -> None:
@@ -103,3 +108,23 @@ def test_one_ignored_consumer_is_enough() -> None:
     weights, skips = find_weights(models.tied_head(), ["layer"])
     assert [weight.name for weight in weights] == ["weight_0"]
     assert [skip.reason for skip in skips] == ["ignored: name 'layer'"]
+
+
+@pytest.mark.parametrize("names", [("blocks[0].w", "blocks[1].w"), ("a", "a"), ("a#2", "a", "a"), ("*", "re:a", "a")])
+def test_every_name_that_the_report_prints(names: tuple[str, ...]) -> None:
+    def model() -> object:
+        made = models.layers(len(names))
+        for node in made.get_ordered_ops():
+            if node.get_friendly_name().startswith("weight_"):
+                node.set_friendly_name(names[int(node.get_friendly_name()[-1])])
+        return made
+
+    told = [weight.name for weight in find_weights(model())[0]]
+    assert len(set(told)) == len(names)
+    for name in told:
+        weights, skips = find_weights(model(), [name])
+        assert [(skip.name, skip.reason) for skip in skips] == [(name, f"ignored: name '{name}'")]
+        assert {weight.name for weight in weights} == set(told) - {name}
+    with pytest.raises(OptionError, match="nothing in the model matches name 'a#9'"):
+        find_weights(model(), ["a#9"])
+    assert len(find_weights(model(), {"names": ["a#9"], "validate": False})[0]) == len(names)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ov_weight_compression.ir_utils.errors import OptionError
-from ov_weight_compression.patterns import Weight, find_weights, first_match, matches
+from ov_weight_compression.patterns import Weight, find_weights, matching
 from ov_weight_compression.patterns.matching import check_pattern
 from tests import models
 
@@ -36,17 +36,7 @@ def weight() -> Weight:
     ],
 )
 def test_patterns(weight: Weight, pattern: str, expected: bool) -> None:
-    assert matches(pattern, weight) is expected
-
-
-def test_the_first_match_wins(weight: Weight) -> None:
-    assert first_match([("layer_0", "a"), ("*_1", "b"), ("layer_1", "c")], weight) == (1, "b")
-    assert first_match([("layer_0", "a")], weight) is None
-    assert first_match([], weight) is None
-
-
-def test_none_is_a_value_like_any_other(weight: Weight) -> None:
-    assert first_match([("*", None)], weight) == (0, None)
+    assert bool(matching(pattern, [weight])) is expected
 
 
 def test_a_bad_expression_is_named() -> None:
@@ -56,5 +46,41 @@ def test_a_bad_expression_is_named() -> None:
 
 def test_a_shared_weight_matches_by_any_of_its_layers() -> None:
     (tied, _), _ = find_weights(models.tied_head())
-    assert all(matches(name, tied) for name in ("embedding", "layer", "weight"))
-    assert not matches("hidden", tied)
+    assert all(matching(name, [tied]) for name in ("embedding", "layer", "weight"))
+    assert not matching("hidden", [tied])
+
+
+def named(*names: str) -> list[Weight]:
+    """Weights of these names, one after another."""
+    model = models.layers(len(names))
+    for node in model.get_ordered_ops():
+        if node.get_friendly_name().startswith("weight_"):
+            node.set_friendly_name(names[int(node.get_friendly_name()[-1])])
+    return find_weights(model)[0]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("blocks[0].w", "blocks0.w", "blocks[1].w"),
+        ("a*", "ab", "a**"),
+        ("a?", "ab", "ac"),
+        ("w[!a]", "wb", "wc"),
+        ("a", "a", "a"),
+        ("a#2", "a", "a"),
+        ("re:a", "a", "ba"),
+        ("a=b:c", "a", "b"),
+        ("x" * 300, "x", "y"),
+    ],
+)
+def test_a_name_as_it_stands_comes_before_a_wildcard(names: tuple[str, ...]) -> None:
+    weights = named(*names)
+    assert len({weight.name for weight in weights}) == 3
+    for weight in weights:
+        assert matching(weight.name, weights) == [weight]
+
+
+def test_a_wildcard_is_one_where_nothing_is_called_so() -> None:
+    weights = named("blocks[0].w", "blocks0.w", "blocks1.w")
+    assert [weight.name for weight in matching("blocks[01].w", weights)] == ["blocks0.w", "blocks1.w"]
+    assert matching("*", weights) == weights

@@ -1,0 +1,291 @@
+"""Kinds of values that options take: each says in words what it takes, and reads it from whatever a caller gives.
+
+A kind never lets through what it was not made for, and its `parse` never raises anything but `OptionError`: a value may
+be an array, an object whose `__eq__` raises, or a text of twenty thousand characters. What was given is shown in the
+message, cut short (`shown`).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import openvino as ov
+
+from ov_weight_compression.ir_utils.constants import tensor_values
+from ov_weight_compression.ir_utils.errors import CompressionError, OptionError
+from ov_weight_compression.ir_utils.types import Array
+
+__all__ = [
+    "MOST",
+    "Kind",
+    "anything",
+    "check_model",
+    "choice",
+    "count",
+    "flag",
+    "group",
+    "number",
+    "one_line",
+    "one_of",
+    "parse_enum",
+    "path",
+    "shown",
+    "table",
+    "table_type",
+    "whole",
+    "whole_from_text",
+]
+
+_SHOWN = 60
+"""Characters of a value that a message shows."""
+_LONGEST_PATH = 4095
+_LONGEST_NAME = 255
+_DIGITS = 18
+"""Of a whole number in a text; no option takes one that is larger."""
+MOST = 2**31 - 1
+"""The largest count that an option takes: more of anything than there can be."""
+
+_E = TypeVar("_E", bound=Enum)
+
+
+def shown(value: object) -> str:
+    """A value for a message: its `repr` on one line, at most 60 characters of it; its type where it has none."""
+    try:
+        if isinstance(value, str):
+            # The repr of a long text would be built in full first; of a text, both ends may be what was mistaken.
+            return one_line(repr(value), _SHOWN) if len(value) <= _SHOWN else repr(one_line(value, _SHOWN - 2))
+        if isinstance(value, np.ndarray) and value.size > 4:
+            return f"an array of {value.dtype} {list(value.shape)}"
+        if isinstance(value, (list, tuple, dict, set, frozenset, bytes, bytearray)) and len(value) > 16:
+            return f"a {type(value).__name__} of {len(value)}"
+        if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 128:
+            return f"a whole number of {value.bit_length()} bits"
+        return one_line(repr(value), _SHOWN)
+    except Exception:  # whatever an object's own methods raise
+        return f"an object of type {one_line(type(value).__name__, _SHOWN)}"
+
+
+def one_line(text: str, length: int) -> str:
+    """A text without line breaks and other control characters, its middle left out where it is too long."""
+    kept = text if len(text) <= length else f"{text[: length - 3 - length // 3]}…{text[len(text) - length // 3 + 1 :]}"
+    return "".join(sign if sign.isprintable() else " " for sign in kept)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What an option takes."""
+
+    takes: str
+    """In words, after "must be"; or, where there are `choices`, unused."""
+    read: Callable[[Any], Any]
+    """The value as the code works with it. Raises anything at all for what is none."""
+    annotation: str
+    """The type in a signature."""
+    choices: tuple[str, ...] = ()
+    from_text: Callable[[str], object] = str
+    """What a word of the command line means: what `read` takes."""
+
+    def parse(self, name: str, value: object) -> Any:
+        """The value of the option `name`.
+
+        Raises:
+            OptionError: it is not of this kind; names the option, what it takes and what was given.
+        """
+        try:
+            return self.read(value)
+        except CompressionError:
+            raise
+        except Exception:
+            pass  # not chained: what an object's own methods raise tells nobody anything
+        if self.choices:
+            raise OptionError(f"{name}: {shown(value)} is not one of {', '.join(self.choices)}")
+        raise OptionError(f"{name}: must be {self.takes}, got {shown(value)}")
+
+
+def _refuse_unless(fine: bool) -> None:
+    if not fine:
+        raise ValueError
+
+
+def number(low: float, high: float) -> Kind:
+    """A number between two limits, both included."""
+
+    def read(value: Any) -> float:
+        _refuse_unless(isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool))
+        found = float(value)
+        _refuse_unless(math.isfinite(found) and low <= found <= high)
+        return found
+
+    return Kind(f"a number from {low:g} to {high:g}", read, "float", from_text=_number_from_text)
+
+
+def count(low: int, high: int = MOST) -> Kind:
+    """A whole number that is neither too small nor too large."""
+    limits = f"of at least {low}" if high >= MOST else f"from {low} to {high}"
+
+    def read(value: Any) -> int:
+        found = whole(value)
+        _refuse_unless(low <= found <= high)
+        return found
+
+    return Kind(f"a whole number {limits}", read, "int", from_text=whole_from_text)
+
+
+def group() -> Kind:
+    """A group size: a whole number from 2 up, or -1 for one group a channel."""
+
+    def read(value: Any) -> int:
+        found = whole(value)
+        _refuse_unless(found == -1 or 2 <= found <= MOST)
+        return found
+
+    return Kind("-1 (per channel) or a whole number of at least 2", read, "int", from_text=whole_from_text)
+
+
+def whole(value: Any) -> int:
+    """A whole number of any type that says it is one. Raises anything for others, True and False among them."""
+    _refuse_unless(not isinstance(value, (bool, np.bool_)))
+    return int(value.__index__())
+
+
+def whole_from_text(text: str) -> object:
+    """The whole number that a word is; the word itself where it is none, to be refused by whoever wants one."""
+    digits = text.strip().lstrip("+-")
+    fine = digits.isascii() and digits.isdigit() and len(digits) <= _DIGITS and len(text.strip()) - len(digits) <= 1
+    return int(text) if fine else text
+
+
+def _number_from_text(text: str) -> object:
+    try:
+        return float(text) if text.isascii() else text
+    except ValueError:
+        return text
+
+
+def flag() -> Kind:
+    """True or False."""
+
+    def read(value: Any) -> bool:
+        _refuse_unless(isinstance(value, (bool, np.bool_)))
+        return bool(value)
+
+    return Kind("True or False", read, "bool")
+
+
+def path() -> Kind:
+    """A path as text or object."""
+
+    def read(value: Any) -> Path:
+        text = os.fspath(value)
+        _refuse_unless(isinstance(text, str) and bool(text) and "\0" not in text)
+        size = len(os.fsencode(text))
+        _refuse_unless(size <= _LONGEST_PATH and all(len(os.fsencode(n)) <= _LONGEST_NAME for n in Path(text).parts))
+        return Path(text)
+
+    return Kind("a path", read, "str | PathLike[str]")
+
+
+def choice(allowed: Sequence[str]) -> Kind:
+    """One of some words, in any case."""
+
+    def read(value: Any) -> str:
+        _refuse_unless(isinstance(value, str) and value.lower() in allowed)
+        return str(value).lower()
+
+    return Kind("", read, "str", tuple(allowed))
+
+
+def one_of(kind: type[_E]) -> Kind:
+    """A member of an enum: itself, another library's with the same value, or its value in any case."""
+
+    def read(value: Any) -> _E:
+        if isinstance(value, kind):
+            return value
+        text = value.value if isinstance(value, Enum) else value
+        _refuse_unless(isinstance(text, str))
+        return next(member for member in kind if text.strip().lower() == str(member.value).lower())
+
+    return Kind("", read, f"{kind.__name__} | str", tuple(str(member.value) for member in kind))
+
+
+def parse_enum(kind: type[_E], value: object, field: str) -> _E:
+    """A member of `kind` from what `one_of` takes.
+
+    Raises:
+        OptionError: no member has that value; the message lists those there are.
+    """
+    found: _E = one_of(kind).parse(field, value)
+    return found
+
+
+def table() -> Kind:
+    """A list of finite numbers: a sequence, an array, or a tensor of OpenVINO of whatever type."""
+
+    def read(value: Any) -> tuple[float, ...]:
+        found = _numbers(value)
+        _refuse_unless(found.dtype.kind in "iuf" or found.dtype.itemsize == 1)
+        with np.errstate(over="ignore"):
+            numbers = found.astype(np.float32)
+        _refuse_unless(numbers.ndim == 1 and bool(np.isfinite(numbers).all()))
+        return tuple(numbers.tolist())
+
+    def from_text(text: str) -> object:
+        return [_number_from_text(part) for part in text.split(",")]
+
+    return Kind("one list of finite numbers", read, "Sequence[float] | NDArray[Any]", from_text=from_text)
+
+
+def table_type(value: Any) -> str | None:
+    """The type that holds the numbers of an array or tensor as they are, by a table's name of it; None for a list.
+
+    Doubles, and integers that have no 8 bits, take f32: nobody means the type that numpy gives by default.
+    """
+    value = _bare(value)
+    kind = value.element_type.get_type_name() if isinstance(value, ov.Tensor) else str(getattr(value, "dtype", ""))
+    kind = kind.rpartition(".")[2]
+    if not kind:
+        return None
+    if kind in _TABLE_TYPES:
+        return _TABLE_TYPES[kind]
+    numbers = _numbers(value)
+    if numbers.dtype.kind in "iu" and numbers.size:
+        if numbers.min() >= -128 and numbers.max() <= 127:
+            return "i8"
+        return "u8" if numbers.min() >= 0 and numbers.max() <= 255 else "f32"
+    return "f32"
+
+
+_TABLE_TYPES = {
+    **{"float16": "f16", "f16": "f16", "f8e5m2": "f16", "float8_e5m2": "f16"},
+    **{"f8e4m3": "f8e4m3", "float8_e4m3fn": "f8e4m3", "int8": "i8", "i8": "i8", "uint8": "u8", "u8": "u8"},
+}
+
+
+def _bare(value: Any) -> Any:
+    """What a tensor of NNCF's wraps."""
+    inner = getattr(value, "data", None)
+    return inner if isinstance(inner, (np.ndarray, ov.Tensor)) and not isinstance(value, ov.Tensor) else value
+
+
+def _numbers(value: Any) -> Array:
+    value = _bare(value)
+    return tensor_values(value) if isinstance(value, ov.Tensor) else np.asarray(value)
+
+
+def anything(annotation: str) -> Kind:
+    """What is read later, by those who know more."""
+    return Kind("", lambda value: value, annotation)
+
+
+def check_model(model: object) -> None:
+    """Raise OptionError where a function was given something else than a model."""
+    if not isinstance(model, ov.Model):
+        kind = one_line(type(model).__name__, _SHOWN)
+        raise OptionError(f"model: expected an openvino.Model, got {kind}; read a file with Core().read_model")
