@@ -11,6 +11,7 @@ Exit codes: 0 done; 1 something failed while working; 2 the options or the input
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         code: int = parsed.run(parsed)
+        sys.stdout.flush()
         return code
     except (WorkError, MissingExtraError) as error:
         return _fail(str(error), 1)
@@ -49,10 +51,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail("interrupted; nothing was written", 130)
     except MemoryError:
         return _fail("out of memory; nothing was written", 1)
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    except Exception as error:
+        if "OV_COMPRESS_TRACEBACK" in os.environ:
+            raise
+        reason = f"{type(error).__name__}: {str(error)[:300]}"
+        return _fail(f"a fault of this program ({reason}); OV_COMPRESS_TRACEBACK=1 shows where", 1)
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"ov-compress: {message}", file=sys.stderr)
+    print(f"ov-compress: {' '.join(message.split())}", file=sys.stderr)
     return code
 
 
@@ -155,23 +165,31 @@ def _ignored(entries: Sequence[str], validate: bool) -> dict[str, object]:
 
 
 def _run_compress(parsed: argparse.Namespace) -> int:
+    import json
+
+    from ov_weight_compression.entry import done
     from ov_weight_compression.ir_utils.errors import OptionError
+    from ov_weight_compression.ir_utils.publish import check_place, write_text
     from ov_weight_compression.passes.files import compress_path
 
     if parsed.output is None and not parsed.dry_run:
         raise OptionError("output: say where to write with -o OUT, or add --dry-run to see the report alone")
+    report = None if parsed.report is None else check_place("--report", parsed.report)
     options = _options(parsed)
     target = None if parsed.dry_run else parsed.output
     if parsed.quiet:
         results = compress_path(parsed.model, target, options, parsed.force, data=parsed.data)
+        done()
     else:
         from ov_weight_compression.passes.progress import progress_bar
 
         with progress_bar() as progress:
             results = compress_path(parsed.model, target, options, parsed.force, progress, parsed.data)
+            done()
         _summarise(results, parsed.dry_run)
-    if parsed.report is not None:
-        _write_report(results, parsed.report)
+    if report is not None:
+        models = [{"source": str(r.source), "target": str(r.target), **r.report.to_dict()} for r in results]
+        write_text(report, json.dumps(models[0] if len(models) == 1 else {"models": models}, indent=1) + "\n")
     return 0
 
 
@@ -191,17 +209,7 @@ def _summarise(results: Sequence[FileResult], dry_run: bool) -> None:
     console.print(f"{human_bytes(before)} of weights → {human_bytes(after)}: {where}", soft_wrap=True)
 
 
-def _write_report(results: Sequence[FileResult], path: Path) -> None:
-    import json
-
-    from ov_weight_compression.ir_utils.errors import WorkError
-
-    models = [{"source": str(r.source), "target": str(r.target), **r.report.to_dict()} for r in results]
-    try:
-        path.write_text(json.dumps(models[0] if len(models) == 1 else {"models": models}, indent=1) + "\n")
-    except OSError as error:
-        raise WorkError(f"{path}: the report cannot be written: {error.strerror}") from error
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    from ov_weight_compression.entry import main as enter
+
+    sys.exit(enter())

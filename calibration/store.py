@@ -5,7 +5,6 @@ Files lie in a temporary directory (`TMPDIR` decides where) that is removed when
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ov_weight_compression.calibration.graph import TensorKey
+from ov_weight_compression.ir_utils.publish import TemporaryFolder
 
 __all__ = ["Pool", "Store"]
 
@@ -29,22 +29,22 @@ class Pool:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.used = 0
-        self._directory: tempfile.TemporaryDirectory[str] | None = None
+        self._directory: TemporaryFolder | None = None
         self._files = 0
 
     def new_file(self) -> Path:
         """A path in the temporary directory that nothing uses yet."""
         if self._directory is None:
-            self._directory = tempfile.TemporaryDirectory(prefix="ov-weight-compression-")
+            self._directory = TemporaryFolder()
         self._files += 1
-        return Path(self._directory.name) / f"{self._files}.bin"
+        return self._directory.path / f"{self._files}.bin"
 
     def __enter__(self) -> Pool:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._directory is not None:
-            self._directory.cleanup()
+            self._directory.discard()
             self._directory = None
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ov_weight_compression.ir_utils.errors import CompressionError, MissingExtraError, OptionError, WorkError
+from ov_weight_compression.ir_utils.publish import check_place
 
 __all__ = ["add_compare_parser", "run_compare"]
 
@@ -94,42 +94,37 @@ def _add_results(parser: argparse.ArgumentParser) -> None:
 
 
 def run_compare(args: argparse.Namespace) -> int:
-    """Run the command. Returns 0 when done; 2 for bad input or options; 1 for a failure while working, or where a
-    package is missing. Errors go to stderr, one line."""
-    try:
-        _check_results(args)
-        from ov_weight_compression.evaluation.compare import compare
+    """Run the command and return 0; what goes wrong is raised as a `CompressionError`."""
+    _check_results(args)
+    from ov_weight_compression.evaluation.compare import compare
 
-        with _progress(args.quiet) as progress:
-            found = compare(
-                args.base,
-                args.compressed,
-                args.data,
-                window=args.window,
-                stride=args.stride,
-                context=args.context,
-                windows=args.windows,
-                score_last=not args.no_score_last,
-                tokenizer=args.tokenizer,
-                batch=args.batch,
-                shapes=dict(args.shape),
-                device=args.device,
-                as_deployed=args.as_deployed,
-                layers=not args.no_layers,
-                layer_samples=args.layer_samples,
-                save_base=args.save_base,
-                base_logits=args.base_logits,
-                progress=progress,
-            )
-        if args.json:
-            found.save_json(args.json)
-        if args.html:
-            found.save_html(args.html)
-        if not args.quiet:
-            found.print()
-    except CompressionError as error:
-        print(f"ov-compress: {error}", file=sys.stderr)
-        return 1 if isinstance(error, (WorkError, MissingExtraError)) else 2
+    with _progress(args.quiet) as progress:
+        found = compare(
+            args.base,
+            args.compressed,
+            args.data,
+            window=args.window,
+            stride=args.stride,
+            context=args.context,
+            windows=args.windows,
+            score_last=not args.no_score_last,
+            tokenizer=args.tokenizer,
+            batch=args.batch,
+            shapes=dict(args.shape),
+            device=args.device,
+            as_deployed=args.as_deployed,
+            layers=not args.no_layers,
+            layer_samples=args.layer_samples,
+            save_base=args.save_base,
+            base_logits=args.base_logits,
+            progress=progress,
+        )
+    if args.json:
+        found.save_json(args.json)
+    if args.html:
+        found.save_html(args.html)
+    if not args.quiet:
+        found.print()
     return 0
 
 
@@ -146,9 +141,10 @@ def _shape(text: str) -> tuple[str, tuple[int, ...]]:
 
 def _check_results(args: argparse.Namespace) -> None:
     """Before anything is computed: whether the results can be written where they are wanted."""
-    for option, path in (("--json", args.json), ("--html", args.html)):
-        if path is not None and (path.is_dir() or not path.parent.is_dir()):
-            raise OptionError(f"{option} {path}: there is no folder {path.parent} to write a file of this name to")
+    for name in ("json", "html", "save_base"):
+        path = getattr(args, name)
+        if path is not None:
+            setattr(args, name, check_place(f"--{name.replace('_', '-')}", path))
 
 
 @contextmanager

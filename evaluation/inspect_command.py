@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ov_weight_compression.ir_utils.publish import write_text
+from ov_weight_compression.ir_utils.publish import check_place, expanded, write_text
 
 __all__ = ["add_inspect_parser", "run_inspect"]
 
@@ -36,21 +36,18 @@ def run_inspect(args: argparse.Namespace) -> int:
     from ov_weight_compression.evaluation.inspect_model import inspect
     from ov_weight_compression.ir_utils.model_folder import models_in
 
-    source = args.model.expanduser()
+    source = expanded("MODEL", args.model)
+    target = None if args.json in (None, "-") else check_place("--json", Path(args.json))
     models = models_in(source) if source.is_dir() else [source]
     found = [inspect(model, args.device) for model in models]
     if args.json is not None:
         everything = [one.to_dict() for one in found]
-        _write_json(everything[0] if len(found) == 1 else {"models": everything}, args.json)
+        text = json.dumps(everything[0] if len(found) == 1 else {"models": everything}, indent=1) + "\n"
+        if target is None:
+            sys.stdout.write(text)
+        else:
+            write_text(target, text)
     if args.json != "-":
         for one in found:
             one.print(args.all)
     return 0
-
-
-def _write_json(content: dict[str, Any], target: str) -> None:
-    text = json.dumps(content, indent=1) + "\n"
-    if target == "-":
-        sys.stdout.write(text)
-        return
-    write_text(Path(target).expanduser(), text)

@@ -14,6 +14,7 @@ from ov_weight_compression.evaluation.format_names import mode_of, zero_point_of
 from ov_weight_compression.evaluation.inspection import Inspection, StoredFloat, StoredWeight
 from ov_weight_compression.ir_utils.ir_file import read_model
 from ov_weight_compression.ir_utils.model_folder import the_model_of
+from ov_weight_compression.ir_utils.publish import expanded
 from ov_weight_compression.ir_utils.recipe import read_recipe
 from ov_weight_compression.patterns import CompressedWeight, Skip, Weight, find_compressed, find_weights
 from ov_weight_compression.patterns.find import REPORTED_ELEMENTS
@@ -43,7 +44,7 @@ def inspect(
     if isinstance(model, ov.Model):
         name, read = str(model.get_friendly_name()), model
     else:
-        path = Path(model).expanduser()
+        path = expanded("MODEL", Path(model))
         path = the_model_of(path) if path.is_dir() else path
         name, read = str(path), read_model(path)
     check = check_device(read, device, whole_elements) if device is not None else None

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from os import PathLike
-from pathlib import Path
 
 import openvino as ov
 
@@ -14,6 +12,7 @@ from ov_weight_compression.evaluation.arithmetic import Arithmetic
 from ov_weight_compression.evaluation.feeding import Feeder
 from ov_weight_compression.evaluation.loading import Loaded, load
 from ov_weight_compression.ir_utils.errors import ModelError
+from ov_weight_compression.ir_utils.publish import TemporaryFolder
 from ov_weight_compression.patterns.graphs import graphs_of, is_postponed
 
 __all__ = ["Pair", "open_pair"]
@@ -57,6 +56,6 @@ def _settled(loaded: Loaded, stack: ExitStack) -> Loaded:
     compiled several times, and its weights are read one by one."""
     if not any(is_postponed(node) for graph in graphs_of(loaded.model) for node, _ in graph.constants):
         return loaded
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ov-compare-", ignore_cleanup_errors=True)))
+    folder = stack.enter_context(TemporaryFolder())
     ov.save_model(loaded.model, folder / "model.xml", compress_to_fp16=False)
     return replace(loaded, model=load(folder / "model.xml", loaded.name).model)

@@ -16,7 +16,7 @@ __all__ = ["StoredConstant", "read_model", "stored_constants"]
 
 _CONSTANT = re.compile(rb'<data\b[^>]*?\boffset="(\d+)"[^>]*?\bsize="(\d+)"')
 _READABLE = (".xml", ".onnx")
-_HEAD = re.compile(rb"(\xef\xbb\xbf)?\s*(<\?xml\b.*?\?>\s*)?(<!--.*?-->\s*)*<net\b", re.DOTALL)
+_HEAD_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,27 @@ def _check_head(xml: Path) -> None:
     thinks of that."""
     try:
         with xml.open("rb") as file:
-            head = file.read(1 << 16)
+            head = file.read(_HEAD_BYTES)
     except OSError as error:
         raise ModelError(f"{xml}: cannot be read: {error.strerror}") from error
-    if not _HEAD.match(head):
+    if not _begins_with_net(head):
         raise ModelError(f"{xml}: OpenVINO cannot read it: an IR begins with <net, and this file does not")
+
+
+def _begins_with_net(head: bytes) -> bool:
+    """Whether the first element is <net>, after declarations and comments."""
+    place = 3 if head.startswith(b"\xef\xbb\xbf") else 0
+    while True:
+        place += len(head[place:]) - len(head[place:].lstrip())
+        for begin, end in ((b"<?", b"?>"), (b"<!--", b"-->")):
+            if head.startswith(begin, place):
+                stop = head.find(end, place + len(begin))
+                if stop < 0:
+                    return False
+                place = stop + len(end)
+                break
+        else:
+            return re.match(rb"<net\b", head[place : place + 5]) is not None
 
 
 def _check_weights(xml: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from ov_weight_compression.ir_utils.errors import ModelError, OptionError, WorkError
 from ov_weight_compression.ir_utils.ir_file import stored_constants
-from ov_weight_compression.ir_utils.publish import Publication, cannot_write, mend, under_way, write_text
+from ov_weight_compression.ir_utils.publish import Publication, cannot_write, expanded, mend, under_way, write_text
 
 __all__ = ["convert_path", "edit_config", "models_in", "the_model_of"]
 
@@ -81,9 +81,13 @@ def convert_path(
         OptionError: the destination exists or is the source and `force` is not given, or cannot be.
         WorkError: writing failed; what was at the destination is still there.
     """
-    source = source.expanduser()
+    source = expanded("MODEL", source)
     if target is not None:
-        target = _settle_target(source, target.expanduser(), force)
+        try:
+            target = _settle_target(source, expanded("output", target), force)
+            Publication(target).discard()  # a place where nothing can be written is found out before any work
+        except OSError as error:
+            raise cannot_write(target, error) from error
     if not source.exists():
         mend(source)
     if not source.is_dir():

@@ -10,6 +10,7 @@ from typing import Any
 from ov_weight_compression.ir_utils.ir_file import read_model
 from ov_weight_compression.ir_utils.jobs import Job
 from ov_weight_compression.ir_utils.model_folder import convert_path, edit_config
+from ov_weight_compression.ir_utils.publish import expanded
 from ov_weight_compression.ir_utils.saving import save_model
 from ov_weight_compression.passes.report import Report
 from ov_weight_compression.passes.weight_compression import WeightCompression
@@ -63,7 +64,7 @@ def compress_path(
             return options
         from ov_weight_compression.calibration import read_data
 
-        folder = source.expanduser()
+        folder = expanded("MODEL", source)
         return {**options, "dataset": read_data(data, folder if folder.is_dir() else folder.parent)}
 
     def convert(model: Path, written: Path | None) -> Report:

@@ -36,6 +36,7 @@ def modules() -> list[Path]:
         *sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py")),
         ROOT / "__init__.py",
         ROOT / "cli.py",
+        ROOT / "entry.py",
     ]
 
 

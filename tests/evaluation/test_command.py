@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from ov_weight_compression.evaluation.compare_command import add_compare_parser
+from ov_weight_compression.cli import main
 from ov_weight_compression.passes import apply_weight_compression
 from tests.evaluation.small import language_model, perceptron
 
@@ -28,10 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(*words: object) -> int:
-    parser = argparse.ArgumentParser()
-    add_compare_parser(parser.add_subparsers())
-    args = parser.parse_args(["compare", *map(str, words)])
-    return int(args.run(args))
+    return main(["compare", *map(str, words)])
 
 
 def test_everything_is_written(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ov_weight_compression.ir_utils import publish
+from ov_weight_compression.ir_utils import swapping
 from ov_weight_compression.ir_utils.errors import WorkError
 from ov_weight_compression.ir_utils.publish import Publication, discard_open, mend, write_text
 
@@ -165,7 +165,7 @@ def test_where_there_are_no_links_nothing_is_mixed_and_the_next_one_mends(
 
 
 def test_where_folders_cannot_be_exchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publish, "_exchange", lambda *_: False)
+    monkeypatch.setattr(swapping, "_exchange", lambda *_: False)
     seen = []
     for step in range(1, 99):
         folder = tmp_path / str(step)
