@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import prod
 
 import numpy as np
+import openvino as ov
 
 from ov_weight_compression.patterns import CompressedWeight
 from ov_weight_compression.patterns.graphs import is_postponed
@@ -15,7 +16,7 @@ __all__ = ["mode_of", "zero_point_of"]
 
 def mode_of(weight: CompressedWeight) -> str:
     """The name that the options of compression have for a weight's format; one of its own kind where they have none
-    (`fp8_e5m2`, `int6_asym`). Unsigned codes with a single zero point for the whole weight are symmetric."""
+    (`fp8_e5m2`, `int6_asym`). Unsigned codes with a single zero point for all scales are symmetric."""
     storage, scale = weight.storage, weight.scale_type
     if weight.table is not None:
         return "cb4" if _is_cb4(weight) else "codebook"
@@ -28,7 +29,7 @@ def mode_of(weight: CompressedWeight) -> str:
     if zero is None:
         symmetric = storage.startswith("i")
     else:
-        symmetric = storage.startswith("u") and prod(zero.shape) == 1 < weight.elements
+        symmetric = storage.startswith("u") and _is_one_for_all(weight, zero)
     return f"int{storage[1:]}_{'sym' if symmetric else 'asym'}"
 
 
@@ -38,9 +39,15 @@ def zero_point_of(weight: CompressedWeight) -> str:
     if zero is None:
         return ""
     kind = zero.get_output_element_type(0).to_string()
-    if prod(zero.shape) == 1 < weight.elements:
+    if _is_one_for_all(weight, zero):
         return f"{kind}, one"
     return str(kind)
+
+
+def _is_one_for_all(weight: CompressedWeight, zero: ov.Node) -> bool:
+    """Whether it is the one zero point of several scales, or a scalar; a weight of one channel has one of its own."""
+    scales = 1 if weight.scale is None else prod(weight.scale.shape)
+    return prod(zero.shape) == 1 < weight.elements and (len(zero.shape) == 0 or scales > 1)
 
 
 def _is_cb4(weight: CompressedWeight) -> bool:

@@ -16,6 +16,9 @@ from ov_weight_compression.quantization.spec import Spec
 
 __all__ = ["fit"]
 
+_LARGEST = 2.0**100  # where scales in f32 and f8e8m0 end, so that no product overflows
+_F16_MAX = 65504.0
+
 
 def fit(weight: Weight, wish: Wish, values: ValueRange, options: Options) -> Choice | Skip:
     """The choice that comes of a wish, or why there is none.
@@ -24,7 +27,8 @@ def fit(weight: Weight, wish: Wish, values: ValueRange, options: Options) -> Cho
         OptionError: the group does not divide the weight's channels and `group_size_fallback` is `error`.
     """
     fitted = _fit(weight, wish, options)
-    return _with_search(_with_range(fitted, values), options) if isinstance(fitted, Choice) else fitted
+    ranged = _with_range(fitted, values) if isinstance(fitted, Choice) else fitted
+    return _with_search(ranged, options) if isinstance(ranged, Choice) else ranged
 
 
 def _fit(weight: Weight, wish: Wish, options: Options) -> Choice | Skip:
@@ -99,10 +103,20 @@ def _choice(weight: Weight, row: Format, group: int, wish: Wish) -> Choice:
     return Choice(weight, Spec(row, group, row.scale), 0.0, wish.reason, wish.in_ratio)
 
 
-def _with_range(choice: Choice, values: ValueRange) -> Choice:
-    """What follows from the values' magnitude: f32 scales where f16 cannot hold one."""
+def _with_range(choice: Choice, values: ValueRange) -> Choice | Skip:
+    """What follows from the values' magnitude: f32 scales where f16 cannot hold one, a skip where nothing holds it."""
     ranged = replace(choice, absmax=values.absmax)
+    if values.absmax > _LARGEST * min(1.0, choice.spec.format.top):
+        return skipped(choice.weight, f"values up to {values.absmax:.1e}, beyond what scales reach")
+    if 2 * values.absmax > _F16_MAX and _is_read_in_f16(choice.weight):
+        return skipped(choice.weight, f"values up to {values.absmax:g}, which f16 does not hold once they are rounded")
     return _with_wide_scales(ranged) if choice.spec.scale_type == "f16" and ranged.beyond_f16 else ranged
+
+
+def _is_read_in_f16(weight: Weight) -> bool:
+    """Whether something computes with its values in f16; a Convert takes them as the chain has them."""
+    readers = [target.get_node() for target in weight.constant.output(0).get_target_inputs()]
+    return weight.element_type == "f16" and any(reader.get_type_name() != "Convert" for reader in readers)
 
 
 def _with_wide_scales(choice: Choice) -> Choice:

@@ -244,3 +244,10 @@ def test_errors_of_the_command(saved: Path, capsys: pytest.CaptureFixture[str]) 
     assert "truncated" in capsys.readouterr().err
     assert main(["inspect", str(saved.parent / "empty")]) == 2
     capsys.readouterr()
+
+
+@pytest.mark.parametrize("mode", ["int8_asym", "int8_sym"])
+def test_a_weight_of_one_channel_is_called_what_it_is(mode: str) -> None:
+    model = models.linear(1, 96)
+    WeightCompression(mode=mode).run_on_model(model)
+    assert [weight.mode for weight in inspect(model).weights] == [mode]

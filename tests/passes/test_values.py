@@ -165,3 +165,26 @@ def test_ranges_without_zero(mode: str, shift: float) -> None:
 def saved(model: ov.Model, folder: Path) -> ov.Model:
     stored(model, folder)
     return ov.Core().read_model(folder / "model.xml")
+
+
+@pytest.mark.parametrize("mode", ["int8_asym", "int4_asym", "int4_sym", "nf4", "mxfp4", "nvfp4"])
+def test_values_beyond_what_scales_reach_are_left_alone(mode: str) -> None:
+    """Scales end at 2^100; larger values would be cut off in silence."""
+    values = random(1e30).astype(np.float32)
+    values[0, 0] = 2e31
+    report = compressed(with_values(values), mode)
+    assert [skip.reason for skip in report.skips] == ["values up to 2.0e+31, beyond what scales reach"]
+
+
+@pytest.mark.parametrize(("largest", "skipped"), [(65504.0, True), (32000.0, False)])
+def test_values_at_the_end_of_f16_that_are_read_in_f16(largest: float, skipped: bool) -> None:
+    """Rounding puts some of them above 65504, and a Transpose in f16 would make them infinite."""
+    values = np.clip(random() * largest, -largest, largest).astype(np.float16)
+    x = op.parameter([-1, 128], np.float32)
+    turned = op.transpose(op.constant(np.ascontiguousarray(values.T)), op.constant(np.array([1, 0])))
+    model = ov.Model([op.result(op.matmul(x, op.convert(turned, "f32"), False, True))], [x])
+    report = compressed(model, "int8_asym")
+    assert bool(report.rows) is not skipped
+    if skipped:
+        assert report.skips[0].reason == "values up to 65504, which f16 does not hold once they are rounded"
+    assert np.isfinite(matrix_of(model, 128)).all()
