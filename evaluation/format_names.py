@@ -26,10 +26,7 @@ def mode_of(weight: CompressedWeight) -> str:
     if storage == "nf4":
         return "nf4"
     zero = weight.zero_point
-    if zero is None:
-        symmetric = storage.startswith("i")
-    else:
-        symmetric = storage.startswith("u") and _is_one_for_all(weight, zero)
+    symmetric = storage.startswith("i") if zero is None else storage[0] == "u" and _is_one_for_all(weight, zero)
     return f"int{storage[1:]}_{'sym' if symmetric else 'asym'}"
 
 

@@ -309,7 +309,7 @@ def _referenced(saved: ov.Model, rounded: bool = False) -> ov.Model:
 def _coarse(values: Array, bf16: bool) -> Array:
     """Off by as much as a plugin may round that folds a chain in the type that the graph says, in either direction."""
     signs = np.random.default_rng(0).choice(np.array([-1, 1], np.float32), values.shape)
-    return values * (1 + signs * np.float32(2**-8 if bf16 else 2**-11))
+    return values + signs * np.maximum(np.abs(values) * np.float32(2**-8 if bf16 else 2**-11), np.float32(2**-25))
 
 
 _FLOATS = ("f32", "f16", "bf16", "f64")
