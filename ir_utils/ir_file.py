@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree.ElementTree import ParseError, iterparse
 
 import openvino as ov
 
-from ov_weight_compression.ir_utils.errors import ModelError
+from ov_weight_compression.ir_utils.errors import ModelError, WorkError
 from ov_weight_compression.ir_utils.publish import mend
 
-__all__ = ["StoredConstant", "read_model", "stored_constants"]
+__all__ = ["StoredConstant", "changed_since", "read_model", "stored_constants"]
 
 _CONSTANT = re.compile(rb'<data\b[^>]*?\boffset="(\d+)"[^>]*?\bsize="(\d+)"')
 _READABLE = (".xml", ".onnx")
@@ -30,6 +31,36 @@ class StoredConstant:
 def stored_constants(xml: Path) -> list[StoredConstant]:
     """Where the constants that an .xml names lie in its .bin; several may name the same bytes."""
     return [StoredConstant(int(offset), int(size)) for offset, size in _CONSTANT.findall(xml.read_bytes())]
+
+
+def changed_since(path: str | Path) -> Callable[[], None]:
+    """What raises, when it is called, if somebody has written into a model's files.
+
+    The weights stay in the mapped file until they are computed: whoever writes into it meanwhile changes the result.
+    A file that was replaced or removed does no harm: what is mapped is the old one.
+
+    Raises:
+        WorkError: (when called) a file was written to; names it.
+    """
+    files = [Path(path), Path(path).with_suffix(".bin")]
+    before = [_state(file) for file in files]
+
+    def check() -> None:
+        for file, old in zip(files, before, strict=True):
+            new = _state(file)
+            if old is not None and new is not None and old[:2] == new[:2] and old != new:
+                raise WorkError(f"{file}: was changed while it was read; nothing was written")
+
+    return check
+
+
+def _state(file: Path) -> tuple[int, ...] | None:
+    """Which file it is, and what changes when it is written to."""
+    try:
+        known = file.stat()
+    except OSError:
+        return None
+    return known.st_dev, known.st_ino, known.st_size, known.st_mtime_ns
 
 
 def read_model(path: str | Path) -> ov.Model:

@@ -11,7 +11,7 @@ rounded away is not in the file any more and does not come back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -161,13 +161,26 @@ class _FloatWeight:
     def _pieces(self) -> Iterable[Array]:
         """The values in order, in the constant's type; what was read of the file is given back at the end."""
         try:
-            for piece in ConstantValues(self._weight.end.output(0)).pieces():
+            for piece in self._checked(ConstantValues(self._weight.end.output(0)).pieces()):
                 yield piece.astype(_DTYPES[self._dtype], copy=False)
+        except WorkError:
+            raise
         except RuntimeError as error:
             raise WorkError(f"{self.name}: cannot be decompressed: {error}") from error
         for part in self._weight.constants:
             if not is_postponed(part):
                 self._mappings.drop(part.get_tensor_view().data)
+
+    def _checked(self, pieces: Iterator[Array]) -> Iterator[Array]:
+        """The pieces, each after a look at whether the file still has them."""
+        read = [part.get_tensor_view().data for part in self._weight.constants if not is_postponed(part)]
+        while True:
+            for part in read:
+                self._mappings.check(part)
+            try:
+                yield next(pieces)
+            except StopIteration:
+                return
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def decompress_path(
         OptionError: a dtype, or a destination that exists or is the source and `force` is not given.
         WorkError: computing or writing failed; what was at the destination is still there.
     """
-    from ov_weight_compression.ir_utils.ir_file import read_model
+    from ov_weight_compression.ir_utils.ir_file import changed_since, read_model
     from ov_weight_compression.ir_utils.model_folder import convert_path, edit_config
     from ov_weight_compression.ir_utils.saving import save_model
     from ov_weight_compression.passes.decompress import DecompressWeights
@@ -66,10 +66,11 @@ def decompress_path(
     own = DecompressWeights(dtype)
 
     def convert(path: Path, written: Path | None) -> Sequence[Any]:
+        check_unchanged = changed_since(path)
         model = read_model(path)
         own.run_on_model(model)
         if written is not None:
-            save_model(model, written)
+            save_model(model, written, after_write=check_unchanged)
         return own.weights
 
     def finish(folder: Path, results: list[Sequence[Any]]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ov_weight_compression.ir_utils.ir_file import read_model
+from ov_weight_compression.ir_utils.ir_file import changed_since, read_model
 from ov_weight_compression.ir_utils.jobs import Job
 from ov_weight_compression.ir_utils.model_folder import convert_path, edit_config
 from ov_weight_compression.ir_utils.publish import expanded
@@ -75,6 +75,7 @@ def compress_path(
 
 def _compress_file(source: Path, target: Path | None, options: dict[str, Any], progress: Progress) -> Report:
     pass_ = WeightCompression(**options)
+    check_unchanged = changed_since(source)
     model = read_model(source)
     if target is None:
         return pass_.preview(model)
@@ -86,7 +87,7 @@ def _compress_file(source: Path, target: Path | None, options: dict[str, Any], p
 
     pass_.on_weight_finished(finished)
     progress.start(source.name, pass_.report)
-    save_model(model, target)
+    save_model(model, target, after_write=check_unchanged)
     return pass_.report
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from openvino import opset13 as op
 
 from ov_weight_compression.ir_utils import constants as module
 from ov_weight_compression.ir_utils.constants import ConstantReader, FileMappings, bf16_to_f32
+from ov_weight_compression.ir_utils.errors import WorkError
 from ov_weight_compression.ir_utils.layout import Layout
 from tests.models import constant, linear
 
@@ -168,3 +170,31 @@ def resident_of(path: Path) -> int:
         elif inside and line.startswith("Rss:"):
             found += int(line.split()[1]) * 1024
     return found
+
+
+def on_disk(path: Path) -> ov.Node:
+    """A weight in a mapped file."""
+    ov.save_model(linear(256, 256), path, compress_to_fp16=False)
+    model = ov.Core().read_model(path)
+    return max((node for node in model.get_ops() if node.get_type_name() == "Constant"), key=lambda n: n.data.size)
+
+
+@linux
+def test_a_file_that_was_cut_short_is_an_error_before_it_is_touched(tmp_path: Path) -> None:
+    """Reading on would end the process."""
+    weight = on_disk(tmp_path / "m.xml")
+    reader = ConstantReader(weight, Layout.of((256, 256), (1,)), FileMappings())
+    reader.scan()
+    os.truncate(tmp_path / "m.bin", 5000)
+    for read in (reader.scan, reader.read_all, lambda: reader.sample(4)):
+        with pytest.raises(WorkError, match=r"m\.bin: became shorter while it was read \(5000 bytes, \d+ are needed\)"):
+            read()
+
+
+@linux
+def test_a_file_that_was_replaced_is_read_on(tmp_path: Path) -> None:
+    weight = on_disk(tmp_path / "m.xml")
+    (tmp_path / "other.bin").write_bytes(b"")
+    (tmp_path / "other.bin").replace(tmp_path / "m.bin")
+    reader = ConstantReader(weight, Layout.of((256, 256), (1,)), FileMappings())
+    assert np.isfinite(reader.read_all()).all()
