@@ -44,7 +44,7 @@ def draw(seed: int, number: int, folder: Path) -> tuple[oracle.Case | None, Sket
     samples = [
         {number: feed(random) for number, feed in enumerate(drawn.feeds)} for _ in range(options.get("dataset", 0))
     ]
-    return oracle.Case(model, options, feeds, samples, folder), drawn, options
+    return oracle.Case(model, options, feeds, samples, folder, number), drawn, options
 
 
 def check_case(
