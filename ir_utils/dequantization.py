@@ -28,11 +28,12 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as ops
 
+from ov_weight_compression.ir_utils.device_facts import EXPANDED_STORAGE
+
 __all__ = ["ChainParts", "build_dequantization", "protect_from_folding", "replace_constant"]
 
 _FOLDING_MARK = "DisableConstantFolding_0"
 _DECOMPRESSION_MARK = "decompression_0"
-_EXPANDED_STORAGE = frozenset({"u1", "u3", "u6", "f8e4m3", "f8e5m2"})
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,13 @@ class ChainParts:
 
 
 def build_dequantization(
-    parts: ChainParts, name: str, shape: tuple[int, ...], *, expanded: bool = False, wide: bool = False
+    parts: ChainParts,
+    name: str,
+    shape: tuple[int, ...],
+    *,
+    expanded: bool = False,
+    wide: bool = False,
+    kept_from_codes: bool = False,
 ) -> Any:
     """Build the chain and return its last node, of the weight's `shape`; f32 where the scale is or the plugin folds
     the chain (so that the folded values are not rounded to f16 on the way), else f16.
@@ -62,11 +69,13 @@ def build_dequantization(
         shape: the weight's shape.
         expanded: the layer is one for which the CPU plugin folds the chain whatever the codes are.
         wide: compute in f32 in any case: the scales are beyond f16 though they are not stored as f32.
+        kept_from_codes: the CPU plugin would misread the codes (see `device_facts`): the chain is multiplied by a one,
+            which it does not recognise and so folds to floats, when it reads the chain from a file too.
 
     The codes keep the weight's `name`, so whoever looks for the weight finds it; the other nodes' names derive from it.
     """
     kind = parts.codes.get_output_element_type(0).get_type_name()
-    folded = expanded or parts.table is not None or kind in _EXPANDED_STORAGE
+    folded = expanded or kept_from_codes or parts.table is not None or kind in EXPANDED_STORAGE
     wide = wide or folded or parts.scale.get_output_element_type(0) == ov.Type.f32
     arithmetic = ov.Type.f32 if wide else ov.Type.f16
     operations: list[Any] = []
@@ -90,6 +99,8 @@ def build_dequantization(
         zero = add(ops.convert(parts.zero_point, arithmetic), "zero_point/convert")
         value = add(ops.subtract(value, zero), "subtract")
     value = add(ops.multiply(value, _scale(parts, arithmetic, add_scale)), "multiply")
+    if kept_from_codes:
+        value = add(ops.multiply(value, ops.constant(np.float32(1))), "one")
     if tuple(value.get_output_shape(0)) != shape:
         target = add(ops.constant(np.array(shape, dtype=np.int64)), "shape")
         value = add(ops.reshape(value, target, special_zero=False), "reshape")

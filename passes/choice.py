@@ -25,6 +25,8 @@ class Choice:
     """Why it is not simply the mode that was asked for; empty where it is."""
     in_ratio: bool = False
     """Whether `ratio` decided over this weight."""
+    kept_from_codes: bool = False
+    """CPUs would misread its codes: it is stored in a chain that they expand."""
 
     @property
     def few_bits(self) -> bool:

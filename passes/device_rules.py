@@ -2,18 +2,7 @@
 
 A mode is one thing and what a device executes is another: a weight whose codes the plugin has no kernel for is expanded
 to floats when the model is compiled. The file is smaller then, but neither memory nor time is saved at run time.
-
-    layer                                  CPU                        GPU             NPU
-    MatMul, 2-D weight as second input     i8 u8 i4 u4 u2 nf4 f4e2m1  i8 u8 i4 u4     i8 i4
-    GroupedMatMul                          i8 u8 i4 u4                ?               ?
-    Gather                                 i8 u8 i4 u4                i8 u8 i4 u4     i8 i4
-    MatMul, weights [n, out, in], n > 1    none (expanded to bf16)    ?               ?
-    MatMul, weight as first input          none                       ?               ?
-    convolutions                           none                       none            none
-
-Codebooks are expanded everywhere. The CPU's column was read from its runtime graph with OpenVINO 2026.4 on a processor
-with AVX-512 and bfloat16; the others follow OpenVINO's documentation (the NPU wants symmetric integers) and were not
-measured. All of it may change with the next version: `ov-compress inspect --device` looks at the device itself.
+What is known is in `ir_utils.device_facts`; `ov-compress inspect --device` looks at the device itself.
 """
 
 from __future__ import annotations
@@ -22,36 +11,18 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ov_weight_compression.ir_utils.device_facts import EXECUTED, misread
 from ov_weight_compression.passes.modes import Device, Mode
 from ov_weight_compression.patterns import Consumer, Kind, Weight
 from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL, Format
 
-__all__ = ["Variant", "device_warnings", "executed_variant", "is_expanded"]
+__all__ = ["Variant", "device_warnings", "executed_variant", "is_expanded", "layer_of", "misreading"]
 
 _MEASURED = {
     Device.CPU: "measured with OpenVINO 2026.4",
     Device.GPU: "by OpenVINO's documentation",
     Device.NPU: "by OpenVINO's documentation",
 }
-
-_INTEGERS = frozenset({"i8", "u8", "i4", "u4"})
-_SYMMETRIC = frozenset({"i8", "i4"})
-_NOTHING: frozenset[str] = frozenset()
-_CONVOLUTIONS = {"convolution": _NOTHING}
-
-_EXECUTED: dict[Device, dict[str, frozenset[str]]] = {
-    Device.CPU: {
-        "MatMul": _INTEGERS | {"u2", "nf4", "f4e2m1"},
-        "GroupedMatMul": _INTEGERS,
-        "Gather": _INTEGERS,
-        "MatMul of 3-D weights": _NOTHING,
-        "MatMul with the weight as first input": _NOTHING,
-        **_CONVOLUTIONS,
-    },
-    Device.GPU: {"MatMul": _INTEGERS, "Gather": _INTEGERS, **_CONVOLUTIONS},
-    Device.NPU: {"MatMul": _SYMMETRIC, "Gather": _SYMMETRIC, **_CONVOLUTIONS},
-}
-"""Storage types by kind of layer; what is not in the table is not known."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +60,15 @@ def executed_variant(device: Device, weight: Weight, row: Format, group: int) ->
     return None
 
 
+def misreading(device: Device | None, weight: Weight, row: Format, group: int) -> str | None:
+    """Why a CPU computes something else in one of the weight's layers from this format than its codes say; None where
+    it does not, or where another device is named."""
+    if device not in (None, Device.CPU) or row.table_type is not None:
+        return None
+    found = (misread(layer_of(use), row.storage, group, weight.columns, weight.rows) for use in weight.consumers)
+    return next((reason for reason in found if reason is not None), None)
+
+
 def device_warnings(device: Device | None, choices: Iterable[tuple[Weight, Format]]) -> tuple[str, ...]:
     """What the device, or the CPU where none is named, is known to expand, one line for each format and layer."""
     target = device or Device.CPU
@@ -107,17 +87,17 @@ def device_warnings(device: Device | None, choices: Iterable[tuple[Weight, Forma
 
 def _expanding_layer(device: Device, weight: Weight, row: Format) -> str | None:
     """The first kind of layer that would read the weight expanded."""
-    table = _EXECUTED[device]
+    table = EXECUTED[device.value]
     storage = "a codebook" if row.table_type is not None else row.storage
     for consumer in weight.consumers:
-        layer = _layer(consumer)
+        layer = layer_of(consumer)
         if storage not in table.get(layer, {storage}):
             return layer
     return None
 
 
-def _layer(consumer: Consumer) -> str:
-    """What the table calls a layer."""
+def layer_of(consumer: Consumer) -> str:
+    """What `device_facts` calls a layer."""
     kind = str(consumer.node.get_type_name())
     if consumer.kind is Kind.CONVOLUTION:
         return "convolution"

@@ -54,7 +54,7 @@ def stored_parts(layout: Layout, spec: Spec) -> dict[str, Part]:
     scales = layout.scale_shape(group)
     parts = {"codes": Part(row.storage, layout.grouped_shape(group))}
     if row.zero_point == "group":
-        parts["zero_point"] = Part(row.storage, scales)
+        parts["zero_point"] = Part(row.zero_type or row.storage, scales)
     elif row.zero_point == "scalar":
         parts["zero_point"] = Part("i8", ())
     parts["scale"] = Part(spec.scale_type, scales)
@@ -175,7 +175,8 @@ class WeightJob:
                 sink.write(0, pack(unpacked, row.bits))
             tensors = {"scale": filled(parts["scale"], layout.scales_in_place(scales, group))}
             if zeros is not None:
-                packed = pack(layout.scales_in_place(zeros, group), row.bits)
+                bits = element_type(parts["zero_point"].type).bitwidth
+                packed = pack(layout.scales_in_place(zeros, group), bits)
                 tensors["zero_point"] = filled(parts["zero_point"], packed)
             return tensors
 

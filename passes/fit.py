@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ov_weight_compression.ir_utils.constants import ValueRange
+from ov_weight_compression.ir_utils.device_facts import CHECKED, working_groups
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.passes.choice import Choice, Wish, skipped
-from ov_weight_compression.passes.device_rules import executed_variant
+from ov_weight_compression.passes.device_rules import executed_variant, misreading
 from ov_weight_compression.passes.modes import BackupMode, GroupSizeFallback, Mode
 from ov_weight_compression.passes.options import Options
 from ov_weight_compression.patterns import Kind, Skip, Weight
-from ov_weight_compression.quantization.formats import FORMATS, Format
+from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL, Format
 from ov_weight_compression.quantization.spec import Spec
 
 __all__ = ["fit"]
@@ -24,7 +25,8 @@ def fit(weight: Weight, wish: Wish, values: ValueRange, options: Options) -> Cho
     """The choice that comes of a wish, or why there is none.
 
     Raises:
-        OptionError: the group does not divide the weight's channels and `group_size_fallback` is `error`.
+        OptionError: the group does not divide the weight's channels and `group_size_fallback` is `error`; CPUs misread
+            codes in groups of the size that was asked for.
     """
     fitted = _fit(weight, wish, options)
     ranged = _with_range(fitted, values) if isinstance(fitted, Choice) else fitted
@@ -43,14 +45,26 @@ def _fit(weight: Weight, wish: Wish, options: Options) -> Choice | Skip:
         return _fall_back(weight, wish, options, f"{row.name} is not for convolutions")
     group = wish.group
     if group == -1 or (group == weight.columns and not row.fixed_group):
-        return _choice(weight, row, -1, wish)
+        return _per_channel(weight, row, wish, options)
     if not _groupable(weight):
         if options.group_size_fallback is GroupSizeFallback.ERROR:
             raise OptionError(_group_error(weight, group, "groups cannot run along its reduction axes"))
         return _fall_back(weight, wish, options, "groups cannot run along its reduction axes")
     if weight.columns % group == 0:
-        return _choice(weight, row, group, wish)
-    return _adjust(weight, wish, options, row)
+        problem = misreading(options.device, weight, row, group)
+        return (
+            _choice(weight, row, group, wish) if problem is None else _other_group(weight, wish, options, row, problem)
+        )
+    return _adjust(weight, wish, options, row, f"{weight.columns} channels cannot be cut into groups of {group}")
+
+
+def _per_channel(weight: Weight, row: Format, wish: Wish, options: Options) -> Choice:
+    """One scale a channel; where CPUs misread such rows, in a chain that they do not take for codes."""
+    problem = misreading(options.device, weight, row, PER_CHANNEL)
+    if problem is None:
+        return _choice(weight, row, PER_CHANNEL, wish)
+    reason = _join(wish.reason, f"{problem}, so it is stored in a way that they expand")
+    return replace(_choice(weight, row, PER_CHANNEL, replace(wish, reason=reason)), kept_from_codes=True)
 
 
 def _for_device(weight: Weight, wish: Wish, options: Options) -> Wish:
@@ -63,8 +77,15 @@ def _for_device(weight: Weight, wish: Wish, options: Options) -> Wish:
     return replace(wish, mode=variant.mode, group=variant.group, reason=_join(wish.reason, variant.reason))
 
 
-def _adjust(weight: Weight, wish: Wish, options: Options, row: Format) -> Choice | Skip:
-    problem = f"{weight.columns} channels cannot be cut into groups of {wish.group}"
+def _other_group(weight: Weight, wish: Wish, options: Options, row: Format, problem: str) -> Choice | Skip:
+    """What a weight gets whose group size CPUs misread: named for this very weight it is refused, with those that
+    work."""
+    if wish.by_rule or options.group_size_fallback is GroupSizeFallback.ERROR:
+        raise OptionError(_misread_error(weight, row, wish))
+    return _adjust(weight, wish, options, row, problem)
+
+
+def _adjust(weight: Weight, wish: Wish, options: Options, row: Format, problem: str) -> Choice | Skip:
     fallback = options.group_size_fallback
     if fallback is GroupSizeFallback.ERROR:
         raise OptionError(_group_error(weight, wish.group, f"it has {weight.columns} channels"))
@@ -92,7 +113,10 @@ def _fall_back(weight: Weight, wish: Wish, options: Options, problem: str) -> Ch
     variant = executed_variant(options.device, weight, row, row.default_group) if options.device else None
     if variant is not None:
         row, reason = FORMATS[variant.mode.value], _join(reason, variant.reason)
-    return _choice(weight, row, row.default_group, replace(wish, reason=reason))
+    wish = replace(wish, reason=reason)
+    if row.default_group == PER_CHANNEL:
+        return _per_channel(weight, row, wish, options)
+    return _choice(weight, row, row.default_group, wish)
 
 
 def _groupable(weight: Weight) -> bool:
@@ -141,6 +165,17 @@ def _group_error(weight: Weight, group: int, why: str) -> str:
     return (
         f"group_size: {group} does not fit {weight.name} (used by {weight.consumers[0].name}): {why}; "
         "choose a divisor, group_size_fallback='adjust' or 'ignore', or give this weight a rule"
+    )
+
+
+def _misread_error(weight: Weight, row: Format, wish: Wish) -> str:
+    """A group size that was asked for by name is refused, with those that work."""
+    said = f"{wish.reason}: group_size" if wish.by_rule else "group_size"
+    sizes = ", ".join(map(str, working_groups(weight.columns) or working_groups()))
+    return (
+        f"{said}: {wish.group} cannot be used for {weight.name} (used by {weight.consumers[0].name}): the CPU plugin "
+        f"of OpenVINO {CHECKED[-1]} computes something else from {row.storage} in groups of {wish.group}; sizes that "
+        f"work for its {weight.columns} channels: {sizes}; device='GPU' or 'NPU' says that no CPU will run it"
     )
 
 

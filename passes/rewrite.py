@@ -17,6 +17,7 @@ import openvino as ov
 
 from ov_weight_compression.ir_utils.deferral import FileSink, active_deferral
 from ov_weight_compression.ir_utils.dequantization import ChainParts, build_dequantization, replace_constant
+from ov_weight_compression.ir_utils.device_facts import CPU_EXECUTED
 from ov_weight_compression.ir_utils.jobs import Job, Task
 from ov_weight_compression.ir_utils.pipeline import Pipeline
 from ov_weight_compression.ir_utils.postponed import postponed_constant
@@ -29,7 +30,6 @@ from ov_weight_compression.patterns import Kind
 __all__ = ["PostponedWeight", "rewrite"]
 
 LARGE_BYTES = 32 << 20
-_GATHERED_STORAGE = frozenset({"u8", "i8", "u4", "i4"})
 _TELLING_STORAGE = frozenset({"u8", "i8", "u4", "i4", "nf4", "f8e4m3"})
 
 
@@ -126,7 +126,12 @@ def rewrite(
             if part != "codes":
                 node.set_friendly_name(f"{name}/{part}")
         chain = build_dequantization(
-            ChainParts(**parts), name, weight.shape, expanded=_expanded(choice), wide=choice.beyond_f16
+            ChainParts(**parts),
+            name,
+            weight.shape,
+            expanded=_expanded(choice),
+            wide=choice.beyond_f16,
+            kept_from_codes=choice.kept_from_codes,
         )
         replace_constant(weight.constant, chain, name)
         for consumer in weight.consumers:
@@ -140,7 +145,7 @@ def _expanded(choice: Choice) -> bool:
     if Kind.GATHER not in kinds:
         return Kind.CONVOLUTION in kinds
     in_groups_of_its_own_shape = choice.spec.group_size != -1 and len(choice.weight.shape) > 2
-    return choice.spec.format.storage not in _GATHERED_STORAGE or in_groups_of_its_own_shape
+    return choice.spec.format.storage not in CPU_EXECUTED["Gather"] or in_groups_of_its_own_shape
 
 
 def _telltale(jobs: Sequence[WeightJob]) -> WeightJob | None:

@@ -26,6 +26,7 @@ class Format:
         zero_point: ``None``, ``"group"`` (one code per group, in ``storage``) or ``"scalar"`` (``zero_value``, one i8
             for the
             weight: unsigned storage read as signed).
+        zero_type: OpenVINO's name of the type that zero points of groups are stored in; ``storage`` where empty.
         zero_value: what ``"scalar"`` subtracts from each code.
         tensor_scale: one f32 scalar for the whole weight multiplies every scale.
         levels: value of each code, in code order, for formats whose codes are not integers. NaN marks a code
@@ -50,6 +51,7 @@ class Format:
     scale: str = "f16"
     zero_point: str | None = None
     zero_value: int = 0
+    zero_type: str = ""
     tensor_scale: bool = False
     levels: tuple[float, ...] | None = None
     ties_to_even: bool = False

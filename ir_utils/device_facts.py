@@ -1,0 +1,111 @@
+"""What devices make of weights that are stored as codes: the one table that the plan, the chains, the README's test and
+`inspect` read.
+
+    layer                                  CPU                        GPU             NPU
+    MatMul, 2-D weight as second input     i8 u8 i4 u4 u2 nf4 f4e2m1  i8 u8 i4 u4     i8 i4
+    GroupedMatMul                          i8 u8 i4 u4                ?               ?
+    Gather                                 i8 u8 i4 u4                i8 u8 i4 u4     i8 i4
+    MatMul, weights [n, out, in], n > 1    none (expanded to bf16)    ?               ?
+    MatMul, weight as first input          none                       ?               ?
+    convolutions                           none                       none            none
+
+Codebooks are expanded everywhere. The CPU's column was read from its runtime graph on a processor with AVX-512 and
+bfloat16; the others follow OpenVINO's documentation (the NPU wants symmetric integers) and were not measured.
+
+The CPU multiplies something else than the codes say, without an error, in three cases; each by how many channels, which
+rows, which precision and which instruction set varies, so that only what is right everywhere counts as right:
+
+- groups whose size is no power of two (24 and 96 in f32 are right, 96 in bf16 is not), in MatMul and GroupedMatMul;
+- per channel in MatMul, rows that end inside a byte: an odd number of 4-bit codes, of 2-bit codes no multiple of four;
+- per channel in MatMul, an odd number of 8-bit codes, where the layer is computed in bf16 from five rows on, with
+  activations that are not quantised (always below 32 channels).
+
+`python -m benchmarks.device_sweep` measures all of it; its table is in benchmarks/results/device_sweep.md.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CHECKED",
+    "CPU_EXECUTED",
+    "EXECUTED",
+    "EXPANDED_STORAGE",
+    "GROUPED_MATMUL",
+    "MATMUL",
+    "is_checked",
+    "misread",
+    "release_of",
+    "working_groups",
+]
+
+MATMUL, GROUPED_MATMUL, GATHER = "MatMul", "GroupedMatMul", "Gather"
+
+CHECKED = ("2026.4",)
+"""The releases of OpenVINO with which the CPU's column and what it misreads were measured."""
+
+_INTEGERS = frozenset({"i8", "u8", "i4", "u4"})
+_SYMMETRIC = frozenset({"i8", "i4"})
+_NOTHING: frozenset[str] = frozenset()
+_CONVOLUTIONS = {"convolution": _NOTHING}
+
+CPU_EXECUTED: dict[str, frozenset[str]] = {
+    MATMUL: _INTEGERS | {"u2", "nf4", "f4e2m1"},
+    GROUPED_MATMUL: _INTEGERS,
+    GATHER: _INTEGERS,
+    "MatMul of 3-D weights": _NOTHING,
+    "MatMul with the weight as first input": _NOTHING,
+    **_CONVOLUTIONS,
+}
+EXECUTED: dict[str, dict[str, frozenset[str]]] = {
+    "CPU": CPU_EXECUTED,
+    "GPU": {MATMUL: _INTEGERS, GATHER: _INTEGERS, **_CONVOLUTIONS},
+    "NPU": {MATMUL: _SYMMETRIC, GATHER: _SYMMETRIC, **_CONVOLUTIONS},
+}
+"""By device and kind of layer the storage types that run from codes; what is not in the table is not known."""
+
+EXPANDED_STORAGE = frozenset({"u1", "u3", "u6", "f8e4m3", "f8e5m2"})
+"""Storage types that the CPU folds to floats in every layer."""
+
+_BITS = {"i8": 8, "u8": 8, "i4": 4, "u4": 4, "nf4": 4, "f4e2m1": 4, "u2": 2}
+_SMALLEST_GROUP = 4
+"""Weights in smaller groups the plugin does not run from codes but computes in floats, which is right."""
+
+
+def misread(layer: str, storage: str, group: int, columns: int, rows: int = 2) -> str | None:
+    """Why a CPU computes something else from such codes than they say; None where it does not.
+
+    Args:
+        layer: the kind of layer, as in `EXECUTED`.
+        storage: element type of the codes, by OpenVINO's name.
+        group: weights that share a scale, -1 for a whole channel.
+        columns: input channels.
+        rows: output channels; a MatMul with a single one is not run from codes.
+    """
+    if layer not in (MATMUL, GROUPED_MATMUL) or storage not in CPU_EXECUTED[layer]:
+        return None
+    if group not in (-1, columns):
+        if group < _SMALLEST_GROUP or group & (group - 1) == 0 or (layer == MATMUL and rows == 1):
+            return None
+        return f"CPUs misread {storage} in groups of {group} (no power of two)"
+    if layer == GROUPED_MATMUL or rows == 1:
+        return None
+    multiple = {8: 2, 4: 2, 2: 4}[_BITS[storage]]
+    if columns % multiple == 0:
+        return None
+    return f"CPUs misread {storage} per channel where {columns} channels are no multiple of {multiple}"
+
+
+def working_groups(columns: int | None = None, smallest: int = 16) -> tuple[int, ...]:
+    """Group sizes from `smallest` to 256 that no CPU misreads; with `columns` those of them that divide it."""
+    sizes = [1 << power for power in range(3, 9) if 1 << power >= smallest]
+    return tuple(size for size in sizes if columns is None or columns % size == 0)
+
+
+def release_of(version: str) -> str:
+    """The release, "2026.4", of a version as `openvino.get_version()` says it: "2026.4.1-22982-…"."""
+    return ".".join(version.split("-")[0].split(".")[:2])
+
+
+def is_checked(version: str) -> bool:
+    """Whether what is misread was measured with this version."""
+    return release_of(version) in CHECKED
