@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -37,10 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not hasattr(parsed, "run"):
         parser.print_help()
         return 2
-    from ov_weight_compression.ir_utils.errors import CompressionError, MissingExtraError, WorkError
+    from ov_weight_compression.ir_utils.errors import CompressionError, CompressionWarning, MissingExtraError, WorkError
 
     try:
-        code: int = parsed.run(parsed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CompressionWarning)  # the report that is printed has them
+            code: int = parsed.run(parsed)
         sys.stdout.flush()
         return code
     except (WorkError, MissingExtraError) as error:

@@ -58,7 +58,8 @@ def collect(
         steps = windows * len(split(graph, 0, len(graph.order), limit))
         with progress("Calibrating", steps, quiet=quiet) as tick:
             Stream(graph, store, windows, limit, tick).advance(0, len(graph.order), dict(readers))
-    return Statistics(_by_weight(collectors), fingerprint(model), samples.description)
+    left_out = [name for one in collectors if one.sums.left_out for name in one.tap.weights]
+    return Statistics(_by_weight(collectors), fingerprint(model), samples.description, left_out)
 
 
 class _Collector:

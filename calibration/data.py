@@ -22,11 +22,13 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
+from ov_weight_compression.calibration.finite import check_sample
 from ov_weight_compression.calibration.generate import random_tokens, written_tokens
 from ov_weight_compression.calibration.language import LanguageModel, input_label, input_names, read_language_model
 from ov_weight_compression.calibration.tokens import as_windows, batches
 from ov_weight_compression.ir_utils.constants import tensor_values
-from ov_weight_compression.ir_utils.errors import OptionError
+from ov_weight_compression.ir_utils.errors import CompressionError, OptionError
+from ov_weight_compression.ir_utils.kinds import count, one_line, shown
 from ov_weight_compression.ir_utils.replay import Replay, read_again, reads_once
 
 __all__ = ["CONTEXT_LENGTH", "SUBSET_SIZE", "Samples", "make_samples", "readable"]
@@ -72,9 +74,8 @@ def make_samples(
 
     Raises OptionError where the data does not fit the model, and says what would.
     """
-    for name, value in (("subset_size", subset_size), ("context_length", context_length)):
-        if value is not None and value < 1:
-            raise OptionError(f"{name}={value}: it must be at least 1")
+    subset_size = None if subset_size is None else count(1).parse("subset_size", subset_size)
+    context_length = count(1).parse("context_length", context_length)
     language = read_language_model(model)
     if isinstance(dataset, str):
         tokens = _made(model, language, dataset, subset_size, context_length, seed, quiet)
@@ -88,6 +89,7 @@ def make_samples(
             f"token ids, 'random' or 'self'"
         )
     limit = subset_size or SUBSET_SIZE
+    dataset = _Told(dataset)
     first = next(iter(dataset), None)
     if first is None:
         raise OptionError("dataset: it is empty: give at least one model input")
@@ -97,10 +99,12 @@ def make_samples(
             f"with the keys {_names(model)}"
         )
     if language is not None and _is_tokens(dataset, first):
-        return _language_samples(language, as_windows(dataset, language, context_length, limit), "tokens of given data")
-    windows = _Again(lambda: (_window(model, language, item) for item in islice(dataset, limit)))
+        given = dataset.source if isinstance(dataset.source, np.ndarray) else dataset
+        return _language_samples(language, as_windows(given, language, context_length, limit), "tokens of given data")
+    windows = _Again(lambda: (_window(model, language, *item) for item in enumerate(islice(dataset, limit), 1)))
     next(iter(windows))  # a first look, so that bad data is refused before any work
-    return Samples(windows.__iter__, f"{min(limit, len(dataset)) if isinstance(dataset, Sequence) else 'given'} inputs")
+    source = dataset.source
+    return Samples(windows.__iter__, f"{min(limit, len(source)) if isinstance(source, Sequence) else 'given'} inputs")
 
 
 def readable(dataset: Any) -> Any:
@@ -128,6 +132,25 @@ class _Again:
         return iter(self._make())
 
 
+class _Told:
+    """A caller's samples; what their own code raises becomes an error that says which of them could not be read."""
+
+    def __init__(self, source: Iterable[Any]) -> None:
+        self.source = source
+
+    def __iter__(self) -> Iterator[Any]:
+        number = 1
+        try:
+            for item in self.source:
+                yield item
+                number += 1
+        except (CompressionError, MemoryError):
+            raise
+        except Exception as error:
+            reason = one_line(f"{type(error).__name__}: {error}", 120)
+            raise OptionError(f"dataset: sample {number} cannot be read: {reason}") from error
+
+
 def _made(
     model: ov.Model,
     language: LanguageModel | None,
@@ -138,7 +161,7 @@ def _made(
     quiet: bool,
 ) -> NDArray[np.int64]:
     if dataset not in ("random", "self"):
-        raise OptionError(f"dataset='{dataset}': allowed are 'random', 'self', token ids and model inputs")
+        raise OptionError(f"dataset={shown(dataset)}: allowed are 'random', 'self', token ids and model inputs")
     if language is None:
         raise OptionError(
             f"dataset='{dataset}': only a language model can be given tokens that are made up, and this model has no "
@@ -162,12 +185,11 @@ def _is_tokens(dataset: Any, first: Any) -> bool:
     """Whether the data is bare token ids: integers, or arrays of integers, without input names."""
     if isinstance(first, (Mapping, tuple)):
         return False
-    dtype = getattr(dataset, "dtype", None) if isinstance(dataset, np.ndarray) else None
-    return bool(np.issubdtype(dtype or _array(first).dtype, np.integer))
+    return bool(np.issubdtype(_array(1, "", first).dtype, np.integer))
 
 
-def _window(model: ov.Model, language: LanguageModel | None, item: Any) -> Window:
-    """One model input by friendly name, each array checked against the input's type and shape."""
+def _window(model: ov.Model, language: LanguageModel | None, number: int, item: Any) -> Window:
+    """Sample `number` by friendly names, each array checked against the input's type and shape."""
     parameters = list(model.get_parameters())
     if not isinstance(item, Mapping):
         values = item if isinstance(item, (tuple, list)) else (item,)
@@ -185,8 +207,8 @@ def _window(model: ov.Model, language: LanguageModel | None, item: Any) -> Windo
             continue
         node = _parameter(parameters, key)
         if node is None:
-            raise OptionError(f"dataset: the model has no input '{key}': its inputs are {_names(model)}")
-        window[str(node.get_friendly_name())] = _fitted(node, _array(value))
+            raise OptionError(f"dataset: the model has no input {shown(key)}: its inputs are {_names(model)}")
+        window[str(node.get_friendly_name())] = _fitted(number, node, _array(number, input_label(node), value))
     if language is not None and language.ids in window:
         return language.inputs(window[language.ids], window)
     missing = [input_label(node) for node in parameters if node.get_friendly_name() not in window]
@@ -198,11 +220,11 @@ def _window(model: ov.Model, language: LanguageModel | None, item: Any) -> Windo
 def _parameter(parameters: Sequence[ov.Node], key: Any) -> ov.Node | None:
     """The model input that a key stands for: a name, or its number."""
     if isinstance(key, int):
-        return parameters[key]
-    return next((node for node in parameters if str(key) in input_names(node)), None)
+        return parameters[key] if 0 <= key < len(parameters) else None
+    return next((node for node in parameters if isinstance(key, str) and key in input_names(node)), None)
 
 
-def _fitted(node: ov.Node, array: NDArray[Any]) -> NDArray[Any]:
+def _fitted(number: int, node: ov.Node, array: NDArray[Any]) -> NDArray[Any]:
     wanted, shape = node.get_output_element_type(0), node.get_output_partial_shape(0)
     dtype = np.dtype(wanted.to_dtype())
     if array.dtype.kind == "f" and dtype.kind in "iub" and not _whole(array, dtype):
@@ -214,7 +236,9 @@ def _fitted(node: ov.Node, array: NDArray[Any]) -> NDArray[Any]:
         raise OptionError(
             f"dataset: input '{input_label(node)}' has the shape {shape}, and the data {list(array.shape)}"
         )
-    return array.astype(dtype, copy=False)
+    check_sample(number, input_label(node), array, dtype)
+    with np.errstate(over="ignore"):
+        return array.astype(dtype, copy=False)
 
 
 def _whole(array: NDArray[Any], dtype: np.dtype[Any]) -> bool:
@@ -223,9 +247,16 @@ def _whole(array: NDArray[Any], dtype: np.dtype[Any]) -> bool:
         return np.array_equal(array, array.astype(dtype))
 
 
-def _array(value: Any) -> NDArray[Any]:
-    """Arrays, lists, tensors of OpenVINO or torch."""
-    return tensor_values(value) if isinstance(value, ov.Tensor) else np.asarray(value)
+def _array(number: int, name: str, value: Any) -> NDArray[Any]:
+    """Arrays, lists, tensors of OpenVINO or torch; OptionError where it is none of those."""
+    try:
+        array = tensor_values(value) if isinstance(value, ov.Tensor) else np.asarray(value)
+    except Exception:
+        array = np.empty(0, dtype=object)
+    if array.dtype.kind not in "biuf" and array.dtype.itemsize != 2:
+        place = f"sample {number}" + (f", input '{name}'" if name else "")
+        raise OptionError(f"dataset: {place}: expected an array of numbers, got {shown(value)}")
+    return array
 
 
 def _names(model: ov.Model) -> str:

@@ -20,6 +20,7 @@ from ov_weight_compression.ir_utils.errors import OptionError
 __all__ = ["random_tokens", "written_tokens"]
 
 _BLOCK = 256
+_HUGE = 1e30
 
 
 def random_tokens(language: LanguageModel, windows: int, length: int, seed: int) -> NDArray[np.int64]:
@@ -84,6 +85,7 @@ class _Writer:
 def _draw(logits: NDArray[Any], rng: np.random.Generator) -> NDArray[np.int64]:
     """One token id for each row, with the probability that softmax gives it: first a block of ids, then one in it."""
     rows, ids = logits.shape
+    logits = np.nan_to_num(logits, nan=0.0, posinf=_HUGE, neginf=-_HUGE)  # a model that overflows writes at random
     shares = np.zeros((rows, -(-ids // _BLOCK) * _BLOCK), np.float32)
     np.exp(logits - logits.max(1, keepdims=True), out=shares[:, :ids])
     blocks = shares.reshape(rows, -1, _BLOCK)

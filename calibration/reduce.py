@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ov_weight_compression.calibration.finite import unfit
 from ov_weight_compression.calibration.statistics import LayerStatistics
 
 __all__ = ["Accumulator", "Need", "add_cross", "add_gram", "rows_by_expert"]
@@ -93,12 +94,20 @@ class Accumulator:
         self._rows = 0
         self._sequences = 0
         self._means = np.zeros(4)
+        self.left_out = 0
+        """Sequences in which the model gave values that do not count."""
 
     def add(self, x: Array) -> None:
-        """Add a window, `[experts, sequences, tokens, in]`. A window without tokens changes nothing."""
+        """Add a window, `[experts, sequences, tokens, in]`. One without tokens changes nothing; nor does a sequence
+        with values that do not count (see `finite`)."""
         experts, sequences, tokens, width = x.shape
         if not self._experts:
             self._start(experts)
+        bad = unfit(x)
+        if bad is not None:
+            x = x[:, ~bad.any(axis=(0, 2))]
+            self.left_out += sequences - x.shape[1]
+            sequences = x.shape[1]
         if x.size == 0:
             return
         self._rows += sequences * tokens

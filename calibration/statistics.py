@@ -11,7 +11,7 @@ its own, every array has the expert as its leading axis.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -116,8 +116,16 @@ class Statistics(Mapping[str, LayerStatistics]):
     body of an If, Loop or TensorIterator.
     """
 
-    def __init__(self, layers: Mapping[str, LayerStatistics], fingerprint: str = "", data: str = "") -> None:
-        """`fingerprint` is that of the model they were collected from; `data` says in words what they were taken on."""
+    def __init__(
+        self,
+        layers: Mapping[str, LayerStatistics],
+        fingerprint: str = "",
+        data: str = "",
+        left_out: Iterable[str] = (),
+    ) -> None:
+        """`fingerprint` is that of the model they were collected from; `data` says in words what they were taken on;
+        `left_out` names the weights whose inputs were not finite on some samples, which were left out for them."""
+        self.left_out = tuple(left_out)
         self._layers = dict(layers)
         self.fingerprint = fingerprint
         self.data = data

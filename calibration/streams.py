@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from ov_weight_compression.calibration.collect import DEFAULT_MEMORY
 from ov_weight_compression.calibration.data import Samples
+from ov_weight_compression.calibration.finite import unfit
 from ov_weight_compression.calibration.graph import Graph, Tap, read_graph
 from ov_weight_compression.calibration.progress import progress
 from ov_weight_compression.calibration.reduce import Array, add_cross, add_gram, mirror, rows_by_expert
@@ -62,6 +63,8 @@ class LayerInput:
         self._tap = tap
         self._exact = exact
         self._compressed = compressed
+        self.left_out = False
+        """After `measure`: whether rows were left out because the model gave values there that are not finite."""
 
     @property
     def weights(self) -> tuple[str, ...]:
@@ -106,8 +109,17 @@ class LayerInput:
             waiting.append((hat, self._rows(self._exact, window) if pair else hat))
             last = window + 1 == self._exact.windows
             if last or sum(one.shape[1] for one, _ in waiting) >= _BATCH_ROWS:
-                yield _joined([one for one, _ in waiting]), _joined([one for _, one in waiting])
+                yield self._fit(_joined([one for one, _ in waiting]), _joined([one for _, one in waiting]))
                 waiting.clear()
+
+    def _fit(self, hat: Array, x: Array) -> tuple[Array, Array]:
+        """Without the rows in which either holds a value that does not count (see `finite`)."""
+        found = [bad for bad in (unfit(hat), None if x is hat else unfit(x)) if bad is not None]
+        if not found:
+            return hat, x
+        self.left_out = True
+        kept = ~np.any([bad.any(axis=0) for bad in found], axis=0)
+        return hat[:, kept], x[:, kept]
 
     def _rows(self, stream: Stream, window: int) -> Array:
         x = rows_by_expert(stream.store.get(self._tap.key, window), self._tap.batch, transposed=self._tap.transposed)

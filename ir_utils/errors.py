@@ -5,13 +5,19 @@ CompressionError
 ├── ModelError         (ValueError)    a model or file that cannot be read as one
 ├── WorkError          (RuntimeError)  a failure while computing or writing; names the weight
 └── MissingExtraError  (ImportError)   a feature whose optional dependency is not installed
+
+CompressionWarning     (UserWarning)   what was done, but perhaps not as expected; the report has it too
 """
 
-__all__ = ["CompressionError", "MissingExtraError", "ModelError", "OptionError", "WorkError"]
+__all__ = ["CompressionError", "CompressionWarning", "MissingExtraError", "ModelError", "OptionError", "WorkError"]
 
 
 class CompressionError(Exception):
     """The root of everything that this package raises on purpose."""
+
+
+class CompressionWarning(UserWarning):
+    """Something that the caller should know: a weight that holds NaN, samples that overflow inside the model."""
 
 
 class OptionError(CompressionError, ValueError):

@@ -2,6 +2,7 @@
 
 from ov_weight_compression.ir_utils.errors import (
     CompressionError,
+    CompressionWarning,
     MissingExtraError,
     ModelError,
     OptionError,
@@ -18,6 +19,7 @@ __all__ = [
     "Accuracy",
     "BackupMode",
     "CompressionError",
+    "CompressionWarning",
     "DecompressWeights",
     "Device",
     "GroupSizeFallback",

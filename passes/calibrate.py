@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Calibration"]
 
+_USUAL = 1e20
+
 
 class Calibration:
     """Everything that is learnt from data for one model. Nothing runs before it is asked for."""
@@ -147,6 +149,11 @@ class Calibration:
         if not np.any(seen.n):
             return None
         energy = seen.importance
+        largest = float(energy.max(initial=0.0))
+        if not np.isfinite(largest):
+            return None
+        if largest > _USUAL:  # what it is multiplied with must not leave the range of f32; only ratios count
+            energy = energy / np.float32(largest)
         if isinstance(self.method.dataset, str) and self.method.dataset == "random":
             energy = energy + np.median(energy, axis=-1, keepdims=True)
         return energy
@@ -187,6 +194,12 @@ class Calibration:
                 for layer_input in stage.inputs:
                     encoder.take(layer_input, stage)
         return encoder
+
+    def learn(self, choices: Sequence[Choice]) -> tuple[str, ...]:
+        """Run what has not run yet of what will be wanted of the data; what is to be said about it."""
+        for choice in choices[:1]:
+            self.importance(choice.weight)
+        return tuple(dict.fromkeys(name for found in self._measured.values() for name in found.left_out))
 
     def recipe(self) -> dict[str, str]:
         """What was run, in words, for the report and the model's rt_info; nothing where nothing was."""

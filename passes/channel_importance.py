@@ -46,7 +46,7 @@ class ChannelImportance:
 
     def of(self, weight: Weight) -> Float32 | None:
         """f32 `[columns]` with a mean of 1, or None where nothing is known. Safe to call from any thread."""
-        with self._lock:
+        with self._lock, np.errstate(over="ignore", invalid="ignore"):  # see `_normalised`
             if weight.name not in self._known:
                 self._known[weight.name] = self._find(weight)
             return self._known[weight.name]

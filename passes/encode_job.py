@@ -11,13 +11,14 @@ import numpy as np
 import openvino as ov
 
 from ov_weight_compression.ir_utils.constants import ConstantReader
+from ov_weight_compression.ir_utils.errors import WorkError
 from ov_weight_compression.ir_utils.jobs import Task
 from ov_weight_compression.ir_utils.layout import Layout, Slab
 from ov_weight_compression.ir_utils.packing import pack, packed_size
 from ov_weight_compression.ir_utils.types import Array, element_type
 from ov_weight_compression.passes.stored import StoredWeight
 from ov_weight_compression.quantization.encode import Weighting, encode_rows, stored_table
-from ov_weight_compression.quantization.scales import tensor_scale_of
+from ov_weight_compression.quantization.scales import tensor_scale_of, unusable
 from ov_weight_compression.quantization.spec import Encoded, Spec
 
 __all__ = ["Part", "WeightJob", "filled", "stored_parts"]
@@ -160,6 +161,10 @@ class WeightJob:
                     zero_point=None if zeros is None else zeros[slab.start : slab.stop],
                 )
             encoded = self._encode(slab, tensor_scale, into)
+            if unusable(encoded.scale, self.spec.scale_type):  # the last look, whatever made them
+                raise WorkError(
+                    f"{self.name}: a scale is not finite: give it a rule or ignore it, and please report this"
+                )
             if unpacked is not None:
                 target = layout.matrix_view(unpacked)[slab.index]
                 target[...] = encoded.codes.reshape(target.shape)

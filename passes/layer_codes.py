@@ -41,7 +41,7 @@ class InputKnowledge:
     def energy(self) -> Float32 | None:
         """`H_jj` [in], in units of its mean; None where nothing was seen."""
         diagonal = np.diagonal(self.gram).astype(np.float32)
-        return diagonal / diagonal.mean() if np.any(diagonal) else None
+        return diagonal / np.float32(diagonal.mean(dtype=np.float64)) if np.any(diagonal) else None
 
     @cached_property
     def curvature(self) -> Curvature:

@@ -57,6 +57,8 @@ class LayerEncoder:
         self._wanted, self._reader, self._method, self._rank, self._tuning = wanted, reader, method, rank, tuning
         self._spool = Spool()
         self.weights: dict[str, StoredWeight] = {}
+        self.left_out: list[str] = []
+        """Weights whose inputs were not finite on some samples, which were left out for them."""
         self.adapters: dict[str, StoredAdapters | None] = {}
         """By the weight's name; None where there is nothing to correct."""
 
@@ -71,6 +73,7 @@ class LayerEncoder:
             return
         both = self._method.two_streams
         seen = layer_input.measure(cross=both)
+        self.left_out += names if layer_input.left_out else []
         known: dict[int, list[InputKnowledge]] = {}
         for together in self._together(names):
             readers = [self._reader(self._wanted[name].weight) for name in together]

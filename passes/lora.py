@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ov_weight_compression.ir_utils.layout import Layout
 from ov_weight_compression.ir_utils.spool import Spool
 from ov_weight_compression.ir_utils.types import Float32
@@ -21,11 +23,15 @@ from ov_weight_compression.passes.stored import StoredWeight, keep
 from ov_weight_compression.patterns import Kind, Weight
 from ov_weight_compression.quantization.calibrated.lora import ADAPTER_SPEC, ROUNDS, lora_adapters
 from ov_weight_compression.quantization.encode import decode_rows
+from ov_weight_compression.quantization.scales import unusable
 
 if TYPE_CHECKING:
     from ov_weight_compression.passes.layer_codes import InputKnowledge
 
 __all__ = ["Correction", "StoredAdapters", "adapter_parts", "corrections", "fit_adapters", "obstacle"]
+
+_USUAL = 64
+"""The exponent of 2 up to which a Gram matrix is used as it is."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +98,15 @@ def fit_adapters(
     """Adapters for a weight `[rows, in]` that is stored as `values`; None where they would correct nothing."""
     if known.energy is None:
         return None
-    found = lora_adapters(known.target(weight) - values, known.gram, rank, rounds=ROUNDS if rounds is None else rounds)
-    return None if found is None else StoredAdapters(keep(found.down, spool), keep(found.up, spool), found.left)
+    gram = known.gram
+    size = float(np.diagonal(gram).max())
+    if not 2.0**-_USUAL < size < 2.0**_USUAL:  # its products with weights may leave the range of f32
+        gram = np.ldexp(gram, -int(np.log2(size)))
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = lora_adapters(known.target(weight) - values, gram, rank, rounds=ROUNDS if rounds is None else rounds)
+    if found is None or any(unusable(side.scale, ADAPTER_SPEC.scale_type) for side in (found.down, found.up)):
+        return None
+    return StoredAdapters(keep(found.down, spool), keep(found.up, spool), found.left)
 
 
 def corrections(

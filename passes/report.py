@@ -149,11 +149,17 @@ def make_report(
     recipe: dict[str, str],
     scalings: tuple[Scaling, ...] = (),
     corrections: tuple[Correction, ...] = (),
+    remarks: tuple[str, ...] = (),
 ) -> Report:
-    """The report of a plan: sizes follow from shapes and formats, so they are exact before anything is computed."""
+    """The report of a plan: sizes follow from shapes and formats, so they are exact before anything is computed.
+
+    `remarks` are warnings that do not follow from the plan.
+    """
     device = Device(recipe["device"]) if "device" in recipe else None
     spoiled = tuple(f"{skip.name} was left as it is: it holds {skip.reason}" for skip in plan.spoiled)
-    warnings = spoiled + device_warnings(device, ((choice.weight, choice.spec.format) for choice in plan.choices))
+    warnings = (
+        spoiled + remarks + device_warnings(device, ((choice.weight, choice.spec.format) for choice in plan.choices))
+    )
     return Report(_rows(plan), tuple(plan.skips), recipe, warnings, scalings, corrections)
 
 

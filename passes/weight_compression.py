@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import cached_property, partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any
+from warnings import warn
 
 import numpy as np
 import openvino as ov
@@ -16,9 +17,9 @@ from openvino.passes import ModelPass
 
 import ov_weight_compression
 from ov_weight_compression.ir_utils.constants import ConstantReader, FileMappings, ValueRange
-from ov_weight_compression.ir_utils.errors import OptionError
+from ov_weight_compression.ir_utils.errors import CompressionWarning, OptionError
 from ov_weight_compression.ir_utils.jobs import Job
-from ov_weight_compression.ir_utils.kinds import check_model
+from ov_weight_compression.ir_utils.kinds import check_model, shown
 from ov_weight_compression.ir_utils.pipeline import Pipeline
 from ov_weight_compression.ir_utils.recipe import leave_recipe
 from ov_weight_compression.passes.calibrate import Calibration
@@ -177,12 +178,14 @@ class WeightCompression(ModelPass):
         run, plan = self._decide(model)
         self._pipeline = run.pipeline
         plan = run.fit_tables(run.smooth(plan))
-        run.calibrate(plan.choices)
+        warnings = run.calibrate(plan.choices)
+        for text in warnings:
+            warn(text, CompressionWarning, stacklevel=2)
         jobs = rewrite(plan.choices, run.job, run.pipeline, self.options.lazy)
         run.smoothing.apply()
         run.attach_adapters(plan.choices)
         recipe = {**self.options.recipe(), **run.recipe()}
-        self._report = make_report(plan, recipe, run.smoothing.report(), run.corrections(plan.choices))
+        self._report = make_report(plan, recipe, run.smoothing.report(), run.corrections(plan.choices), warnings)
         if jobs:
             _leave_recipe(model, self._report, self.options)
         return bool(jobs)
@@ -191,6 +194,11 @@ class WeightCompression(ModelPass):
         weights, skips = find_weights(model, self.options.ignored_scope)
         run = _Run(model, self.options, weights)
         plan = make_plan(weights, skips, self.options, run.scan, run.sensitivity)
+        if plan.spoiled:
+            first, more = plan.spoiled[0], len(plan.spoiled) - 1
+            others = f", and {more} more weights likewise" if more else ""
+            text = f"{shown(first.name)} was left as it is: it holds {first.reason}{others}"
+            warn(text, CompressionWarning, stacklevel=3)
         return run, plan
 
 
@@ -303,9 +311,19 @@ class _Run:
         plain = self.options.scale_search == "off"
         return with_tables(plan, self.reader, self.options, (lambda weight: None) if plain else self._importance)
 
-    def calibrate(self, choices: Sequence[Choice]) -> None:
-        """Run what the options want to know from data, before anything is edited."""
+    def calibrate(self, choices: Sequence[Choice]) -> tuple[str, ...]:
+        """Run what the options want to know from data, before anything is edited; what is to be said about it."""
         self._encoded = self._calibration.encode(choices)
+        names = (*self._calibration.learn(choices), *(self._encoded.left_out if self._encoded else ()))
+        if not names:
+            return ()
+        from ov_weight_compression.calibration.finite import LARGEST
+
+        more = f" and of {len(names) - 1} more" if len(names) > 1 else ""
+        return (
+            f"dataset: the model gave values that are not finite, or beyond {LARGEST:.2g}, for the input of "
+            f"{shown(names[0])}{more}: the samples that do were left out for it",
+        )
 
     def attach_adapters(self, choices: Sequence[Choice]) -> None:
         """Put the adapters that were fitted beside their layers, as the graph is now."""

@@ -29,7 +29,7 @@ from ov_weight_compression.quantization.formats import Format
 from ov_weight_compression.quantization.formats.levels import E4M3
 from ov_weight_compression.quantization.spec import Spec
 
-__all__ = ["fits_f16", "plain_scales", "scale_values", "store_scales", "tensor_scale_of"]
+__all__ = ["fits_f16", "plain_scales", "scale_values", "store_scales", "tensor_scale_of", "unusable"]
 
 Floats = npt.NDArray[np.float32]
 
@@ -107,3 +107,12 @@ def fits_f16(scale: Floats) -> npt.NDArray[np.bool_]:
     magnitude = np.abs(scale.astype(np.float32))
     rounded = np.minimum(magnitude, np.float32(65504)).astype(np.float16).astype(np.float32)
     return np.abs(rounded - magnitude) <= magnitude * np.float32(2.0**-4)
+
+
+def unusable(stored: npt.NDArray[Any], scale_type: str) -> bool:
+    """Whether any of the scales, as they are stored, is NaN or infinite."""
+    if scale_type == "f8e8m0":
+        return bool((stored == 0xFF).any())
+    if scale_type == "f8e4m3":
+        return bool((stored & 0x7F == 0x7F).any())
+    return not np.isfinite(stored).all()

@@ -315,7 +315,7 @@ def test_refused(case: str) -> None:
 
 @pytest.mark.parametrize("name", ["subset_size", "context_length"])
 def test_sizes_must_be_positive(name: str) -> None:
-    with pytest.raises(OptionError, match=f"{name}=0: it must be at least 1"):
+    with pytest.raises(OptionError, match=f"{name}: must be a whole number of at least 1, got 0"):
         make_samples(small.language_model(), TOKENS, **{name: 0})
 
 
