@@ -141,14 +141,25 @@ def scale_shape(chain: Chain) -> tuple[int, ...]:
 
 
 def merged_axis(codes: tuple[int, ...], weight: tuple[int, ...], scale: tuple[int, ...]) -> int | None:
-    """The axis of the weight that two dimensions of the codes, groups and places within one, were merged to.
+    """The axis of the weight that two dimensions of the codes, groups and places within one, were merged to; the first
+    of them where groups run across several, as in a table of `[rows, heads, size]`.
 
     Nobody writes groups of one weight: `[n, 1, m]` with a scale for each of the `n` is a row in one group.
     """
-    if len(codes) != len(weight) + 1:
+    across = len(weight) - len(codes) + 2
+    if across < 1:
         return None
-    for axis in range(len(weight)):
-        joined = (*codes[:axis], codes[axis] * codes[axis + 1], *codes[axis + 2 :])
-        if joined == weight and scale[axis] == codes[axis] and scale[axis + 1] == 1 < codes[axis + 1]:
+    for axis in range(len(codes) - 1):
+        if scale[axis] != codes[axis] or scale[axis + 1] != 1 or codes[axis + 1] == 1:
+            continue
+        joined, group = weight[axis : axis + across], codes[axis + 1]
+        same = weight[:axis] == codes[:axis] and weight[axis + across :] == codes[axis + 2 :]
+        if same and prod(joined) == codes[axis] * group and (across == 1 or _cuts_across(joined, group)):
             return axis
     return None
+
+
+def _cuts_across(axes: tuple[int, ...], group: int) -> bool:
+    """Whether groups of so many consecutive elements of these axes are none of their rows: those are a scale per
+    channel."""
+    return group not in [prod(axes[place:]) for place in range(len(axes))]

@@ -10,6 +10,7 @@ import pytest
 from openvino import opset13 as op
 from openvino.utils import make_postponed_constant
 
+from ov_weight_compression.passes import WeightCompression, apply_weight_decompression
 from ov_weight_compression.patterns import CompressedWeight, Kind, find_compressed, find_weights
 from tests import models
 
@@ -246,3 +247,32 @@ def test_the_parts_of_a_compressed_weight_have_reasons() -> None:
         "weight/zero_point": "belongs to 'weight', which is already compressed",
         "weight/scale": "belongs to 'weight', which is already compressed",
     }
+
+
+@pytest.mark.parametrize(
+    ("shape", "mode", "group"),
+    [((24, 4, 56), "int4_sym", 32), ((24, 4, 64), "int2_asym", 64), ((24, 4, 64), "nf4", 128)],
+)
+def test_groups_across_two_axes_of_a_table(shape: tuple[int, ...], mode: str, group: int) -> None:
+    """What the compression writes is recognised, and is a float table again once it is decompressed."""
+    model = models.embedding(shape)
+    compression = WeightCompression(mode=mode, all_layers=True)
+    compression.run_on_model(model)
+    found = only(model)
+    size = compression.report.rows[0].group_size
+    assert (found.shape, found.group_size) == (shape, -1 if size == shape[-1] else size)
+    assert size == group
+    apply_weight_decompression(model)
+    assert find_compressed(model) == []
+
+
+def test_channels_that_a_reshape_cuts_are_no_groups() -> None:
+    """[6, 8, 64] of [48, 64] with a scale for each of the 48 rows."""
+    value = op.multiply(op.convert(op.constant(np.ones((3, 48, 64), np.int8)), "f16"), scales((3, 48, 1)))
+    value = op.convert(op.reshape(value, op.constant(np.array([3, 6, 8, 64])), False), "f32")
+    x = op.parameter([3, 6, 5, 64], np.float32)
+    assert only(ov.Model([op.matmul(x, value, False, True)], [x])).group_size == -1
+
+
+def scales(shape: tuple[int, ...]) -> ov.Node:
+    return op.constant(np.full(shape, 0.5, np.float16))
