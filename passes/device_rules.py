@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import prod
 
-from ov_weight_compression.ir_utils.device_facts import EXECUTED, misread
+from ov_weight_compression.ir_utils.device_facts import EXECUTED, misread, refused
 from ov_weight_compression.passes.modes import Device, Mode
 from ov_weight_compression.patterns import Consumer, Kind, Weight
 from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL, Format
 
-__all__ = ["Variant", "device_warnings", "executed_variant", "is_expanded", "layer_of", "misreading"]
+__all__ = ["Variant", "device_warnings", "executed_variant", "is_expanded", "layer_of", "misreading", "refusal"]
 
 _MEASURED = {
     Device.CPU: "measured with OpenVINO 2026.4",
@@ -66,6 +67,16 @@ def misreading(device: Device | None, weight: Weight, row: Format, group: int) -
     if device not in (None, Device.CPU) or row.table_type is not None:
         return None
     found = (misread(layer_of(use), row.storage, group, weight.columns, weight.rows) for use in weight.consumers)
+    return next((reason for reason in found if reason is not None), None)
+
+
+def refusal(device: Device | None, weight: Weight, row: Format) -> str | None:
+    """Why a CPU does not compile one of the weight's layers with codes of this format; None where it does, or where
+    another device is named."""
+    if device not in (None, Device.CPU) or row.table_type is not None:
+        return None
+    batch = prod(weight.shape[axis] for axis in weight.batch_axes)
+    found = (refused(layer_of(use), row.storage, batch) for use in weight.consumers)
     return next((reason for reason in found if reason is not None), None)
 
 

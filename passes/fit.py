@@ -8,7 +8,7 @@ from ov_weight_compression.ir_utils.constants import ValueRange
 from ov_weight_compression.ir_utils.device_facts import CHECKED, working_groups
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.passes.choice import Choice, Wish, skipped
-from ov_weight_compression.passes.device_rules import executed_variant, misreading
+from ov_weight_compression.passes.device_rules import executed_variant, misreading, refusal
 from ov_weight_compression.passes.modes import BackupMode, GroupSizeFallback, Mode
 from ov_weight_compression.passes.options import Options
 from ov_weight_compression.patterns import Kind, Skip, Weight
@@ -29,7 +29,7 @@ def fit(weight: Weight, wish: Wish, values: ValueRange, options: Options) -> Cho
             codes in groups of the size that was asked for.
     """
     fitted = _fit(weight, wish, options)
-    ranged = _with_range(fitted, values) if isinstance(fitted, Choice) else fitted
+    ranged = _with_range(_taken(fitted, options), values) if isinstance(fitted, Choice) else fitted
     return _with_search(ranged, options) if isinstance(ranged, Choice) else ranged
 
 
@@ -65,6 +65,15 @@ def _per_channel(weight: Weight, row: Format, wish: Wish, options: Options) -> C
         return _choice(weight, row, PER_CHANNEL, wish)
     reason = _join(wish.reason, f"{problem}, so it is stored in a way that they expand")
     return replace(_choice(weight, row, PER_CHANNEL, replace(wish, reason=reason)), kept_from_codes=True)
+
+
+def _taken(choice: Choice, options: Options) -> Choice:
+    """The choice in a chain that CPUs expand, where they do not take it for codes and refuse to compile the model."""
+    problem = refusal(options.device, choice.weight, choice.spec.format)
+    if problem is None:
+        return choice
+    reason = _join(choice.reason, f"{problem}, so it is stored in a way that they expand")
+    return replace(choice, reason=reason, kept_from_codes=True)
 
 
 def _for_device(weight: Weight, wish: Wish, options: Options) -> Wish:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import openvino as ov
 import pytest
 
-from ov_weight_compression.ir_utils.device_facts import is_checked, misread, release_of, working_groups
+from ov_weight_compression.ir_utils.device_facts import is_checked, misread, refused, release_of, working_groups
 from ov_weight_compression.passes import OptionError, WeightCompression
 from ov_weight_compression.passes.report import Row
 from tests import models
+from tests.running import run
 
 
 def row_of(model: ov.Model, **options: Any) -> Row:
@@ -105,3 +107,18 @@ def test_the_table() -> None:
     assert release_of("2026.4.1-22982-e213a147257-releases/2026/4") == "2026.4"
     assert is_checked("2026.4.0")
     assert not is_checked("2027.1.0")
+
+
+@pytest.mark.parametrize("options", [{"mode": "int8_asym"}, {"mode": "int4_sym", "group_size": 32, "all_layers": True}])
+def test_a_grouped_matmul_of_one_expert_compiles(options: dict[str, object]) -> None:
+    """From codes the plugin drops the expert's axis and refuses the model."""
+    model = models.grouped_matmul(1, 32, 64)
+    feed = {0: np.random.default_rng(0).standard_normal((5, 64)).astype(np.float32), 1: np.array([5], np.int32)}
+    before = run(model, feed)[0]
+    compression = WeightCompression(**options)
+    compression.run_on_model(model)
+    assert "CPUs refuse" in compression.report.rows[0].reason
+    after = run(model, feed)[0]
+    assert np.abs(after - before).max() < 0.15 * np.abs(before).max()
+    assert refused("GroupedMatMul", "u8", 2) is None
+    assert refused("MatMul", "u8", 1) is None
