@@ -2,6 +2,7 @@
 
     ov-compress MODEL -o OUT [--mode …]           compress (the word `compress` may be left out)
     ov-compress inspect MODEL [--device CPU]      what its weights are stored as, and what the device executes
+    ov-compress verify MODEL [--device CPU]       whether the device computes what it says
     ov-compress compare BASE COMPRESSED …         what it cost
     ov-compress decompress MODEL -o OUT           floats again
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_COMMANDS = ("compress", "inspect", "compare", "decompress")
+_COMMANDS = ("compress", "inspect", "verify", "compare", "decompress")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,6 +73,7 @@ def _fail(message: str, code: int) -> int:
 def _parser() -> argparse.ArgumentParser:
     from ov_weight_compression.evaluation.compare_command import add_compare_parser
     from ov_weight_compression.evaluation.inspect_command import add_inspect_parser
+    from ov_weight_compression.evaluation.verify_command import add_verify_parser
     from ov_weight_compression.passes.decompress_command import add_decompress_parser
 
     parser = _Parser(
@@ -82,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND")
     _add_compress(commands)
     add_inspect_parser(commands)
+    add_verify_parser(commands)
     add_compare_parser(commands)
     add_decompress_parser(commands)
     return parser
@@ -118,6 +121,7 @@ def _add_compress(commands: Any) -> None:
     _add_declared(command, data)
     command.add_argument("--report", metavar="FILE", type=Path, help="write the report as JSON")
     command.add_argument("--dry-run", action="store_true", help="report with exact sizes, write no model")
+    command.add_argument("--verify", action="store_true", help="then see whether the device computes what it says")
     command.add_argument("--force", action="store_true", help="replace what is at the output")
     command.add_argument("--quiet", action="store_true", help="print nothing but errors")
     command.set_defaults(run=_run_compress)
@@ -193,6 +197,10 @@ def _run_compress(parsed: argparse.Namespace) -> int:
     if report is not None:
         models = [{"source": str(r.source), "target": str(r.target), **r.report.to_dict()} for r in results]
         write_text(report, json.dumps(models[0] if len(models) == 1 else {"models": models}, indent=1) + "\n")
+    if parsed.verify and not parsed.dry_run:
+        from ov_weight_compression.evaluation.verify_command import verify_files
+
+        return verify_files([result.target for result in results if result.target is not None], parsed.device or "CPU")
     return 0
 
 

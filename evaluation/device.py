@@ -16,9 +16,11 @@ import openvino as ov
 
 from ov_weight_compression.evaluation.arithmetic import Arithmetic, choose, core, first_line
 from ov_weight_compression.evaluation.device_graph import Edge, RuntimeGraph
-from ov_weight_compression.evaluation.device_layer import cut_rows, layer_kind, single_layer
+from ov_weight_compression.ir_utils.device_facts import misread
 from ov_weight_compression.ir_utils.errors import WorkError
+from ov_weight_compression.passes.device_rules import layer_of
 from ov_weight_compression.patterns import CompressedWeight, Consumer, find_compressed
+from ov_weight_compression.patterns.device_layer import cut_rows, layer_kind, single_layer
 from ov_weight_compression.patterns.graphs import graphs_of
 
 __all__ = ["WHOLE_ELEMENTS", "DeviceCheck", "Execution", "check_device"]
@@ -43,8 +45,12 @@ class Execution:
     """The device's name of what reads it."""
     reason: str = ""
     """Why it is not known."""
+    misread: str = ""
+    """Why its outputs are wrong: the device takes the codes for others, without an error."""
 
     def __str__(self) -> str:
+        if self.misread:
+            return f"compressed, WRONG OUTPUTS: {self.misread}"
         return {"compressed": "compressed", "expanded": f"expanded to {self.type}"}.get(self.verdict, self.verdict)
 
 
@@ -112,7 +118,7 @@ def _whole(model: ov.Model, weights: Sequence[CompressedWeight], arithmetic: Ari
         for consumer in weight.consumers:
             edge = graph.weight_edge(consumer.name, weight.elements) if not weight.body else None
             if edge is not None:
-                found[_key(weight, consumer)] = _execution(weight, consumer, edge)
+                found[_key(weight, consumer)] = _execution(weight, consumer, edge, arithmetic.device)
     return "the whole model was compiled"
 
 
@@ -150,13 +156,22 @@ def _look(weight: CompressedWeight, use: int, arithmetic: Arithmetic) -> Executi
     edge = graph.weight_edge(consumer.name, prod(size.to_shape()))
     if edge is None:
         return Execution(consumer.name, "unknown", reason="the device's runtime graph does not show its weight")
-    return _execution(weight, consumer, edge)
+    return _execution(weight, consumer, edge, arithmetic.device)
 
 
-def _execution(weight: CompressedWeight, consumer: Consumer, edge: Edge) -> Execution:
+def _execution(weight: CompressedWeight, consumer: Consumer, edge: Edge, device: str) -> Execution:
     stored = weight.codes.get_output_element_type(0).bitwidth
-    kept = getattr(ov.Type, edge.type).bitwidth <= stored
-    return Execution(consumer.name, "compressed" if kept else "expanded", edge.type, edge.operation)
+    if getattr(ov.Type, edge.type).bitwidth > stored:
+        return Execution(consumer.name, "expanded", edge.type, edge.operation)
+    misread = _misread(weight, consumer) if device.split(".")[0] == "CPU" else ""
+    return Execution(consumer.name, "compressed", edge.type, edge.operation, misread=misread)
+
+
+def _misread(weight: CompressedWeight, consumer: Consumer) -> str:
+    """Why the CPU computes something else from the codes that it runs on."""
+    columns = prod(weight.shape[axis] for axis in weight.reduction_axes)
+    rows = weight.elements // max(1, columns)
+    return misread(layer_of(consumer), weight.storage, weight.group_size, columns, rows) or ""
 
 
 def _name(device: str) -> str:

@@ -134,6 +134,7 @@ _WITH_FITTED_TABLE = Need(
     lambda options: options.uses(Mode.ADAPTIVE_CODEBOOK),
     "means nothing with {mode}, only with adaptive_codebook; leave it out",
 )
+_COMPUTED = Need(lambda options: not options.lazy, "{value} means nothing without lazy=False")
 _WITH_LORA = Need(lambda options: options.lora_correction, "{value} means nothing without lora_correction=True")
 
 
@@ -234,6 +235,14 @@ class Options:
     device: Device | None = declared(None, one_of(Device), "choose formats that this device executes compressed")
     lazy: bool = declared(
         True, flag(), "compute the weights when the model is saved or compiled", flag=None, recorded="never"
+    )
+    verify: bool = declared(
+        False,
+        flag(),
+        "run the compressed layers and compare them with their stored weights",
+        flag=None,
+        recorded="never",
+        need=_COMPUTED,
     )
     threads: int = declared(
         None,

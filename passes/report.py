@@ -9,6 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import openvino as ov
+
+from ov_weight_compression.ir_utils.device_facts import CHECKED, is_checked, release_of
 from ov_weight_compression.ir_utils.layout import Layout
 from ov_weight_compression.ir_utils.publish import write_text
 from ov_weight_compression.passes.choice import Plan
@@ -160,6 +163,12 @@ def make_report(
     warnings = (
         spoiled + remarks + device_warnings(device, ((choice.weight, choice.spec.format) for choice in plan.choices))
     )
+    version = ov.get_version()
+    if device in (None, Device.CPU) and not is_checked(version):
+        warnings += (
+            f"what CPUs misread was measured with OpenVINO {', '.join(CHECKED)}, and nobody has looked at "
+            f"{release_of(version)}: `ov-compress verify` does",
+        )
     return Report(_rows(plan), tuple(plan.skips), recipe, warnings, scalings, corrections)
 
 

@@ -17,7 +17,7 @@ from openvino.passes import ModelPass
 
 import ov_weight_compression
 from ov_weight_compression.ir_utils.constants import ConstantReader, FileMappings, ValueRange
-from ov_weight_compression.ir_utils.errors import CompressionWarning, OptionError
+from ov_weight_compression.ir_utils.errors import CompressionWarning, OptionError, WorkError
 from ov_weight_compression.ir_utils.jobs import Job
 from ov_weight_compression.ir_utils.kinds import check_model, shown
 from ov_weight_compression.ir_utils.pipeline import Pipeline
@@ -82,6 +82,8 @@ class WeightCompression(ModelPass):
         codebook_sharing: which weights share one of them: `"none"` (default), those of a `"block"`, or the same layer
             `"across_blocks"`; see `passes.adaptive`.
         lazy: False computes everything now and inserts plain constants.
+        verify: with `lazy=False`, run one compressed layer of each kind on the device (the CPU where none is named) and
+            compare it with its stored weights; a difference that its arithmetic does not explain is an error.
         threads: threads to compute with; by default OMP_NUM_THREADS or the processors there are.
         device: prefer formats that this device executes compressed.
         dataset: model inputs (dicts, tuples, arrays), token ids, NNCF's Dataset, or for a language model `"random"` or
@@ -141,6 +143,7 @@ class WeightCompression(ModelPass):
         codebook_sharing: CodebookSharing | str = CodebookSharing.NONE,
         device: Device | str | None = None,
         lazy: bool = True,
+        verify: bool = False,
         threads: int | None = None,
         quiet: bool = True,
         compression_format: str = "dequantize",
@@ -188,6 +191,8 @@ class WeightCompression(ModelPass):
         self._report = make_report(plan, recipe, run.smoothing.report(), run.corrections(plan.choices), warnings)
         if jobs:
             _leave_recipe(model, self._report, self.options)
+        if self.options.verify:
+            _verify(model, self.options.device)
         return bool(jobs)
 
     def _decide(self, model: Any) -> tuple[_Run, Plan]:
@@ -234,6 +239,7 @@ def apply_weight_compression(
     codebook_sharing: CodebookSharing | str = CodebookSharing.NONE,
     device: Device | str | None = None,
     lazy: bool = True,
+    verify: bool = False,
     threads: int | None = None,
     quiet: bool = True,
     compression_format: str = "dequantize",
@@ -382,6 +388,15 @@ class _Run:
             return [function(part) for part in parts]
         with ThreadPoolExecutor(self.options.threads) as pool:
             return list(pool.map(function, parts))
+
+
+def _verify(model: ov.Model, device: Device | None) -> None:
+    from ov_weight_compression.passes.verify import verify
+
+    found = verify(model, device.value if device is not None else "CPU")
+    if not found.ok:
+        more = f" (and {len(found.wrong) - 1} more)" if len(found.wrong) > 1 else ""
+        raise WorkError(f"verify: {found.device} does not compute what the weights say: {found.wrong[0]}{more}")
 
 
 def _leave_recipe(model: Any, report: Report, options: Options) -> None:

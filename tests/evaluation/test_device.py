@@ -13,10 +13,10 @@ from ov_weight_compression.cli import main
 from ov_weight_compression.evaluation import device as device_module
 from ov_weight_compression.evaluation import inspect
 from ov_weight_compression.evaluation.device import check_device
-from ov_weight_compression.evaluation.device_layer import cut_rows, single_layer
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.passes import WeightCompression
 from ov_weight_compression.patterns import find_compressed
+from ov_weight_compression.patterns.device_layer import cut_rows, single_layer
 from tests import models
 
 FLOATS = ("f32", "f16", "bf16")

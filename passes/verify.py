@@ -1,0 +1,334 @@
+"""Whether a device computes what a compressed model's constants say, layer by layer.
+
+A plugin that misreads codes gives no error, only other numbers. So each layer (or one of each kind) is cut out of the
+model with its weight as it is stored, compiled alone, and run on random input beside numpy on the stored constants. One
+layer is there at a time, and of its weight as floats a piece.
+
+It is run with the device's arithmetic as exact as it gets, in bf16 where the device has it, and as deployed: each has
+kernels of its own. Differences are measured in units of what an output is expected to be, `‖x‖ · ‖w‖ / √n` for a sum of
+n products, so that they do not depend on scales, and what each arithmetic explains is known:
+
+    f32, activations not quantised           3e-3   sums in another order (1e-5), chains that are folded in f16 (1e-3)
+    bf16, activations not quantised          0.06   8 bits of both factors; 0.017 seen
+    as deployed                              0.12   activations in 8 bits, groups of 32; 0.03 seen
+
+A weight whose codes are read wrongly differs by 0.1 to 1 and more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from math import prod, sqrt
+from typing import Any
+
+import numpy as np
+import openvino as ov
+
+from ov_weight_compression.ir_utils.chain_values import ConstantValues
+from ov_weight_compression.ir_utils.device_facts import CHECKED, is_checked
+from ov_weight_compression.ir_utils.errors import OptionError
+from ov_weight_compression.ir_utils.types import Array
+from ov_weight_compression.patterns import CompressedWeight, Consumer, find_compressed
+from ov_weight_compression.patterns.device_layer import layer_kind, single_layer
+
+__all__ = ["Check", "Run", "Verification", "verify"]
+
+Run = Callable[[ov.Model, Mapping[str, str], Sequence[Array]], Array]
+"""Runs a model of one layer with properties and inputs, and returns its output."""
+
+_EXACT = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+_ARITHMETIC: tuple[tuple[str, dict[str, str], float], ...] = (
+    ("f32", _EXACT, 3e-3),
+    ("bf16", {**_EXACT, "INFERENCE_PRECISION_HINT": "bf16"}, 0.06),
+    ("as deployed", {}, 0.12),
+)
+_ROWS = (1, 5)
+"""Rows of activations: CPUs take other kernels up to four rows than beyond."""
+_PIECE = 1 << 22
+
+
+@dataclass(frozen=True)
+class Check:
+    """One layer, run and compared."""
+
+    layer: str
+    """Friendly name of the operation."""
+    weight: str
+    operation: str
+    format: str
+    """What the weight is stored as, in words: "i4, group 48"."""
+    shape: tuple[int, ...]
+    alike: int
+    """Layers of the model that it stands for, itself included."""
+    arithmetic: str = ""
+    """That of the largest difference beyond what it explains; of the largest difference, where none is."""
+    difference: float = 0.0
+    """In units of what an output is expected to be."""
+    limit: float = 0.0
+    """What the arithmetic explains."""
+    reason: str = ""
+    """Why it could not be run, or not be compared."""
+    failed: bool = False
+    """The device cannot run the layer."""
+
+    @property
+    def wrong(self) -> bool:
+        """Whether the device cannot run it, or computes something else."""
+        return self.failed or not self.difference <= self.limit
+
+    def __str__(self) -> str:
+        what = f"{self.layer} ({self.operation}, {self.format}, {'×'.join(map(str, self.shape))})"
+        if self.reason:
+            return f"{what}: {self.reason}"
+        said = "differs by" if self.wrong else "differs by no more than"
+        return f"{what}: {said} {self.difference:.2g} in {self.arithmetic}, which explains {self.limit:g}"
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Every layer that was run on a device."""
+
+    device: str
+    openvino: str
+    checks: tuple[Check, ...]
+
+    @property
+    def wrong(self) -> tuple[Check, ...]:
+        """Layers that the device cannot run or computes something else in."""
+        return tuple(check for check in self.checks if check.wrong)
+
+    @property
+    def ok(self) -> bool:
+        """Whether there are none."""
+        return not self.wrong
+
+    @property
+    def skipped(self) -> tuple[Check, ...]:
+        """Layers that could not be compared."""
+        return tuple(check for check in self.checks if check.reason and not check.failed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain JSON types."""
+        rows = [{**asdict(check), "wrong": check.wrong} for check in self.checks]
+        return {"device": self.device, "openvino": self.openvino, "ok": self.ok, "layers": rows}
+
+    def __str__(self) -> str:
+        layers = sum(check.alike for check in self.checks)
+        ran = len(self.checks) - len(self.skipped)
+        lines = [f"{self.device}, OpenVINO {self.openvino}: {ran} layers run for {layers} with compressed weights"]
+        lines += [f"WRONG: {check}" for check in self.wrong]
+        lines += [f"not compared: {check}" for check in self.skipped]
+        if self.ok and ran:
+            lines.append("all compute what the stored weights say")
+        if not is_checked(self.openvino):
+            known = ", ".join(CHECKED)
+            lines.append(f"what CPUs misread was measured with OpenVINO {known}; of this version only what is above is")
+        return "\n".join(lines)
+
+
+def verify(model: ov.Model, device: str = "CPU", *, every: bool = False, run: Run | None = None) -> Verification:
+    """Run the layers with compressed weights on a device, and compare with numpy on the stored constants.
+
+        print(verify(openvino.Core().read_model("int4/openvino_model.xml")))
+
+    Args:
+        model: any model; it is not changed.
+        device: a name that OpenVINO knows.
+        every: run each layer, not one of each kind (operation, format, group, channels).
+        run: what runs a layer in place of the device.
+
+    Raises:
+        OptionError: there is no such device.
+    """
+    arithmetic = _arithmetic(device) if run is None else _ARITHMETIC
+    runner = run or _runner(device)
+    weights = find_compressed(model.clone())
+    kinds: dict[object, list[tuple[CompressedWeight, Consumer]]] = {}
+    for number, weight in enumerate(weights):
+        for use, consumer in enumerate(weight.consumers):
+            key = (number, use) if every else (*layer_kind(weight, consumer), _size_class(weight))
+            kinds.setdefault(key, []).append((weight, consumer))
+    checks = [_check(*min(group, key=_elements), len(group), arithmetic, runner) for group in kinds.values()]
+    return Verification(device, ov.get_version(), tuple(checks))
+
+
+def _elements(member: tuple[CompressedWeight, Consumer]) -> int:
+    return member[0].elements
+
+
+def _size_class(weight: CompressedWeight) -> tuple[int, ...]:
+    """Input channels, and whether there is but one output channel: what a kernel is chosen by."""
+    columns = prod(weight.shape[axis] for axis in weight.reduction_axes)
+    return columns, min(weight.elements // max(1, columns), 2)
+
+
+def _arithmetic(device: str) -> tuple[tuple[str, dict[str, str], float], ...]:
+    core = ov.Core()
+    available = core.available_devices
+    if device.split(".")[0] not in {name.split(".")[0] for name in available}:
+        raise OptionError(f"device={device!r}: OpenVINO finds no such device here, it finds {', '.join(available)}")
+    known = set(core.get_property(device, "SUPPORTED_PROPERTIES"))
+    has_bf16 = "BF16" in core.get_property(device, "OPTIMIZATION_CAPABILITIES")
+    return tuple(
+        (name, {key: value for key, value in properties.items() if key in known}, limit)
+        for name, properties, limit in _ARITHMETIC
+        if name != "bf16" or has_bf16
+    )
+
+
+def _runner(device: str) -> Run:
+    core = ov.Core()
+
+    def run(model: ov.Model, properties: Mapping[str, str], inputs: Sequence[Array]) -> Array:
+        return np.array(core.compile_model(model, device, dict(properties))(list(inputs))[0])
+
+    return run
+
+
+def _check(
+    weight: CompressedWeight,
+    consumer: Consumer,
+    alike: int,
+    arithmetic: Sequence[tuple[str, dict[str, str], float]],
+    run: Run,
+) -> Check:
+    operation = consumer.node.get_type_name()
+    row = Check(consumer.name, weight.name, operation, weight.format, weight.shape, alike)
+    stored = consumer.node.input_value(consumer.port)
+    make = _MAKERS.get(operation)
+    if make is None or (operation == "MatMul" and consumer.port == 0):
+        return replace(row, reason=f"a {operation} of this form is not compared")
+    worst: tuple[float, str, float] = (0.0, "", 1.0)
+    attributes = consumer.node.get_attributes()
+    layer = single_layer(consumer)
+    rng = np.random.default_rng(0)
+    for rows in _ROWS:
+        made = [make(parameter, stored, rows, rng) for parameter in layer.get_parameters()]
+        inputs = [one for one in made if one is not None]
+        if len(inputs) < len(made):
+            return replace(row, reason="its inputs' shapes are not known")
+        expected, unit = _EXPECTED[operation](inputs, stored, attributes)
+        for name, properties, limit in arithmetic:
+            try:
+                found = run(layer, properties, inputs).astype(np.float64)
+            except RuntimeError as error:
+                return replace(row, failed=True, reason=f"the device cannot run it in {name}: {_last_line(error)}")
+            off = np.abs(found.reshape(expected.shape) - expected) / unit if found.size == expected.size else np.inf
+            largest = float(np.max(off, initial=0.0)) if np.all(np.isfinite(off)) else float("inf")
+            if largest / limit >= worst[0] / worst[2]:
+                worst = (largest, name, limit)
+    return replace(row, difference=worst[0], arithmetic=worst[1], limit=worst[2])
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[-1][:200]
+
+
+def _activations(parameter: Any, stored: Any, rows: int, rng: np.random.Generator) -> Array | None:
+    """`[1, …, rows, n]`, where the model leaves rows open."""
+    shape = parameter.get_partial_shape()
+    if shape.rank.is_dynamic or len(shape) == 0:
+        return None
+    sizes = [dim.get_length() if dim.is_static else 1 for dim in shape]
+    columns = _columns_of(parameter, stored)
+    if shape[len(shape) - 1].is_dynamic and columns is not None:
+        sizes[-1] = columns
+    if len(sizes) > 1 and shape[len(shape) - 2].is_dynamic:
+        sizes[-2] = rows
+    return rng.standard_normal(sizes).astype(_dtype(parameter))
+
+
+def _columns_of(parameter: Any, stored: Any) -> int | None:
+    (target,) = list(parameter.output(0).get_target_inputs())[:1]
+    turned = target.get_node().get_attributes().get("transpose_b", True)
+    return int(stored.get_shape()[-1 if turned else -2])
+
+
+def _dtype(parameter: Any) -> Any:
+    return parameter.get_element_type().to_dtype()
+
+
+def _indices(parameter: Any, stored: Any, rows: int, rng: np.random.Generator) -> Array | None:
+    shape = parameter.get_partial_shape()
+    if shape.rank.is_dynamic:
+        return None
+    sizes = [dim.get_length() if dim.is_static else rows for dim in shape]
+    return rng.integers(0, stored.get_shape()[0], sizes).astype(_dtype(parameter))
+
+
+def _grouped(parameter: Any, stored: Any, rows: int, rng: np.random.Generator) -> Array | None:
+    """Activations `[tokens, n]`, and where each expert's end."""
+    experts, _, columns = stored.get_shape()
+    if parameter.get_element_type().is_integral():
+        return np.cumsum(np.full(experts, rows)).astype(_dtype(parameter))
+    if len(parameter.get_partial_shape()) != 2 or parameter.get_partial_shape()[0].is_static:
+        return None
+    return rng.standard_normal((experts * rows, columns)).astype(_dtype(parameter))
+
+
+def _matmul(inputs: Sequence[Array], stored: Any, attributes: Mapping[str, Any]) -> tuple[Array, Array]:
+    (x,) = (one.astype(np.float64) for one in inputs)
+    if attributes["transpose_a"]:
+        x = x.swapaxes(-1, -2)
+    if len(stored.get_shape()) > 2:
+        values = ConstantValues(stored).whole().astype(np.float64)
+        values = values.swapaxes(-1, -2) if attributes["transpose_b"] else values
+        return x @ values, _unit(x, np.sqrt(np.square(values).sum(-2, keepdims=True)))
+    out = stored.get_shape()[0 if attributes["transpose_b"] else 1]
+    expected, squares = np.zeros((*x.shape[:-1], out)), np.zeros(out)
+    for start, stop, piece in _pieces(stored):
+        if attributes["transpose_b"]:
+            expected[..., start:stop] = x @ piece.T
+            squares[start:stop] = np.square(piece).sum(1)
+        else:
+            expected += x[..., start:stop] @ piece
+            squares += np.square(piece).sum(0)
+    return expected, _unit(x, np.sqrt(squares))
+
+
+def _pieces(stored: Any) -> Iterator[tuple[int, int, Array]]:
+    rows, columns = stored.get_shape()
+    values, step = ConstantValues(stored, 1), max(1024, _PIECE // max(1, columns) // 1024 * 1024)
+    for start in range(0, rows, step):
+        stop = min(start + step, rows)
+        yield start, stop, values.rows(start, stop).reshape(stop - start, columns).astype(np.float64)
+
+
+def _unit(x: Array, norms: Array) -> Array:
+    """What each output is expected to be, if products are independent; for channels of zeros a small part of the
+    others'."""
+    size = np.maximum(norms, 1e-3 * norms.max(initial=1e-30))
+    unit: Array = np.linalg.norm(x, axis=-1, keepdims=True) * size / sqrt(x.shape[-1])
+    return unit
+
+
+def _gather(inputs: Sequence[Array], stored: Any, attributes: Mapping[str, Any]) -> tuple[Array, Array]:
+    (indices,) = inputs
+    values = ConstantValues(stored, 1)
+    rows = [values.rows(int(index), int(index) + 1)[0] for index in indices.reshape(-1)]
+    found = np.stack(rows).astype(np.float64).reshape(*indices.shape, *stored.get_shape()[1:])
+    return found, np.full(1, max(float(np.abs(found).max(initial=0.0)), 1e-30))
+
+
+def _grouped_matmul(inputs: Sequence[Array], stored: Any, attributes: Mapping[str, Any]) -> tuple[Array, Array]:
+    x, ends = (one for one in sorted(inputs, key=lambda one: one.ndim, reverse=True))
+    values = ConstantValues(stored).whole().astype(np.float64)
+    starts = [0, *ends[:-1]]
+    blocks = [x[a:b].astype(np.float64) for a, b in zip(starts, ends, strict=True)]
+    expected = np.concatenate([block @ own.T for block, own in zip(blocks, values, strict=True)])
+    units = [_unit(block, np.linalg.norm(own, axis=1)) for block, own in zip(blocks, values, strict=True)]
+    return expected, np.concatenate(units)
+
+
+_MAKERS: dict[str, Callable[[Any, Any, int, np.random.Generator], Array | None]] = {
+    "MatMul": _activations,
+    "Gather": _indices,
+    "GroupedMatMul": _grouped,
+}
+_EXPECTED: dict[str, Callable[[Sequence[Array], Any, Mapping[str, Any]], tuple[Array, Array]]] = {
+    "MatMul": _matmul,
+    "Gather": _gather,
+    "GroupedMatMul": _grouped_matmul,
+}

@@ -1,0 +1,171 @@
+"""`verify` finds the layer that computes something else, and no other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import pytest
+from openvino import opset13 as op
+
+from ov_weight_compression.cli import main
+from ov_weight_compression.evaluation import inspect, verify
+from ov_weight_compression.ir_utils.dequantization import ChainParts, build_dequantization
+from ov_weight_compression.ir_utils.errors import OptionError, WorkError
+from ov_weight_compression.passes import apply_weight_compression, report
+from ov_weight_compression.passes import verify as verify_module
+from tests import models
+
+
+def by_hand(group: int = 48, columns: int = 192, out: int = 64) -> ov.Model:
+    """A MatMul of i4 in groups, as the plan would not make it, and one in groups of 64 behind it."""
+    rng = np.random.default_rng(0)
+
+    def layer(x: Any, name: str, size: int) -> Any:
+        shape = (out, columns // size, size)
+        codes = ov.Tensor(ov.Type.i4, ov.Shape(list(shape)))
+        raw = codes.data.reshape(-1).view(np.uint8)
+        raw[:] = rng.integers(0, 256, raw.size)
+        scale = ov.op.Constant(ov.Tensor(rng.uniform(0.5, 1.5, (*shape[:2], 1)).astype(np.float16)))
+        parts = ChainParts(ov.op.Constant(codes), scale)
+        chain = op.convert(build_dequantization(parts, f"{name}.weight", (out, columns)), "f32")
+        node = op.matmul(x, chain, False, True)
+        node.set_friendly_name(name)
+        return node
+
+    x = op.parameter([-1, columns], np.float32)
+    return ov.Model([op.result(layer(x, "good", 64)), op.result(layer(x, "bad", group))], [x], "by hand")
+
+
+class Misreading:
+    """A device in whose place numpy multiplies what the codes say, but by another scale where they are in groups."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def __call__(self, model: ov.Model, properties: Mapping[str, str], inputs: Sequence[Any]) -> Any:
+        found = ov.Core().compile_model(models_in_floats(model), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        groups = any(len(node.shape) == 3 and node.shape[2] == 48 for node in model.get_ops() if is_codes(node))
+        return found(list(inputs))[0] * (self.factor if groups else 1)
+
+
+def is_codes(node: Any) -> bool:
+    return node.get_type_name() == "Constant" and node.get_element_type() == ov.Type.i4
+
+
+def models_in_floats(model: ov.Model) -> ov.Model:
+    from ov_weight_compression.passes import apply_weight_decompression
+
+    return apply_weight_decompression(model.clone(), dtype="f32", lazy=False)
+
+
+def test_the_layer_that_differs_is_named() -> None:
+    found = verify(by_hand(), run=Misreading(1.5))
+    assert {check.layer: check.wrong for check in found.checks} == {"good": False, "bad": True}
+    assert not found.ok
+    text = str(found)
+    assert "WRONG: bad (MatMul, i4, group 48, 64×192): differs by" in text
+    assert "good" not in text
+    assert verify(by_hand(), run=Misreading(1.0)).ok
+
+
+def test_this_cpu_reads_groups_of_64_right() -> None:
+    assert [check.layer for check in verify(by_hand()).wrong] in ([], ["bad"])
+
+
+def test_a_layer_that_cannot_be_run_is_wrong() -> None:
+    def run(model: ov.Model, properties: Mapping[str, str], inputs: Sequence[Any]) -> Any:
+        raise RuntimeError("Exception from somewhere:\nno primitive")
+
+    (check,) = verify(apply_weight_compression(models.linear(48, 64), lazy=False), run=run).checks
+    assert check.wrong
+    assert str(check) == "layer (MatMul, u8, 48×64): the device cannot run it in f32: no primitive"
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        (models.linear(48, 127), {}),
+        (models.linear(48, 64, transpose=False), {}),
+        (models.linear(48, 64, batch=(3,)), {"mode": "int4_sym", "group_size": 32, "all_layers": True}),
+        (models.grouped_matmul(), {"mode": "int4_asym", "group_size": 32, "all_layers": True}),
+        (models.embedding(), {}),
+        (models.tied_head(), {"mode": "nf4", "group_size": 32, "all_layers": True}),
+        (models.linear(48, 128), {"mode": "int2_asym", "all_layers": True}),
+        (models.linear(48, 128), {"mode": "nvfp4", "all_layers": True}),
+        (models.linear(48, 128), {"mode": "fp8_e4m3", "all_layers": True}),
+    ],
+)
+def test_what_the_pass_makes_is_right(model: ov.Model, options: dict[str, Any]) -> None:
+    found = verify(apply_weight_compression(model, lazy=False, verify=True, **options))
+    assert found.ok
+    assert not found.skipped
+    assert all(0 <= check.difference < check.limit for check in found.checks)
+
+
+def test_one_of_each_kind_or_every_layer() -> None:
+    model = apply_weight_compression(models.layers(4, 64), lazy=False)
+    assert [(check.layer, check.alike) for check in verify(model).checks] == [("layer_0", 4)]
+    assert [check.layer for check in verify(model, every=True).checks] == [f"layer_{number}" for number in range(4)]
+
+
+def test_a_convolution_is_said_not_to_be_compared() -> None:
+    found = verify(apply_weight_compression(models.convolution(), lazy=False))
+    assert found.ok
+    assert "not compared: layer (Convolution" in str(found)
+    assert "all compute" not in str(found)
+
+
+def test_the_pass_raises_and_needs_what_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OptionError, match=r"^verify: True means nothing without lazy=False$"):
+        apply_weight_compression(models.linear(), verify=True)
+
+    def broken(device: str) -> Any:
+        return lambda model, properties, inputs: np.ones((inputs[0].shape[0], 48))
+
+    monkeypatch.setattr(verify_module, "_runner", broken)
+    with pytest.raises(WorkError, match=r"^verify: CPU does not compute what the weights say: layer \(MatMul, u8"):
+        apply_weight_compression(models.linear(48, 64), lazy=False, verify=True)
+
+
+def test_no_such_device() -> None:
+    with pytest.raises(OptionError, match="device='TPU': OpenVINO finds no such device here"):
+        verify(models.linear(), "TPU")
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    ov.save_model(models.linear(48, 64), tmp_path / "float.xml")
+    out = tmp_path / "out" / "model.xml"
+    assert main([str(tmp_path / "float.xml"), "-o", str(out), "--verify"]) == 0
+    assert (
+        "1 layers run for 1 with compressed weights\nall compute what the stored weights say" in capsys.readouterr().out
+    )
+    assert main(["verify", str(out), "--all", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["ok"] is True
+    monkeypatch.setattr(verify_module, "_runner", lambda device: lambda *given: np.zeros((given[2][0].shape[0], 48)))
+    assert main(["verify", str(out)]) == 1
+    assert "WRONG: layer (MatMul, u8, 48×64)" in capsys.readouterr().out
+
+
+def test_inspect_says_that_outputs_are_wrong(tmp_path: Path) -> None:
+    ov.save_model(by_hand(), tmp_path / "m.xml")
+    told = {weight.layer: weight.executed for weight in inspect(tmp_path / "m.xml", "CPU").weights}
+    assert told["good"] == "compressed"
+    assert told["bad"] == "compressed, WRONG OUTPUTS: CPUs misread i4 in groups of 48 (no power of two)"
+
+
+def test_another_version_is_said_not_to_be_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ov_weight_compression.passes import WeightCompression
+
+    monkeypatch.setattr(report.ov, "get_version", lambda: "2027.1.0-1-x")
+    own = WeightCompression()
+    own.run_on_model(models.linear())
+    assert own.report.warnings == (
+        "what CPUs misread was measured with OpenVINO 2026.4, and nobody has looked at 2027.1: "
+        "`ov-compress verify` does",
+    )
+    assert "measured with OpenVINO 2026.4; of this version only" in str(verify(models.linear()))
