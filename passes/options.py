@@ -236,14 +236,7 @@ class Options:
     lazy: bool = declared(
         True, flag(), "compute the weights when the model is saved or compiled", flag=None, recorded="never"
     )
-    verify: bool = declared(
-        False,
-        flag(),
-        "run the compressed layers and compare them with their stored weights",
-        flag=None,
-        recorded="never",
-        need=_COMPUTED,
-    )
+    verify: bool = declared(False, flag(), "run layers and compare", flag=None, recorded="never", need=_COMPUTED)
     threads: int = declared(
         None,
         count(1, _MOST_THREADS),
