@@ -96,7 +96,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         from ov_weight_compression.ir_utils.kinds import one_line
 
-        self.exit(2, f"ov-compress: {one_line(message, 240)}; {self.prog} --help lists what there is\n")
+        self.exit(2, f"ov-compress: {one_line(message, 200)}; {self.prog} --help lists what there is\n")
 
 
 def _add_compress(commands: Any) -> None:

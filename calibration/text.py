@@ -9,6 +9,7 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
+from ov_weight_compression.ir_utils import kinds
 from ov_weight_compression.ir_utils.errors import MissingExtraError, ModelError, OptionError
 
 __all__ = ["read_data"]
@@ -29,7 +30,7 @@ def read_data(source: str | Path, model_folder: str | Path) -> Any:
     """
     if str(source) in ("random", "self"):
         return str(source)
-    path = Path(source)
+    path = kinds.path().parse("data", source)
     if not path.is_file():
         raise OptionError(f"data={source}: there is no such file; allowed are a file, 'random' and 'self'")
     if path.suffix in (".npy", ".npz"):

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from os import PathLike
-from pathlib import Path
 
 import openvino as ov
 
@@ -32,6 +31,8 @@ from ov_weight_compression.evaluation.stages import (
     model_figures,
 )
 from ov_weight_compression.evaluation.windows import Cut
+from ov_weight_compression.ir_utils.kinds import flag, optional, path, word
+from ov_weight_compression.ir_utils.kinds import shapes as kinds_of_shapes
 
 __all__ = ["compare"]
 
@@ -91,15 +92,15 @@ def compare(
     """
     options = Options(
         cut=Cut(window, stride, context, windows, score_last),
-        tokenizer=Path(tokenizer) if tokenizer else None,
+        tokenizer=optional(path(), "tokenizer", tokenizer),
         batch=batch,
-        shapes=dict(shapes or {}),
+        shapes=optional(kinds_of_shapes(), "shapes", shapes) or {},
         layers=layers,
         layer_samples=layer_samples,
-        save_base=Path(save_base) if save_base else None,
-        base_logits=Path(base_logits) if base_logits else None,
+        save_base=optional(path(), "save_base", save_base),
+        base_logits=optional(path(), "base_logits", base_logits),
     )
-    arithmetic = choose(device, as_deployed)
+    arithmetic = choose(word().parse("device", device), flag().parse("as_deployed", as_deployed))
     with ExitStack() as stack:
         return _compare(open_pair(base, compressed, arithmetic, stack), data, options, progress or _silent)
 

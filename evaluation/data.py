@@ -25,6 +25,7 @@ import numpy as np
 from ov_weight_compression.evaluation.feeding import Feeder
 from ov_weight_compression.evaluation.loading import Loaded
 from ov_weight_compression.evaluation.tokenizer import find_tokenizer
+from ov_weight_compression.ir_utils import kinds
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.types import Array
 
@@ -61,7 +62,7 @@ def read_data(
         OptionError: the data is missing, of no known kind, or does not fit the model's inputs.
     """
     if isinstance(data, (str, PathLike)):
-        path = Path(data)
+        path = kinds.path().parse("data", data)
         if not path.is_file():
             raise OptionError(f"data={str(path)!r}: there is no such file")
         if path.suffix in (".npy", ".npz"):

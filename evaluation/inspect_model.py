@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 from os import PathLike
-from pathlib import Path
 
 import openvino as ov
 
 from ov_weight_compression.evaluation.device import WHOLE_ELEMENTS, DeviceCheck, check_device
 from ov_weight_compression.evaluation.format_names import mode_of, zero_point_of
 from ov_weight_compression.evaluation.inspection import Inspection, StoredFloat, StoredWeight
+from ov_weight_compression.ir_utils import kinds
 from ov_weight_compression.ir_utils.ir_file import read_model
 from ov_weight_compression.ir_utils.model_folder import the_model_of
 from ov_weight_compression.ir_utils.publish import expanded
@@ -41,10 +41,12 @@ def inspect(
         OptionError: there is no such device.
         WorkError: the device cannot compile a layer of the model.
     """
+    device = kinds.optional(kinds.word(), "device", device)
+    whole_elements = kinds.count(0).parse("whole_elements", whole_elements)
     if isinstance(model, ov.Model):
         name, read = str(model.get_friendly_name()), model
     else:
-        path = expanded("MODEL", Path(model))
+        path = expanded("model", kinds.path().parse("model", model))
         path = the_model_of(path) if path.is_dir() else path
         name, read = str(path), read_model(path)
     check = check_device(read, device, whole_elements) if device is not None else None

@@ -13,6 +13,7 @@ import openvino as ov
 from ov_weight_compression.calibration.language import read_language_model
 from ov_weight_compression.evaluation.arithmetic import core, first_line
 from ov_weight_compression.evaluation.windows import DEFAULT_WINDOW
+from ov_weight_compression.ir_utils import kinds
 from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.ir_file import read_model
 
@@ -79,7 +80,7 @@ def load(source: ov.Model | str | PathLike[str], role: str) -> Loaded:
     """
     if isinstance(source, ov.Model):
         return Loaded(source, role)
-    path = Path(source)
+    path = kinds.path().parse(f"the {role} model", source)
     if path.is_dir():
         path = _model_in(path, role)
     if not path.is_file():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ov_weight_compression.evaluation.windows import Cut
 from ov_weight_compression.ir_utils.errors import OptionError
+from ov_weight_compression.ir_utils.kinds import count, flag, optional
 
 __all__ = ["Options"]
 
@@ -26,10 +27,9 @@ class Options:
     base_logits: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.layer_samples < 0:
-            raise OptionError(f"layer_samples={self.layer_samples}: must not be negative")
-        if self.batch is not None and self.batch < 1:
-            raise OptionError(f"batch={self.batch}: must be at least 1")
+        count(0).parse("layer_samples", self.layer_samples)
+        optional(count(1), "batch", self.batch)
+        flag().parse("layers", self.layers)
         if self.save_base and self.base_logits:
             raise OptionError("save_base, base_logits: give one of them, the logits are either written or read")
         if self.tokenizer and not self.tokenizer.exists():

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from ov_weight_compression.evaluation.divergence import NO_TOKEN
 from ov_weight_compression.ir_utils.errors import OptionError
+from ov_weight_compression.ir_utils.kinds import count, flag, optional
 from ov_weight_compression.ir_utils.types import Array
 
 __all__ = ["DEFAULT_WINDOW", "Cut", "Windows", "cut"]
@@ -42,9 +43,8 @@ class Cut:
 
     def __post_init__(self) -> None:
         for name, least in (("window", 2), ("stride", 1), ("context", 0), ("limit", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise OptionError(f"{name}={value}: must be at least {least}")
+            optional(count(least), name, getattr(self, name))
+        flag().parse("score_last", self.score_last)
 
 
 @dataclass(frozen=True)

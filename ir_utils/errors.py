@@ -9,11 +9,31 @@ CompressionError
 CompressionWarning     (UserWarning)   what was done, but perhaps not as expected; the report has it too
 """
 
-__all__ = ["CompressionError", "CompressionWarning", "MissingExtraError", "ModelError", "OptionError", "WorkError"]
+__all__ = [
+    "CompressionError",
+    "CompressionWarning",
+    "MissingExtraError",
+    "ModelError",
+    "OptionError",
+    "WorkError",
+    "one_line",
+]
+
+
+_LONGEST = 290
+
+
+def one_line(text: str, length: int) -> str:
+    """A text without line breaks and other control characters, its middle left out where it is too long."""
+    kept = text if len(text) <= length else f"{text[: length - 1 - length // 3]}…{text[len(text) - length // 3 :]}"
+    return "".join(sign if sign.isprintable() else " " for sign in kept)
 
 
 class CompressionError(Exception):
-    """The root of everything that this package raises on purpose."""
+    """The root of everything that this package raises on purpose. Its message is one line that a person can read."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(one_line(message, _LONGEST))
 
 
 class CompressionWarning(UserWarning):

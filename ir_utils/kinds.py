@@ -19,7 +19,7 @@ import numpy as np
 import openvino as ov
 
 from ov_weight_compression.ir_utils.constants import tensor_values
-from ov_weight_compression.ir_utils.errors import CompressionError, OptionError
+from ov_weight_compression.ir_utils.errors import CompressionError, OptionError, one_line
 from ov_weight_compression.ir_utils.types import Array
 
 __all__ = [
@@ -34,13 +34,16 @@ __all__ = [
     "number",
     "one_line",
     "one_of",
+    "optional",
     "parse_enum",
     "path",
+    "shapes",
     "shown",
     "table",
     "table_type",
     "whole",
     "whole_from_text",
+    "word",
 ]
 
 _SHOWN = 60
@@ -70,12 +73,6 @@ def shown(value: object) -> str:
         return one_line(repr(value), _SHOWN)
     except Exception:  # whatever an object's own methods raise
         return f"an object of type {one_line(type(value).__name__, _SHOWN)}"
-
-
-def one_line(text: str, length: int) -> str:
-    """A text without line breaks and other control characters, its middle left out where it is too long."""
-    kept = text if len(text) <= length else f"{text[: length - 3 - length // 3]}…{text[len(text) - length // 3 + 1 :]}"
-    return "".join(sign if sign.isprintable() else " " for sign in kept)
 
 
 @dataclass(frozen=True)
@@ -177,6 +174,33 @@ def flag() -> Kind:
         return bool(value)
 
     return Kind("True or False", read, "bool")
+
+
+def word() -> Kind:
+    """A name: some printable text."""
+
+    def read(value: Any) -> str:
+        _refuse_unless(isinstance(value, str) and 0 < len(value) <= _LONGEST_NAME and value.isprintable())
+        return str(value)
+
+    return Kind("a name", read, "str")
+
+
+def shapes() -> Kind:
+    """Shapes by the names of inputs."""
+
+    def read(value: Any) -> dict[str, tuple[int, ...]]:
+        found = {name: tuple(map(whole, sizes)) for name, sizes in dict(value).items()}
+        _refuse_unless(all(isinstance(name, str) for name in found))
+        _refuse_unless(all(0 < size <= MOST for sizes in found.values() for size in sizes))
+        return found
+
+    return Kind("a dict of inputs' names and shapes", read, "Mapping[str, Sequence[int]]")
+
+
+def optional(kind: Kind, name: str, value: object) -> Any:
+    """The value of an option that may be None."""
+    return None if value is None else kind.parse(name, value)
 
 
 def path() -> Kind:

@@ -34,6 +34,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
+from ov_weight_compression.ir_utils import kinds
 from ov_weight_compression.ir_utils.errors import OptionError, WorkError
 from ov_weight_compression.ir_utils.folder_locks import PATIENCE, hold, sync_folder, turn
 from ov_weight_compression.ir_utils.swapping import BEGUN, finish_links, finish_moves, prefix, swap_files, swap_folder
@@ -225,10 +226,10 @@ def expanded(option: str, path: Path) -> Path:
     """A path with `~` replaced.
 
     Raises:
-        OptionError: there is no such home.
+        OptionError: there is no such home, or no file can have this name.
     """
     try:
-        return path.expanduser()
+        return Path(kinds.path().parse(option, path)).expanduser()
     except RuntimeError as error:
         raise OptionError(f"{option}: {path}: there is no such home") from error
 

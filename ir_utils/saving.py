@@ -17,6 +17,7 @@ from typing import Any
 
 import openvino as ov
 
+from ov_weight_compression.ir_utils import kinds
 from ov_weight_compression.ir_utils.deferral import Deferral, deferring
 from ov_weight_compression.ir_utils.errors import CompressionError, OptionError, WorkError
 from ov_weight_compression.ir_utils.ir_file import stored_constants
@@ -36,7 +37,8 @@ def save_model(model: Any, path: str | Path, after_write: Callable[[], None] | N
     Raises:
         WorkError: the disk is full or the files cannot be written, or a weight could not be computed.
     """
-    path = Path(path)
+    kinds.check_model(model)
+    path = Path(kinds.path().parse("path", path))
     if path.suffix != ".xml":
         raise OptionError(f"path: {path} must end in .xml")
     try:

@@ -60,11 +60,17 @@ def test_everything_is_written(folder: Path, tmp_path: Path, capsys: pytest.Capt
         (["missing.xml", "int8.xml"], r"the base model .*missing\.xml does not exist"),
         (["base.xml", "other.xml"], "the models take different inputs"),
         (["base.xml", "int8.xml", "--data", "missing.npy"], "there is no such file"),
-        (["base.xml", "int8.xml", "--data", "tokens.npy", "--window", "1"], "window=1: must be at least 2"),
+        (
+            ["base.xml", "int8.xml", "--data", "tokens.npy", "--window", "1"],
+            "window: must be a whole number of at least 2, got 1",
+        ),
         (["base.xml", "int8.xml", "--device", "ABACUS"], "device='ABACUS'"),
         (["base.xml", "int8.xml", "--json", "no/such/a.json"], "there is no folder"),
-        (["base.xml", "int8.xml", "--layer-samples", "-1"], "layer_samples=-1"),
-        (["base.xml", "int8.xml", "--batch", "0"], "batch=0"),
+        (
+            ["base.xml", "int8.xml", "--layer-samples", "-1"],
+            "layer_samples: must be a whole number of at least 0, got -1",
+        ),
+        (["base.xml", "int8.xml", "--batch", "0"], "batch: must be a whole number of at least 1, got 0"),
         (["base.xml", "int8.xml", "--tokenizer", "nowhere"], "tokenizer='nowhere': there is no such file or folder"),
     ],
 )
