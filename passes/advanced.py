@@ -1,8 +1,9 @@
 """NNCF's `AdvancedCompressionParameters`: classes with its names and fields, and what becomes of them here.
 
 The classes have None where nothing is given, so a value that is given counts even if it is NNCF's default. NNCF's own
-objects are read as well: there a field counts where it differs from the default, and the group size's fallback always,
-for that is what NNCF does. A field without a counterpart is refused by name where it says anything but NNCF's default.
+objects are read as well: there a field counts where it differs from the default, and what happens to groups that do not
+divide always, for that is what NNCF does. A field without a counterpart is refused by name, unless it says NNCF's
+default.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ _PARTS: Mapping[str, type] = {
     "lora_correction_params": AdvancedLoraCorrectionParameters,
     "adaptive_codebook_params": AdvancedAdaptiveCodebookParameters,
 }
-_ALWAYS = "group_size_fallback_mode"
+_ALWAYS = ("group_size_fallback_mode", "min_adjusted_group_size")
 _NNCF_DEFAULTS: Mapping[str, Any] = {
     "lora_adapter_rank": 256,
     "backend_params": {},
@@ -212,7 +213,7 @@ def _changed(parameters: Any, kind: type, where: str) -> dict[str, Any]:
         name: value
         for name, value in given.items()
         if value is not None
-        and (name == _ALWAYS or name in ("codebook", *_PARTS) or value != defaults.get(name) or name not in defaults)
+        and (name in ("codebook", *_ALWAYS, *_PARTS) or value != defaults.get(name) or name not in defaults)
     }
 
 
