@@ -170,9 +170,9 @@ def page(calls: Sequence[Mapping[str, Any]], suite: str, versions: Mapping[str, 
     left = [[", ".join(names), reason] for reason, names in _LEFT_OUT.items()]
     told = (
         f"{_SUITE} of NNCF {suite}'s repository. Each of its {len(calls)} calls of `compress_weights` was made with "
-        "`compat` too, on a copy of the model and with the same objects, and both results were compared: the format and "
-        "the group of every weight, and the errors of the outputs, on random inputs and on the data. The differences are "
-        "of the kinds that the list in `passes/compat.py` names.\n"
+        "`compat` too, on a copy of the model and with the same objects, and both results were compared: the format "
+        "and the group of every weight, and the errors of the outputs, on random inputs and on the data. The "
+        "differences are of the kinds that the list in `passes/compat.py` names.\n"
     )
     return "\n".join(
         [

@@ -39,6 +39,9 @@ _LARGEST_COST = 0.995
 _LARGEST_COST_INSERTED = 0.9
 """The same where the factors cost a Multiply at run time."""
 
+_SPREAD_INSERTED = 0.25
+"""Where nothing measures the cost: how far the factors' logarithms must be apart, the root of their variance."""
+
 Energy = Callable[[Weight], "Array | None"]
 """E[x²] of the input channels of a weight's layers, f32 [in]; None where there are no data."""
 ForEach = Callable[[Callable[[ScalingGroup], "Fold | Scaling"], Sequence[ScalingGroup]], "list[Fold | Scaling]"]
@@ -97,12 +100,12 @@ def _fold(
     if group.absorber is None and not (insert and group.behind_activation):
         return group.reason
     seen = next((found for found in map(energy, group.weights) if found is not None), None)
-    if group.absorber is None and seen is None:
-        return "no data to tell whether a Multiply would pay"
     rows = max(1, _SAMPLE_ROWS // len(group.weights))
     samples = [_sample(reader(weight), choices[weight.name], rows) for weight in group.weights]
     if seen is None:
-        factors = lift_factors(samples, group.classes)
+        factors = lift_factors(samples, group.classes, equal=group.behind_activation)
+        if group.absorber is None and _spread(factors.columns) < _SPREAD_INSERTED:
+            return "columns too much alike for a Multiply to pay"
     else:
         alphas = tuning.awq_alphas or ALPHAS
         factors = choose_factors(samples, seen, group.classes, alphas, share=tuning.awq_share)
@@ -111,6 +114,10 @@ def _fold(
     if np.all(columns == 1) or (factors.cost is not None and factors.cost > limit):
         return "no factors lower the cost" if group.absorber else "no factors lower the cost enough for a Multiply"
     return Fold(group, columns, factors.cost)
+
+
+def _spread(columns: Float32) -> float:
+    return float(np.std(np.log(columns)))
 
 
 def _sample(reader: ConstantReader, choice: Choice, count: int) -> Sample:

@@ -14,12 +14,15 @@ What is different from NNCF, in one list:
 - What the float modes leave, and the backup of `ratio`, has 8-bit integers unless `backup_mode` says otherwise; NNCF
   takes FP8_E4M3 or MXFP8_E4M3.
 - Where two branches are added at the end of a model, which of them is the last layer is decided by the graph's order.
+- Weights of fewer than 64 elements are left alone, and so is what no layer multiplies with.
 - Scales are searched for without data as well, and `scale_estimation`, `awq` and `gptq` are algorithms of this package
-  by those names: the numbers differ, and their errors are no larger. AWQ's factors go into norms and weights where they
-  can; a Multiply is inserted only behind activation functions, and with data only where that pays.
+  by those names, so the numbers differ. `scale_estimation` weighs each channel with its energy: on the very samples
+  that it was given NNCF, which looks at their directions, can leave less error, on others it leaves more.
+- AWQ's factors go into norms and weights where they can; a Multiply is inserted only behind activation functions, and
+  only where it pays. Weights of experts side by side are not scaled; the report says so.
 - `gptq` and `lora_correction` may be combined, `awq`, `scale_estimation` and `gptq` take FP4, MXFP4 and NVFP4, and all
   of them layers with transposed activations. Adapters always have 8 bits.
-- A codebook may have its values in any order, and more than once.
+- A codebook may have its values in any order, and more than once. `all_layers=False` is taken with INT8 as well.
 - Options that this package has beside NNCF's (`rules`, `accuracy`, `device`, …) are taken too. One exception class
   stands for several of NNCF's: an option or a dataset that cannot be is an `OptionError`.
 - A field of the advanced parameters that means nothing here is refused by name, not ignored.

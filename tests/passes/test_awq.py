@@ -165,10 +165,30 @@ def test_a_multiply_is_inserted_behind_an_activation_and_named() -> None:
     assert scaled < plain
 
 
-def test_no_multiply_is_inserted_without_data() -> None:
+def test_no_multiply_is_inserted_without_data_where_the_columns_are_alike() -> None:
     _, report = compressed(mlp(), awq=True)
-    assert "no data to tell whether a Multiply would pay" in {scaling.reason for scaling in report.scalings}
+    assert "columns too much alike for a Multiply to pay" in {scaling.reason for scaling in report.scalings}
     assert "multiply" not in {scaling.into for scaling in report.scalings}
+
+
+@pytest.mark.parametrize(("activation", "into"), [(op.relu, "weight"), (op.hswish, "multiply")])
+def test_without_data_columns_behind_an_activation_get_one_size(activation: Any, into: str) -> None:
+    def model() -> ov.Model:
+        uneven = mlp(activation)
+        node = next(node for node in uneven.get_ops() if node.get_friendly_name() == "weight_1")
+        sizes = np.exp(np.random.default_rng(5).normal(size=96) * 0.7)
+        replace_values(node, np.array(node.data) * sizes.astype(np.float32))
+        return uneven
+
+    def loss(**options: Any) -> float:
+        rows = {0: np.random.default_rng(1).standard_normal((64, SIZE)).astype(np.float32)}
+        found = run(compressed(model(), all_layers=True, **options)[0], rows)[0]
+        return float(np.square(found - run(model(), rows)[0]).mean())
+
+    _, report = compressed(model(), all_layers=True, awq=True)
+    (line,) = (scaling for scaling in report.scalings if scaling.weights == ("weight_1",))
+    assert (line.into, line.cost) == (into, None)
+    assert loss(awq=True) < 0.8 * loss()
 
 
 def test_weights_of_eight_bits_follow_their_group() -> None:

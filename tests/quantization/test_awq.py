@@ -109,6 +109,14 @@ def test_without_data_only_columns_far_below_the_usual_are_lifted() -> None:
     np.testing.assert_allclose(lifted[[5, 36, 67]], np.median(np.abs(weight).mean(axis=0)), rtol=0.1)
 
 
+def test_without_data_all_columns_can_be_brought_to_one_size() -> None:
+    weight, _ = layer(small=0.05)
+    weight[:, 11] *= 20
+    found = lift_factors([Sample(weight, SPECS["int4_sym"])], IDENTITY, equal=True)
+    size = np.abs(weight * found.columns).mean(axis=0).reshape(3, 32)
+    np.testing.assert_allclose(size, np.broadcast_to(size[:, :1], size.shape), rtol=1e-4)
+
+
 def test_without_data_lifting_pays_where_small_weights_meet_large_inputs() -> None:
     weight, energy = layer(outlier=60, small=0.03)
     spec = SPECS["int4_sym"]
