@@ -197,8 +197,8 @@ class Calibration:
 
     def learn(self, choices: Sequence[Choice]) -> tuple[str, ...]:
         """Run what has not run yet of what will be wanted of the data; what is to be said about it."""
-        for choice in choices[:1]:
-            self.importance(choice.weight)
+        if choices and not self.method.layer_by_layer:  # what has gone layer by layer asks for nothing more
+            self.importance(choices[0].weight)
         return tuple(dict.fromkeys(name for found in self._measured.values() for name in found.left_out))
 
     def recipe(self) -> dict[str, str]:
