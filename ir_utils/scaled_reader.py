@@ -1,6 +1,6 @@
 """A weight as it is after factors have been folded into it: read, multiplied, handed on.
 
-    values[r, j] · rows[r] · columns[j]
+    values[r, j] · rows[r] · columns[j]         or, of experts side by side, columns[expert of r, j]
 
 in f32, so a weight that is stored in f16 is not rounded to f16 once more before it is quantised.
 """
@@ -45,7 +45,7 @@ class ScaledReader(ConstantReader):
         """The rows of a slab as float32 `[n, columns]`."""
         values = super().read(slab).astype(np.float32)
         if self.columns is not None:
-            values *= self.columns
+            values *= self._columns_of(slab.start, slab.stop)
         if self.rows is not None:
             values *= self.rows[slab.start : slab.stop, None]
         return values
@@ -54,7 +54,7 @@ class ScaledReader(ConstantReader):
         """The whole matrix as float32."""
         values = super().read_all().copy()
         if self.columns is not None:
-            values *= self.columns
+            values *= self._columns_of(0, len(values))
         if self.rows is not None:
             values *= self.rows[:, None]
         return values
@@ -63,10 +63,17 @@ class ScaledReader(ConstantReader):
         """What a matrix `[rows, columns]` of scaled values stands for in terms of the original weight."""
         values = np.array(matrix, dtype=np.float32)
         if self.columns is not None:
-            values /= self.columns
+            values /= self._columns_of(0, len(values))
         if self.rows is not None:
             values /= self.rows[:, None]
         return values
+
+    def _columns_of(self, start: int, stop: int) -> Float32:
+        """The factors of some rows' columns, `[in]` or `[rows, in]`."""
+        assert self.columns is not None
+        if self.columns.ndim == 1:
+            return self.columns
+        return np.asarray(self.columns[np.arange(start, stop) // (self.layout.rows // len(self.columns))])
 
     def scan(self) -> ValueRange:
         """Largest finite magnitude and count of NaN and infinite values, of the scaled values."""

@@ -27,7 +27,7 @@ from ov_weight_compression.passes.tuning import Tuning
 from ov_weight_compression.patterns import Weight
 from ov_weight_compression.patterns.absorb import ScalingGroup, scaling_groups
 from ov_weight_compression.patterns.absorb_producer import ProducerAbsorber
-from ov_weight_compression.quantization.calibrated.awq import ALPHAS, Sample, choose_factors, lift_factors
+from ov_weight_compression.quantization.calibrated.awq import ALPHAS, Factors, Sample, choose_factors, lift_factors
 
 __all__ = ["Energy", "ForEach", "choose_folds"]
 
@@ -99,21 +99,57 @@ def _fold(
     """The group's fold, or why there is none."""
     if group.absorber is None and not (insert and group.behind_activation):
         return group.reason
-    seen = next((found for found in map(energy, group.weights) if found is not None), None)
-    rows = max(1, _SAMPLE_ROWS // len(group.weights))
-    samples = [_sample(reader(weight), choices[weight.name], rows) for weight in group.weights]
-    if seen is None:
-        factors = lift_factors(samples, group.classes, equal=group.behind_activation)
-        if group.absorber is None and _spread(factors.columns) < _SPREAD_INSERTED:
-            return "columns too much alike for a Multiply to pay"
-    else:
-        alphas = tuning.awq_alphas or ALPHAS
-        factors = choose_factors(samples, seen, group.classes, alphas, share=tuning.awq_share)
+    factors = (_of_experts if group.experts > 1 else _of_layers)(group, choices, reader, energy, tuning)
+    if group.absorber is None and factors.cost is None and _spread(factors.columns) < _SPREAD_INSERTED:
+        return "columns too much alike for a Multiply to pay"
     columns = _absorbable(group, factors.columns)
     limit = _LARGEST_COST_INSERTED if group.absorber is None else _LARGEST_COST
     if np.all(columns == 1) or (factors.cost is not None and factors.cost > limit):
         return "no factors lower the cost" if group.absorber else "no factors lower the cost enough for a Multiply"
     return Fold(group, columns, factors.cost)
+
+
+def _of_layers(
+    group: ScalingGroup,
+    choices: Mapping[str, Choice],
+    reader: Callable[[Weight], ConstantReader],
+    energy: Energy,
+    tuning: Tuning,
+) -> Factors:
+    """The factors of layers with one input, [in]."""
+    seen = next((found for found in map(energy, group.weights) if found is not None), None)
+    rows = max(1, _SAMPLE_ROWS // len(group.weights))
+    samples = [_sample(reader(weight), choices[weight.name], rows) for weight in group.weights]
+    return _choose(group, samples, seen, tuning)
+
+
+def _of_experts(
+    group: ScalingGroup,
+    choices: Mapping[str, Choice],
+    reader: Callable[[Weight], ConstantReader],
+    energy: Energy,
+    tuning: Tuning,
+) -> Factors:
+    """The factors of experts side by side, [experts, in]: each expert's by itself, from the first of its rows."""
+    weight = group.weights[0]
+    source, seen, spec = reader(weight), energy(weight), choices[weight.name].spec
+    own = source.layout.rows // group.experts
+    found = []
+    for slab in source.layout.slabs(min(_SAMPLE_ROWS, own), own):
+        if slab.start % own == 0:
+            expert = slab.start // own
+            sample = Sample(source.read(slab).astype(np.float32), spec, own / (slab.stop - slab.start))
+            source.release(slab)
+            known = seen if seen is None or seen.ndim == 1 else seen[expert]
+            found.append(_choose(group, [sample], known if known is not None and np.any(known) else None, tuning))
+    costs = [one.cost for one in found if one.cost is not None]
+    return Factors(np.stack([one.columns for one in found]), float(np.mean(costs)) if costs else None)
+
+
+def _choose(group: ScalingGroup, samples: Sequence[Sample], seen: Array | None, tuning: Tuning) -> Factors:
+    if seen is None:
+        return lift_factors(samples, group.classes, equal=group.behind_activation)
+    return choose_factors(samples, seen, group.classes, tuning.awq_alphas or ALPHAS, share=tuning.awq_share)
 
 
 def _spread(columns: Float32) -> float:

@@ -19,7 +19,7 @@ What is different from NNCF, in one list:
   by those names, so the numbers differ. `scale_estimation` weighs each channel with its energy: on the very samples
   that it was given NNCF, which looks at their directions, can leave less error, on others it leaves more.
 - AWQ's factors go into norms and weights where they can; a Multiply is inserted only behind activation functions, and
-  only where it pays. Weights of experts side by side are not scaled; the report says so.
+  only where it pays.
 - `gptq` and `lora_correction` may be combined, `awq`, `scale_estimation` and `gptq` take FP4, MXFP4 and NVFP4, and all
   of them layers with transposed activations. Adapters always have 8 bits.
 - A codebook may have its values in any order, and more than once. `all_layers=False` is taken with INT8 as well.

@@ -41,7 +41,7 @@ def fold_into_graph(group: ScalingGroup, factors: Float32, classes: Float32) -> 
 
     Args:
         group: the group; its layers' weights are somebody else's business.
-        factors: [in], t of every channel.
+        factors: [in], t of every channel; [experts, in] where nothing absorbs and experts read each their own.
         classes: t of every class.
 
     Returns:
@@ -84,7 +84,8 @@ def _insert(group: ScalingGroup, factors: Float32) -> tuple[str, ...]:
         source = layer.input_value(port)
         if source not in inserted:
             rank = int(source.get_partial_shape().rank.get_length())
-            inverse = _constant((1 / factors).reshape([1] * (rank - 1) + [-1]), source.get_element_type())
+            lead = [1] * (rank - 1) if factors.ndim == 1 else [*[1] * (rank - 3), len(factors), 1]
+            inverse = _constant((1 / factors).reshape([*lead, factors.shape[-1]]), source.get_element_type())
             scaled = ops.multiply(source, inverse)
             scaled.set_friendly_name(f"{layer.get_friendly_name()}/smoothing")
             inverse.set_friendly_name(f"{layer.get_friendly_name()}/smoothing/factors")

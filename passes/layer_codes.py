@@ -54,11 +54,13 @@ class InputKnowledge:
 
 
 def knowledge_of(seen: Seen, factors: Float32 | None = None, damping: float | None = None) -> list[InputKnowledge]:
-    """One entry, or one per expert. With `factors` [in] the layers will see the input divided by them."""
+    """One entry, or one per expert. With `factors` [in], or [experts, in], the layers will see the input divided by
+    them."""
     grams: Array = seen.gram if seen.gram.ndim == 3 else seen.gram[None]
     crosses = seen.cross if seen.cross is None or seen.cross.ndim == 3 else seen.cross[None]
     if factors is not None:
-        inverse = np.outer(1 / factors, 1 / factors).astype(np.float32)
+        each = np.atleast_2d(1 / factors)
+        inverse = (each[:, :, None] * each[:, None, :]).astype(np.float32)
         grams, crosses = grams * inverse, None if crosses is None else crosses * inverse
     return [_of_one(one, None if crosses is None else crosses[number], damping) for number, one in enumerate(grams)]
 

@@ -48,7 +48,7 @@ class Fold:
 
     group: ScalingGroup
     columns: Float32
-    """[in], t: the layers' columns are multiplied by it, what makes their input is divided by it."""
+    """[in], or [experts, in], t: the layers' columns are multiplied by it, what makes their input is divided by it."""
     cost: float | None
     """Measured cost of rounding with the factors, as a share of the cost without; None where there were no data."""
 
@@ -83,7 +83,7 @@ class Smoothing:
         self.folds = tuple(folds)
         self._left = tuple(left)
         self.columns: dict[str, Float32] = {}
-        """t of every weight whose columns are multiplied by it, `[in]`."""
+        """t of every weight whose columns are multiplied by it, `[in]` or `[experts, in]`."""
         self.rows: dict[str, Float32] = {}
         """1 / t of every weight whose rows absorb factors, `[rows]`."""
         for fold in folds:
@@ -110,7 +110,7 @@ class Smoothing:
         from ov_weight_compression.passes.folding import fold_into_graph
 
         for fold in self.folds:
-            fold_into_graph(fold.group, fold.columns, fold.classes)
+            fold_into_graph(fold.group, fold.columns, fold.classes if fold.group.absorber else fold.columns)
 
     def report(self) -> tuple[Scaling, ...]:
         """Every group as a line of the report: the folds, then what was left."""

@@ -363,7 +363,8 @@ class _Run:
             return job
         seen = self._seen(weight)
         weighting: Weighting = "graph" if seen is None else "data"
-        experts = 1 if seen is None or seen.ndim == 1 else len(seen)
+        factors = self.smoothing.columns.get(weight.name)
+        experts = max(1 if part is None or part.ndim == 1 else len(part) for part in (seen, factors))
         return replace(job, importance=partial(self._importance, weight), weighting=weighting, experts=experts)
 
     def _importance(self, weight: Weight) -> Any:

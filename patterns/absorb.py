@@ -6,7 +6,7 @@ A *group* is all those layers, and what absorbs the division is what makes the t
     norm ─ Multiply(gain / t) ─ [Add(bias / t)] ─▸ q, k, v        NormAbsorber
     up (rows / t) ─ Multiply(act(gate)) ─▸ down                   ProducerAbsorber
     v (rows / t) ─ attention ─▸ o                                 ProducerAbsorber
-    anything else                                                 none; a Multiply in front of the layers would do it
+    anything else, experts side by side                           none; a Multiply in front of the layers would do it
 
 Channels that the absorber cannot tell apart (those of query heads that share a row of v) form a *class* and share
 their factor. Nothing is absorbed where anything but the group's own layers would see the change, or where that cannot
@@ -48,6 +48,8 @@ class ScalingGroup:
     """Why there is no absorber."""
     behind_activation: bool = False
     """The tensor comes straight from an activation function, alone or gating another tensor."""
+    experts: int = 1
+    """How many layers side by side the weight `[experts, …]` is, each with an input, and with factors, of its own."""
 
     @property
     def input(self) -> ov.Output:
@@ -82,7 +84,31 @@ def scaling_groups(model: ov.Model, weights: Iterable[Weight]) -> list[ScalingGr
         if group is not None and not seen & {one.name for one in group.weights}:
             seen.update(one.name for one in group.weights)
             groups.append(group)
+    groups += [group for group in map(_experts, weights) if group is not None]
     return groups
+
+
+def _experts(weight: Weight) -> ScalingGroup | None:
+    """The layer of experts side by side that a weight is for, where each of them reads a tensor of its own."""
+    plain = weight.kind is Kind.EXPERTS and len(weight.shape) == 3 and weight.batch_axes == (0,)
+    if not plain or weight.other_uses or len(weight.consumers) != 1 or len(weight.input_axes) != 1:
+        return None
+    node, own = weight.consumers[0].node, weight.consumers[0].port
+    port = _activation_port(node, own)
+    sizes = None if port is None else dimensions(node.input_value(port))
+    if port is None or sizes is None or len(sizes) < 3 or sizes[-3] != weight.shape[0]:
+        return None
+    behind = _is_behind_activation(_root(node.input_value(port)))
+    return ScalingGroup(
+        weights=(weight,),
+        layers=((node, port),),
+        columns=weight.columns,
+        classes=tuple(range(weight.columns)),
+        absorber=None,
+        reason="experts side by side, and nothing before them can absorb a factor",
+        behind_activation=behind,
+        experts=weight.shape[0],
+    )
 
 
 class _Layers:

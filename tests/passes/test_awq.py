@@ -191,6 +191,43 @@ def test_without_data_columns_behind_an_activation_get_one_size(activation: Any,
     assert loss(awq=True) < 0.8 * loss()
 
 
+def experts(transposed: bool = False) -> ov.Model:
+    """Three experts side by side, gate and down, each with columns of its own sizes."""
+    random = np.random.default_rng(7)
+    x = op.parameter([3, -1, SIZE], np.float32, name="x")
+    sizes = np.exp(random.normal(size=(3, 96)) * 0.7).astype(np.float32)
+    first = op.constant(np.array(models.constant((3, 96, SIZE)).data) * sizes[:, :, None])
+    first.set_friendly_name("first")
+    second = np.array(models.constant((3, SIZE, 96)).data) / sizes[:, None, :]
+    last = op.constant(np.ascontiguousarray(second.swapaxes(1, 2)) if transposed else second)
+    last.set_friendly_name("second")
+    hidden = op.hswish(op.matmul(x, first, False, True))
+    return ov.Model([op.result(op.matmul(hidden, last, False, not transposed))], [x], "experts")
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(
+    "more", [{}, {"data": True}, {"data": True, "gptq": True}, {"data": True, "accuracy": "best"}], ids=str
+)
+def test_experts_side_by_side_have_factors_of_their_own(transposed: bool, more: dict[str, Any]) -> None:
+    rows = [np.random.default_rng(number).standard_normal((3, 64, SIZE)).astype(np.float32) for number in range(2)]
+    more = dict(more)
+    given = {"all_layers": True, **({"dataset": rows[:1]} if more.pop("data", False) else {}), **more}
+
+    def loss(awq: bool) -> float:
+        found = run(compressed(experts(transposed), awq=awq, **given)[0], {0: rows[1]})[0]
+        return float(np.square(found - run(experts(transposed), {0: rows[1]})[0]).mean())
+
+    model, report = compressed(experts(transposed), awq=True, **given)
+    (line,) = (scaling for scaling in report.scalings if scaling.weights == ("second",))
+    assert (line.into, line.bytes) == ("multiply", 3 * 96 * 4)
+    (inserted,) = (node for node in model.get_ops() if node.get_friendly_name() == line.name)
+    assert list(inserted.input_value(1).get_shape()) == [3, 1, 96]
+    (other,) = (scaling for scaling in report.scalings if scaling.weights == ("first",))
+    assert other.reason == "experts side by side, and nothing before them can absorb a factor"
+    assert loss(awq=True) < 0.9 * loss(awq=False)
+
+
 def test_weights_of_eight_bits_follow_their_group() -> None:
     """q and k keep 8 bits: their columns are scaled with those of v, so the model stays what it was."""
     rules = [(f"*{which}_proj*", "int8_sym") for which in "qk"]
