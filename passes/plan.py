@@ -38,8 +38,10 @@ def make_plan(
     options: Options,
     scan: Callable[[Sequence[Weight]], Sequence[ValueRange]],
     sensitivity: Sensitivity,
+    shared_out: bool = False,
 ) -> Plan:
     """Decide for every weight; `scan` and `sensitivity` are asked only about the weights they are needed for.
+    `shared_out`: the model has been compressed with these options, so what `ratio` decides over is decided already.
 
     Raises:
         OptionError: a group does not divide a weight's channels and `group_size_fallback` is `error`; a rule matches
@@ -51,6 +53,8 @@ def make_plan(
     for weight, wish in zip(weights, forced, strict=True):
         if wish is not None and wish.mode is None:
             left.append(skipped(weight, wish.reason))
+        elif wish is None and shared_out:
+            left.append(skipped(weight, "left alone when the model was compressed with this ratio"))
         else:
             wanted.append((weight, wish))
     ranges = scan([weight for weight, _ in wanted])

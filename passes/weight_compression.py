@@ -21,7 +21,7 @@ from ov_weight_compression.ir_utils.errors import CompressionWarning, OptionErro
 from ov_weight_compression.ir_utils.jobs import Job
 from ov_weight_compression.ir_utils.kinds import check_model, shown
 from ov_weight_compression.ir_utils.pipeline import Pipeline
-from ov_weight_compression.ir_utils.recipe import leave_recipe
+from ov_weight_compression.ir_utils.recipe import OWN_SECTION, leave_recipe, read_recipe
 from ov_weight_compression.passes.calibrate import Calibration
 from ov_weight_compression.passes.channel_importance import ChannelImportance
 from ov_weight_compression.passes.choice import Choice, Plan
@@ -198,7 +198,8 @@ class WeightCompression(ModelPass):
     def _decide(self, model: Any) -> tuple[_Run, Plan]:
         weights, skips = find_weights(model, self.options.ignored_scope)
         run = _Run(model, self.options, weights)
-        plan = make_plan(weights, skips, self.options, run.scan, run.sensitivity)
+        again = self.options.ratio < 1 and _says_the_same(model, self.options.recipe())
+        plan = make_plan(weights, skips, self.options, run.scan, run.sensitivity, shared_out=again)
         if plan.spoiled:
             first, more = plan.spoiled[0], len(plan.spoiled) - 1
             others = f", and {more} more weights likewise" if more else ""
@@ -398,6 +399,12 @@ def _verify(model: ov.Model, device: Device | None) -> None:
     if not found.ok:
         more = f" (and {len(found.wrong) - 1} more)" if len(found.wrong) > 1 else ""
         raise WorkError(f"verify: {found.device} does not compute what the weights say: {found.wrong[0]}{more}")
+
+
+def _says_the_same(model: Any, recipe: dict[str, str]) -> bool:
+    """Whether a model says that it has been compressed with these options."""
+    said = read_recipe(model).get(OWN_SECTION)
+    return isinstance(said, dict) and all(str(said.get(name)) == value for name, value in recipe.items())
 
 
 def _leave_recipe(model: Any, report: Report, options: Options) -> None:

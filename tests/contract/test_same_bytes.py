@@ -106,6 +106,20 @@ def test_a_second_run_changes_nothing(tmp_path: Path) -> None:
         assert reread.run_on_model(ov.Core().read_model(tmp_path / "model.xml")) is False
 
 
+@pytest.mark.parametrize("reread", [False, True])
+def test_a_second_run_does_not_share_out_again_what_ratio_left(reread: bool, tmp_path: Path) -> None:
+    """Of what the first run has left alone `ratio` would take its share once more, and so on."""
+    options = {"mode": "int4_sym", "ratio": 0.5, "backup_mode": "none", "group_size": 32}
+    model = apply_weight_compression(small(), **options)
+    if reread:
+        save_model(model, tmp_path / "m.xml")
+        model = ov.Core().read_model(tmp_path / "m.xml")
+    second = WeightCompression(**options)
+    assert second.run_on_model(model) is False
+    assert "left alone when the model was compressed with this ratio" in {skip.reason for skip in second.report.skips}
+    assert WeightCompression(**{**options, "ratio": 0.9}).run_on_model(model) is True
+
+
 def test_the_model_says_how_it_was_made(tmp_path: Path) -> None:
     model = apply_weight_compression(small(), mode="int4_sym", group_size=32, rules=[("*down_proj*", "int8_sym")])
     stored(model, tmp_path)

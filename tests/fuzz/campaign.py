@@ -49,11 +49,14 @@ class Campaign:
     first: int
     cases: int
     workers: int
+    seconds: float = float("inf")
+    """No case is begun after so long."""
     done: int = 0
     notes: Counter[str] = field(default_factory=Counter)
     """What the cases said of themselves, counted: "ran", "refused" …"""
     failures: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
     """By kind: case and detail."""
+    _end: float = float("inf")
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self) -> int:
@@ -63,6 +66,7 @@ class Campaign:
         for start in range(self.first, stop, _CHUNK):
             chunks.put(range(start, min(start + _CHUNK, stop)))
         began = time.monotonic()
+        self._end = began + self.seconds
         threads = [threading.Thread(target=self._work, args=(chunks,), daemon=True) for _ in range(self.workers)]
         for thread in threads:
             thread.start()
@@ -95,7 +99,7 @@ class Campaign:
                 chunk = chunks.get_nowait()
             except queue.Empty:
                 return
-            while chunk:
+            while chunk and time.monotonic() < self._end:
                 chunk = range(self._serve(chunk), chunk.stop)
 
     def _serve(self, chunk: range) -> int:
@@ -125,12 +129,17 @@ class Campaign:
                 continue
             said = json.loads(line)
             stage = said.get("stage", "")
+            if time.monotonic() > self._end and "failures" not in said:
+                process.kill()
+                break
             if "failures" in said:
                 self._record(said["case"], [Failure(*one) for one in said["failures"]], said["notes"])
                 left = said["case"] + 1
         watch.cancel()
         code = process.wait()
         listener.join(timeout=5)
+        if time.monotonic() > self._end:
+            return chunk.stop
         if left < chunk.stop and stage == ORIGINAL and not silent:
             self._record(left, [], ["the original ends the process"])
             left += 1
@@ -145,6 +154,8 @@ class Campaign:
             self.done += 1
             self.notes.update(notes)
             for one in failures:
+                if one.kind not in self.failures:
+                    print(f"new in case {case}: {one}", file=sys.stderr, flush=True)
                 self.failures.setdefault(one.kind, []).append((case, one.detail))
 
 
@@ -177,6 +188,7 @@ def add_arguments(command: argparse.ArgumentParser, cases: int) -> None:
     command.add_argument("--cases", type=int, default=cases, metavar="N", help=f"how many ({cases})")
     command.add_argument("--first", type=int, default=0, metavar="N", help="the number of the first one (0)")
     command.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes")
+    command.add_argument("--seconds", type=float, default=float("inf"), metavar="S", help="begin no case after so long")
     command.add_argument("--case", type=int, metavar="N", help="this one alone, in this process")
     command.add_argument("-v", "--verbose", action="store_true", help="with --case: say what it is made of")
     command.add_argument("--worker", type=int, metavar="STOP", help=argparse.SUPPRESS)

@@ -72,7 +72,7 @@ def run(parsed: argparse.Namespace) -> int:
     if parsed.case is not None:
         return _one(parsed)
     command = campaign.worker_command("models", parsed.seed)
-    return Campaign(command, parsed.first, parsed.cases, parsed.workers).run()
+    return Campaign(command, parsed.first, parsed.cases, parsed.workers, parsed.seconds).run()
 
 
 def _one(parsed: argparse.Namespace) -> int:
