@@ -58,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
+    except OSError as error:
+        return _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 1)
     except Exception as error:
         if "OV_COMPRESS_TRACEBACK" in os.environ:
             raise
@@ -66,7 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"ov-compress: {' '.join(message.split())}", file=sys.stderr)
+    from ov_weight_compression.ir_utils.kinds import one_line
+
+    print(f"ov-compress: {one_line(' '.join(message.split()), 800)}", file=sys.stderr)
     return code
 
 

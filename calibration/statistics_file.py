@@ -19,7 +19,8 @@ import openvino as ov
 
 from ov_weight_compression.calibration.fingerprint import fingerprint
 from ov_weight_compression.calibration.statistics import LayerStatistics, Statistics
-from ov_weight_compression.ir_utils.errors import MissingExtraError, ModelError
+from ov_weight_compression.ir_utils.errors import CompressionError, MissingExtraError, ModelError
+from ov_weight_compression.ir_utils.kinds import one_line
 from ov_weight_compression.ir_utils.publish import Publication, cannot_write
 
 __all__ = ["load_statistics", "save_statistics", "statistics_file"]
@@ -94,6 +95,9 @@ def load_statistics(path: str | Path, model: ov.Model | None = None) -> Statisti
                 arrays[name][item] = opened.get_tensor(key)
         inputs = {name: LayerStatistics(**arrays[name], **numbers) for name, numbers in content["numbers"].items()}
         layers = {name: inputs[owner] for name, owner in content["layers"].items()}
-    except (SafetensorError, json.JSONDecodeError, KeyError, TypeError, OSError) as error:
-        raise ModelError(f"{file}: not a file of statistics: {error}") from error
+    except CompressionError:
+        raise
+    except (SafetensorError, Exception) as error:  # whatever damaged contents lead to
+        reason = one_line(str(error), 200) or type(error).__name__
+        raise ModelError(f"{file}: not a file of statistics, or damaged ({reason}): collect them again") from error
     return Statistics(layers, content["fingerprint"], content["data"])

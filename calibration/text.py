@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,12 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
+from ov_weight_compression.calibration.array_files import load_arrays
 from ov_weight_compression.ir_utils import kinds
-from ov_weight_compression.ir_utils.errors import MissingExtraError, ModelError, OptionError
+from ov_weight_compression.ir_utils.errors import CompressionError, MissingExtraError, ModelError, OptionError
+from ov_weight_compression.ir_utils.ir_file import reader_reason
 
-__all__ = ["read_data"]
+__all__ = ["open_tokenizer", "read_data", "tokenizer_errors"]
 
 _LONGEST_TEXT = 8 << 20
 """Bytes of a text file that are read: some two million tokens."""
@@ -35,50 +39,78 @@ def read_data(source: str | Path, model_folder: str | Path) -> Any:
         raise OptionError(f"data={source}: there is no such file; allowed are a file, 'random' and 'self'")
     if path.suffix in (".npy", ".npz"):
         return _read_arrays(path)
-    with path.open("rb") as file:
-        text = file.read(_LONGEST_TEXT).decode("utf-8", errors="ignore")
+    try:
+        with path.open("rb") as file:
+            text = file.read(_LONGEST_TEXT).decode("utf-8", errors="ignore")
+    except OSError as error:
+        raise OptionError(f"data={source}: cannot be read: {error.strerror}") from error
     if not text.strip():
         raise OptionError(f"data={source}: the file holds no text")
     return _tokenise(text, Path(model_folder))
 
 
 def _read_arrays(path: Path) -> Any:
-    try:
-        loaded = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise OptionError(f"data={path}: not a numpy file of numbers: {error}") from error
-    if isinstance(loaded, np.ndarray):
-        return loaded
-    arrays = {name: loaded[name] for name in loaded.files}
+    arrays = load_arrays(path)
+    if not isinstance(arrays, dict):
+        return arrays
     if len(arrays) == 1:
         only = next(iter(arrays.values()))
         if np.issubdtype(only.dtype, np.integer):
             return only
+    single = [name for name, array in arrays.items() if array.ndim == 0]
+    if single:
+        raise OptionError(f"data={path}: its array {single[0]!r} is a single number: windows lie along the first axis")
     counts = {len(array) for array in arrays.values()}
     if len(counts) != 1:
         raise OptionError(f"data={path}: its arrays disagree about the number of windows: {sorted(counts)}")
     return [{name: array[row : row + 1] for name, array in arrays.items()} for row in range(counts.pop())]
 
 
+def open_tokenizer(file: Path) -> Any:
+    """A `tokenizer.json`, which cuts nothing off and fills nothing up.
+
+    Raises:
+        MissingExtraError: the package that reads it is not installed.
+        ModelError: it is damaged.
+    """
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise MissingExtraError("tokenizers", "text", f"reading text with {file.name}") from error
+    with tokenizer_errors(file):
+        tokenizer = Tokenizer.from_file(str(file))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+    return tokenizer
+
+
+@contextmanager
+def tokenizer_errors(file: Path) -> Iterator[None]:
+    """Turn whatever a tokenizer's own code raises into a `ModelError` that names its file."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, CompressionError):
+        raise
+    except BaseException as error:  # `tokenizers` raises bare Exception, and where its code panics a BaseException
+        raise ModelError(f"tokenizer {file} cannot be read: {reader_reason(error)}") from error
+
+
 def _tokenise(text: str, folder: Path) -> NDArray[np.int64]:
     if (folder / "tokenizer.json").is_file():
-        try:
-            from tokenizers import Tokenizer
-        except ImportError as error:
-            raise MissingExtraError("tokenizers", "text", "reading text with tokenizer.json") from error
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        tokenizer.no_truncation()
-        return np.asarray(tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
+        tokenizer = open_tokenizer(folder / "tokenizer.json")
+        with tokenizer_errors(folder / "tokenizer.json"):
+            return np.asarray(tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
     model = folder / "openvino_tokenizer.xml"
     if model.is_file():
         try:
             import openvino_tokenizers  # type: ignore[import-untyped]
         except ImportError as error:
             raise MissingExtraError("openvino-tokenizers", "genai", f"reading text with {model.name}") from error
-        core = ov.Core()
-        core.add_extension(str(openvino_tokenizers._ext_path))
-        compiled = core.compile_model(core.read_model(model), "CPU")
-        return np.asarray(compiled([text])["input_ids"], np.int64).reshape(-1)
+        with tokenizer_errors(model):
+            core = ov.Core()
+            core.add_extension(str(openvino_tokenizers._ext_path))
+            compiled = core.compile_model(core.read_model(model), "CPU")
+            return np.asarray(compiled([text])["input_ids"], np.int64).reshape(-1)
     raise ModelError(
         f"{folder}: no tokenizer.json and no openvino_tokenizer.xml beside the model, so text cannot be read: "
         f"give token ids as .npy"

@@ -22,6 +22,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from ov_weight_compression.calibration.array_files import load_arrays
 from ov_weight_compression.evaluation.feeding import Feeder
 from ov_weight_compression.evaluation.loading import Loaded
 from ov_weight_compression.evaluation.tokenizer import find_tokenizer
@@ -78,14 +79,9 @@ def read_data(
 
 
 def _read_arrays(path: Path, feeder: Feeder, batch: int | None) -> Data:
-    try:
-        read = np.load(path, allow_pickle=False)
-        if isinstance(read, np.ndarray):
-            return _of_array(read, path.name, feeder, batch)
-        with read:
-            arrays = {name: read[name] for name in read.files}
-    except (ValueError, OSError, EOFError) as error:
-        raise OptionError(f"data={str(path)!r}: cannot be read as numpy arrays ({error})") from error
+    arrays = load_arrays(path)
+    if not isinstance(arrays, dict):
+        return _of_array(arrays, path.name, feeder, batch)
     if set(arrays) == {feeder.ids} and feeder.takes_tokens and arrays[feeder.ids].ndim <= 2:
         return Data(path.name, tokens=(arrays[feeder.ids],))
     if arrays and set(arrays) <= set(feeder.names):

@@ -11,11 +11,11 @@ from typing import Any
 import openvino as ov
 
 from ov_weight_compression.calibration.language import read_language_model
-from ov_weight_compression.evaluation.arithmetic import core, first_line
+from ov_weight_compression.evaluation.arithmetic import core
 from ov_weight_compression.evaluation.windows import DEFAULT_WINDOW
 from ov_weight_compression.ir_utils import kinds
 from ov_weight_compression.ir_utils.errors import ModelError
-from ov_weight_compression.ir_utils.ir_file import read_model
+from ov_weight_compression.ir_utils.ir_file import read_model, reader_reason
 
 __all__ = ["Loaded", "load"]
 
@@ -45,7 +45,7 @@ class Loaded:
             return {}
         try:
             read = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return read if isinstance(read, dict) else {}
 
@@ -90,9 +90,12 @@ def load(source: ov.Model | str | PathLike[str], role: str) -> Loaded:
             f"the {role} model {path} has no weights beside it: {path.with_suffix('.bin').name} is missing"
         )
     try:
-        model = read_model(path) if path.suffix == ".xml" else core().read_model(path)
-    except (ModelError, RuntimeError) as error:
-        reason = first_line(error).removeprefix(f"{path}: ")
+        model = read_model(path) if path.suffix in (".xml", ".onnx") else core().read_model(path)
+    except ModelError as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise ModelError(f"the {role} model {path} cannot be read: {reason}") from error
+    except Exception as error:
+        reason = reader_reason(error)
         raise ModelError(f"the {role} model {path} cannot be read: {reason}") from error
     return Loaded(model, _name_of(path), path)
 

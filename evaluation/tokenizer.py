@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
-from ov_weight_compression.evaluation.arithmetic import first_line
-from ov_weight_compression.ir_utils.errors import MissingExtraError, ModelError, OptionError
+from ov_weight_compression.calibration.text import open_tokenizer, tokenizer_errors
+from ov_weight_compression.ir_utils.errors import MissingExtraError, OptionError
 
 __all__ = ["Tokenizer", "find_tokenizer"]
 
@@ -81,20 +81,15 @@ def _candidates(place: Path) -> list[Path]:
 
 
 def _open_json(file: Path) -> Tokenizer:
-    from tokenizers import Tokenizer as Reader
-
-    try:
-        reader = Reader.from_file(str(file))
-    except Exception as error:  # the package raises bare Exception
-        raise ModelError(f"tokenizer {file} cannot be read: {first_line(error)}") from error
-    reader.no_truncation()
-    reader.no_padding()
+    reader = open_tokenizer(file)
 
     def encode(text: str) -> npt.NDArray[np.int64]:
-        return np.array(reader.encode(text).ids, dtype=np.int64)
+        with tokenizer_errors(file):
+            return np.array(reader.encode(text).ids, dtype=np.int64)
 
     def decode(tokens: Sequence[int]) -> str:
-        return str(reader.decode([int(token) for token in tokens], skip_special_tokens=False))
+        with tokenizer_errors(file):
+            return str(reader.decode([int(token) for token in tokens], skip_special_tokens=False))
 
     return Tokenizer(str(file), encode, decode)
 
@@ -105,7 +100,8 @@ def _open_xml(file: Path) -> Tokenizer:
     tokenize = _compile(runtime, file)
 
     def encode(text: str) -> npt.NDArray[np.int64]:
-        ids: npt.NDArray[np.int64] = np.asarray(tokenize([text])["input_ids"]).astype(np.int64)[0]
+        with tokenizer_errors(file):
+            ids: npt.NDArray[np.int64] = np.asarray(tokenize([text])["input_ids"]).astype(np.int64)[0]
         return ids
 
     back = file.with_name("openvino_detokenizer.xml")
@@ -114,13 +110,12 @@ def _open_xml(file: Path) -> Tokenizer:
     def decode(tokens: Sequence[int]) -> str:
         if detokenize is None:
             return "".join(f"⟨{token}⟩" for token in tokens)
-        return str(detokenize([np.array([tokens], dtype=np.int64)])[0][0])
+        with tokenizer_errors(back):
+            return str(detokenize([np.array([tokens], dtype=np.int64)])[0][0])
 
     return Tokenizer(str(file), encode, decode)
 
 
 def _compile(runtime: ov.Core, file: Path) -> Any:
-    try:
+    with tokenizer_errors(file):
         return runtime.compile_model(file, "CPU")
-    except RuntimeError as error:
-        raise ModelError(f"tokenizer {file} cannot be read: {first_line(error)}") from error

@@ -11,13 +11,32 @@ from xml.etree.ElementTree import ParseError, iterparse
 import openvino as ov
 
 from ov_weight_compression.ir_utils.errors import ModelError, WorkError
+from ov_weight_compression.ir_utils.kinds import one_line
 from ov_weight_compression.ir_utils.publish import mend
 
-__all__ = ["StoredConstant", "changed_since", "read_model", "stored_constants"]
+__all__ = ["StoredConstant", "changed_since", "read_model", "reader_reason", "stored_constants"]
 
 _CONSTANT = re.compile(rb'<data\b[^>]*?\boffset="(\d+)"[^>]*?\bsize="(\d+)"')
 _READABLE = (".xml", ".onnx")
 _HEAD_BYTES = 1 << 16
+_DIGITS = 19  # of an offset; a damaged file may have thousands
+_VERSION = re.compile(rb"<net\b[^<>]{0,4096}?\bversion\s*=\s*[\"'](\d{1,9})[\"']")
+_VERSIONS = (10, 11)
+
+_SAYS_NOTHING = ("Exception from", "Check '", "Converting input model", "Loading input model", "FrontEnd API failed")
+_IN_WORDS = (
+    (
+        re.compile(r"Cannot create (\S+) layer (.+?)(?: id:\d+)? from unsupported opset: (.*)"),
+        r"nobody here knows the operation \1 of layer '\2' (from '\3'): it belongs to an extension or a newer OpenVINO",
+    ),
+    (
+        re.compile(r"Opset (\S+) doesn't contain the operation with type: (.*)"),
+        r"nobody here knows the operation '\2': there is none of this name in \1",
+    ),
+    (re.compile(r"^sto[a-z]+$|^invalid sto[a-z]+ argument$"), "damaged: a number in it is none"),
+    (re.compile(r"^Unable to read the model.*"), "damaged, or of a kind that it does not know"),
+)
+_VALIDATED = re.compile(r"While validating node '(\S+) .*with friendly_name '(.*)':")
 
 
 @dataclass(frozen=True)
@@ -30,7 +49,8 @@ class StoredConstant:
 
 def stored_constants(xml: Path) -> list[StoredConstant]:
     """Where the constants that an .xml names lie in its .bin; several may name the same bytes."""
-    return [StoredConstant(int(offset), int(size)) for offset, size in _CONSTANT.findall(xml.read_bytes())]
+    found = _CONSTANT.findall(xml.read_bytes())
+    return [StoredConstant(int(offset[:_DIGITS]), int(size[:_DIGITS])) for offset, size in found]
 
 
 def changed_since(path: str | Path) -> Callable[[], None]:
@@ -71,9 +91,13 @@ def read_model(path: str | Path) -> ov.Model:
             shorter than the .xml says. The message names the file.
     """
     path = Path(path)
-    if not path.exists():
-        mend(path)
-    if not path.exists():
+    try:
+        if not path.exists():
+            mend(path)
+        there = path.exists()
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
+    if not there:
         raise ModelError(f"{path}: there is no such file")
     if not path.is_file() or path.suffix.lower() not in _READABLE:
         raise ModelError(f"{path}: not a model; expected an .xml or .onnx file, or a folder with openvino_*.xml files")
@@ -81,10 +105,19 @@ def read_model(path: str | Path) -> ov.Model:
         _check_head(path)
         _check_weights(path)
     try:
-        return ov.Core().read_model(path)
-    except RuntimeError as error:
+        return ov.Core().read_model(path) if path.suffix.lower() == ".xml" else _read_onnx(path)
+    except Exception as error:  # RuntimeError, those of the frontends, and text in them that is no UTF-8
         reason = _malformed(path) if path.suffix.lower() == ".xml" else None
-        raise ModelError(f"{path}: OpenVINO cannot read it: {reason or _reason(error)}") from error
+        raise ModelError(f"{path}: OpenVINO cannot read it: {reason or reader_reason(error)}") from error
+
+
+def _read_onnx(path: Path) -> ov.Model:
+    """With the reader for ONNX alone: asked to choose, OpenVINO tries others on a damaged file, and TensorFlow's prints
+    what it thinks of that."""
+    from openvino.frontend import FrontEndManager
+
+    reader = FrontEndManager().load_by_framework("onnx")
+    return reader.convert(reader.load(str(path), True))
 
 
 def _check_head(xml: Path) -> None:
@@ -97,6 +130,10 @@ def _check_head(xml: Path) -> None:
         raise ModelError(f"{xml}: cannot be read: {error.strerror}") from error
     if not _begins_with_net(head):
         raise ModelError(f"{xml}: OpenVINO cannot read it: an IR begins with <net, and this file does not")
+    version = _VERSION.search(head)
+    if version is None or int(version[1]) not in _VERSIONS:
+        said = "has no version" if version is None else f"is of version {int(version[1])}"
+        raise ModelError(f"{xml}: OpenVINO cannot read it: this IR {said}; versions 10 and 11 can be read")
 
 
 def _begins_with_net(head: bytes) -> bool:
@@ -117,6 +154,12 @@ def _begins_with_net(head: bytes) -> bool:
 
 def _check_weights(xml: Path) -> None:
     weights = xml.with_suffix(".bin")
+    try:
+        xml.read_bytes().decode("utf-8")  # OpenVINO takes other bytes, and names that cannot be shown come of it
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{xml}: damaged: byte {error.start} is no UTF-8") from error
+    except OSError as error:
+        raise ModelError(f"{xml}: cannot be read: {error.strerror}") from error
     try:
         needed = max((constant.offset + constant.size for constant in stored_constants(xml)), default=0)
         size = weights.stat().st_size if weights.exists() else None
@@ -141,8 +184,17 @@ def _malformed(xml: Path) -> str | None:
     return None
 
 
-def _reason(error: Exception) -> str:
-    """The line of an OpenVINO exception that says what happened."""
+def reader_reason(error: BaseException) -> str:
+    """What an exception of OpenVINO's readers says, in one line and without where in its sources it says so."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if not line.startswith("Exception from")]
-    return (telling or lines or ["no reason given"])[0]
+    telling = [line for line in lines if not line.startswith(_SAYS_NOTHING)]
+    where = ""
+    for line in telling:
+        node = _VALIDATED.match(line)
+        if node is not None:
+            where = f"layer '{node[2]}' ({node[1].split('::')[-1]}): "
+    rest = [line for line in telling if not _VALIDATED.match(line) and not line.startswith("Shape inference input")]
+    reason = rest[0] if rest else "it does not say why"
+    for pattern, words in _IN_WORDS:
+        reason = pattern.sub(words, reason)
+    return one_line(where + reason, 400)

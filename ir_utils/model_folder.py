@@ -164,8 +164,10 @@ def edit_config(folder: Path, edit: Callable[[dict[str, Any]], None]) -> None:
     if path.exists():
         try:
             read = json.loads(path.read_text(encoding="utf-8"))
+        except RecursionError as error:
+            raise ModelError(f"{path}: not valid JSON: it is nested too deeply") from error
         except ValueError as error:
-            raise ModelError(f"{path.name}: not valid JSON: {error}") from error
+            raise ModelError(f"{path}: not valid JSON: {error}") from error
         config = read if isinstance(read, dict) else {}
     edit(config)
     if config:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import time
 from pathlib import Path
 
 import openvino as ov
@@ -9,7 +11,7 @@ import pytest
 
 from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.ir_file import read_model, stored_constants
-from tests.models import in_loop, layers, no_weights
+from tests.models import in_loop, layers, linear, no_weights
 from tests.running import constants
 
 
@@ -123,3 +125,46 @@ def test_what_is_no_model(tmp_path: Path) -> None:
         read_model(tmp_path / "m.bin")
     with pytest.raises(ModelError, match="not a model"):
         read_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (b'version="opset1"', b'version="opset99"', "nobody here knows the operation MatMul of layer '"),
+        (
+            b'type="MatMul"',
+            b'type="Mat"',
+            "nobody here knows the operation 'Mat': there is none of",
+        ),
+        (b'version="11"', b'version="99"', "this IR is of version 99; versions 10 and 11 can be read"),
+        (b'from-layer="', b'from-layer="x', "damaged: a number in it is none"),
+        (b'name="', b'name="\xff', "damaged: byte "),
+    ],
+)
+def test_what_openvino_says_is_one_line_that_says_what_is_wrong(
+    old: bytes, new: bytes, said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.xml"
+    ov.save_model(linear(), path)
+    text = path.read_bytes()
+    place = text.index(b'type="MatMul"') if b"opset" in old else 0
+    path.write_bytes(text[:place] + text[place:].replace(old, new, 1))
+    with pytest.raises(ModelError) as caught:
+        read_model(path)
+    line = str(caught.value)
+    assert line.startswith(f"{path}: ")
+    assert said in line
+    assert "\n" not in line
+    assert not re.search(r"Check '|Exception from|\.[ch]pp", line)
+
+
+def test_many_comments_before_net_are_no_riddle(tmp_path: Path) -> None:
+    ov.save_model(linear(), tmp_path / "m.xml")
+    text = (tmp_path / "m.xml").read_bytes()
+    (tmp_path / "m.xml").write_bytes(text.replace(b"<net ", b"<!--a-->" * 50 + b"\n<net ", 1))
+    assert read_model(tmp_path / "m.xml").get_parameters()
+    (tmp_path / "m.xml").write_bytes(b"<?xml version='1.0'?>" + b"<!--a-->" * 5000 + b"x")
+    begun = time.monotonic()
+    with pytest.raises(ModelError, match="an IR begins with <net"):
+        read_model(tmp_path / "m.xml")
+    assert time.monotonic() - begun < 1
