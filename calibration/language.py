@@ -21,12 +21,12 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
+from ov_weight_compression.calibration.positions import input_names, longest_window
 from ov_weight_compression.ir_utils.errors import OptionError
 
 __all__ = ["LanguageModel", "input_label", "input_names", "read_language_model"]
 
 _IDS = ("input_ids", "decoder_input_ids")
-_LENGTHS = tuple(1 << power for power in range(12, 3, -1))
 _PASSING = ("Convert", "Reshape", "Unsqueeze", "Squeeze", "Add", "Clamp", "Maximum")
 
 
@@ -118,12 +118,11 @@ def read_language_model(model: ov.Model) -> LanguageModel | None:
     vocabulary = table or max(heads, default=0)
     if not vocabulary:
         return None
-    positions = next((node for node in parameters if "position_ids" in input_names(node)), None)
     batch, length = (dim.get_length() if dim.is_static else None for dim in ids.get_output_partial_shape(0))
     return LanguageModel(
         ids=str(ids.get_friendly_name()),
         vocabulary=vocabulary,
-        positions=_table(positions) if positions is not None else _longest(model, ids) if length is None else None,
+        positions=longest_window(model, parameters, ids) if length is None else None,
         length=length,
         batch=batch,
         # Vocabularies are padded to round numbers at one end or the other, so the two need not agree to the last id.
@@ -131,24 +130,6 @@ def read_language_model(model: ov.Model) -> LanguageModel | None:
         parameters=parameters,
         conv_taps=_conv_taps(model),
     )
-
-
-def _longest(model: ov.Model, ids: ov.Node) -> int | None:
-    """The longest window, of powers of two, that the shapes inside agree with: a table of positions that no input
-    names is cut to the window's length, and cannot be longer than it is. None where thousands of tokens fit."""
-    for length in _LENGTHS:
-        trial = model.clone()
-        try:
-            trial.reshape({model.get_parameter_index(ids): ov.PartialShape([-1, length])})
-        except RuntimeError:
-            continue
-        return None if length == _LENGTHS[0] else length
-    return None
-
-
-def input_names(node: ov.Node) -> set[str]:
-    """All names that a model input answers to: its friendly name and those of its tensor."""
-    return {str(node.get_friendly_name()), *map(str, node.output(0).get_names())}
 
 
 def input_label(node: ov.Node) -> str:
