@@ -120,22 +120,27 @@ class Layout:
         return self.reduced[-1] - self.reduced[0] == len(self.reduced) - 1
 
     def grouped_shape(self, group: int) -> tuple[int, ...]:
-        """The shape of the codes: the constant's, with the reduced axes cut into `in/g, g`; its own for `group=-1`."""
-        return self.shape if group < 0 else self._with_reduced(self.columns // group, group)
+        """The shape of the codes: the constant's, with the reduced axes cut into `in/g, g`; its own for one group."""
+        return self.shape if self._whole(group) else self._with_reduced(self.columns // group, group)
 
     def scale_shape(self, group: int) -> tuple[int, ...]:
         """The shape of the scales and zero points, 1 along what shares one."""
-        if group < 0:
+        if self._whole(group):
             return tuple(1 if axis in self.reduced else size for axis, size in enumerate(self.shape))
         return self._with_reduced(self.columns // group, 1)
 
     def scales_in_place(self, scales: Array, group: int) -> Array:
         """Scales `[rows, columns/g]` of the matrix, in the constant's order and with `scale_shape`."""
-        if group < 0:
+        if self._whole(group):
             return np.ascontiguousarray(scales).reshape(self.scale_shape(group))
         before = len(self.lead) - (len(self.shape) - 1 - self.reduced[-1])
         ordered = np.moveaxis(scales.reshape(*self.lead, -1), -1, before)
         return np.ascontiguousarray(ordered).reshape(self.scale_shape(group))
+
+    def _whole(self, group: int) -> bool:
+        """Whether the codes keep the constant's shape: one scale a channel, or one group `[1, in, out]`, for whose
+        Reshape the CPU plugin of OpenVINO 2026.4 makes up a wrong shape where it expands the chain."""
+        return group < 0 or (group == self.columns and not self.contiguous)
 
     def _with_reduced(self, *sizes: int) -> tuple[int, ...]:
         return (*self.shape[: self.reduced[0]], *sizes, *self.shape[self.reduced[-1] + 1 :])

@@ -70,14 +70,30 @@ def misreading(device: Device | None, weight: Weight, row: Format, group: int) -
     return next((reason for reason in found if reason is not None), None)
 
 
-def refusal(device: Device | None, weight: Weight, row: Format) -> str | None:
-    """Why a CPU does not compile one of the weight's layers with codes of this format; None where it does, or where
-    another device is named."""
+def refusal(device: Device | None, weight: Weight, row: Format, group: int) -> str | None:
+    """Why a CPU does not take the weight for what it is, with codes of this format; None where it does, or where
+    another device is named.
+
+    - It does not compile a GroupedMatMul of a single expert: it takes the weight for a matrix.
+    - It takes other axes for those of several weights side by side, where a Transpose puts them first.
+    - A MatMul whose weight has leading ones and a scale for each channel: with four dimensions or more it does not
+      compile it; with three it leaves the one out of the output's shape where the activation has fewer dimensions.
+    """
     if device not in (None, Device.CPU) or row.table_type is not None:
         return None
     batch = prod(weight.shape[axis] for axis in weight.batch_axes)
-    found = (refused(layer_of(use), row.storage, batch) for use in weight.consumers)
-    return next((reason for reason in found if reason is not None), None)
+    for use in weight.consumers:
+        if reason := refused(layer_of(use), row.storage, batch):
+            return reason
+        if use.kind is Kind.EXPERTS and weight.batch_axes != tuple(range(len(weight.batch_axes))):
+            return "CPUs mix up the axes of weights side by side behind a Transpose"
+        seen = len(use.node.get_input_partial_shape(use.port))
+        if group not in (PER_CHANNEL, weight.columns) or use.kind is not Kind.MATMUL or use.port == 0 or seen < 3:
+            continue
+        activation = use.node.get_input_partial_shape(0).rank
+        if seen > 3 or activation.is_dynamic or activation.get_length() < seen:
+            return "CPUs do not take the leading ones of its shape"
+    return None
 
 
 def device_warnings(device: Device | None, choices: Iterable[tuple[Weight, Format]]) -> tuple[str, ...]:

@@ -69,7 +69,7 @@ def _per_channel(weight: Weight, row: Format, wish: Wish, options: Options) -> C
 
 def _taken(choice: Choice, options: Options) -> Choice:
     """The choice in a chain that CPUs expand, where they do not take it for codes and refuse to compile the model."""
-    problem = refusal(options.device, choice.weight, choice.spec.format)
+    problem = refusal(options.device, choice.weight, choice.spec.format, choice.spec.group_size)
     if problem is None:
         return choice
     reason = _join(choice.reason, f"{problem}, so it is stored in a way that they expand")
@@ -102,8 +102,11 @@ def _adjust(weight: Weight, wish: Wish, options: Options, row: Format, problem: 
         return skipped(weight, problem)
     size = 1 << (wish.group.bit_length() - 1)
     while size >= options.min_adjusted_group_size and not row.fixed_group:
+        adjusted = replace(wish, reason=_join(wish.reason, problem))
+        if weight.columns == size:
+            return _per_channel(weight, row, adjusted, options)
         if weight.columns % size == 0:
-            return _choice(weight, row, size, replace(wish, reason=_join(wish.reason, problem)))
+            return _choice(weight, row, size, adjusted)
         size //= 2
     return _fall_back(weight, wish, options, problem)
 

@@ -26,6 +26,9 @@ __all__ = [
 
 BODY_OPERATIONS = frozenset({"If", "Loop", "TensorIterator"})
 
+_GIVEN = frozenset({"Parameter", "ReadValue", "RandomUniform", "Multinomial"})
+"""What makes values that no constant determines."""
+
 
 @dataclass(frozen=True, eq=False)
 class Graph:
@@ -40,6 +43,9 @@ class Graph:
     position: dict[ov.Node, int] = field(repr=False)
     constants: list[tuple[ov.Node, str]] = field(repr=False)
     """The constants, postponed ones too, with the names of their element types."""
+    varying: frozenset[ov.Node] = field(repr=False)
+    """The operations whose results depend on what the model is given, or on its state or chance. All others are
+    computed once, when the model is compiled."""
 
     def place(self, node: ov.Node) -> tuple[int, ...]:
         """A sort key: graph order over all levels."""
@@ -48,7 +54,7 @@ class Graph:
 
 def graphs_of(model: ov.Model) -> list[Graph]:
     """The model and every body in it, outer before inner."""
-    return list(_walk(model, "", ()))
+    return list(_walk(model, "", (), frozenset()))
 
 
 def dimensions(value: ov.Output) -> list[int | None] | None:
@@ -85,10 +91,12 @@ def constant_of(value: ov.Output) -> ov.Node | None:
     return node if node.get_type_name() == "Constant" else None
 
 
-def _walk(model: ov.Model, path: str, key: tuple[int, ...]) -> Iterator[Graph]:
+def _walk(model: ov.Model, path: str, key: tuple[int, ...], fixed: frozenset[int]) -> Iterator[Graph]:
+    """The levels below and with `model`; `fixed` are the numbers of the parameters that are given constants."""
     operations = model.get_ordered_ops()
     types = [node.get_type_name() for node in operations]
     constants = [node for node, kind in zip(operations, types, strict=True) if kind == "Constant" or is_postponed(node)]
+    varying = _varying(model, operations, types, fixed)
     yield Graph(
         operations=operations,
         types=types,
@@ -96,16 +104,38 @@ def _walk(model: ov.Model, path: str, key: tuple[int, ...]) -> Iterator[Graph]:
         key=key,
         position={node: index for index, node in enumerate(operations)},
         constants=[(node, node.get_output_element_type(0).to_string()) for node in constants],
+        varying=varying,
     )
     for index, kind in enumerate(types):
         if kind in BODY_OPERATIONS:
             node = operations[index]
             for number, (name, body) in enumerate(_bodies(node, kind)):
                 inner = "/".join(filter(None, (path, node.get_friendly_name(), name)))
-                yield from _walk(body, inner, (*key, index, number))
+                yield from _walk(body, inner, (*key, index, number), _fixed(node, kind, number, varying))
 
 
 def _bodies(node: ov.Node, kind: str) -> list[tuple[str, ov.Model]]:
     if kind == "If":
         return [("then", node.get_function(0)), ("else", node.get_function(1))]
     return [("body", node.get_function())]
+
+
+def _varying(model: ov.Model, operations: list[ov.Node], types: list[str], fixed: frozenset[int]) -> frozenset[ov.Node]:
+    constants = {parameter for number, parameter in enumerate(model.get_parameters()) if number in fixed}
+    varying: set[ov.Node] = set()
+    for node, kind in zip(operations, types, strict=True):
+        given = kind in _GIVEN and node not in constants
+        if given or any(value.get_node() in varying for value in node.input_values()):
+            varying.add(node)
+    return frozenset(varying)
+
+
+def _fixed(node: ov.Node, kind: str, number: int, varying: frozenset[ov.Node]) -> frozenset[int]:
+    """The parameters of a body that are the same constant in every run and iteration."""
+    descriptions = node.get_input_descriptions(number) if kind == "If" else node.get_input_descriptions()
+    return frozenset(
+        one.body_parameter_index
+        for one in descriptions
+        if type(one).__name__ == "InvariantInputDescription"
+        and node.input_value(one.input_index).get_node() not in varying
+    )

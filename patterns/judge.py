@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import openvino as ov
@@ -41,7 +41,7 @@ class Candidate:
         """Follow a constant. Operations that no result of the model depends on do not count."""
         end = reshaped(constant, graph.position)
         shape = tuple(end.shape)
-        uses = [use for use in follow(end, own_view(shape)) if use.node in graph.position]
+        uses = [_settled(use, graph) for use in follow(end, own_view(shape)) if use.node in graph.position]
         uses.sort(key=lambda use: (graph.position[use.node], use.port))
         return cls(graph, constant, end, element_type, shape, uses, [use for use in uses if use.role is not None])
 
@@ -81,6 +81,19 @@ class Axes:
     inputs: tuple[int, ...]
     channel: tuple[int, ...]
     batch: tuple[int, ...]
+
+
+def _settled(use: Use, graph: Graph) -> Use:
+    """The use, with a refusal where nothing else that the layer reads depends on the model's inputs.
+
+    OpenVINO computes such a layer while it compiles the model. There is nothing to gain, and what it computes from a
+    decompression chain is not always right.
+    """
+    others = (value for port, value in enumerate(use.node.input_values()) if port != use.port)
+    if not isinstance(use.role, Role) or any(value.get_node() in graph.varying for value in others):
+        return use
+    name = use.node.get_friendly_name()
+    return replace(use, role=f"'{name}' reads constants alone: it is computed once, when the model is compiled")
 
 
 def judge(candidate: Candidate, rules: dict[str, str]) -> Weight | str:

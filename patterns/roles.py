@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import openvino as ov
 
-from ov_weight_compression.patterns.graphs import is_constant
 from ov_weight_compression.patterns.positional import makes_positions
 from ov_weight_compression.patterns.weight import Kind
 
@@ -35,8 +34,6 @@ def _matmul(node: ov.Node, port: int, shape: tuple[int, ...]) -> Role | str:
     rank = len(shape)
     if rank < 2:
         return "one-dimensional: there are no output channels to give scales to"
-    if _bare_constant(node.input_value(1 - port).get_node()):
-        return "both inputs of the MatMul are constants: it is computed once, when the model is compiled"
     if makes_positions(node):
         return "rotary or positional embedding: its values become angles, which need their precision"
     attributes = node.get_attributes()
@@ -77,13 +74,6 @@ def _convolution(batch: tuple[int, ...], channel: int) -> Callable[[ov.Node, int
         return Role(Kind.CONVOLUTION, batch, (channel,), reduction)
 
     return role
-
-
-def _bare_constant(node: ov.Node) -> bool:
-    """Whether nothing but reshaping lies between this tensor and a Constant."""
-    while node.get_type_name() in ("Convert", "Reshape", "Transpose", "FakeConvert"):
-        node = node.input_value(0).get_node()
-    return is_constant(node)
 
 
 ROLES: dict[tuple[str, int], Callable[[ov.Node, int, tuple[int, ...]], Role | str]] = {
