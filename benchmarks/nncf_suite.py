@@ -68,7 +68,7 @@ def kind_of(call: Mapping[str, Any]) -> str:
     other = {name for name in names if ours["formats"].get(name) != theirs["formats"].get(name)}
     tiny = {name for name in other if name not in ours["formats"] and name in call["skips"]}
     if other - tiny:
-        return _formats_differ(given)
+        return _formats_differ(given, ours["formats"], theirs["formats"])
     if tiny:
         return f"left alone here: {_in_short(call['skips'][min(tiny)])}"
     return _errors_differ(given, call.get("errors") or {})
@@ -87,6 +87,7 @@ def _taken_here(message: str) -> str:
         ("but mode in", "algorithms with 4-bit float modes"),
         ("Simultaneous use", "lora_correction with gptq"),
         ("INT8 modes do not support all_layers", "all_layers=False with INT8"),
+        ("INT8 modes do not support backup_mode", "backup_mode=INT8_ASYM with INT8"),
         ("must be a sorted", "a codebook in any order, or with equal values"),
         ("Failed to apply group-wise", "a group that does not divide is adjusted"),
     ):
@@ -95,12 +96,19 @@ def _taken_here(message: str) -> str:
     return f"taken here, refused by NNCF: {message[:100]}"
 
 
-def _formats_differ(given: Mapping[str, str]) -> str:
+def _formats_differ(given: Mapping[str, str], ours: Mapping[str, str], theirs: Mapping[str, str]) -> str:
     if given.get("mode", "").startswith(("fp", "mxfp", "nvfp")) and given.get("backup_mode") in (None, "None"):
         return "formats: the backup of float modes, and which of two added branches is last"
-    if float(given.get("ratio") or 1) < 1:
-        return "formats: ratio filled without gaps"
-    return "formats: others"
+    if float(given.get("ratio") or 1) == 1:
+        return "formats: others"
+    few = [
+        {name for name, stored in formats.items() if not stored.startswith(("u8", "i8"))} for formats in (ours, theirs)
+    ]
+    if len(few[0]) > len(few[1]):
+        return "formats: ratio filled without gaps, more weights in the mode"
+    if len(few[0]) == len(few[1]):
+        return "formats: ratio filled without gaps, as many weights in the mode"
+    return "formats: fewer weights in the mode"
 
 
 def _errors_differ(given: Mapping[str, str], errors: Mapping[str, Sequence[float]]) -> str:

@@ -23,12 +23,20 @@ from ov_weight_compression.patterns import Weight
 from ov_weight_compression.quantization.sensitivity import InputMeans
 
 if TYPE_CHECKING:
-    from ov_weight_compression.calibration import Samples, Statistics
+    from ov_weight_compression.calibration import LayerStatistics, Samples, Statistics
     from ov_weight_compression.passes.layer_encoder import LayerEncoder
 
 __all__ = ["Calibration"]
 
 _USUAL = 1e20
+_BEYOND = InputMeans(1e200, 1e200, 1e200, 1e200)
+"""Of an input that is too large to be measured: nothing is more sensitive."""
+
+
+def _means_of(seen: LayerStatistics | None) -> InputMeans | None:
+    if seen is None:
+        return None
+    return InputMeans(seen.mean_square, seen.mean_variance, seen.max_variance, seen.mean_max_abs)
 
 
 class Calibration:
@@ -160,12 +168,10 @@ class Calibration:
 
     def means(self, weights: Sequence[Weight]) -> list[InputMeans | None]:
         """What the sensitivity metrics want to know of each weight's input."""
-        found = [self.statistics.get(weight.name) for weight in weights]
+        statistics = self.statistics
         return [
-            None
-            if seen is None
-            else InputMeans(seen.mean_square, seen.mean_variance, seen.max_variance, seen.mean_max_abs)
-            for seen in found
+            _BEYOND if weight.name in statistics.left_out else _means_of(statistics.get(weight.name))
+            for weight in weights
         ]
 
     def encode(self, choices: Sequence[Choice]) -> LayerEncoder | None:

@@ -22,7 +22,8 @@ What is different from NNCF, in one list:
   only where it pays.
 - `gptq` and `lora_correction` may be combined, `awq`, `scale_estimation` and `gptq` take FP4, MXFP4 and NVFP4, and all
   of them layers with transposed activations. Adapters always have 8 bits.
-- A codebook may have its values in any order, and more than once. `all_layers=False` is taken with INT8 as well.
+- A codebook may have its values in any order, and more than once. `all_layers=False` and
+  `backup_mode=INT8_ASYM`, which change nothing, are taken with INT8 as well.
 - Options that this package has beside NNCF's (`rules`, `accuracy`, `device`, …) are taken too. One exception class
   stands for several of NNCF's: an option or a dataset that cannot be is an `OptionError`.
 - A field of the advanced parameters that means nothing here is refused by name, not ignored.
