@@ -30,6 +30,7 @@ __all__ = [
     "CPU_EXECUTED",
     "EXECUTED",
     "EXPANDED_STORAGE",
+    "GATHER",
     "GROUPED_MATMUL",
     "MATMUL",
     "is_checked",

@@ -9,7 +9,9 @@ from pathlib import Path
 import openvino as ov
 import pytest
 
+from ov_weight_compression.ir_utils.device_facts import CPU_EXECUTED, GATHER, MATMUL
 from ov_weight_compression.passes import Mode
+from ov_weight_compression.quantization.formats import FORMATS
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -34,6 +36,25 @@ def test_its_table_has_every_mode() -> None:
     table = TEXT[TEXT.index("## Modes") : TEXT.index("## Rules")]
     for mode in Mode:
         assert f"`{mode.value}`" in table
+
+
+def test_its_table_says_what_the_device_facts_say() -> None:
+    table = TEXT[TEXT.index("## Modes") : TEXT.index("## Rules")]
+    for line in table.splitlines():
+        cells = [cell.strip() for cell in line.split("|")]
+        for name in re.findall(r"`(\w+)`", cells[1]) if len(cells) == 7 else ():
+            row = FORMATS[name]
+            matmul, gather = (
+                row.table_type is None and row.storage in CPU_EXECUTED[layer] for layer in (MATMUL, GATHER)
+            )
+            assert (
+                cells[5]
+                == {
+                    (True, True): "run on the codes",
+                    (True, False): "MatMul runs on the codes, an embedding is expanded",
+                    (False, False): "expanded",
+                }[matmul, gather]
+            ), name
 
 
 def test_its_links_lead_somewhere() -> None:
