@@ -19,12 +19,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 __all__ = ["ORIGINAL", "Campaign", "Failure", "add_arguments", "serve", "worker_command"]
 
 ORIGINAL = "the original"
 """The stage of a case whose crash is not ours: OpenVINO runs the model that nothing was done to."""
-_CHUNK = 100
+_ROOT = Path(__file__).resolve().parents[2]
+_CHUNK = 50
 _SILENCE_SECONDS = 120.0
 _PROGRESS_SECONDS = 10.0
 
@@ -105,7 +107,11 @@ class Campaign:
     def _serve(self, chunk: range) -> int:
         """Let one worker do as much of a chunk as it gets to; the first case that is left."""
         process = subprocess.Popen(
-            self.command(chunk.start, chunk.stop), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            self.command(chunk.start, chunk.stop),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=_ROOT,
         )
         assert process.stdout is not None
         assert process.stderr is not None

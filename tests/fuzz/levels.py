@@ -30,11 +30,18 @@ def misplaced_codes(before: Sequence[ov.Node], after: Sequence[ov.Node], report:
     """Codes that are not nearest, and groups whose error is beyond what the format explains, for weights whose names
     are unique."""
     names = Counter(node.get_friendly_name() for node in before)
+    named = Counter(node.get_friendly_name() for node in after)
     stored = {node.get_friendly_name(): node for node in after}
     old = {node.get_friendly_name(): node for node in before}
     for row in report.rows:
         weight, codes = old.get(row.name), stored.get(row.name)
-        if weight is None or codes is None or names[row.name] != 1 or f"{row.name}/scale" in old:
+        if (
+            weight is None
+            or codes is None
+            or names[row.name] != 1
+            or named[row.name] != 1
+            or f"{row.name}/scale" in old
+        ):
             continue
         if weight.get_output_element_type(0).to_string() not in ("f32", "f16", "bf16", "f64"):
             continue
