@@ -29,13 +29,16 @@ def models_in(folder: Path) -> list[Path]:
     """The models of a folder, in order of their names.
 
     Raises:
-        ModelError: there are none.
+        ModelError: there are none, or the folder cannot be looked through.
     """
-    found = sorted(
-        path
-        for path in folder.rglob("openvino_*.xml")
-        if path.is_file() and not path.name.startswith(_TOKENIZERS) and not under_way(path.relative_to(folder))
-    )
+    try:
+        found = sorted(
+            path
+            for path in folder.rglob("openvino_*.xml")
+            if path.is_file() and not path.name.startswith(_TOKENIZERS) and not under_way(path.relative_to(folder))
+        )
+    except OSError as error:  # some folder in it has gone meanwhile, or may not be read
+        raise ModelError(f"{folder}: cannot be looked through: {error.strerror}: {error.filename}") from error
     found = [path for path in found if path.with_suffix(".bin").exists() or stored_constants(path)]
     if not found:
         raise ModelError(

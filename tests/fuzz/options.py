@@ -159,7 +159,7 @@ def values(random: np.random.Generator) -> list[Any]:
 
 
 def _words(random: np.random.Generator) -> list[str]:
-    found = [value for value in values(random) if isinstance(value, str) and "\0" not in value]
+    found = [value for value in values(random) if type(value) is str and "\0" not in value]
     return [
         *found,
         "-1",
