@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -504,3 +505,55 @@ def test_names_of_weights_reach_the_error(
     assert re.search(r"weight_\d", said)
     assert "no luck" in said
     assert not (tmp_path / "o.xml").exists()
+
+
+class TestASourceThatChanges:
+    """While its weights are read: an error that names the file, and nothing is written."""
+
+    def compress(self, change: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+        from ov_weight_compression.passes import encode_job
+
+        ov.save_model(layers(4, 512), tmp_path / "m.xml", compress_to_fp16=False)
+        original, calls = encode_job.encode_rows, 0
+
+        def encode(*arguments: object, **options: object) -> object:
+            nonlocal calls
+            calls += 1
+            if calls == 2:
+                change(tmp_path / "m.bin")
+            return original(*arguments, **options)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(encode_job, "encode_rows", encode)
+        words = [str(tmp_path / "m.xml"), "-o", str(tmp_path / "o.xml"), "--mode", "int8_sym", "--threads", "1"]
+        return main([*words, "--scale-search", "off", "--quiet"])
+
+    def test_cut_short(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert self.compress(lambda path: os.truncate(path, 1000), tmp_path, monkeypatch) == 1
+        said = capsys.readouterr().err
+        assert "m.bin: became shorter while it was read (1000 bytes" in said
+        assert said.count("\n") == 1
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["m.bin", "m.xml"]
+
+    def test_written_to(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def write(path: Path) -> None:
+            with path.open("r+b") as file:
+                file.write(b"x" * 5000)
+            os.utime(path, ns=(1, 1))
+
+        assert self.compress(write, tmp_path, monkeypatch) == 1
+        assert "m.bin: was changed while it was read; nothing was written" in capsys.readouterr().err
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["m.bin", "m.xml"]
+
+    def test_replaced(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What was opened is still whole."""
+
+        def replace(path: Path) -> None:
+            (tmp_path / "other").write_bytes(b"")
+            (tmp_path / "other").replace(path)
+
+        assert self.compress(replace, tmp_path, monkeypatch) == 0
+        assert np.isfinite(run(tmp_path / "o.xml")[0]).all()
