@@ -45,7 +45,7 @@ class FileSink:
         return buffer[:size]
 
     def write(self, offset: int, data: Array) -> None:
-        """Put bytes at `offset` of the stretch."""
+        """Put the bytes of `data` at byte `offset` of the stretch."""
         view = np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
         start = self._offset + offset
         place, size = start, len(view)

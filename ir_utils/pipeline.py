@@ -1,82 +1,50 @@
 """Compute what postponed constants ask for: one weight at a time, a little ahead, in a bounded amount of memory.
 
-A `Job` is one weight. Its parts (codes, zero points, scales) come from one computation, cut into pieces that worker
-threads run in any order. `ov.save_model` asks for the parts in graph order; while it writes one weight, the workers
-compute the next ones, as many as fit into `look_ahead` bytes. A part is handed out once and forgotten; asking again
-computes again, so that a model can be saved twice, or saved and compiled.
+A `Job` is one weight. Its parts (codes, zero points, scales) come from one computation, cut into pieces that threads
+run in any order. `ov.save_model` asks for the parts in graph order; while it writes one weight, the next ones are
+computed, as many as fit into `look_ahead` bytes. A part is handed out once and forgotten; asking again computes again,
+so that a model can be saved twice, or saved and compiled.
+
+All clones of a model ask the same pipeline. What is under way belongs to the thread that asks (OpenVINO calls the
+makers of constants in the thread that saves or compiles), so any number of threads may save, compile and clone at once:
+each computes for itself. A process that was forked begins anew.
 
 The package's own `save_model` has the jobs write their parts themselves, and runs them all at once.
 """
 
 from __future__ import annotations
 
-import atexit
 import os
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
-from weakref import WeakSet
 
-from ov_weight_compression.ir_utils.errors import CompressionError, WorkError
-from ov_weight_compression.ir_utils.jobs import Job, Task, default_threads
+from ov_weight_compression.ir_utils.crew import Crew, Held, Run
+from ov_weight_compression.ir_utils.jobs import Job, default_threads
 
 __all__ = ["Pipeline"]
 
-_IDLE_SECONDS = 0.2
-
-
-@dataclass
-class _Run:
-    """A job under way, or done and waiting to be fetched."""
-
-    number: int
-    job: Job
-    waiting: deque[Task]
-    finish: Callable[[], dict[str, Any]]
-    left: int
-    parts: dict[str, Any] | None = None
-    error: BaseException | None = None
-
-    @property
-    def done(self) -> bool:
-        return self.parts is not None or self.error is not None
-
-
-class _Cancelled(Exception):  # noqa: N818  (a state, never raised)
-    """The run was given up because a caller of `take` was interrupted."""
+_MOST_AHEAD = 64  # jobs: enough to keep every thread busy, and few enough to look through
 
 
 @dataclass(eq=False)
 class Pipeline:
-    """The jobs of one model in graph order, and the threads that run them when parts are asked for.
+    """The jobs of one model in graph order.
 
-    `threads` workers compute; they start with the first request and end when nothing is left to do. An exception in a
-    task reaches the caller of `take` as a `WorkError` that names the weight. Ctrl-C in `take` stops the workers after
-    the pieces that they are at.
+    An exception in a task reaches the caller of `take` as a `WorkError` that names the weight, and what `on_finished`
+    raises as it is. Ctrl-C stops the threads after the pieces that they are at.
     """
 
     threads: int = field(default_factory=default_threads)
     look_ahead: int = 64 << 20
-    on_finished: Callable[[Job], None] | None = None
+    on_finished: Callable[[Job], object] | None = None
     """Called, in whichever thread, after each job's last piece: for progress bars."""
+    held: Held = nullcontext
+    """What each thread enters for as long as it works."""
     _jobs: list[Job] = field(default_factory=list)
-    _runs: dict[int, _Run] = field(default_factory=dict)
-    _changed: threading.Condition = field(default_factory=threading.Condition)
-    _workers: int = 0
-    _taken: set[int] = field(default_factory=set)
-    """Jobs whose parts have all been fetched this time round: nothing to compute ahead."""
-    _stopping: bool = False
-    _queue: deque[tuple[int, Job]] = field(default_factory=deque)
-    """Jobs of `run_all` that no worker has begun; their numbers are negative, so that they come first."""
-    _results: list[dict[str, Any] | None] = field(default_factory=list)
-    _failed: _Run | None = None
-    """The first of them that failed."""
-
-    def __post_init__(self) -> None:
-        _pipelines.add(self)
+    _local: threading.local = field(default_factory=threading.local)
 
     def add(self, job: Job) -> int:
         """Append a job; its number is what `take` wants."""
@@ -89,201 +57,119 @@ class Pipeline:
         Raises:
             WorkError: the computation failed; names the weight.
         """
-        with self._changed:
-            try:
-                run = self._finished(number, part)
-            except BaseException:
-                self._cancel()
-                raise
-            if run.error is not None:
-                self._cancel()
-                raise _as_work_error(run.job.name, run.error) from run.error
-            parts = run.parts or {}
-            value = parts.pop(part)
-            if not parts:
-                self._runs.pop(number, None)
-                self._taken.add(number)
-                self._start_ahead(number)
-            return value
+        return self._walk().take(number, part)
 
     def run_all(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
-        """Run jobs beside the list, as many at a time as keep every worker busy, and return their parts. For jobs with
-        small parts or none; one call at a time. It returns, or raises, when no worker touches them any more.
+        """Run jobs beside the list, as many at a time as keep every thread busy, and return their parts. For jobs with
+        small parts or none. It returns, or raises, when no thread touches them any more.
 
         Raises:
             WorkError: a computation failed; names the weight.
         """
-        try:
-            failed = self._run_through(jobs)
-        except BaseException:
-            self.stop()
-            raise
-        if failed is not None:
-            self.stop()
-            assert failed.error is not None
-            raise _as_work_error(failed.job.name, failed.error) from failed.error
-        return [parts or {} for parts in self._results]
-
-    def _run_through(self, jobs: Sequence[Job]) -> _Run | None:
-        """The first run that failed, or None when all are done."""
-        with self._changed:
-            self._queue = deque((number - len(jobs), job) for number, job in enumerate(jobs))
-            self._results, self._failed = [None] * len(jobs), None
-            self._start_workers()
-            while self._failed is None and None in self._results:
-                self._changed.wait()
-            return self._failed
+        runs = Crew(self.threads, self.held, self.on_finished, jobs).run_all()
+        for run in runs:
+            if run.error is not None:
+                raise run.error
+        return [run.parts for run in runs]
 
     def stop(self) -> None:
-        """Give up what is under way and wait until every worker has ended. A later request starts anew."""
-        with self._changed:
-            self._cancel()
-            self._stopping = True
-            self._changed.notify_all()
-            while self._workers:
-                self._changed.wait()
-            self._stopping = False
+        """Give up what is under way for this thread and wait until nobody works on it. A later request starts anew."""
+        self._walk().stop()
 
-    def _finished(self, number: int, part: str) -> _Run:
-        """The run of a job that holds `part` or has failed; a run that somebody else's Ctrl-C ended is made again."""
-        while True:
-            run = self._runs.get(number)
-            if run is None or (run.parts is not None and part not in run.parts):
-                if number in self._taken:  # the model is being saved or compiled once more
-                    self._taken.clear()
-                run = self._start(number)
-            self._start_ahead(number)
-            while not run.done:
-                self._changed.wait()
-            if not isinstance(run.error, _Cancelled):
-                return run
+    def _walk(self) -> _Walk:
+        walk: _Walk | None = getattr(self._local, "walk", None)
+        if walk is None or walk.process != os.getpid():
+            walk = self._local.walk = _Walk(self)
+        return walk
 
-    def _start(self, number: int) -> _Run:
-        run = self._begin(number, self._jobs[number])
-        self._start_workers()
-        return run
 
-    def _begin(self, number: int, job: Job) -> _Run:
-        tasks: Sequence[Task] = ()
+class _Walk:
+    """One thread's way through the jobs. Nobody else touches it."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.process = os.getpid()
+        self._pipeline = pipeline
+        self._crew = self._new_crew()
+        self._runs: dict[int, Run] = {}
+        self._held = 0
+        """Bytes of the runs."""
+        self._taken: set[int] = set()
+        """Jobs whose parts have all been fetched this time round: nothing to compute ahead."""
+        self._following = 0
+        """The job to begin next, ahead of being asked for it."""
+
+    def take(self, number: int, part: str) -> Any:
+        run = self._runs.get(number)
         try:
-            tasks, finish = job.begin()
-        except BaseException as caught:
-            finish = partial(_raise, caught)
-        run = self._runs[number] = _Run(number, job, deque(tasks), finish, len(tasks))
-        if not tasks:
-            self._conclude(run)
-        return run
-
-    def _start_workers(self) -> None:
-        while self._workers < self.threads:
-            self._workers += 1
-            threading.Thread(target=self._work, name="ov-weight-compression", daemon=True).start()
-        self._changed.notify_all()
-
-    def _start_ahead(self, number: int) -> None:
-        """Start the jobs that follow, while what is held stays within `look_ahead`; what lies behind goes first."""
-        held = sum(run.job.nbytes for run in self._runs.values())
-        for old in [key for key, run in self._runs.items() if 0 <= key < number and run.done]:
-            if held > self.look_ahead:
-                held -= self._jobs[old].nbytes
-                del self._runs[old]
-        for following in range(number + 1, len(self._jobs)):
-            if following in self._runs or following in self._taken:
-                continue
-            held += self._jobs[following].nbytes
-            if held > self.look_ahead:
-                return
-            self._start(following)
-
-    def _cancel(self) -> None:
-        self._queue.clear()
-        for run in self._runs.values():
-            run.waiting.clear()
-            if not run.done:
-                run.error = _Cancelled()
-        self._runs.clear()
-        self._changed.notify_all()
-
-    def _work(self) -> None:
-        with self._changed:
-            while True:
-                run = self._next()
-                if run is None:
-                    rested = self._stopping or not self._changed.wait(_IDLE_SECONDS)
-                    if rested and not self._queue and not any(r.waiting for r in self._runs.values()):
-                        self._workers -= 1
-                        self._changed.notify_all()
-                        return
-                    continue
-                task = run.waiting.popleft()
-                error = self._unlocked(task)
-                del task
-                run.left -= 1
-                if run.error is None and error is not None:
-                    run.error = error
-                    run.waiting.clear()
-                    self._settled(run)
-                elif run.left == 0 and run.error is None:
-                    self._conclude(run)
-                del run, error
-
-    def _next(self) -> _Run | None:
-        """A run with something to do: the first of those under way, or the next of the queue."""
-        run = next((run for _, run in sorted(self._runs.items()) if run.waiting), None)
-        while run is None and self._queue:
-            begun = self._begin(*self._queue.popleft())
-            run = begun if begun.waiting else None
-        return run
-
-    def _unlocked(self, work: Callable[[], None]) -> BaseException | None:
-        """Do a piece of work while others hold the lock; what it raised."""
-        self._changed.release()
-        try:
-            work()
-        except BaseException as caught:
-            return caught
-        finally:
-            self._changed.acquire()
-        return None
-
-    def _conclude(self, run: _Run) -> None:
-        """Let a job whose tasks are done put its parts together."""
-
-        def put_together() -> None:
-            run.parts = run.finish()
-
-        run.error = self._unlocked(put_together) or run.error
-        if self.on_finished is not None and run.error is None:
-            self.on_finished(run.job)
-        self._settled(run)
-
-    def _settled(self, run: _Run) -> None:
-        if run.number < 0:
-            self._runs.pop(run.number, None)
-            self._results[run.number] = run.parts
+            if run is None or (run.over and run.error is None and part not in run.parts):
+                run = self._begin_anew(number)
+            self._begin_ahead(number)
+            self._crew.wait(run)
+            if run.error is None and part not in run.parts:  # computed, but that part has been fetched meanwhile
+                run = self._begin_anew(number)
+                self._crew.wait(run)
             if run.error is not None:
-                self._failed = self._failed or run
-                self._queue.clear()
-        self._changed.notify_all()
+                raise run.error
+        except BaseException:
+            self._forget_all()
+            raise
+        value = run.parts.pop(part)
+        if not run.parts:
+            self._forget(number)
+            self._taken.add(number)
+            self._begin_ahead(number)
+        return value
 
+    def stop(self) -> None:
+        self._forget_all()
+        self._crew.close()
+        self._crew = self._new_crew()
 
-def _raise(error: BaseException) -> dict[str, Any]:
-    raise error
+    def _new_crew(self) -> Crew:
+        return Crew(self._pipeline.threads, self._pipeline.held, self._tell)
 
+    def _tell(self, job: Job) -> None:
+        if self._pipeline.on_finished is not None:
+            self._pipeline.on_finished(job)
 
-def _as_work_error(name: str, error: BaseException) -> BaseException:
-    if isinstance(error, (CompressionError, KeyboardInterrupt)):
-        return error
-    return WorkError(f"{name}: {type(error).__name__}: {error}")
+    def _begin_anew(self, number: int) -> Run:
+        """Begin a job that was not foreseen: out of order, or asked for once more."""
+        if number in self._taken:  # the model is being saved or compiled once more
+            self._taken.clear()
+        self._crew.drop()
+        for key in [key for key, run in self._runs.items() if key == number or not run.over]:
+            self._forget(key)
+        self._following = number + 1
+        return self._begin(number)
 
+    def _begin(self, number: int) -> Run:
+        job = self._pipeline._jobs[number]
+        self._held += job.nbytes
+        run = self._runs[number] = self._crew.begin(job)
+        return run
 
-_pipelines: WeakSet[Pipeline] = WeakSet()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pipelines.clear)  # a fork has no threads to wait for
+    def _begin_ahead(self, number: int) -> None:
+        """Begin the jobs that follow, while what is held stays within `look_ahead`; what lies behind goes first."""
+        limit, jobs = self._pipeline.look_ahead, self._pipeline._jobs
+        if self._held > limit:
+            for old in [key for key, run in self._runs.items() if key < number and run.over]:
+                if self._held > limit:
+                    self._forget(old)
+        for _ in range(_MOST_AHEAD):
+            following = self._following
+            if following >= len(jobs) or len(self._runs) > _MOST_AHEAD:
+                return
+            if following not in self._runs and following not in self._taken:
+                if self._held + jobs[following].nbytes > limit:
+                    return
+                self._begin(following)
+            self._following += 1
 
+    def _forget(self, number: int) -> None:
+        self._runs.pop(number)
+        self._held -= self._pipeline._jobs[number].nbytes
 
-@atexit.register
-def _stop_all() -> None:
-    """The interpreter ends threads where they are, and one that is inside OpenVINO then takes the process down."""
-    for pipeline in list(_pipelines):
-        pipeline.stop()
+    def _forget_all(self) -> None:
+        self._crew.drop()
+        self._runs.clear()
+        self._held = 0

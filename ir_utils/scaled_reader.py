@@ -7,7 +7,6 @@ in f32, so a weight that is stored in f16 is not rounded to f16 once more before
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
@@ -37,9 +36,9 @@ class ScaledReader(ConstantReader):
         self.columns, self.rows = columns, rows
 
     @property
-    def identity(self) -> Hashable | None:
-        """As in `ConstantReader`; unknown where there are factors."""
-        return super().identity if self.columns is None and self.rows is None else None
+    def as_it_is(self) -> bool:
+        """As in `ConstantReader`; not where there are factors."""
+        return super().as_it_is and self.columns is None and self.rows is None
 
     def read(self, slab: Slab) -> Array:
         """The rows of a slab as float32 `[n, columns]`."""

@@ -9,34 +9,35 @@ are weights like others: codes of 8 bits with a decompression chain, `<layer>/lo
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import openvino as ov
 from openvino import opset13 as ops
 
 from ov_weight_compression.ir_utils.dequantization import ChainParts, build_dequantization, protect_from_folding
-from ov_weight_compression.ir_utils.postponed import postponed_constant
-from ov_weight_compression.ir_utils.types import element_type
-from ov_weight_compression.passes.encode_job import Part, filled
+from ov_weight_compression.ir_utils.layout import Layout
+from ov_weight_compression.ir_utils.lazy_weight import LazyWeight, Part
+from ov_weight_compression.ir_utils.pipeline import Pipeline
+from ov_weight_compression.passes.encode_job import WeightJob
 from ov_weight_compression.passes.lora import StoredAdapters, adapter_parts
 from ov_weight_compression.passes.stored import StoredWeight
 from ov_weight_compression.patterns import Weight
+from ov_weight_compression.quantization.calibrated.lora import ADAPTER_SPEC
 
 __all__ = ["attach"]
 
 
-def attach(weight: Weight, adapters: StoredAdapters, lazy: bool) -> None:
+def attach(weight: Weight, adapters: StoredAdapters, pipeline: Pipeline, lazy: bool) -> None:
     """Add adapters beside the only layer of `weight`, a MatMul whose weight may be either input.
 
-    With `lazy` the constants are read from where the adapters are kept when the model is saved or compiled.
+    With `lazy` the pipeline reads the constants from where the adapters are kept when the model is saved or compiled.
     """
     layer, port = weight.consumers[0].node, weight.consumers[0].port
     name, flags = str(layer.get_friendly_name()), layer.get_attributes()
     x = layer.input_value(1 - port)
     parts = adapter_parts(weight, adapters.down.codes.shape[0])
     down, up = (
-        _matrix(stored, side, f"{name}/lora_{letter}", x.get_element_type(), lazy)
+        _matrix(_lazy(stored, side, f"{name}/lora_{letter}", pipeline), x.get_element_type(), lazy)
         for stored, side, letter in zip((adapters.down, adapters.up), parts, "AB", strict=True)
     )
     if port == 1:
@@ -56,9 +57,15 @@ def attach(weight: Weight, adapters: StoredAdapters, lazy: bool) -> None:
         reader.replace_source_output(total.output(0))
 
 
-def _matrix(stored: StoredWeight, parts: dict[str, Part], name: str, kind: ov.Type, lazy: bool) -> Any:
+def _lazy(stored: StoredWeight, parts: dict[str, Part], name: str, pipeline: Pipeline) -> LazyWeight:
+    shape = parts["codes"].shape
+    return LazyWeight(pipeline, WeightJob(name, Layout.of(shape, (1,)), ADAPTER_SPEC, 0.0, stored=stored))
+
+
+def _matrix(weight: LazyWeight, kind: ov.Type, lazy: bool) -> Any:
     """One adapter's chain, which ends in values of type `kind`."""
-    nodes = {part: _constant(stored, part, parts[part], lazy) for part in parts}
+    name, parts = weight.name, weight.encoding.parts
+    nodes = {part: _constant(weight, part, lazy) for part in parts}
     for part, node in nodes.items():
         node.set_friendly_name(name if part == "codes" else f"{name}/{part}")
     chain = build_dequantization(ChainParts(**nodes), name, parts["codes"].shape)
@@ -70,12 +77,5 @@ def _matrix(stored: StoredWeight, parts: dict[str, Part], name: str, kind: ov.Ty
     return last
 
 
-def _constant(stored: StoredWeight, name: str, part: Part, lazy: bool) -> Any:
-    maker = partial(_tensor, stored, name, part)
-    if not lazy:
-        return ov.op.Constant(maker(), shared_memory=True)
-    return postponed_constant(element_type(part.type), ov.Shape(list(part.shape)), maker)
-
-
-def _tensor(stored: StoredWeight, name: str, part: Part) -> ov.Tensor:
-    return filled(part, getattr(stored.everything(), name))
+def _constant(weight: LazyWeight, part: str, lazy: bool) -> Any:
+    return weight.constant(part) if lazy else ov.op.Constant(weight.computed(part), shared_memory=True)

@@ -8,18 +8,22 @@ and what the weight itself tells: where a channel is an outlier, training has ma
 column whose mean magnitude s_j is well under the usual s̃ (the median) counts for (s̃ / s_j)² as much as the rest says.
 On a model with outlier channels that takes 2 to 3 % off the divergence.
 
-The values are computed when a weight's scale search first asks for them, and kept: a layer's channels are few numbers.
+The graph is read when a `ChannelImportance` is made, so that nothing that happens to it afterwards matters. What has to
+be computed from weights is computed from their readers when a scale search first asks for it, and kept: a layer's
+channels are few numbers.
 """
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
 from ov_weight_compression.ir_utils.constants import ConstantReader, float_values
-from ov_weight_compression.ir_utils.types import Float32
+from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.patterns import Kind, NormGain, RowNormProduct, RowNorms, Weight, importance_sources
 from ov_weight_compression.quantization.row_sums import row_sums
 
@@ -33,37 +37,65 @@ _SMALLEST = 1e-6
 """Of the mean: a channel that the graph calls silent keeps a say, for the graph's word is an estimate."""
 
 
+@dataclass(frozen=True, eq=False)
+class _Told:
+    """What the graph says about the channels of one input: as numbers, or as the rows of a weight, or as the product of
+    two of those."""
+
+    energy: Float32 | None = None
+    producer: str = ""
+    rows: Array | None = None
+    factors: tuple[_Told, ...] = ()
+
+    @property
+    def identity(self) -> Hashable:
+        """Equal for the same answer."""
+        arrays = [None if one is None else one.tobytes() for one in (self.energy, self.rows)]
+        return (*arrays, self.producer, *(factor.identity for factor in self.factors))
+
+
 class ChannelImportance:
     """The importance of the input channels of every weight about which the graph says something."""
 
     def __init__(self, weights: Iterable[Weight], reader: Callable[[Weight], ConstantReader]) -> None:
-        self._weights = list(weights)
-        self._reader = reader
-        self._sources = importance_sources(self._weights)
+        weights = list(weights)
+        self._readers = {weight.name: reader(weight) for weight in weights}
+        self._lifted = {
+            weight.name for weight in weights if not weight.is_embedding and weight.kind is not Kind.CONVOLUTION
+        }
+        columns = {weight.name: weight.columns for weight in weights}
+        self._told = {name: _told(source, columns[name]) for name, source in importance_sources(weights).items()}
         self._known: dict[str, Float32 | None] = {}
         self._row_sums: dict[str, Float32] = {}
-        self._lock = threading.RLock()
+        self._locks: dict[int, threading.RLock] = {}
 
-    def of(self, weight: Weight) -> Float32 | None:
-        """f32 `[columns]` with a mean of 1, or None where nothing is known. Safe to call from any thread."""
-        with self._lock, np.errstate(over="ignore", invalid="ignore"):  # see `_normalised`
-            if weight.name not in self._known:
-                self._known[weight.name] = self._find(weight)
-            return self._known[weight.name]
+    def of(self, name: str) -> Float32 | None:
+        """f32 `[columns]` with a mean of 1 for a weight, or None where nothing is known. Safe to call from any thread,
+        and in a forked process."""
+        lock = self._locks.setdefault(os.getpid(), threading.RLock())
+        with lock, np.errstate(over="ignore", invalid="ignore"):  # see `_normalised`
+            if name not in self._known:
+                self._known[name] = self._find(name)
+            return self._known[name]
 
-    def _find(self, weight: Weight) -> Float32 | None:
-        source = self._sources.get(weight.name)
-        told = None if source is None else _normalised(self._compute(source, weight.columns))
-        lift = self._lift(weight)
+    def identity(self, name: str) -> Hashable:
+        """Equal for weights that the same is said of; what a weight's own values add is not in it."""
+        told = self._told.get(name)
+        return (None if told is None else told.identity, name in self._lifted)
+
+    def _find(self, name: str) -> Float32 | None:
+        told = self._told.get(name)
+        known = None if told is None else _normalised(self._compute(told))
+        lift = self._lift(name)
         if lift is None:
-            return told
-        return _normalised(lift if told is None else told * lift)
+            return known
+        return _normalised(lift if known is None else known * lift)
 
-    def _lift(self, weight: Weight) -> Float32 | None:
+    def _lift(self, name: str) -> Float32 | None:
         """What small columns count for, f32 [columns], from some of the rows; None where no column is small."""
-        if weight.is_embedding or weight.kind is Kind.CONVOLUTION:
+        if name not in self._lifted:
             return None
-        size = np.abs(self._reader(weight).sample(_SAMPLE_ROWS)).mean(axis=0)
+        size = np.abs(self._readers[name].sample(_SAMPLE_ROWS)).mean(axis=0)
         usual = np.median(size)
         small = size < _FAR_BELOW * usual
         if not small.any():
@@ -71,24 +103,18 @@ class ChannelImportance:
         ratio = usual / np.maximum(size, usual / _LARGEST_LIFT)
         return np.where(small, ratio * ratio, 1).astype(np.float32)
 
-    def _compute(self, source: NormGain | RowNorms | RowNormProduct, columns: int) -> Float32:
-        if isinstance(source, NormGain):
-            gain = np.ones(columns, dtype=np.float32)
-            for node in source.gains:
-                gain *= float_values(node).reshape(-1)
-            bias = np.zeros(columns, dtype=np.float32)
-            for node in source.biases:
-                bias += float_values(node).reshape(-1)
-            return gain**2 + bias**2
-        if isinstance(source, RowNorms):
-            return self._sums_of(source.weight)[source.rows()]
-        first, second = (self._compute(factor, columns) for factor in source.factors)
+    def _compute(self, told: _Told) -> Float32:
+        if told.energy is not None:
+            return told.energy
+        if told.rows is not None:
+            return self._sums_of(told.producer)[told.rows]
+        first, second = (self._compute(factor) for factor in told.factors)
         return _normalised(first) * _normalised(second)
 
-    def _sums_of(self, weight: Weight) -> Float32:
+    def _sums_of(self, name: str) -> Float32:
         """Weighted sums of squares of a weight's rows, f32 [rows]."""
-        if weight.name not in self._row_sums:
-            reader, channel = self._reader(weight), self.of(weight)
+        if name not in self._row_sums:
+            reader, channel = self._readers[name], self.of(name)
             layout = reader.layout
             sums = np.empty(layout.rows, dtype=np.float32)
             if channel is None:
@@ -96,8 +122,22 @@ class ChannelImportance:
             for slab in layout.slabs(max(1, _PIECE_ELEMENTS // max(1, layout.columns))):
                 sums[slab.start : slab.stop] = row_sums(reader.read(slab), channel)
                 reader.release(slab)
-            self._row_sums[weight.name] = sums
-        return self._row_sums[weight.name]
+            self._row_sums[name] = sums
+        return self._row_sums[name]
+
+
+def _told(source: NormGain | RowNorms | RowNormProduct, columns: int) -> _Told:
+    if isinstance(source, RowNormProduct):
+        return _Told(factors=tuple(_told(factor, columns) for factor in source.factors))
+    if isinstance(source, RowNorms):
+        return _Told(producer=source.weight.name, rows=np.array(source.rows(), dtype=np.int64))
+    gain = np.ones(columns, dtype=np.float32)
+    for node in source.gains:
+        gain *= float_values(node).reshape(-1)
+    bias = np.zeros(columns, dtype=np.float32)
+    for node in source.biases:
+        bias += float_values(node).reshape(-1)
+    return _Told(energy=gain**2 + bias**2)
 
 
 def _normalised(values: Float32) -> Float32:

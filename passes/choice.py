@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ov_weight_compression.ir_utils.device_facts import CPU_EXECUTED
 from ov_weight_compression.passes.modes import Mode
-from ov_weight_compression.patterns import Skip, Weight
+from ov_weight_compression.patterns import Kind, Skip, Weight
 from ov_weight_compression.quantization.spec import Spec
 
 __all__ = ["Choice", "Plan", "Wish", "skipped"]
@@ -27,6 +28,17 @@ class Choice:
     """Whether `ratio` decided over this weight."""
     kept_from_codes: bool = False
     """CPUs would misread its codes: it is stored in a chain that they expand."""
+    tells: bool = False
+    """By this weight OpenVINO recognises that the model is compressed (see `telltale`)."""
+
+    @property
+    def expanded(self) -> bool:
+        """Whether the CPU plugin folds this weight's chain because of a layer that reads it."""
+        kinds = {consumer.kind for consumer in self.weight.consumers}
+        if Kind.GATHER not in kinds:
+            return Kind.CONVOLUTION in kinds
+        in_groups_of_its_own_shape = self.spec.group_size != -1 and len(self.weight.shape) > 2
+        return self.spec.format.storage not in CPU_EXECUTED["Gather"] or in_groups_of_its_own_shape
 
     @property
     def few_bits(self) -> bool:

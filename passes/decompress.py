@@ -11,9 +11,8 @@ rounded away is not in the file any more and does not come back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from math import prod
 from typing import Any
 
@@ -23,15 +22,14 @@ from openvino.passes import ModelPass
 
 from ov_weight_compression.ir_utils.chain_values import ConstantValues
 from ov_weight_compression.ir_utils.constants import FileMappings
-from ov_weight_compression.ir_utils.deferral import FileSink, active_deferral
 from ov_weight_compression.ir_utils.dequantization import replace_constant
 from ov_weight_compression.ir_utils.errors import WorkError
-from ov_weight_compression.ir_utils.jobs import Job, Task
+from ov_weight_compression.ir_utils.jobs import Task
 from ov_weight_compression.ir_utils.kinds import Kind, check_model, choice, flag
+from ov_weight_compression.ir_utils.lazy_weight import LazyWeight, Part, Sink
 from ov_weight_compression.ir_utils.pipeline import Pipeline
-from ov_weight_compression.ir_utils.postponed import postponed_constant
 from ov_weight_compression.ir_utils.recipe import drop_recipe
-from ov_weight_compression.ir_utils.types import Array, element_type
+from ov_weight_compression.ir_utils.types import Array
 from ov_weight_compression.patterns import CompressedWeight, find_compressed
 from ov_weight_compression.patterns.graphs import is_postponed
 
@@ -84,8 +82,11 @@ class DecompressWeights(ModelPass):
         found = find_compressed(model)
         mappings = FileMappings()
         pipeline = Pipeline()
-        replaced = [_FloatWeight(one, self._type_of(one), mappings, pipeline) for one in found]
-        constants = [one.constant(self.lazy) for one in replaced]
+        replaced = [_FloatWeight(one, self._type_of(one), mappings) for one in found]
+        lazy = [LazyWeight(pipeline, one) for one in replaced]
+        constants = [one.constant("values") if self.lazy else _plain(one) for one in lazy]
+        if not self.lazy:
+            pipeline.stop()
         for one, constant in zip(found, constants, strict=True):
             constant.set_friendly_name(one.name)
             replace_constant(one.end, constant, one.name)
@@ -113,50 +114,35 @@ def apply_weight_decompression(model: ov.Model, dtype: str | None = None, lazy: 
     return model
 
 
-class _FloatWeight:
-    """One weight's float constant to be. Implements `ir_utils.deferral.DeferredWeight`."""
+def _plain(weight: LazyWeight) -> Any:
+    return ov.op.Constant(weight.computed("values"), shared_memory=True)
 
+
+class _FloatWeight:
+    """One weight's values to be computed from its chain. Implements `ir_utils.lazy_weight.Encoding`."""
+
+    bulk = "values"
     identity = None
 
-    def __init__(self, weight: CompressedWeight, dtype: str, mappings: FileMappings, pipeline: Pipeline) -> None:
-        self.name, self.pipeline = weight.name, pipeline
+    def __init__(self, weight: CompressedWeight, dtype: str, mappings: FileMappings) -> None:
+        self.name = weight.name
         self._weight, self._dtype, self._mappings = weight, dtype, mappings
-        self._kind = element_type(dtype)
-        self._shape = tuple(int(size) for size in weight.end.shape)
-        self._bytes = weight.elements * self._kind.size
-
-    def constant(self, lazy: bool) -> Any:
-        """A postponed constant, or a plain one."""
-        shape = ov.Shape(list(self._shape))
-        if lazy:
-            return postponed_constant(self._kind, shape, self._make)
-        return ov.op.Constant(self._whole(), shared_memory=True)
+        self.parts = {"values": Part(dtype, tuple(int(size) for size in weight.end.shape))}
+        self.nbytes = self.parts["values"].nbytes
 
     def row(self) -> Decompressed:
-        return Decompressed(self.name, self._shape, self._dtype, self._weight.bytes, self._bytes)
+        return Decompressed(self.name, self.parts["values"].shape, self._dtype, self._weight.bytes, self.nbytes)
 
-    def job(self, sinks: Mapping[str, FileSink]) -> Job:
-        """What computes the values and writes them in pieces."""
-        return _FloatJob(self, sinks["values"])
+    def begin_into(self, sink: Sink) -> tuple[Sequence[Task], Callable[[], dict[str, ov.Tensor]]]:
+        """One task: what is kept of a chain while it is evaluated should be kept once."""
 
-    def write(self, sink: FileSink) -> None:
-        """Compute the values and write them in pieces."""
-        place = 0
-        for piece in self._pieces():
-            sink.write(place, piece)
-            place += piece.nbytes
+        def write() -> None:
+            place = 0
+            for piece in self._pieces():
+                sink.write(place, np.ascontiguousarray(piece))
+                place += piece.nbytes
 
-    def _make(self) -> ov.Tensor:
-        deferral = active_deferral()
-        return self._whole() if deferral is None else deferral.stub(self, "values", self._kind, self._shape)
-
-    def _whole(self) -> ov.Tensor:
-        tensor = ov.Tensor(self._kind, ov.Shape(list(self._shape)))
-        flat, place = tensor.data.reshape(-1), 0
-        for piece in self._pieces():
-            flat[place : place + piece.size] = piece
-            place += piece.size
-        return tensor
+        return [write], dict
 
     def _pieces(self) -> Iterable[Array]:
         """The values in order, in the constant's type; what was read of the file is given back at the end."""
@@ -181,22 +167,6 @@ class _FloatWeight:
                 yield next(pieces)
             except StopIteration:
                 return
-
-
-@dataclass(frozen=True)
-class _FloatJob:
-    """One weight's values on their way into a file."""
-
-    weight: _FloatWeight
-    sink: FileSink
-    nbytes: int = 0
-
-    @property
-    def name(self) -> str:
-        return self.weight.name
-
-    def begin(self) -> tuple[Sequence[Task], Callable[[], dict[str, Any]]]:
-        return [partial(self.weight.write, self.sink)], dict
 
 
 def _bound(weight: CompressedWeight) -> float:

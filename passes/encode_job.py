@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Protocol
+from functools import cached_property, partial
+from typing import ClassVar
 
 import numpy as np
 import openvino as ov
@@ -14,39 +14,20 @@ from ov_weight_compression.ir_utils.constants import ConstantReader
 from ov_weight_compression.ir_utils.errors import WorkError
 from ov_weight_compression.ir_utils.jobs import Task
 from ov_weight_compression.ir_utils.layout import Layout, Slab
-from ov_weight_compression.ir_utils.packing import pack, packed_size
+from ov_weight_compression.ir_utils.lazy_weight import Part, Sink, filled
+from ov_weight_compression.ir_utils.packing import pack
 from ov_weight_compression.ir_utils.types import Array, element_type
+from ov_weight_compression.passes.channel_importance import ChannelImportance
 from ov_weight_compression.passes.stored import StoredWeight
-from ov_weight_compression.quantization.encode import Weighting, encode_rows, stored_table
+from ov_weight_compression.quantization.encode import encode_rows, stored_table
 from ov_weight_compression.quantization.scales import tensor_scale_of, unusable
 from ov_weight_compression.quantization.spec import Encoded, Spec
 
-__all__ = ["Part", "WeightJob", "filled", "stored_parts"]
+__all__ = ["Importance", "WeightJob", "stored_parts"]
 
 _BLOCK_ELEMENTS = 1 << 19  # of the quantiser: what is cut into whole blocks leaves none half empty
 _BLOCKS = 4
 _ROWS_ALIGNMENT = 8  # any number of columns times eight rows ends on a byte (and on u3's blocks of eight)
-
-Importance = Callable[[], Array | None]
-
-
-@dataclass(frozen=True)
-class Part:
-    """One constant of a chain as it will be stored: OpenVINO's name of its type, and its shape."""
-
-    type: str
-    shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Its bytes in the .bin file."""
-        count = int(np.prod(self.shape, dtype=np.int64))
-        bits = element_type(self.type).bitwidth
-        return packed_size(count, bits) if bits < 8 else count * bits // 8
-
-    def tensor(self) -> ov.Tensor:
-        """An empty tensor that owns its memory."""
-        return ov.Tensor(element_type(self.type), ov.Shape(list(self.shape)))
 
 
 def stored_parts(layout: Layout, spec: Spec) -> dict[str, Part]:
@@ -67,80 +48,85 @@ def stored_parts(layout: Layout, spec: Spec) -> dict[str, Part]:
     return parts
 
 
-class Sink(Protocol):
-    """Where packed codes go piece by piece: a tensor, or the output file itself."""
+@dataclass(frozen=True, eq=False)
+class Importance:
+    """Where the importance of a weight's input channels comes from."""
 
-    def room(self, offset: int, size: int) -> Array:
-        """Memory (uint8) to put in what will be written at byte `offset`; this thread's until it asks again."""
+    seen: Array | None = None
+    """E[x²] of the input, `[columns]` or `[experts, columns]`, where data have shown it."""
+    channels: ChannelImportance | None = None
+    """What the graph says, where they have not."""
+    weight: str = ""
+    """Whose channels."""
+    factors: Array | None = None
+    """`[columns]` or `[experts, columns]`: the values that are quantised have been multiplied by them."""
 
-    def write(self, offset: int, data: Array) -> None:
-        """Put `data` (uint8) at byte `offset` of the codes."""
+    @property
+    def experts(self) -> int:
+        """Into how many blocks of rows, each with an importance of its own, the weight falls."""
+        return max(1 if part is None or part.ndim == 1 else len(part) for part in (self.seen, self.factors))
+
+    def energy(self) -> Array | None:
+        """What an error in each column of the values that are quantised costs; None for all alike."""
+        energy = self.seen if self.channels is None else self.channels.of(self.weight)
+        if self.factors is None:
+            return energy
+        return np.asarray((1 if energy is None else energy) / np.square(self.factors))
+
+    @property
+    def identity(self) -> Hashable:
+        """Equal for weights that count alike, if their values are the same."""
+        arrays = [None if one is None else one.tobytes() for one in (self.seen, self.factors)]
+        return (*arrays, None if self.channels is None else self.channels.identity(self.weight))
 
 
-class _TensorSink:
-    def __init__(self, tensor: ov.Tensor) -> None:
-        self._bytes: Array = tensor.data.reshape(-1).view(np.uint8)
-
-    def room(self, offset: int, size: int) -> Array:
-        return self._bytes[offset : offset + size]
-
-    def write(self, offset: int, data: Array) -> None:
-        target = self._bytes[offset : offset + data.size]
-        if not np.may_share_memory(target, data):  # it is `room`
-            target[:] = data
-
-
-@dataclass
+@dataclass(frozen=True, eq=False)
 class WeightJob:
-    """Quantise one weight. Implements `ir_utils.pipeline.Job`."""
+    """Quantise one weight. Implements `ir_utils.lazy_weight.Encoding`."""
+
+    bulk: ClassVar[str] = "codes"
 
     name: str
-    reader: ConstantReader
+    layout: Layout
     spec: Spec
     absmax: float
+    reader: ConstantReader | None = None
+    """What its values are read from; None where they are `stored`."""
     stored: StoredWeight | None = None
     """The weight's codes, where they have been computed already."""
     importance: Importance | None = None
-    """What gives the importance of the input channels, `[columns]` or `[experts, columns]`, when it is needed."""
-    weighting: Weighting = "graph"
-    experts: int = 1
-    """Into how many blocks of rows, each with an importance of its own, the weight falls."""
+    """Of the input channels, for a scale search."""
+
+    @property
+    def alike(self) -> Hashable | None:
+        """Equal for weights that are encoded to the same bytes if their values are equal; None where that cannot be
+        told beforehand."""
+        if self.stored is not None or self.reader is None or not self.reader.as_it_is:
+            return None
+        importance = None if self.importance is None else self.importance.identity
+        return self.reader.kind, self.layout, self.spec, self.absmax, importance
 
     @property
     def identity(self) -> Hashable | None:
         """Equal for weights that are encoded to the same bytes; None where that cannot be told beforehand."""
-        values = self.reader.identity
-        if values is None or self.stored is not None or self.importance is not None:
-            return None
-        return values, self.spec, self.absmax
+        alike = self.alike
+        return None if alike is None or self.reader is None else (alike, self.reader.identity)
 
-    @property
+    @cached_property
     def parts(self) -> dict[str, Part]:
         """Every part of the chain, described: what `finish` and `known_parts` return."""
-        return stored_parts(self.reader.layout, self.spec)
+        return stored_parts(self.layout, self.spec)
 
-    @property
-    def computed_parts(self) -> dict[str, Part]:
-        """The parts that `finish` returns: those that depend on the weight's values."""
-        known = self.known_parts()
-        return {name: part for name, part in self.parts.items() if name not in known}
-
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Bytes that the parts take, and the unpacked codes where the axes have to be permuted."""
         stored = sum(part.nbytes for part in self.parts.values())
-        layout = self.reader.layout
-        return stored if layout.contiguous else stored + layout.rows * layout.columns
+        return stored if self.layout.contiguous else stored + self.layout.rows * self.layout.columns
 
-    def begin(self) -> tuple[Sequence[Task], Callable[[], dict[str, Any]]]:
-        """One task for each piece of rows."""
-        tensor = self.parts["codes"].tensor()
-        tasks, finish = self.begin_into(_TensorSink(tensor))
-        return tasks, lambda: {"codes": tensor, **finish()}
-
-    def begin_into(self, sink: Sink) -> tuple[Sequence[Task], Callable[[], dict[str, Any]]]:
-        """As `begin`, but the codes go to `sink` and are not among the parts."""
-        layout, parts = self.reader.layout, self.parts
+    def begin_into(self, sink: Sink) -> tuple[Sequence[Task], Callable[[], dict[str, ov.Tensor]]]:
+        """One task for each piece of rows; the codes go to `sink`."""
+        layout, parts = self.layout, self.parts
+        experts = 1 if self.importance is None else self.importance.experts
         row, group = self.spec.format, self.spec.group_size
         scale_dtype = {"f16": np.float16, "f32": np.float32}.get(self.spec.scale_type, np.uint8)
         groups = layout.columns // self.spec.group_of(layout.columns)
@@ -175,7 +161,7 @@ class WeightJob:
                 if zeros is not None and encoded.zero_point is not None:
                     zeros[slab.start : slab.stop] = encoded.zero_point
 
-        def finish() -> dict[str, Any]:
+        def finish() -> dict[str, ov.Tensor]:
             if unpacked is not None:
                 sink.write(0, pack(unpacked, row.bits))
             tensors = {"scale": filled(parts["scale"], layout.scales_in_place(scales, group))}
@@ -185,29 +171,30 @@ class WeightJob:
                 tensors["zero_point"] = filled(parts["zero_point"], packed)
             return tensors
 
-        return [partial(run, slab) for slab in layout.slabs(self._piece_rows(), layout.rows // self.experts)], finish
+        return [partial(run, slab) for slab in layout.slabs(self._piece_rows(), layout.rows // experts)], finish
 
     def _piece_rows(self) -> int:
-        rows = _BLOCK_ELEMENTS // max(1, self.reader.layout.columns)
+        rows = _BLOCK_ELEMENTS // max(1, self.layout.columns)
         return max(_ROWS_ALIGNMENT, rows // _ROWS_ALIGNMENT * _ROWS_ALIGNMENT) * _BLOCKS
 
     @property
     def _packs(self) -> bool:
         """Whether pieces come packed from the quantiser, which is faster: where every row ends on a whole byte."""
-        layout = self.reader.layout
+        layout = self.layout
         return self.stored is None and layout.contiguous and layout.columns % _ROWS_ALIGNMENT == 0
 
     def _encode(self, slab: Slab, tensor_scale: np.float32 | None, into: Encoded | None) -> Encoded:
         if self.stored is not None:
             return self.stored.rows(slab)
-        importance = self.importance() if self.importance is not None else None
+        assert self.reader is not None
+        importance = None if self.importance is None else self.importance.energy()
         if importance is not None and importance.ndim == 2:
-            importance = importance[slab.start * len(importance) // self.reader.layout.rows]
+            importance = importance[slab.start * len(importance) // self.layout.rows]
         encoded = encode_rows(
             self.reader.read(slab),
             self.spec,
             importance=importance,
-            weighting=self.weighting,
+            weighting="graph" if self.importance is None or self.importance.seen is None else "data",
             tensor_scale=tensor_scale,
             packed=self._packs,
             into=into,
@@ -228,10 +215,3 @@ class WeightJob:
         if table is not None:
             values["table"] = table
         return {name: filled(parts[name], data) for name, data in values.items()}
-
-
-def filled(part: Part, data: Array) -> ov.Tensor:
-    """A part's tensor with these bytes."""
-    tensor = part.tensor()
-    tensor.data.reshape(-1).view(np.uint8)[...] = data.reshape(-1).view(np.uint8)
-    return tensor

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ov_weight_compression.ir_utils.layout import Layout
+from ov_weight_compression.ir_utils.lazy_weight import Part
 from ov_weight_compression.ir_utils.spool import Spool
 from ov_weight_compression.ir_utils.types import Float32
 from ov_weight_compression.passes.choice import Choice
-from ov_weight_compression.passes.encode_job import Part, stored_parts
+from ov_weight_compression.passes.encode_job import stored_parts
 from ov_weight_compression.passes.stored import StoredWeight, keep
 from ov_weight_compression.patterns import Kind, Weight
 from ov_weight_compression.quantization.calibrated.lora import ADAPTER_SPEC, ROUNDS, lora_adapters

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 from warnings import warn
 
-import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 from openvino.passes import ModelPass
@@ -25,7 +24,7 @@ from ov_weight_compression.ir_utils.recipe import OWN_SECTION, leave_recipe, rea
 from ov_weight_compression.passes.calibrate import Calibration
 from ov_weight_compression.passes.channel_importance import ChannelImportance
 from ov_weight_compression.passes.choice import Choice, Plan
-from ov_weight_compression.passes.encode_job import WeightJob
+from ov_weight_compression.passes.encode_job import Importance, WeightJob
 from ov_weight_compression.passes.modes import (
     Accuracy,
     BackupMode,
@@ -42,8 +41,9 @@ from ov_weight_compression.passes.report import Report, make_report
 from ov_weight_compression.passes.rewrite import rewrite
 from ov_weight_compression.passes.rules import RulesLike
 from ov_weight_compression.passes.smoothing import Smoothing
+from ov_weight_compression.passes.telltale import with_telltale
 from ov_weight_compression.patterns import Weight, find_weights
-from ov_weight_compression.quantization.encode import Weighting
+from ov_weight_compression.quantization.kernels import kept_kernels
 from ov_weight_compression.quantization.sensitivity import sensitivity
 
 if TYPE_CHECKING:
@@ -173,27 +173,30 @@ class WeightCompression(ModelPass):
 
     def preview(self, model: Any) -> Report:
         """The report that running the pass on `model` would leave, exact in its sizes; the model is not changed."""
-        run, plan = self._decide(model)
+        with kept_kernels():
+            run, plan = self._decide(model)
+        plan = with_telltale(plan)
         return make_report(plan, self.options.recipe(), corrections=run.corrections(plan.choices))
 
     def run_on_model(self, model: Any) -> bool:
         """Rewrite `model` in place; whether anything changed."""
-        run, plan = self._decide(model)
-        self._pipeline = run.pipeline
-        plan = run.fit_tables(run.smooth(plan))
-        warnings = run.calibrate(plan.choices)
-        for text in warnings:
-            warn(text, CompressionWarning, stacklevel=2)
-        jobs = rewrite(plan.choices, run.job, run.pipeline, self.options.lazy)
-        run.smoothing.apply()
-        run.attach_adapters(plan.choices)
-        recipe = {**self.options.recipe(), **run.recipe()}
-        self._report = make_report(plan, recipe, run.smoothing.report(), run.corrections(plan.choices), warnings)
-        if jobs:
-            _leave_recipe(model, self._report, self.options)
-        if self.options.verify:
-            _verify(model, self.options.device)
-        return bool(jobs)
+        with kept_kernels():
+            run, plan = self._decide(model)
+            self._pipeline = run.pipeline
+            plan = with_telltale(run.fit_tables(run.smooth(plan)))
+            warnings = run.calibrate(plan.choices)
+            for text in warnings:
+                warn(text, CompressionWarning, stacklevel=2)
+            jobs = rewrite(plan.choices, run.job, run.pipeline, self.options.lazy)
+            run.smoothing.apply()
+            run.attach_adapters(plan.choices)
+            recipe = {**self.options.recipe(), **run.recipe()}
+            self._report = make_report(plan, recipe, run.smoothing.report(), run.corrections(plan.choices), warnings)
+            if jobs:
+                _leave_recipe(model, self._report, self.options)
+            if self.options.verify:
+                _verify(model, self.options.device)
+            return bool(jobs)
 
     def _decide(self, model: Any) -> tuple[_Run, Plan]:
         weights, skips = find_weights(model, self.options.ignored_scope)
@@ -267,7 +270,7 @@ class _Run:
 
     def __init__(self, model: Any, options: Options, weights: Sequence[Weight]) -> None:
         self._model, self.options = model, options
-        self.pipeline = Pipeline(threads=options.threads)
+        self.pipeline = Pipeline(threads=options.threads, held=kept_kernels)
         self._mappings = FileMappings()
         self._weights = weights
         self._calibration = Calibration(model, weights, options, self.reader)
@@ -316,7 +319,7 @@ class _Run:
         from ov_weight_compression.passes.adaptive import with_tables
 
         plain = self.options.scale_search == "off"
-        return with_tables(plan, self.reader, self.options, (lambda weight: None) if plain else self._importance)
+        return with_tables(plan, self.reader, self.options, (lambda weight: None) if plain else self._energy)
 
     def calibrate(self, choices: Sequence[Choice]) -> tuple[str, ...]:
         """Run what the options want to know from data, before anything is edited; what is to be said about it."""
@@ -339,10 +342,13 @@ class _Run:
             return
         from ov_weight_compression.passes.adapters import attach
 
+        pipeline = Pipeline(threads=self.options.threads)
         for choice in choices:
             fitted = adapters.get(choice.weight.name)
             if fitted is not None:
-                attach(choice.weight, fitted, self.options.lazy)
+                attach(choice.weight, fitted, pipeline, self.options.lazy)
+        if not self.options.lazy:
+            pipeline.stop()
         self._model.validate_nodes_and_infer_types()  # an output's names are those of the Add from now on
 
     def corrections(self, choices: Sequence[Choice]) -> tuple[Correction, ...]:
@@ -357,24 +363,27 @@ class _Run:
         return self._calibration.recipe()
 
     def job(self, choice: Choice) -> WeightJob:
-        weight = choice.weight
+        """How a weight's constants are computed. All that it takes is read from the graph now."""
+        weight, reader = choice.weight, self.reader(choice.weight)
         stored = self._encoded.weights.get(weight.name) if self._encoded is not None else None
-        job = WeightJob(weight.name, self.reader(weight), choice.spec, choice.absmax, stored)
-        if stored is not None or not choice.spec.search:
-            return job
-        seen = self._seen(weight)
-        weighting: Weighting = "graph" if seen is None else "data"
-        factors = self.smoothing.columns.get(weight.name)
-        experts = max(1 if part is None or part.ndim == 1 else len(part) for part in (seen, factors))
-        return replace(job, importance=partial(self._importance, weight), weighting=weighting, experts=experts)
+        searched = stored is None and choice.spec.search
+        return WeightJob(
+            weight.name,
+            reader.layout,
+            choice.spec,
+            choice.absmax,
+            reader if stored is None else None,
+            stored,
+            self._importance(weight) if searched else None,
+        )
 
-    def _importance(self, weight: Weight) -> Any:
+    def _importance(self, weight: Weight) -> Importance:
         """What an error in each column of the values that are quantised costs."""
         seen, factors = self._seen(weight), self.smoothing.columns.get(weight.name)
-        energy = self._graph_importance.of(weight) if seen is None else seen
-        if factors is None:
-            return energy
-        return (1 if energy is None else energy) / np.square(factors)
+        return Importance(seen, self._graph_importance if seen is None else None, weight.name, factors)
+
+    def _energy(self, weight: Weight) -> Any:
+        return self._importance(weight).energy()
 
     def _seen(self, weight: Weight) -> Any:
         """E[x²] of a weight's input; None without data, and for what the layer-by-layer run did not reach."""

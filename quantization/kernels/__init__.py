@@ -2,6 +2,6 @@
 
 from ov_weight_compression.quantization.kernels.build import Key, build
 from ov_weight_compression.quantization.kernels.codes import flip_mask
-from ov_weight_compression.quantization.kernels.run import Kernel, kernel_for
+from ov_weight_compression.quantization.kernels.run import Kernel, kept_kernels, kernel_for
 
-__all__ = ["Kernel", "Key", "build", "flip_mask", "kernel_for"]
+__all__ = ["Kernel", "Key", "build", "flip_mask", "kept_kernels", "kernel_for"]

@@ -1,17 +1,22 @@
 """Running kernels over any number of groups, from any number of threads.
 
-A kernel is compiled once per key, for a fixed block of groups, with one stream per core: each calling thread takes an
-infer request of its own from a pool and runs it on its own stream, so N threads use N cores. The last block of a
-weight is run half empty instead of compiling for its size.
+A kernel computes a fixed block of groups. Each thread that runs one compiles it for itself, for one stream of one
+thread: OpenVINO then computes in the thread that asks, so N threads use N cores and no more. There are two sizes of
+block, for large weights and for small ones; the last block is run partly empty.
 
 Compiling costs tens of milliseconds, as much as the numpy reference needs for some ten thousand weights; so a key is
 compiled when it has been asked for that many, and until then (or for good, in a model of small odd weights) the
 reference does the work. They agree to the bit, so nobody can tell.
+
+Kernels are kept while somebody is inside `kept_kernels`, and freed with the last one.
 """
 
+import ctypes
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,7 +26,7 @@ import openvino as ov
 from ov_weight_compression.quantization.kernels import codes
 from ov_weight_compression.quantization.kernels.build import Key, build
 
-__all__ = ["COMPILE_AFTER", "Kernel", "block_of", "forget_kernels", "kernel_for"]
+__all__ = ["COMPILE_AFTER", "Kernel", "block_of", "kept_kernels", "kernel_for"]
 
 # Weights of one key that the reference works off before a kernel is compiled.
 COMPILE_AFTER = 1 << 17
@@ -30,15 +35,53 @@ COMPILE_AFTER = 1 << 17
 _PLAIN_ELEMENTS = 1 << 19
 _SEARCH_ELEMENTS = 5 << 17
 
+# A small block has this part of the groups of a whole one.
+_SMALL = 16
+
 # Rows of a weight that a block must hold at least to be filled with whole ones only.
 _WHOLE_PERIODS = 8
 
 # Kernels kept compiled, some megabytes each; the one not used for longest goes first.
 _KEPT = 24
 
-_lock = threading.Lock()
-_asked: dict[Key, int] = {}
-_slots: "dict[Key, tuple[threading.Lock, list[Kernel]]]" = {}
+_CONFIG = {
+    "INFERENCE_PRECISION_HINT": "f32",
+    "NUM_STREAMS": 1,
+    "INFERENCE_NUM_THREADS": 1,
+    "ENABLE_CPU_PINNING": False,
+}
+
+
+class _Cache:
+    """What is kept while somebody computes."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.users = 0
+        self.asked: dict[Key, int] = {}
+        self.kernels: dict[Key, Kernel] = {}
+
+
+_usable = True
+"""Whether the CPU plugin can be relied on in this process."""
+
+
+@contextmanager
+def kept_kernels() -> Iterator[None]:
+    """Keep compiled kernels until the last user is gone."""
+    cache = _cache
+    with cache.lock:
+        cache.users += 1
+    try:
+        yield
+    finally:
+        with cache.lock:
+            cache.users -= 1
+            freed = () if cache.users else (*cache.kernels.values(),)
+            if not cache.users:
+                cache.kernels.clear()
+                cache.asked.clear()
+        del freed  # outside the lock: it takes a while
 
 
 def block_of(key: Key) -> int:
@@ -51,35 +94,41 @@ def block_of(key: Key) -> int:
 
 def kernel_for(key: Key, elements: int) -> "Kernel | None":
     """The kernel to use for ``elements`` more weights of this kind, or None where the reference is better."""
-    if key.group > _PLAIN_ELEMENTS or not codes.supported(key.spec.format):
+    if not _usable or key.group > _PLAIN_ELEMENTS or not codes.supported(key.spec.format):
         return None
     if key.spec.search > 1 and not codes.searchable(key.spec.format):
         return None
-    with _lock:
-        _asked[key] = _asked.get(key, 0) + elements
-        if _asked[key] < COMPILE_AFTER:
+    cache = _cache
+    with cache.lock:
+        asked = elements
+        if cache.users:
+            asked = cache.asked[key] = cache.asked.get(key, 0) + elements
+        if asked < COMPILE_AFTER:
             return None
-    return _kernel(key)
+        kernel = cache.kernels.pop(key) if key in cache.kernels else Kernel(key, block_of(key))
+        if cache.users:
+            cache.kernels[key] = kernel  # the last in the dict's order
+            while len(cache.kernels) > _KEPT:
+                del cache.kernels[next(iter(cache.kernels))]
+    return kernel
 
 
-def forget_kernels() -> None:
-    """Drop every compiled kernel, and the memory that it holds."""
-    with _lock:
-        _slots.clear()
-        _asked.clear()
+def _after_fork() -> None:
+    """A child of a process in which the CPU plugin has been at work has none of its threads: compiling there hangs now
+    and then (one time in twenty with OpenVINO 2026.4), and so does freeing what has threads. It computes with numpy
+    only, and what it has inherited stays as it is."""
+    global _cache, _usable
+    for kernel in _cache.kernels.values():
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(kernel))
+    _cache = _Cache()
+    try:
+        _usable = _usable and "openvino_intel_cpu_plugin" not in Path("/proc/self/maps").read_text()
+    except OSError:
+        _usable = False
 
 
-def _kernel(key: Key) -> "Kernel":
-    with _lock:
-        slot = _slots.pop(key) if key in _slots else (threading.Lock(), [])
-        _slots[key] = slot  # the last in the dict's order
-        while len(_slots) > _KEPT:
-            del _slots[next(iter(_slots))]
-    lock, made = slot
-    with lock:  # two threads that ask for the same new kernel: one compiles, the other waits
-        if not made:
-            made.append(Kernel(key, block_of(key)))
-        return made[0]
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class Periodic(Protocol):
@@ -96,20 +145,14 @@ class Periodic(Protocol):
 
 
 class Kernel:
-    """A compiled kernel and its pool of infer requests."""
+    """A kernel, and what is compiled of it: for each thread that runs it at the same time as others, of each size."""
 
     def __init__(self, key: Key, block: int) -> None:
         self.key = key
         self.block = block
-        streams = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        config = {
-            "INFERENCE_PRECISION_HINT": "f32",
-            "NUM_STREAMS": streams,
-            "INFERENCE_NUM_THREADS": streams,
-            "ENABLE_CPU_PINNING": False,
-        }
-        self._compiled = ov.Core().compile_model(build(key, block), "CPU", config)
-        self._free: list[_Request] = []
+        self.small = max(8, block // _SMALL // 8 * 8)
+        self._free: dict[int, list[_Compiled]] = {self.block: [], self.small: []}
+        self._made: list[_Compiled] = []
         self._lock = threading.Lock()
 
     def run(
@@ -125,42 +168,47 @@ class Kernel:
             groups: [n, g] of the key's source type.
             importance: that of the groups, for a key that has it.
             tensor_scale: for a format that has one.
-            take: called with each block's start and its outputs, cut to the groups it holds; they are the request's own
+            take: called with each block's start and its outputs, cut to the groups it holds; they are the kernel's own
                 memory, to be read before ``take`` returns.
         """
-        request = self._acquire()
+        block = self.small if len(groups) * 2 <= self.block else self.block
+        compiled = self._acquire(block)
         try:
             if tensor_scale is not None:
-                request.inputs["tensor_scale"][:] = tensor_scale
-            step, refill = self.block, importance is not None
-            if importance is not None and importance.period * _WHOLE_PERIODS <= self.block:
+                compiled.inputs["tensor_scale"][:] = tensor_scale
+            step, refill = block, importance is not None
+            if importance is not None and importance.period * _WHOLE_PERIODS <= block:
                 # Blocks that begin where the importance does all have the same, at the price of some empty groups.
-                step, refill = self.block // importance.period * importance.period, False
-                request.fill("importance", importance.rows(0, step))
+                step, refill = block // importance.period * importance.period, False
+                compiled.fill("importance", importance.rows(0, min(step, len(groups))))
             for start in range(0, len(groups), step):
                 size = min(step, len(groups) - start)
-                request.fill("groups", groups[start : start + size])
+                compiled.fill("groups", groups[start : start + size])
                 if importance is not None and refill:
-                    request.fill("importance", importance.rows(start, start + size))
-                take(start, request.infer(size))
+                    compiled.fill("importance", importance.rows(start, start + size))
+                take(start, compiled.infer(size))
         finally:
-            self._release(request)
+            self._release(block, compiled)
 
-    def _acquire(self) -> "_Request":
+    def _acquire(self, block: int) -> "_Compiled":
         with self._lock:
-            if self._free:
-                return self._free.pop()
-        return _Request(self._compiled)
-
-    def _release(self, request: "_Request") -> None:
+            if self._free[block]:
+                return self._free[block].pop()
+        compiled = _Compiled(self.key, block)
         with self._lock:
-            self._free.append(request)
+            self._made.append(compiled)
+        return compiled
+
+    def _release(self, block: int, compiled: "_Compiled") -> None:
+        with self._lock:
+            self._free[block].append(compiled)
 
 
-class _Request:
-    """An infer request, and its tensors as arrays: asking for them costs as much as small blocks do."""
+class _Compiled:
+    """A compiled kernel, its request, and its tensors as arrays: asking for them costs as much as small blocks do."""
 
-    def __init__(self, compiled: ov.CompiledModel) -> None:
+    def __init__(self, key: Key, block: int) -> None:
+        compiled = ov.Core().compile_model(build(key, block), "CPU", _CONFIG)
         self._request = compiled.create_infer_request()
         self.inputs = {port.get_any_name(): self._request.get_tensor(port).data for port in compiled.inputs}
         self._outputs = [self._request.get_tensor(port).data for port in compiled.outputs]
@@ -170,6 +218,9 @@ class _Request:
         self.inputs[name][: len(rows)] = rows
 
     def infer(self, size: int) -> list[npt.NDArray[Any]]:
-        """Run, and the outputs of the first ``size`` groups: the request's own memory (a copy costs a tenth)."""
+        """Run, and the outputs of the first ``size`` groups: the kernel's own memory (a copy costs a tenth)."""
         self._request.infer(share_outputs=True)
         return self._outputs if size == len(self._outputs[0]) else [output[:size] for output in self._outputs]
+
+
+_cache = _Cache()

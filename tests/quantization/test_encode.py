@@ -132,7 +132,6 @@ def test_the_bytes_do_not_depend_on_cuts_threads_or_kernels(
     whole = encode(values)
     monkeypatch.setattr(run, "COMPILE_AFTER", 0)
     monkeypatch.setattr(run, "block_of", lambda key: 32)
-    run.forget_kernels()
     pieces: dict[int, object] = {}
     cuts = [0, 1, 8, 40, 41, 96]
 
@@ -140,15 +139,15 @@ def test_the_bytes_do_not_depend_on_cuts_threads_or_kernels(
         pieces[k] = encode(values[cuts[k] : cuts[k + 1]])
 
     threads = [threading.Thread(target=work, args=(k,)) for k in range(len(cuts) - 1)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with run.kept_kernels():
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     for part in ("codes", "scale", "zero_point"):
         if getattr(whole, part) is not None:
             joined = np.concatenate([getattr(pieces[k], part) for k in range(len(cuts) - 1)])
             np.testing.assert_array_equal(joined, getattr(whole, part))
-    run.forget_kernels()
 
 
 @pytest.mark.parametrize("name", ROWS)

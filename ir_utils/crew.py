@@ -1,0 +1,221 @@
+"""Threads that work off jobs for one caller.
+
+Whoever wants jobs computed has a crew of its own: one call of `run_all`, or one thread that asks for constants. So
+nothing is shared between callers but the jobs, which are not changed by running them. A crew's threads start with its
+first task and end by themselves when they have had nothing to do for a while.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+from ov_weight_compression.ir_utils.errors import CompressionError, WorkError
+from ov_weight_compression.ir_utils.jobs import Job, Task
+
+__all__ = ["Crew", "Held", "Run"]
+
+Held = Callable[[], AbstractContextManager[object]]
+"""What each thread enters for as long as it works: resources that are freed with the last one."""
+
+_IDLE_SECONDS = 0.1
+_IDLE_TIMES = 10  # with a look in between at whether the interpreter ends
+
+
+class Run:
+    """A job under way, or over: then it has its parts or an error."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.parts: dict[str, Any] = {}
+        self.error: BaseException | None = None
+        self.over = False
+        self.tasks: deque[Task] = deque()
+        self.finish: Callable[[], dict[str, Any]] = dict
+        try:
+            tasks, self.finish = job.begin()
+            self.tasks.extend(tasks)
+        except BaseException as caught:
+            self.fail(caught)
+        self.left = len(self.tasks)
+
+    def fail(self, caught: BaseException) -> None:
+        """Note what went wrong first, as the caller is to be told; the rest of the tasks is dropped."""
+        self.tasks.clear()
+        if self.error is None:
+            self.error = caught
+            if not isinstance(caught, (CompressionError, KeyboardInterrupt, SystemExit)):
+                self.error = WorkError(f"{self.job.name}: {type(caught).__name__}: {caught}")
+                self.error.__cause__ = caught
+
+
+class Crew:
+    """Up to `threads` threads for the jobs that are begun here, and then for those of `jobs`.
+
+    Tasks are done in the order in which their jobs were begun. `tell` is called in whichever thread finishes a job;
+    what it raises becomes the job's error, as it is.
+    """
+
+    def __init__(
+        self, threads: int, held: Held, tell: Callable[[Job], object] | None = None, jobs: Iterable[Job] | None = None
+    ) -> None:
+        self._threads, self._held, self._tell = threads, held, tell
+        self._jobs: Iterator[Job] | None = None if jobs is None else iter(jobs)
+        self._waiting: deque[Run] = deque()
+        self._lock = threading.Lock()
+        self._more, self._changed = threading.Condition(self._lock), threading.Condition(self._lock)
+        self._hired = 0
+        self._closed = jobs is not None
+        self.taken: list[Run] = []
+        """The runs of `jobs`, in their order."""
+
+    def begin(self, job: Job) -> Run:
+        """Begin a job; the threads work on it from now on."""
+        run = Run(job)
+        with self._lock:
+            if run.tasks:
+                self._waiting.append(run)
+                self._hire()
+                self._more.notify(len(run.tasks))
+                return run
+        self._conclude(run)
+        return run
+
+    def wait(self, run: Run) -> None:
+        """Until a run is over."""
+        with self._lock:
+            while not run.over and self._hired:
+                self._changed.wait()
+        if not run.over:  # no thread could be started
+            self._work_here(lambda: run.over)
+
+    def run_all(self) -> list[Run]:
+        """Work off all of `jobs`; those that are begun when one has failed are the last."""
+        with self._lock:
+            self._hire()
+        try:
+            self.join()
+            self._work_here(lambda: False)
+        except BaseException:
+            self.close()
+            raise
+        return self.taken
+
+    def drop(self) -> None:
+        """Forget the tasks that nobody has begun, and their jobs."""
+        with self._lock:
+            self._clear()
+
+    def close(self) -> None:
+        """Forget the tasks that nobody has begun, and wait until the threads have ended."""
+        with self._lock:
+            self._clear()
+            self._closed = True
+            self._more.notify_all()
+        self.join()
+
+    def join(self) -> None:
+        """Wait until the threads have ended, which they do without being told only where `jobs` were given."""
+        with self._lock:
+            while self._hired:
+                self._changed.wait()
+
+    def _clear(self) -> None:
+        for run in self._waiting:
+            run.tasks.clear()
+        self._waiting.clear()
+        self._jobs = None
+
+    def _hire(self) -> None:
+        while self._hired < self._threads:
+            thread = threading.Thread(target=self._work, name="ov-weight-compression")
+            self._hired += 1
+            try:
+                thread.start()
+            except RuntimeError:  # the interpreter ends, or the system has no more threads: those that are there do it
+                self._hired -= 1
+                return
+
+    def _work(self) -> None:
+        try:
+            with self._held():
+                while (piece := self._next()) is not None:
+                    self._do(*piece)
+        finally:
+            with self._lock:
+                self._hired -= 1
+                if self._waiting and threading.main_thread().is_alive():  # begun while this thread was leaving
+                    self._hire()
+                self._changed.notify_all()
+
+    def _work_here(self, done: Callable[[], bool]) -> None:
+        with self._held():
+            while not done() and (piece := self._next(patient=False)) is not None:
+                self._do(*piece)
+
+    def _next(self, patient: bool = True) -> tuple[Run, Task | None] | None:
+        """A task, or a job that has none; None where there is nothing more to do."""
+        with self._lock:
+            for _ in range(_IDLE_TIMES):
+                if patient and not threading.main_thread().is_alive():  # whoever still waits does the rest
+                    return None
+                if self._waiting:
+                    run = self._waiting[0]
+                    task = run.tasks.popleft()
+                    if not run.tasks:
+                        self._waiting.popleft()
+                    return run, task
+                job = None if self._jobs is None else next(self._jobs, None)
+                if job is not None:
+                    run = Run(job)
+                    self.taken.append(run)
+                    if not run.tasks:
+                        return run, None
+                    task = run.tasks.popleft()
+                    if run.tasks:
+                        self._waiting.append(run)
+                    return run, task
+                if self._closed or not patient:
+                    return None
+                self._more.wait(_IDLE_SECONDS)
+            return None
+
+    def _do(self, run: Run, task: Task | None) -> None:
+        error: BaseException | None = None
+        try:
+            if task is not None and run.error is None:
+                task()
+        except BaseException as caught:
+            error = caught
+        with self._lock:
+            run.left -= task is not None
+            if error is not None:
+                run.fail(error)
+                if run in self._waiting:
+                    self._waiting.remove(run)
+            elif run.left or run.error is not None:
+                return
+        del task, error
+        self._conclude(run)
+
+    def _conclude(self, run: Run) -> None:
+        """Put together the parts of a run whose tasks are done."""
+        try:
+            if run.error is None:
+                run.parts = run.finish()
+        except BaseException as caught:
+            run.fail(caught)
+        try:
+            if self._tell is not None and run.error is None:
+                self._tell(run.job)
+        except BaseException as caught:
+            run.error = caught
+        run.finish = dict  # what it holds
+        with self._lock:
+            run.over = True
+            if run.error is not None and self._jobs is not None:
+                self._clear()
+            self._changed.notify_all()

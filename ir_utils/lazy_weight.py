@@ -1,0 +1,214 @@
+"""A weight whose constants are computed when somebody asks for them: of compression, decompression and adapters alike.
+
+What knows how to compute it is its `Encoding`; the pipeline that runs it is shared by all weights of a model, and by
+all clones of the model. Nothing here changes while models are saved and compiled: any number of threads may do that.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from typing import Any, Protocol
+
+import numpy as np
+import openvino as ov
+
+from ov_weight_compression.ir_utils.deferral import FileSink, active_deferral
+from ov_weight_compression.ir_utils.jobs import Job, Task
+from ov_weight_compression.ir_utils.packing import packed_size
+from ov_weight_compression.ir_utils.pipeline import Pipeline
+from ov_weight_compression.ir_utils.postponed import postponed_constant
+from ov_weight_compression.ir_utils.types import Array, element_type
+
+__all__ = ["Encoding", "LazyWeight", "Part", "Sink", "filled"]
+
+_LARGE_BYTES = 32 << 20
+_MAPPED = {"u8": np.uint8, "i8": np.int8}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One constant as it will be stored: OpenVINO's name of its type, and its shape."""
+
+    type: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Its bytes in the .bin file."""
+        count, bits = prod(self.shape), element_type(self.type).bitwidth
+        return packed_size(count, bits) if bits < 8 else count * bits // 8
+
+    def tensor(self) -> ov.Tensor:
+        """An empty tensor that owns its memory."""
+        return ov.Tensor(element_type(self.type), ov.Shape(list(self.shape)))
+
+
+def filled(part: Part, data: Array) -> ov.Tensor:
+    """A part's tensor with these bytes."""
+    tensor = part.tensor()
+    tensor.data.reshape(-1).view(np.uint8)[...] = data.reshape(-1).view(np.uint8)
+    return tensor
+
+
+class Sink(Protocol):
+    """Where a part goes piece by piece: a tensor, or the output file itself."""
+
+    def room(self, offset: int, size: int) -> Array:
+        """Memory (uint8) to put in what will be written at byte `offset`; this thread's until it asks again."""
+
+    def write(self, offset: int, data: Array) -> None:
+        """Put the bytes of `data` at byte `offset` of the part."""
+
+
+class _TensorSink:
+    def __init__(self, tensor: ov.Tensor) -> None:
+        self._bytes: Array = tensor.data.reshape(-1).view(np.uint8)
+
+    def room(self, offset: int, size: int) -> Array:
+        return self._bytes[offset : offset + size]
+
+    def write(self, offset: int, data: Array) -> None:
+        data = data.reshape(-1).view(np.uint8)
+        target = self._bytes[offset : offset + data.size]
+        if not np.may_share_memory(target, data):  # it is `room`
+            target[:] = data
+
+
+class Encoding(Protocol):
+    """What computes a weight's constants. Running it changes nothing of it."""
+
+    @property
+    def name(self) -> str:
+        """The weight's, for errors."""
+        ...
+
+    @property
+    def identity(self) -> Hashable | None:
+        """Equal for weights whose constants are the same bytes, which are then stored once; None is equal to none."""
+        ...
+
+    @property
+    def parts(self) -> Mapping[str, Part]:
+        """The constants."""
+        ...
+
+    @property
+    def bulk(self) -> str:
+        """The part that is computed in pieces."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held while it is computed in memory."""
+        ...
+
+    def begin_into(self, sink: Sink) -> tuple[Sequence[Task], Callable[[], dict[str, ov.Tensor]]]:
+        """The tasks that put the bulk into `sink`, and what returns the other computed parts after the last."""
+        ...
+
+
+class LazyWeight:
+    """A weight of a pipeline, as the makers of its constants and `save_model` see it. Implements `DeferredWeight`."""
+
+    def __init__(self, pipeline: Pipeline, encoding: Encoding) -> None:
+        self.pipeline, self.encoding = pipeline, encoding
+        self.name = encoding.name
+        self._number = pipeline.add(_InMemory(encoding))
+        self._mapped = threading.local()
+
+    @property
+    def identity(self) -> Hashable | None:
+        """What the constants follow from (see `DeferredWeight`)."""
+        return self.encoding.identity
+
+    def part(self, name: str) -> ov.Tensor:
+        """A part, computed now or fetched if computed ahead; a stub where `save_model` computes the weight later."""
+        deferral = active_deferral()
+        if deferral is None:
+            return self.computed(name)
+        part = self.encoding.parts[name]
+        return deferral.stub(self, name, element_type(part.type), part.shape)
+
+    def computed(self, name: str) -> ov.Tensor:
+        """A part, computed now or fetched if computed ahead."""
+        tensor: ov.Tensor = self.pipeline.take(self._number, name)
+        return tensor
+
+    def constant(self, name: str, plain_in_clones: bool = False) -> Any:
+        """A part as a postponed constant; `plain_in_clones` as in `ir_utils.postponed`."""
+        part = self.encoding.parts[name]
+        plain = partial(self._plain, name) if plain_in_clones else None
+        return postponed_constant(element_type(part.type), ov.Shape(list(part.shape)), partial(self.part, name), plain)
+
+    def job(self, sinks: Mapping[str, FileSink]) -> Job:
+        """The weight's computation, with the parts that have sinks straight into their places in the file."""
+        return _Written(self.encoding, sinks)
+
+    def _plain(self, name: str) -> Any:
+        """A part as a Constant. A large weight's codes lie in a temporary file that is mapped, not in memory; its other
+        parts are kept until this thread asks for them."""
+        bulk = self.encoding.parts[self.encoding.bulk]
+        kind = _MAPPED.get(bulk.type)
+        if kind is None or bulk.nbytes < _LARGE_BYTES:
+            return ov.op.Constant(self.computed(name), shared_memory=True)
+        kept: dict[str, Any] = self._mapped.__dict__
+        if name not in kept:
+            with tempfile.TemporaryFile(prefix="ov-weight-compression-") as file:
+                (small,) = self.pipeline.run_all([self.job({self.encoding.bulk: FileSink(file.fileno(), 0)})])
+                codes = np.memmap(file, dtype=kind, mode="r+", shape=bulk.shape)
+            kept.update({part: ov.op.Constant(tensor, shared_memory=True) for part, tensor in small.items()})
+            kept[self.encoding.bulk] = ov.op.Constant(codes, shared_memory=True)
+        return kept.pop(name)
+
+
+@dataclass(frozen=True)
+class _InMemory:
+    """A weight computed into tensors."""
+
+    encoding: Encoding
+
+    @property
+    def name(self) -> str:
+        return self.encoding.name
+
+    @property
+    def nbytes(self) -> int:
+        return self.encoding.nbytes
+
+    def begin(self) -> tuple[Sequence[Task], Callable[[], dict[str, Any]]]:
+        bulk = self.encoding.bulk
+        tensor = self.encoding.parts[bulk].tensor()
+        tasks, finish = self.encoding.begin_into(_TensorSink(tensor))
+        return tasks, lambda: {bulk: tensor, **finish()}
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A weight whose bulk, at least, goes into a file."""
+
+    encoding: Encoding
+    sinks: Mapping[str, FileSink]
+
+    @property
+    def name(self) -> str:
+        return self.encoding.name
+
+    @property
+    def nbytes(self) -> int:
+        return self.encoding.nbytes
+
+    def begin(self) -> tuple[Sequence[Task], Callable[[], dict[str, Any]]]:
+        tasks, finish = self.encoding.begin_into(self.sinks[self.encoding.bulk])
+
+        def write_the_rest() -> dict[str, Any]:
+            parts = finish()
+            for name in self.sinks.keys() & parts.keys():
+                self.sinks[name].write(0, parts.pop(name).data)
+            return parts
+
+        return tasks, write_the_rest

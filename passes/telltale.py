@@ -1,0 +1,56 @@
+"""The weight by which `ov.save_model` recognises a compressed model.
+
+It stores the f32 constants of a float model as f16 and leaves those of a compressed one alone. A model is compressed to
+it (OpenVINO 2026.4) where the main graph has, of plain constants,
+
+    codes (i4 u4 i8 u8 nf4 f8e4m3 f8e5m2) ─ Convert ─ [Subtract ◂─ [Convert ◂─] zero point] ─ Multiply ◂─ scale
+
+with nothing between the scale and the Multiply. So one weight that is stored like that has its constants plain in the
+clone that is written, while the others stay postponed: the smallest one. Where there is none, because the plugin folds
+all chains, which are in f32 then, the smallest one that could be gets its scales in f32. What remains are models of
+nothing but codebooks and of formats of which OpenVINO does not know that they are compressed: there `ov.save_model`
+makes f16 of the f32 constants, lazily computed or not, and this package's `save_model` does not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ov_weight_compression.ir_utils.device_facts import EXPANDED_STORAGE
+from ov_weight_compression.passes.choice import Choice, Plan
+
+__all__ = ["with_telltale"]
+
+_TELLING_STORAGE = frozenset({"i4", "u4", "i8", "u8", "nf4", "f8e4m3", "f8e5m2"})
+
+
+def with_telltale(plan: Plan) -> Plan:
+    """The plan with one choice that tells, where there can be one."""
+    for make in (_as_it_is, _with_f32_scales):
+        candidates = {place: choice for place, choice in enumerate(map(make, plan.choices)) if _would_tell(choice)}
+        if candidates:
+            place = min(candidates, key=lambda place: (candidates[place].weight.elements, place))
+            choices = list(plan.choices)
+            choices[place] = replace(candidates[place], tells=True)
+            return replace(plan, choices=tuple(choices))
+    return plan
+
+
+def _as_it_is(choice: Choice) -> Choice:
+    return choice
+
+
+def _with_f32_scales(choice: Choice) -> Choice:
+    return replace(choice, spec=replace(choice.spec, scale_type="f32")) if choice.spec.scale_type == "f16" else choice
+
+
+def _would_tell(choice: Choice) -> bool:
+    row = choice.spec.format
+    if choice.weight.body or row.table_type is not None:
+        return False
+    if row.tensor_scale:
+        return choice.spec.scale_type == "f8e4m3"  # the scales themselves are codes of eight bits
+    if row.storage not in _TELLING_STORAGE:
+        return False
+    in_f32 = choice.expanded or choice.kept_from_codes or choice.beyond_f16 or row.storage in EXPANDED_STORAGE
+    return choice.spec.scale_type == ("f32" if in_f32 else "f16")
