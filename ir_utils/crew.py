@@ -111,11 +111,15 @@ class Crew:
 
     def close(self) -> None:
         """Forget the tasks that nobody has begun, and wait until the threads have ended."""
+        self.dismiss()
+        self.join()
+
+    def dismiss(self) -> None:
+        """As `close`, without waiting."""
         with self._lock:
             self._clear()
             self._closed = True
             self._more.notify_all()
-        self.join()
 
     def join(self) -> None:
         """Wait until the threads have ended, which they do without being told only where `jobs` were given."""

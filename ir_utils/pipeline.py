@@ -118,6 +118,9 @@ class _Walk:
             self._forget(number)
             self._taken.add(number)
             self._begin_ahead(number)
+            if len(self._taken) == len(self._pipeline._jobs):  # everything is saved
+                self._crew.dismiss()
+                self._crew = self._new_crew()
         return value
 
     def stop(self) -> None:

@@ -14,6 +14,7 @@ makes f16 of the f32 constants, lazily computed or not, and this package's `save
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ov_weight_compression.ir_utils.device_facts import EXPANDED_STORAGE
@@ -26,22 +27,31 @@ _TELLING_STORAGE = frozenset({"i4", "u4", "i8", "u8", "nf4", "f8e4m3", "f8e5m2"}
 
 def with_telltale(plan: Plan) -> Plan:
     """The plan with one choice that tells, where there can be one."""
-    for make in (_as_it_is, _with_f32_scales):
-        candidates = {place: choice for place, choice in enumerate(map(make, plan.choices)) if _would_tell(choice)}
-        if candidates:
-            place = min(candidates, key=lambda place: (candidates[place].weight.elements, place))
-            choices = list(plan.choices)
-            choices[place] = replace(candidates[place], tells=True)
-            return replace(plan, choices=tuple(choices))
-    return plan
+    place = _smallest(plan.choices)
+    choices = list(plan.choices)
+    if place is None:
+        place = _smallest([_with_f32_scales(choice) for choice in choices])
+        if place is None:
+            return plan
+        first = choices[place]
+        # Those that may have the same values as well, so that equal weights are still stored once.
+        choices = [_with_f32_scales(choice) if _may_equal(choice, first) else choice for choice in choices]
+    choices[place] = replace(choices[place], tells=True)
+    return replace(plan, choices=tuple(choices))
 
 
-def _as_it_is(choice: Choice) -> Choice:
-    return choice
+def _smallest(choices: Sequence[Choice]) -> int | None:
+    """The place of the smallest choice that would tell."""
+    places = [place for place, choice in enumerate(choices) if _would_tell(choice)]
+    return min(places, key=lambda place: choices[place].weight.elements, default=None)
 
 
 def _with_f32_scales(choice: Choice) -> Choice:
     return replace(choice, spec=replace(choice.spec, scale_type="f32")) if choice.spec.scale_type == "f16" else choice
+
+
+def _may_equal(one: Choice, other: Choice) -> bool:
+    return (one.weight.shape, one.absmax, one.spec) == (other.weight.shape, other.absmax, other.spec)
 
 
 def _would_tell(choice: Choice) -> bool:

@@ -13,10 +13,10 @@ from openvino import opset13 as op
 from openvino.passes import Manager
 
 import ov_weight_compression.ir_utils.saving as saving
-import ov_weight_compression.passes.decompress as decompress_module
 from ov_weight_compression.cli import main
 from ov_weight_compression.ir_utils import chain_values
 from ov_weight_compression.ir_utils.errors import OptionError
+from ov_weight_compression.ir_utils.lazy_weight import LazyWeight
 from ov_weight_compression.ir_utils.saving import save_model
 from ov_weight_compression.passes import (
     DecompressWeights,
@@ -188,7 +188,7 @@ def test_both_writers_give_the_same_values(tmp_path: Path, monkeypatch: pytest.M
     ov.serialize(model, tmp_path / "whole.xml", tmp_path / "whole.bin")
     monkeypatch.setattr(chain_values, "_PIECE_ELEMENTS", 1 << 10)
     monkeypatch.setattr(chain_values, "_ALIGN", 8)
-    monkeypatch.setattr(decompress_module._FloatWeight, "_whole", None)
+    monkeypatch.setattr(LazyWeight, "computed", None)
     save_model(model, tmp_path / "pieces.xml")
     assert files_of(tmp_path / "whole.xml") == files_of(tmp_path / "pieces.xml")
 
