@@ -6,24 +6,20 @@ the scales and zero points plain as well, and refuses to compile the model where
 a clone of the model, so the clone is where the codes can become plain. `ov.save_model` clones as well: there the table
 is computed at once and kept until it is written (a large one in a temporary file).
 
-What goes wrong in a maker reaches whoever saves the model as it is, but `compile_model` makes a RuntimeError of several
-lines of anything, of Ctrl-C too. So while it runs, a profile function waits for its Python frame to end and raises what
-was raised in the maker in its place. Where somebody else profiles the thread OpenVINO's error stays.
+See `compile_watch` for what becomes of exceptions in makers.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 import openvino as ov
 from openvino.utils import postponed_constant as base
 
-__all__ = ["postponed_constant"]
+from ov_weight_compression.ir_utils.compile_watch import called_by_openvino
 
-_DEEPEST = 64  # frames to look through for a compile_model
+__all__ = ["postponed_constant"]
 
 
 class PostponedConstant(base.PostponedConstant):
@@ -31,16 +27,17 @@ class PostponedConstant(base.PostponedConstant):
     plain: Callable[[], Any] | None = None
 
     def evaluate(self, outputs: Any, inputs: Any) -> bool:
-        with _Noted():
+        with called_by_openvino():
             return bool(super().evaluate(outputs, inputs))
 
     def clone_with_new_inputs(self, new_inputs: Any) -> Any:
-        if self.plain is None:
-            return postponed_constant(self.m_element_type, self.m_shape, self.m_maker, name=self.get_friendly_name())
-        with _Noted():
+        with called_by_openvino():
+            name = self.get_friendly_name()
+            if self.plain is None:
+                return postponed_constant(self.m_element_type, self.m_shape, self.m_maker, name=name)
             constant = self.plain()
-        constant.set_friendly_name(self.get_friendly_name())
-        return constant
+            constant.set_friendly_name(name)
+            return constant
 
 
 def postponed_constant(
@@ -57,54 +54,3 @@ def postponed_constant(
     node = PostponedConstant(kind, shape, maker, name)
     node.plain = plain
     return node
-
-
-class _Noted:
-    """A call out of OpenVINO; what it raises is also told to the `compile_model` that it happens in."""
-
-    def __enter__(self) -> None:
-        self._watch = _watch()
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if self._watch is not None and self._watch.error is None:
-            self._watch.error = error
-
-
-class _Watch:
-    """A profile function that ends with a frame."""
-
-    def __init__(self, frame: FrameType) -> None:
-        self.frame = frame
-        self.error: BaseException | None = None
-
-    def __call__(self, frame: FrameType, event: str, argument: object) -> None:
-        if event != "return":
-            return
-        if frame is self.frame:
-            sys.setprofile(None)
-            error, self.error = self.error, None
-            if error is not None and argument is None:
-                raise error
-        elif frame.f_code in _OURS and argument is None and self.error is None:
-            # It was left by an exception that nobody noted: Ctrl-C before its first line.
-            self.error = KeyboardInterrupt()
-
-
-_OURS = frozenset({PostponedConstant.evaluate.__code__, PostponedConstant.clone_with_new_inputs.__code__})
-
-
-def _watch() -> _Watch | None:
-    """The watch over the `compile_model` that is running in this thread, if there is one."""
-    present = sys.getprofile()
-    if present is not None:
-        return present if isinstance(present, _Watch) else None
-    frame: FrameType | None = sys._getframe(2)
-    for _ in range(_DEEPEST):
-        if frame is None:
-            return None
-        if frame.f_code.co_name == "compile_model" and frame.f_globals.get("__name__", "").startswith("openvino"):
-            watch = _Watch(frame)
-            sys.setprofile(watch)
-            return watch
-        frame = frame.f_back
-    return None
