@@ -12,6 +12,7 @@ Kernels are kept while somebody is inside `kept_kernels`, and freed with the las
 """
 
 import ctypes
+import functools
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -113,13 +114,23 @@ def kernel_for(key: Key, elements: int) -> "Kernel | None":
     return kernel
 
 
+@functools.cache
+def _core() -> ov.Core:
+    """One for the whole process, which is never freed: the CPU plugin of OpenVINO 2026.4 gives the thread that loads it
+    a stack for signals, and takes it away from whichever thread frees the plugin. Were that another one, the next
+    Ctrl-C would end the process with a segmentation fault."""
+    return ov.Core()
+
+
 def _after_fork() -> None:
     """A child of a process in which the CPU plugin has been at work has none of its threads: compiling there hangs now
     and then (one time in twenty with OpenVINO 2026.4), and so does freeing what has threads. It computes with numpy
     only, and what it has inherited stays as it is."""
     global _cache, _usable
-    for kernel in _cache.kernels.values():
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(kernel))
+    inherited = [*_cache.kernels.values(), *([_core()] if _core.cache_info().currsize else [])]
+    for one in inherited:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(one))
+    _core.cache_clear()
     _cache = _Cache()
     try:
         _usable = _usable and "openvino_intel_cpu_plugin" not in Path("/proc/self/maps").read_text()
@@ -208,7 +219,7 @@ class _Compiled:
     """A compiled kernel, its request, and its tensors as arrays: asking for them costs as much as small blocks do."""
 
     def __init__(self, key: Key, block: int) -> None:
-        compiled = ov.Core().compile_model(build(key, block), "CPU", _CONFIG)
+        compiled = _core().compile_model(build(key, block), "CPU", _CONFIG)
         self._request = compiled.create_infer_request()
         self.inputs = {port.get_any_name(): self._request.get_tensor(port).data for port in compiled.inputs}
         self._outputs = [self._request.get_tensor(port).data for port in compiled.outputs]
