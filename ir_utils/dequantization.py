@@ -21,7 +21,7 @@ is not written to the IR. Three exceptions, each for a plugin's sake (seen with 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -70,7 +70,8 @@ def build_dequantization(
         expanded: the layer is one for which the CPU plugin folds the chain whatever the codes are.
         wide: compute in f32 in any case: the scales are beyond f16 though they are not stored as f32.
         kept_from_codes: the CPU plugin would misread the codes (see `device_facts`): the chain is multiplied by a one,
-            which it does not recognise and so folds to floats, when it reads the chain from a file too.
+            or by the tensor's scale where there is one, which it does not recognise and so folds to floats, when it
+            reads the chain from a file too.
 
     The codes keep the weight's `name`, so whoever looks for the weight finds it; the other nodes' names derive from it.
     """
@@ -98,8 +99,12 @@ def build_dequantization(
     if parts.zero_point is not None:
         zero = add(ops.convert(parts.zero_point, arithmetic), "zero_point/convert")
         value = add(ops.subtract(value, zero), "subtract")
-    value = add(ops.multiply(value, _scale(parts, arithmetic, add_scale)), "multiply")
-    if kept_from_codes:
+    apart = kept_from_codes and parts.tensor_scale is not None
+    own = replace(parts, tensor_scale=None) if apart else parts
+    value = add(ops.multiply(value, _scale(own, arithmetic, add_scale)), "multiply")
+    if apart:
+        value = add(ops.multiply(value, parts.tensor_scale), "tensor_scale/multiply")
+    elif kept_from_codes:
         value = add(ops.multiply(value, ops.constant(np.float32(1))), "one")
     if tuple(value.get_output_shape(0)) != shape:
         target = add(ops.constant(np.array(shape, dtype=np.int64)), "shape")

@@ -31,7 +31,7 @@ from ov_weight_compression.ir_utils.pipeline import Pipeline
 from ov_weight_compression.ir_utils.recipe import drop_recipe
 from ov_weight_compression.ir_utils.types import Array
 from ov_weight_compression.patterns import CompressedWeight, find_compressed
-from ov_weight_compression.patterns.graphs import is_postponed
+from ov_weight_compression.patterns.graphs import graphs_of, is_postponed
 
 __all__ = ["DecompressWeights", "Decompressed", "apply_weight_decompression"]
 
@@ -84,7 +84,13 @@ class DecompressWeights(ModelPass):
         pipeline = Pipeline()
         replaced = [_FloatWeight(one, self._type_of(one), mappings) for one in found]
         lazy = [LazyWeight(pipeline, one) for one in replaced]
-        constants = [one.constant("values") if self.lazy else _plain(one) for one in lazy]
+        # OpenVINO 2026.4 runs a body that reads constants alone while it compiles the model, and reads postponed
+        # constants in it from memory that is not theirs.
+        computed = {graph.path for graph in graphs_of(model) if graph.path and not graph.varying}
+        constants = [
+            new.constant("values") if self.lazy and one.body not in computed else _plain(new)
+            for one, new in zip(found, lazy, strict=True)
+        ]
         if not self.lazy:
             pipeline.stop()
         for one, constant in zip(found, constants, strict=True):

@@ -14,6 +14,7 @@ from math import prod
 
 from ov_weight_compression.ir_utils.device_facts import EXECUTED, misread, refused
 from ov_weight_compression.passes.modes import Device, Mode
+from ov_weight_compression.passes.pointwise import pointwise_problem
 from ov_weight_compression.patterns import Consumer, Kind, Weight
 from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL, Format
 
@@ -78,6 +79,7 @@ def refusal(device: Device | None, weight: Weight, row: Format, group: int) -> s
     - It takes other axes for those of several weights side by side, where a Transpose puts them first.
     - A MatMul whose weight has leading ones and a scale for each channel: with four dimensions or more it does not
       compile it; with three it leaves the one out of the output's shape where the activation has fewer dimensions.
+    - Convolutions of one tap, see `pointwise`.
     """
     if device not in (None, Device.CPU) or row.table_type is not None:
         return None
@@ -87,6 +89,8 @@ def refusal(device: Device | None, weight: Weight, row: Format, group: int) -> s
             return reason
         if use.kind is Kind.EXPERTS and weight.batch_axes != tuple(range(len(weight.batch_axes))):
             return "CPUs mix up the axes of weights side by side behind a Transpose"
+        if reason := pointwise_problem(use):
+            return reason
         seen = len(use.node.get_input_partial_shape(use.port))
         if group not in (PER_CHANNEL, weight.columns) or use.kind is not Kind.MATMUL or use.port == 0 or seen < 3:
             continue

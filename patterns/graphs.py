@@ -131,11 +131,15 @@ def _varying(model: ov.Model, operations: list[ov.Node], types: list[str], fixed
 
 
 def _fixed(node: ov.Node, kind: str, number: int, varying: frozenset[ov.Node]) -> frozenset[int]:
-    """The parameters of a body that are the same constant in every run and iteration."""
+    """The parameters of a body that are the same constant in every run and iteration; all of them where the operation
+    itself reads constants alone, so that it is computed as a whole when the model is compiled."""
     descriptions = node.get_input_descriptions(number) if kind == "If" else node.get_input_descriptions()
     return frozenset(
         one.body_parameter_index
         for one in descriptions
-        if type(one).__name__ == "InvariantInputDescription"
-        and node.input_value(one.input_index).get_node() not in varying
+        if node not in varying
+        or (
+            type(one).__name__ == "InvariantInputDescription"
+            and node.input_value(one.input_index).get_node() not in varying
+        )
     )

@@ -12,6 +12,7 @@ import pytest
 from openvino import opset13 as op
 
 from ov_weight_compression.passes import WeightCompression, apply_weight_decompression, save_model
+from ov_weight_compression.patterns import find_compressed
 from tests.running import EXACT
 
 MODES = {
@@ -149,3 +150,56 @@ def test_a_branch_that_is_given_what_varies_is_compressed() -> None:
     compression = WeightCompression()
     compression.run_on_model(ov.Model(model.get_results(), [*model.get_parameters(), given]))
     assert len(compression.report.rows) == 2
+
+
+def loop_from_constants() -> ov.Model:
+    """A TensorIterator that reads constants alone: OpenVINO runs it while it compiles the model."""
+    x, start, steps = op.parameter([3, 64], np.float32), constant(3, 64), op.constant(np.ones((4, 1), np.float32))
+    state, step = op.parameter([3, 64], np.float32), op.parameter([1, 1], np.float32)
+    product = op.matmul(state, op.multiply(constant(64, 64), op.constant(np.float32(0.1))), False, True)
+    small = op.matmul(product, constant(64, 64), False, True)
+    end = op.result(op.add(op.multiply(small, op.constant(np.float32(0.01))), step))
+    iterator = op.tensor_iterator()
+    iterator.set_body(ov.Model([end], [state, step]))
+    iterator.set_merged_input(state, start.output(0), end.output(0))
+    iterator.set_sliced_input(step, steps.output(0), 0, 1, 1, -1, 0)
+    return ov.Model([op.add(iterator.get_iter_value(end.output(0), -1), x)], [x])
+
+
+def test_a_loop_that_starts_from_constants_is_left_alone() -> None:
+    compression = WeightCompression()
+    compression.run_on_model(loop_from_constants())
+    assert compression.report.rows == ()
+    reasons = [skip.reason for skip in compression.report.skips]
+    assert sum("computed once, when the model is compiled" in reason for reason in reasons) == 1
+
+
+def test_a_compressed_loop_that_starts_from_constants_is_decompressed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Postponed constants in it would be read from memory that is not theirs."""
+    model = loop_from_constants()
+    monkeypatch.setattr(
+        "ov_weight_compression.patterns.judge._settled", lambda use, graph: use
+    )  # as another tool compresses it
+    compression = WeightCompression(lazy=False)
+    compression.run_on_model(model)
+    assert len(compression.report.rows) == 1
+    feed = [np.zeros((3, 64), np.float32)]
+    expected = ov.Core().compile_model(model.clone(), "CPU", EXACT)(feed)[0]
+    apply_weight_decompression(model)
+    found = ov.Core().compile_model(model, "CPU", EXACT)(feed)[0]
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def test_two_level_scales_that_cpus_must_not_take_for_codes_are_recognised() -> None:
+    model = layer([3, 4, 64], behind([1, 0, 2], 48, 3, 64), turned=True)
+    expected = ov.Core().compile_model(model.clone(), "CPU", EXACT)
+    compression = WeightCompression(mode="nvfp4", all_layers=True)
+    compression.run_on_model(model)
+    assert "side by side behind a Transpose" in compression.report.rows[0].reason
+    (one,) = find_compressed(model)
+    assert (one.scale_type, one.group_size) == ("f8e4m3", 16)
+    assert one.tensor_scale is not None
+    feed = [np.random.default_rng(0).standard_normal((3, 4, 64)).astype(np.float32)]
+    found = ov.Core().compile_model(model, "CPU", EXACT)(feed)[0]
+    wanted = expected(feed)[0]
+    assert np.linalg.norm(found - wanted) < 0.15 * np.linalg.norm(wanted)
