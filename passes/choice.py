@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from dataclasses import dataclass
 
 from ov_weight_compression.ir_utils.device_facts import CPU_EXECUTED
+from ov_weight_compression.ir_utils.kinds import shown
 from ov_weight_compression.passes.modes import Mode
 from ov_weight_compression.patterns import Kind, Skip, Weight
 from ov_weight_compression.quantization.spec import Spec
@@ -28,6 +30,8 @@ class Choice:
     """Whether `ratio` decided over this weight."""
     kept_from_codes: bool = False
     """CPUs would misread its codes: it is stored in a chain that they expand."""
+    regrouped: bool = False
+    """CPUs would misread it in groups of the size that the caller named: it has another."""
     tells: bool = False
     """By this weight OpenVINO recognises that the model is compressed (see `telltale`)."""
 
@@ -61,6 +65,20 @@ class Plan:
     spoiled: tuple[Skip, ...] = ()
     """Those of the skips whose values are not all finite: most likely a broken file, so the caller is warned."""
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What the caller is warned of, a line each."""
+        regrouped = [choice for choice in self.choices if choice.regrouped]
+        texts = []
+        if self.spoiled:
+            first = self.spoiled[0]
+            texts.append(f"{shown(first.name)} was left as it is: it holds {first.reason}{_others(self.spoiled)}")
+        if regrouped:
+            first_choice = regrouped[0]
+            name, reason = shown(first_choice.weight.name), first_choice.reason
+            texts.append(f"{name} does not have the group_size that was asked for: {reason}{_others(regrouped)}")
+        return tuple(texts)
+
 
 @dataclass(frozen=True)
 class Wish:
@@ -72,6 +90,11 @@ class Wish:
     in_ratio: bool = False
     by_rule: bool = False
     """A rule names it for this very weight, so the device does not change it."""
+
+
+def _others(found: Sized) -> str:
+    more = len(found) - 1
+    return f", and {more} more {'weight' if more == 1 else 'weights'} likewise" if more else ""
 
 
 def skipped(weight: Weight, reason: str) -> Skip:

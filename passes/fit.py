@@ -91,7 +91,9 @@ def _other_group(weight: Weight, wish: Wish, options: Options, row: Format, prob
     work."""
     if wish.by_rule or options.group_size_fallback is GroupSizeFallback.ERROR:
         raise OptionError(_misread_error(weight, row, wish))
-    return _adjust(weight, wish, options, row, problem)
+    fitted = _adjust(weight, wish, options, row, problem)
+    named = options.group_size is not None
+    return replace(fitted, regrouped=named) if isinstance(fitted, Choice) else fitted
 
 
 def _adjust(weight: Weight, wish: Wish, options: Options, row: Format, problem: str) -> Choice | Skip:

@@ -159,9 +159,10 @@ def make_report(
     `remarks` are warnings that do not follow from the plan.
     """
     device = Device(recipe["device"]) if "device" in recipe else None
-    spoiled = tuple(f"{skip.name} was left as it is: it holds {skip.reason}" for skip in plan.spoiled)
     warnings = (
-        spoiled + remarks + device_warnings(device, ((choice.weight, choice.spec.format) for choice in plan.choices))
+        plan.remarks
+        + remarks
+        + device_warnings(device, ((choice.weight, choice.spec.format) for choice in plan.choices))
     )
     version = ov.get_version()
     if device in (None, Device.CPU) and not is_checked(version):

@@ -203,10 +203,7 @@ class WeightCompression(ModelPass):
         run = _Run(model, self.options, weights)
         again = self.options.ratio < 1 and _says_the_same(model, self.options.recipe())
         plan = make_plan(weights, skips, self.options, run.scan, run.sensitivity, shared_out=again)
-        if plan.spoiled:
-            first, more = plan.spoiled[0], len(plan.spoiled) - 1
-            others = f", and {more} more weights likewise" if more else ""
-            text = f"{shown(first.name)} was left as it is: it holds {first.reason}{others}"
+        for text in plan.remarks:
             warn(text, CompressionWarning, stacklevel=3)
         return run, plan
 

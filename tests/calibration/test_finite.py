@@ -170,7 +170,7 @@ def test_a_weight_that_is_not_finite_warns_once(value: float) -> None:
                     port.replace_source_output(new.output(0))
         return model
 
-    message = r"'weight_0' was left as it is: it holds 1 NaN or infinite value, and 1 more weights likewise"
+    message = r"'weight_0' was left as it is: it holds 1 NaN or infinite value, and 1 more weight likewise"
     with pytest.warns(CompressionWarning, match=message) as said:
         apply_weight_compression(spoiled())
     assert len([one for one in said if not issubclass(one.category, ResourceWarning)]) == 1
