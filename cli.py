@@ -211,7 +211,8 @@ def _run_compress(parsed: argparse.Namespace) -> int:
 def _summarise(results: Sequence[FileResult], dry_run: bool) -> None:
     from rich.console import Console
 
-    from ov_weight_compression.passes.report_table import human_bytes, print_report
+    from ov_weight_compression.ir_utils.wording import human_bytes
+    from ov_weight_compression.passes.report_table import print_report
 
     console = Console()
     for result in results:

@@ -100,14 +100,17 @@ class Comparison:
 
     def print(self) -> None:
         """Print tables to the terminal."""
-        from ov_weight_compression.evaluation.tables import print_tables
+        from rich.console import Console
 
-        print_tables(self)
+        from ov_weight_compression.evaluation.tables import print_comparison
+
+        print_comparison(self, Console())
 
     def __str__(self) -> str:
-        from ov_weight_compression.evaluation.tables import render_text
+        from ov_weight_compression.evaluation.tables import print_comparison
+        from ov_weight_compression.ir_utils.wording import as_text
 
-        return render_text(self)
+        return as_text(lambda console: print_comparison(self, console), 110)
 
     def _repr_html_(self) -> str:
         from ov_weight_compression.evaluation.page import render_fragment

@@ -176,14 +176,15 @@ class Inspection:
         """Print tables to the terminal; `every` lists each weight."""
         from rich.console import Console
 
-        from ov_weight_compression.evaluation.inspection_tables import print_inspection
+        from ov_weight_compression.evaluation.tables import print_inspection
 
         print_inspection(self, Console(), every)
 
     def __str__(self) -> str:
-        from ov_weight_compression.evaluation.inspection_tables import render_text
+        from ov_weight_compression.evaluation.tables import print_inspection
+        from ov_weight_compression.ir_utils.wording import as_text
 
-        return render_text(self)
+        return as_text(lambda console: print_inspection(self, console), 120)
 
 
 def _total(members: Iterable[Any], field: str) -> int:

@@ -36,7 +36,7 @@ def run_decompress(args: argparse.Namespace) -> int:
         raise OptionError("output: say where to write with -o OUT")
     found = decompress_path(args.model, args.output, args.dtype, args.force)
     if not args.quiet:
-        from ov_weight_compression.passes.report_table import human_bytes
+        from ov_weight_compression.ir_utils.wording import human_bytes
 
         for _, target, weights in found:
             before, after = (sum(getattr(one, name) for one in weights) for name in ("bytes_before", "bytes_after"))

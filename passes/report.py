@@ -142,9 +142,10 @@ class Report:
         write_text(Path(path), json.dumps(self.to_dict(), indent=1) + "\n")
 
     def __str__(self) -> str:
-        from ov_weight_compression.passes.report_table import render_text
+        from ov_weight_compression.ir_utils.wording import as_text
+        from ov_weight_compression.passes.report_table import print_report
 
-        return render_text(self)
+        return as_text(lambda console: print_report(self, console), 120)
 
 
 def make_report(

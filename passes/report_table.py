@@ -5,28 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from ov_weight_compression.ir_utils.wording import human_bytes, terminal_table
+
 if TYPE_CHECKING:
     from ov_weight_compression.passes.report import Report
 
-__all__ = ["human_bytes", "print_report", "render_text"]
-
-
-def human_bytes(count: float) -> str:
-    """A size as people read it: decimal units, three figures."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"
+__all__ = ["print_report"]
 
 
 def _shares_table(report: Report) -> Any:
-    from rich.table import Table
-
-    table = Table(title="Compressed weights", title_justify="left", expand=False)
-    table.add_column("format")
-    for heading in ("group", "weights", "params", "in ratio", "before", "after", "bits"):
-        table.add_column(heading, justify="right")
+    numbers = ("group", "weights", "params", "in ratio", "before", "after", "bits")
+    table = terminal_table("Compressed weights", {"format": "word", **dict.fromkeys(numbers, "number")})
     everything = sum(row.elements for row in report.rows) or 1
     decided = sum(row.elements for row in report.rows if row.in_ratio) or 1
     for share in report.shares:
@@ -55,12 +44,7 @@ def _shares_table(report: Report) -> Any:
 
 
 def _reasons_table(title: str, heading: str, rows: list[tuple[str, int, int]]) -> Any:
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", expand=False)
-    table.add_column(heading)
-    table.add_column("constants", justify="right")
-    table.add_column("bytes", justify="right")
+    table = terminal_table(title, {heading: "text", "constants": "number", "bytes": "number"})
     for reason, count, size in rows:
         table.add_row(reason, str(count), human_bytes(size))
     return table
@@ -129,13 +113,3 @@ def print_report(report: Report, console: Any) -> None:
         console.print(f"Calibrated with {report.recipe['data']}.", highlight=False, soft_wrap=True)
     for warning in report.warnings:
         console.print(f"note: {warning}", style="yellow", highlight=False, soft_wrap=True)
-
-
-def render_text(report: Report, width: int = 120) -> str:
-    """The tables as plain text."""
-    from rich.console import Console
-
-    console = Console(width=width)
-    with console.capture() as capture:
-        print_report(report, console)
-    return capture.get().rstrip()

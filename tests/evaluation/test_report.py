@@ -1,4 +1,4 @@
-"""What people see: tables, pages, and the way figures are written."""
+"""What people see: tables and pages."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from ov_weight_compression.evaluation import Comparison, compare
-from ov_weight_compression.evaluation import wording as w
-from ov_weight_compression.evaluation.figures import Estimate
+from ov_weight_compression.evaluation.tables import language_rows
 from ov_weight_compression.passes import apply_weight_compression
 from tests.evaluation.small import VOCABULARY, language_model, perceptron
 
@@ -71,7 +70,7 @@ def test_names_are_escaped_and_never_cut_off_the_page(language: Comparison) -> N
 def test_tables_hold_the_figures(language: Comparison, outputs: Comparison) -> None:
     text = str(language)
     assert language.language is not None
-    for wanted in ("int4_sym g16", "same likeliest token", w.with_error(language.language.kl.mean)):
+    for wanted in ("int4_sym g16", "same likeliest token", dict(language_rows(language))["mean KL divergence"]):
         assert wanted in text
     assert "embedding" in str(outputs)
     assert "made up" in str(outputs)
@@ -94,35 +93,3 @@ def test_json_has_no_numbers_that_json_has_not(outputs: Comparison) -> None:
 def test_a_comparison_is_frozen(language: Comparison) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         language.notes = ()  # type: ignore[misc]
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0.0, "0"), (1.0, "1.000"), (12.3456, "12.35"), (0.00012345, "0.0001234"), (1.5e-9, "1.500e−09"), (None, "–"),
-     (math.nan, "–"), (math.inf, "∞"), (-math.inf, "−∞"), (-0.5, "−0.5000"), (-1.5e-9, "−1.500e−09"),
-     (12345678.0, "1.235e+07")],
-)  # fmt: skip
-def test_plain_numbers(value: float | None, text: str) -> None:
-    assert w.plain(value) == text
-
-
-@pytest.mark.parametrize(
-    ("value", "error", "text"),
-    [(0.0092777, 0.000148, "0.00928 ± 0.00015"), (11.985, 0.4065, "11.98 ± 0.41"),
-     (2.14e-6, 2.4e-8, "(2.140 ± 0.024)e−6"), (1.0, 0.0, "1.000"),
-     (-0.121, 0.0346, "−0.121 ± 0.035"), (math.inf, 1.0, "∞")],
-)  # fmt: skip
-def test_figures_with_their_errors(value: float, error: float, text: str) -> None:
-    assert w.with_error(Estimate(value, error)) == text
-
-
-def test_other_ways_of_writing() -> None:
-    assert [w.bytes_of(size) for size in (0, 999, 1000, 123_456, 99_940_000, 6_430_000_000)] == [
-        "0 B", "999 B", "1 KB", "123 KB", "99.9 MB", "6.43 GB",
-    ]  # fmt: skip
-    assert w.count(1234567) == "1 234 567"
-    assert w.short_name("a" * 100, 20) == "a" * 5 + "…" + "a" * 14
-    assert len(w.short_name("a" * 100, 20)) == 20
-    assert w.probability(0.00001) == "< 0.01 %"
-    assert w.layer_name("MatMul_3", "self.model.layers.0.q_proj.weight_compressed") == "model.layers.0.q_proj.weight"
-    assert w.layer_name("MatMul_3", "Constant_17") == "MatMul_3"

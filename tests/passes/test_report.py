@@ -10,7 +10,6 @@ import openvino as ov
 import pytest
 
 from ov_weight_compression.passes import Report, WeightCompression
-from ov_weight_compression.passes.report_table import human_bytes
 from tests.models import linear, llama, lstm, tied_head
 from tests.running import constants, stored
 
@@ -103,10 +102,3 @@ def test_a_preview_changes_nothing_and_tells_the_same() -> None:
     assert [node.get_type_name() for node in model.get_ordered_ops()] == before
     compression.run_on_model(model)
     assert preview == compression.report
-
-
-@pytest.mark.parametrize(
-    ("count", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (2_830_000, "2.83 MB"), (6.43e9, "6.43 GB")]
-)
-def test_sizes_for_people(count: float, text: str) -> None:
-    assert human_bytes(count) == text

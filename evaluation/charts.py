@@ -8,7 +8,7 @@ from html import escape
 
 from ov_weight_compression.evaluation.figures import LanguageFigures
 from ov_weight_compression.evaluation.layers import LayerFigures
-from ov_weight_compression.evaluation.wording import count, db, format_name, layer_name, plain
+from ov_weight_compression.ir_utils.wording import db, format_name, layer_name, plain, thousands
 
 __all__ = ["histogram", "layer_chart"]
 
@@ -35,9 +35,8 @@ def histogram(figures: LanguageFigures) -> str:
     for number, positions in enumerate(found.counts):
         left, right = x(found.edges[number]), x(found.edges[number + 1])
         size = positions / peak * (bottom - top)
-        told = (
-            f"{plain(found.edges[number], 2)} to {plain(found.edges[number + 1], 2)} nats: {count(positions)} positions"
-        )
+        span = f"{plain(found.edges[number], 2)} to {plain(found.edges[number + 1], 2)} nats"
+        told = f"{span}: {thousands(positions)} positions"
         parts.append(_bar(left + 1, bottom - size, right - left - 2, size, 0, told))
     for power in range(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1):
         parts.append(f'<text x="{x(10.0**power):.1f}" y="{bottom + 18}" text-anchor="middle">{_power(power)}</text>')
@@ -46,10 +45,10 @@ def histogram(figures: LanguageFigures) -> str:
     )
     marks = [("median", figures.kl.median), ("mean", figures.kl.mean.value), ("99 %", figures.kl.p99)]
     parts += _marks([(f"{name} {plain(value, 3)}", x(value)) for name, value in marks if value > 0], top, bottom)
-    below = f" {count(found.below)} positions lie to the left of the first bar." if found.below else ""
+    below = f" {thousands(found.below)} positions lie to the left of the first bar." if found.below else ""
     return (
         _svg(height, parts, "Histogram of the KL divergence")
-        + f"<p class=dim>{count(figures.positions)} positions.{below}</p>"
+        + f"<p class=dim>{thousands(figures.positions)} positions.{below}</p>"
     )
 
 
@@ -136,7 +135,7 @@ def _lines(steps: Sequence[tuple[float, float]]) -> list[str]:
     for value, y in steps:
         kind = "axis" if value == 0 else "grid"
         parts.append(f'<line class="{kind}" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{count(round(value))}</text>')
+        parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{thousands(round(value))}</text>')
     return parts
 
 

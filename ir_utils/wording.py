@@ -1,24 +1,40 @@
-"""How figures are written, in tables and on pages alike."""
+"""How figures are written and tables are drawn, in reports, in terminals and on pages alike.
+
+`rich` is imported when something is drawn.
+"""
 
 from __future__ import annotations
 
+import io
 import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
-from ov_weight_compression.evaluation.figures import Estimate
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 __all__ = [
-    "bytes_of",
-    "count",
+    "as_text",
     "db",
     "format_name",
+    "human_bytes",
     "layer_name",
     "percent",
     "plain",
     "probability",
     "short_format",
     "short_name",
+    "terminal_table",
+    "thousands",
     "with_error",
 ]
+
+_COLUMNS: dict[str, dict[str, Any]] = {
+    "text": {"min_width": 10, "overflow": "fold"},
+    "word": {"no_wrap": True},
+    "number": {"no_wrap": True, "justify": "right"},
+}
 
 
 def plain(value: float | None, digits: int = 4) -> str:
@@ -35,9 +51,8 @@ def plain(value: float | None, digits: int = 4) -> str:
     return f"{value:.{decimals}f}".replace("-", "−")
 
 
-def with_error(estimate: Estimate, scale: float = 1.0, unit: str = "") -> str:
-    """A figure and its error, written to the error's second digit."""
-    value, error = estimate.value * scale, estimate.error * scale
+def with_error(value: float, error: float, unit: str = "") -> str:
+    """A figure and its standard error, written to the error's second digit."""
     if not math.isfinite(value) or not math.isfinite(error) or error == 0:
         return plain(value) + unit
     power = math.floor(math.log10(abs(value))) if value else 0
@@ -66,17 +81,17 @@ def db(value: float | None) -> str:
     return ("∞" if value > 0 else "−∞") if math.isinf(value) else f"{value:.1f}".replace("-", "−")
 
 
-def bytes_of(size: int) -> str:
-    """Bytes in the largest unit of which there is at least one."""
-    amount = float(size)
-    for unit in ("B", "KB", "MB", "GB"):
-        if amount < 1000 or unit == "GB":
+def human_bytes(size: float) -> str:
+    """A size as people read it: decimal units, three figures."""
+    unit = "B"
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 999.5 or unit == "GB":
             break
-        amount /= 1000
-    return f"{size} B" if unit == "B" else f"{amount:.3g} {unit}" if amount < 100 else f"{amount:.0f} {unit}"
+        size /= 1000
+    return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.3g} {unit}"
 
 
-def count(number: int) -> str:
+def thousands(number: int) -> str:
     """A whole number with its thousands apart."""
     return f"{number:,}".replace(",", " ")
 
@@ -102,3 +117,26 @@ def layer_name(layer: str, weight: str) -> str:
     """What a reader knows a layer by: its weight's name as the checkpoint had it, else the operation's."""
     name = weight.removesuffix("_compressed").removeprefix("self.")
     return name if "." in name else layer
+
+
+def terminal_table(title: str, columns: Mapping[str, str]) -> Table:
+    """An empty table for a terminal; `columns` says of each heading what stands below it: `text` may be broken,
+    a `word` and a `number` stay in one line."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(
+        title=title, title_justify="left", box=SIMPLE_HEAD, title_style="bold", padding=(0, 1, 0, 0), pad_edge=False
+    )
+    for heading, holds in columns.items():
+        table.add_column(heading, **_COLUMNS[holds])
+    return table
+
+
+def as_text(show: Callable[[Console], None], width: int) -> str:
+    """What `show` prints to a console of so many columns, as plain text."""
+    from rich.console import Console
+
+    target = io.StringIO()
+    show(Console(file=target, width=width, no_color=True, force_terminal=False))
+    return target.getvalue().rstrip()
