@@ -23,8 +23,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ov_weight_compression.calibration.array_files import load_arrays
-from ov_weight_compression.evaluation.feeding import Feeder
-from ov_weight_compression.evaluation.loading import Loaded
+from ov_weight_compression.evaluation.models import Feeder, Loaded
 from ov_weight_compression.evaluation.tokenizer import find_tokenizer
 from ov_weight_compression.ir_utils import kinds
 from ov_weight_compression.ir_utils.errors import OptionError
@@ -48,20 +47,20 @@ class Data:
 
 
 def read_data(
-    data: Source, model: Loaded, feeder: Feeder, tokenizer: str | PathLike[str] | None, other: Loaded, batch: int | None
+    data: Source, model: Loaded, tokenizer: str | PathLike[str] | None, other: Loaded, batch: int | None
 ) -> Data:
     """Read what the caller gave (anything but None).
 
     Args:
         data: see the module.
         model: the base model, whose folder is searched for a tokenizer first; `other` is the compressed one.
-        feeder: knows the base model's inputs.
         tokenizer: a folder or a file, in place of those folders.
         batch: rows of a set of inputs to run at once.
 
     Raises:
         OptionError: the data is missing, of no known kind, or does not fit the model's inputs.
     """
+    feeder = model.feeder
     if isinstance(data, (str, PathLike)):
         path = kinds.path().parse("data", data)
         if not path.is_file():

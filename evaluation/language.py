@@ -14,8 +14,8 @@ import numpy as np
 
 from ov_weight_compression.evaluation.base_logits import BaseLogitsReader, BaseLogitsWriter, Header
 from ov_weight_compression.evaluation.divergence import Scores, score
-from ov_weight_compression.evaluation.pieces import Piece
-from ov_weight_compression.evaluation.running import Runner
+from ov_weight_compression.evaluation.models import Runner
+from ov_weight_compression.evaluation.windows import Piece
 from ov_weight_compression.ir_utils.errors import ModelError, OptionError, WorkError
 from ov_weight_compression.ir_utils.types import Float32
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
-from ov_weight_compression.evaluation.feeding import Feeder, input_name
+from ov_weight_compression.evaluation.models import Feeder, input_name
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.types import Array
 

@@ -20,11 +20,10 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as ops
 
-from ov_weight_compression.evaluation.arithmetic import Arithmetic
 from ov_weight_compression.evaluation.data import Inputs
 from ov_weight_compression.evaluation.layers import LayerFigures, PairedLayer
+from ov_weight_compression.evaluation.models import Pair, Runner
 from ov_weight_compression.evaluation.outputs import Energy
-from ov_weight_compression.evaluation.running import Runner
 from ov_weight_compression.evaluation.scaled import Factors
 from ov_weight_compression.ir_utils.chain_values import is_constant
 from ov_weight_compression.ir_utils.types import Float32
@@ -59,32 +58,29 @@ class _Tap:
 
 
 def measure_outputs(
-    base: ov.Model,
-    compressed: ov.Model,
-    pairs: Sequence[PairedLayer],
+    pair: Pair,
+    layers: Sequence[PairedLayer],
     figures: list[LayerFigures],
     samples: Sequence[Inputs],
-    arithmetic: Arithmetic,
     progress: Callable[[str, int, int | None], None],
 ) -> list[LayerFigures]:
     """The same figures with `output_snr_db` and `own_snr_db`.
 
     Args:
-        base, compressed: the models; neither is changed.
-        pairs: all compressed weights, `figures` theirs.
+        pair: the models, of which neither is changed, and what both are compiled with.
+        layers: all compressed weights, `figures` theirs.
         samples: sets of inputs to run, as few as will do.
-        arithmetic: what both are compiled with.
         progress: called after each chunk of layers.
     """
     found = list(figures)
-    open_layers = [place for place, pair in enumerate(pairs) if _can_tap(pair)]
-    for place, pair in enumerate(pairs):
-        if pair.weight.body and not found[place].note:
-            found[place] = replace(found[place], note=f"inside '{pair.weight.body}': its output is not measured")
+    open_layers = [place for place, layer in enumerate(layers) if _can_tap(layer)]
+    for place, layer in enumerate(layers):
+        if layer.weight.body and not found[place].note:
+            found[place] = replace(found[place], note=f"inside '{layer.weight.body}': its output is not measured")
     done = 0
-    for chunk in _chunks(open_layers, pairs, samples):
-        taps = [_Tap(place, pairs[place].weight.consumers[0].name) for place in chunk]
-        _run(base, compressed, pairs, taps, samples, arithmetic)
+    for chunk in _chunks(open_layers, layers, samples):
+        taps = [_Tap(place, layers[place].weight.consumers[0].name) for place in chunk]
+        _run(pair, layers, taps, samples)
         for tap in taps:
             found[tap.place] = tap.figures(found[tap.place])
         done += len(chunk)
@@ -122,26 +118,19 @@ def _output_elements(pair: PairedLayer, rows: int) -> int:
     return int(rows * width * experts)
 
 
-def _run(
-    base: ov.Model,
-    compressed: ov.Model,
-    pairs: Sequence[PairedLayer],
-    taps: list[_Tap],
-    samples: Sequence[Inputs],
-    arithmetic: Arithmetic,
-) -> None:
-    ours, theirs, donor = base.clone(), compressed.clone(), compressed.clone()
+def _run(pair: Pair, layers: Sequence[PairedLayer], taps: list[_Tap], samples: Sequence[Inputs]) -> None:
+    ours, theirs, donor = pair.base.model.clone(), pair.compressed.model.clone(), pair.compressed.model.clone()
     own_nodes, their_nodes, donors = _by_name(ours), _by_name(theirs), _by_name(donor)
     plain, grafted = len(ours.outputs), []
     for tap in taps:
-        port = pairs[tap.place].weight.consumers[0].port
+        port = layers[tap.place].weight.consumers[0].port
         ours.add_results([ops.result(own_nodes[tap.name])])  # add_outputs would skip what is an output already
-        factors = pairs[tap.place].factors
+        factors = layers[tap.place].factors
         theirs.add_results([ops.result(_unscaled(their_nodes[tap.name], port, factors))])
         grafted.append(_graft(donors[tap.name], own_nodes[tap.name], port, factors))
     ours.add_results([ops.result(node) for node in grafted])
-    first = Runner(ours, "the base model with its layers' outputs", arithmetic)
-    second = Runner(theirs, "the compressed model with its layers' outputs", arithmetic)
+    first = Runner(pair.base, pair.arithmetic, ours)
+    second = Runner(pair.compressed, pair.arithmetic, theirs)
     start = len(theirs.outputs) - len(taps)
     for sample in samples:
         here, there = first.run(first.feeder.complete(sample)), second.run(second.feeder.complete(sample))
@@ -150,7 +139,7 @@ def _run(
             tap.comparable &= y.shape == there[start + number].shape
             if tap.comparable:
                 tap.output.add(y, there[start + number])
-                if pairs[tap.place].factors is not None:
+                if layers[tap.place].factors is not None:
                     found = there[start + number].astype(np.float64)
                     tap.across += float(np.vdot(y, found))
                     tap.square += float(np.vdot(found, found))

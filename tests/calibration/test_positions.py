@@ -12,7 +12,7 @@ import pytest
 
 from ov_weight_compression.calibration import make_samples
 from ov_weight_compression.calibration.language import read_language_model
-from ov_weight_compression.evaluation.loading import load
+from ov_weight_compression.evaluation.models import load
 
 WIDTH = 16
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from pathlib import Path
+from types import FrameType
 
 import numpy as np
 import openvino as ov
 import pytest
 from openvino import opset13 as op
 
+from ov_weight_compression.calibration.language import read_language_model
 from ov_weight_compression.evaluation import compare
+from ov_weight_compression.evaluation.arithmetic import choose
 from ov_weight_compression.evaluation.data import Data, read_data
-from ov_weight_compression.evaluation.feeding import Feeder
-from ov_weight_compression.evaluation.loading import Loaded, load
+from ov_weight_compression.evaluation.models import Feeder, Pair, load
+from ov_weight_compression.evaluation.samples import Options, prepare
 from ov_weight_compression.evaluation.synthetic import fitting_window
 from ov_weight_compression.ir_utils.errors import ModelError, OptionError, WorkError
 from tests.evaluation.small import VOCABULARY, language_model, perceptron
@@ -20,9 +25,9 @@ from tests.evaluation.small import VOCABULARY, language_model, perceptron
 TOKENS = np.arange(40) % VOCABULARY
 
 
-def read(data: object, model: object = None, batch: int | None = None) -> Data:
-    loaded = Loaded(model or language_model(), "base")
-    return read_data(data, loaded, Feeder(loaded.model, "the base model"), None, loaded, batch)
+def read(data: object, model: ov.Model | None = None, batch: int | None = None) -> Data:
+    loaded = load(model or language_model(), "base")
+    return read_data(data, loaded, None, loaded, batch)
 
 
 def test_token_ids_from_files(tmp_path: Path) -> None:
@@ -136,6 +141,33 @@ def test_made_up_windows_fit_the_model() -> None:
         compare(short, short.clone(), np.arange(40) % VOCABULARY)
     fixed = language_model(stateful=False)
     fixed.reshape({"input_ids": [1, 300], "attention_mask": [1, 300], "position_ids": [1, 300], "beam_idx": [1]})
-    assert Loaded(fixed, "base").usual_window() == 300
+    assert load(fixed, "base").usual_window() == 300
     found = compare(fixed, fixed.clone(), np.arange(700) % VOCABULARY, layers=False)
     assert (found.data.window, found.data.samples) == (300, 2)
+
+
+def test_a_graph_is_looked_at_once() -> None:
+    """Reading how a model is fed takes tens of milliseconds where it has thousands of operations."""
+    calls: Counter[object] = Counter()
+
+    def count(frame: FrameType, event: str, argument: object) -> None:
+        if event == "call":
+            calls[frame.f_code] += 1
+
+    models = language_model(), language_model(noise=0.1)
+    sys.setprofile(count)
+    try:
+        found = compare(*models, TOKENS, window=20)
+    finally:
+        sys.setprofile(None)
+    assert found.layers == ()
+    assert calls[Feeder.__init__.__code__] == calls[read_language_model.__code__] == 2
+
+
+def test_the_first_inputs_are_known_before_any_is_run() -> None:
+    pair = Pair(load(perceptron(), "base"), load(perceptron(), "compressed"), choose("CPU", False))
+    data = ({"x": np.full((2, 24), number, dtype=np.float32)} for number in range(4))
+    samples = prepare(pair, data, Options(layer_samples=3))
+    assert [inputs["x"][0, 0] for inputs in samples.first] == [0, 1, 2]
+    assert [inputs["x"][0, 0] for inputs in samples.sets] == [0, 1, 2, 3]
+    assert prepare(pair, np.zeros((5, 2, 24)), Options(layers=False)).first == ()

@@ -1,0 +1,336 @@
+"""Models that can be run: found and read, their inputs completed, run piece by piece, each piece from a clean state.
+
+Source (an `ov.Model`, a file, a folder of an exporter) → `Loaded` → `Runner`. Two of them that belong together are a
+`Pair`. What has to be read from a graph to run it is read once, when the model is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+
+from ov_weight_compression.calibration.language import read_language_model
+from ov_weight_compression.evaluation.arithmetic import Arithmetic, core, first_line
+from ov_weight_compression.evaluation.windows import DEFAULT_WINDOW
+from ov_weight_compression.ir_utils import kinds
+from ov_weight_compression.ir_utils.errors import ModelError, OptionError, WorkError
+from ov_weight_compression.ir_utils.ir_file import read_model, reader_reason
+from ov_weight_compression.ir_utils.publish import TemporaryFolder
+from ov_weight_compression.ir_utils.types import Array, Float32
+from ov_weight_compression.patterns.graphs import graphs_of, is_postponed
+
+__all__ = ["Feeder", "Loaded", "LogitsPort", "Pair", "Runner", "input_name", "load", "open_pair", "output_name"]
+
+_NOT_MODELS = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
+_LIMITS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
+_FOLLOWING = ("attention_mask", "position_ids", "token_type_ids", "beam_idx", "cache_position")
+"""Inputs that follow from token ids; so do those whose name begins with `past`."""
+_KNOWN = ("input_ids", "decoder_input_ids", *_FOLLOWING)
+
+
+def input_name(port: Any) -> str:
+    """The name by which an input is known: the one that exporters use, where it has several."""
+    names = sorted(port.get_names()) or [port.get_node().get_friendly_name()]
+    return str(next((name for name in names if name in _KNOWN), names[0]))
+
+
+class Feeder:
+    """Makes complete inputs for one model; inputs go by the names of `input_name`.
+
+    What follows from token ids (masks, positions, beam indices, empty caches) is known to `calibration.language`; here
+    it is completed with what the caller gave, under the names that inputs have in the model, and brought to the model's
+    types. So a decoder that also wants `encoder_hidden_states` gets those from the caller and the rest from here.
+    """
+
+    def __init__(self, model: ov.Model, what: str) -> None:
+        self.what = what
+        self._ports = {input_name(port): port for port in model.inputs}
+        self.language = read_language_model(model)
+        self._friendly = {port.get_node().get_friendly_name(): name for name, port in self._ports.items()}
+        self.ids = self._friendly[self.language.ids] if self.language else "input_ids"
+        """The input of token ids."""
+
+    @property
+    def names(self) -> list[str]:
+        """The model's inputs, in its own order."""
+        return list(self._ports)
+
+    @property
+    def takes_tokens(self) -> bool:
+        """Whether token ids alone are enough."""
+        return self.language is not None and not self.unknown({self.ids})
+
+    def rank(self, name: str) -> int | None:
+        """Number of axes of an input; None for one that is not there or of no fixed rank."""
+        rank = self._ports[name].get_partial_shape().rank if name in self._ports else None
+        return int(rank.get_length()) if rank is not None and rank.is_static else None
+
+    def unknown(self, given: set[str]) -> list[str]:
+        """Inputs that are neither given nor follow from token ids."""
+        missing = [name for name in self._ports if name not in given]
+        if self.language is None or self.ids not in given:
+            return missing
+        return [name for name in missing if name not in _FOLLOWING and not name.startswith("past")]
+
+    def tokens(self, tokens: npt.NDArray[np.int64]) -> dict[str, Array]:
+        """What stands for one sequence of token ids `[n]`, to be completed."""
+        return {self.ids: tokens[None]}
+
+    def complete(self, given: Mapping[str, Any]) -> dict[str, Array]:
+        """Given inputs in the model's own types, with the rest filled in, in the model's order.
+
+        Raises:
+            OptionError: an input is missing that does not follow from others, one is given that the model does not
+                have, or one is of another shape.
+        """
+        strange = [name for name in given if name not in self._ports]
+        if strange:
+            raise OptionError(f"data: {self.what} has no input {_quoted(strange)}, only {_quoted(self.names)}")
+        missing = self.unknown(set(given))
+        if missing:
+            raise OptionError(f"data: {self.what} also needs {_quoted(missing)}: give them in a dict or an .npz file")
+        values = {name: np.asarray(value) for name, value in given.items()}
+        if self.language is not None and self.ids in values and len(values) < len(self._ports):
+            ids = values[self.ids]
+            if ids.ndim != 2:
+                raise OptionError(f"data: '{self.ids}' is {list(ids.shape)}, but {self.what} takes [batch, n]")
+            friendly = {own: values[name] for own, name in self._friendly.items() if name in values}
+            made = self.language.inputs(ids, friendly)
+            values.update({self._friendly[own]: value for own, value in made.items() if own not in friendly})
+        return {name: self._fit(name, port, values[name]) for name, port in self._ports.items()}
+
+    def _fit(self, name: str, port: Any, value: Array) -> Array:
+        shape = port.get_partial_shape()
+        if not shape.compatible(ov.PartialShape(list(value.shape))):
+            raise OptionError(f"data: '{name}' is {list(value.shape)}, but {self.what} takes {shape}")
+        try:
+            kind = np.dtype(port.get_element_type().to_dtype())
+        except RuntimeError as error:
+            told = port.get_element_type().to_string()
+            raise ModelError(f"input '{name}' of {self.what} is of type {told}, which cannot be fed here") from error
+        return np.ascontiguousarray(value, dtype=kind)
+
+
+def _quoted(names: list[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)
+
+
+@dataclass(frozen=True)
+class LogitsPort:
+    """Where a model's logits come out."""
+
+    index: int
+    vocabulary: int | None
+    """None where the model does not fix it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A model, where it came from, and what was read of its inputs and outputs, once."""
+
+    model: ov.Model
+    name: str
+    """What it is called in reports: after its folder or file, or "base" and "compressed"."""
+    path: Path | None
+    """The .xml file; None for a model that was given as an object."""
+    feeder: Feeder
+    logits: LogitsPort | None
+    """None for a model that is no language model."""
+
+    @staticmethod
+    def of(model: ov.Model, role: str, name: str, path: Path | None) -> Loaded:
+        """Look at a model; messages call it "the base model pylm"."""
+        feeder = Feeder(model, f"the {role} model" + (f" {name}" if path else ""))
+        return Loaded(model, name, path, feeder, _find_logits(model) if feeder.language else None)
+
+    @property
+    def folder(self) -> Path | None:
+        """Where its tokenizer and config.json would lie."""
+        return self.path.parent if self.path else None
+
+    def config(self) -> dict[str, Any]:
+        """The exporter's config.json, or nothing."""
+        file = self.path.parent / "config.json" if self.path else None
+        if file is None or not file.is_file():
+            return {}
+        try:
+            read = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return read if isinstance(read, dict) else {}
+
+    def usual_window(self) -> int:
+        """Windows where none were asked for: 256 tokens, or fewer where the model takes no more; the length that its
+        input has, where that is fixed."""
+        fixed = self.feeder.language.length if self.feeder.language else None
+        return fixed or min(DEFAULT_WINDOW, self.longest_window() or DEFAULT_WINDOW)
+
+    def longest_window(self) -> int | None:
+        """The number of positions that the model was made for, as far as its config.json or a table of positions says
+        it: behind the end of such a table OpenVINO reads zeros and says nothing."""
+        config = self.config()
+        found = [config[key] for key in _LIMITS if isinstance(config.get(key), int) and config[key] > 1]
+        language = self.feeder.language
+        if language is not None:
+            found += [limit for limit in (language.positions, language.length) if limit]
+        return min(found, default=None)
+
+
+def load(source: ov.Model | str | PathLike[str], role: str, stack: ExitStack | None = None) -> Loaded:
+    """Read a model.
+
+    Args:
+        source: an `ov.Model`; a file that OpenVINO reads; or a folder with `openvino_model.xml`, or with one .xml
+            beside those of the tokenizer.
+        role: "base" or "compressed", for messages.
+        stack: postponed constants are computed, into a file that lives as long as this; None leaves them postponed.
+
+    Raises:
+        ModelError: there is no such file, or OpenVINO cannot read it.
+    """
+    if isinstance(source, ov.Model):
+        return Loaded.of(_settled(source, stack), role, role, None)
+    path = kinds.path().parse(f"the {role} model", source)
+    if path.is_dir():
+        path = _model_in(path, role)
+    if not path.is_file():
+        raise ModelError(f"the {role} model {path} does not exist")
+    if path.suffix == ".xml" and not path.with_suffix(".bin").is_file():
+        raise ModelError(
+            f"the {role} model {path} has no weights beside it: {path.with_suffix('.bin').name} is missing"
+        )
+    try:
+        model = read_model(path) if path.suffix in (".xml", ".onnx") else core().read_model(path)
+    except ModelError as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise ModelError(f"the {role} model {path} cannot be read: {reason}") from error
+    except Exception as error:
+        reason = reader_reason(error)
+        raise ModelError(f"the {role} model {path} cannot be read: {reason}") from error
+    return Loaded.of(_settled(model, stack), role, _name_of(path), path)
+
+
+def _settled(model: ov.Model, stack: ExitStack | None) -> ov.Model:
+    """The same model with every postponed constant computed, once: it is compiled several times, and its weights are
+    read one by one."""
+    if stack is None or not any(is_postponed(node) for graph in graphs_of(model) for node, _ in graph.constants):
+        return model
+    folder = stack.enter_context(TemporaryFolder())
+    ov.save_model(model, folder / "model.xml", compress_to_fp16=False)
+    return read_model(folder / "model.xml")
+
+
+def _model_in(folder: Path, role: str) -> Path:
+    usual = folder / "openvino_model.xml"
+    if usual.is_file():
+        return usual
+    found = sorted(file for file in folder.glob("*.xml") if file.name not in _NOT_MODELS)
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise ModelError(f"the {role} folder {folder} holds no OpenVINO model (.xml)")
+    names = ", ".join(file.name for file in found)
+    raise ModelError(f"the {role} folder {folder} holds several models ({names}): name the file")
+
+
+def _name_of(path: Path) -> str:
+    """What a person would call it: the folder's name, and the file's where it is not the same for every model."""
+    folder = path.parent.resolve().name
+    return folder if path.name == "openvino_model.xml" else f"{folder}/{path.name}"
+
+
+def output_name(port: Any, index: int) -> str:
+    """The name by which an output is known: its shortest, as exporters give it, else its number. What OpenVINO itself
+    calls a Result changes from one reading to the next."""
+    names = [name for name in port.get_names() if not name.startswith("Result_")]
+    return str(min(names, key=lambda name: (len(name), name), default=f"output {index}"))
+
+
+def _find_logits(model: ov.Model) -> LogitsPort | None:
+    """The output called `logits` if it is `[batch, n, vocabulary]`; else the only output of rank 3, if the model keeps
+    a past (states, or inputs for one)."""
+    ranked = [
+        (index, port)
+        for index, port in enumerate(model.outputs)
+        if port.get_partial_shape().rank.is_static and port.get_partial_shape().rank.get_length() == 3
+    ]
+    named = [(index, port) for index, port in ranked if "logits" in port.get_names()]
+    if not named:
+        remembers = bool(model.get_variables()) or any(
+            "past" in name for port in model.inputs for name in port.get_names()
+        )
+        named = ranked if remembers and len(ranked) == 1 else []
+    if len(named) != 1:
+        return None
+    index, port = named[0]
+    last = port.get_partial_shape()[2]
+    return LogitsPort(index, last.get_length() if last.is_static else None)
+
+
+class Runner:
+    """One model, compiled once, run many times. What `run` and `logits` return is valid until the next call."""
+
+    def __init__(self, loaded: Loaded, arithmetic: Arithmetic, model: ov.Model | None = None) -> None:
+        """`model`: to run in place of the one that was loaded, with the same inputs and more outputs."""
+        self.feeder = loaded.feeder
+        self.what = loaded.feeder.what if model is None else f"{loaded.feeder.what} with its layers' outputs"
+        self._port = loaded.logits
+        model = model or loaded.model
+        self._stateful = bool(model.get_variables())
+        self._request = arithmetic.compile(model, self.what).create_infer_request()
+
+    def run(self, inputs: Mapping[str, Array]) -> list[Array]:
+        """All outputs for one set of complete inputs, from an empty state."""
+        try:
+            if self._stateful:
+                self._request.reset_state()
+            feed = dict(enumerate(inputs[name] for name in self.feeder.names))
+            results = self._request.infer(feed, share_inputs=True, share_outputs=True)
+        except RuntimeError as error:
+            shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in inputs.items())
+            raise WorkError(f"{self.what} cannot be run on {shapes}: {first_line(error)}") from error
+        return [results[index] for index in range(len(results))]
+
+    def logits(self, inputs: Mapping[str, Array]) -> Float32:
+        """Logits `[batch, n, vocabulary]` as float32."""
+        if self._port is None:
+            raise WorkError(f"{self.what} has no output of logits")
+        found: Float32 = np.asarray(self.run(inputs)[self._port.index], dtype=np.float32)
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """Both models and the arithmetic that they are run in."""
+
+    base: Loaded
+    compressed: Loaded
+    arithmetic: Arithmetic
+
+
+def open_pair(
+    base: ov.Model | str | PathLike[str],
+    compressed: ov.Model | str | PathLike[str],
+    arithmetic: Arithmetic,
+    stack: ExitStack,
+) -> Pair:
+    """Load both models; `stack` removes temporary files.
+
+    Raises:
+        ModelError: one of them cannot be read, or they take different inputs.
+    """
+    ours, theirs = load(base, "base", stack), load(compressed, "compressed", stack)
+    names = [set(one.feeder.names) for one in (ours, theirs)]
+    if names[0] != names[1]:
+        listed = [", ".join(sorted(side)) for side in names]
+        raise ModelError(f"the models take different inputs: base {listed[0]}; compressed {listed[1]}")
+    return Pair(ours, theirs, arithmetic)
