@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ov_weight_compression.ir_utils.chain_values import ConstantValues
+from ov_weight_compression.ir_utils.chain_values import ConstantValues, detached
 from ov_weight_compression.ir_utils.layout import Layout, Slab
 from ov_weight_compression.ir_utils.types import Array, Float32
 
@@ -23,7 +23,7 @@ class ChainMatrix:
     """The values at the end of a chain of constants. Its methods may be called from several threads."""
 
     def __init__(self, last: Any, layout: Layout) -> None:
-        self._last, self._layout = last, layout
+        self._end, self._layout = detached(last.output(0)), layout
         self._matrix: Float32 | None = None
         self._released = 0
         self._lock = threading.Lock()
@@ -32,7 +32,7 @@ class ChainMatrix:
         """The rows of a slab, `[n, columns]`."""
         layout = self._layout
         if layout.contiguous:
-            values = ConstantValues(self._last.output(0), max(1, len(layout.lead)))
+            values = ConstantValues(self._end, max(1, len(layout.lead)))
             return values.rows(slab.start, slab.stop).reshape(-1, layout.columns)
         with self._lock:
             if self._matrix is None:
@@ -41,11 +41,11 @@ class ChainMatrix:
 
     def all(self) -> Float32:
         """The whole matrix."""
-        return np.asarray(self._layout.to_matrix(ConstantValues(self._last.output(0)).whole()), dtype=np.float32)
+        return np.asarray(self._layout.to_matrix(ConstantValues(self._end).whole()), dtype=np.float32)
 
     def pieces(self) -> Iterator[Float32]:
         """All values in the constant's order, as flat arrays."""
-        return ConstantValues(self._last.output(0)).pieces()
+        return ConstantValues(self._end).pieces()
 
     def release(self, slab: Slab) -> None:
         """Rows that will not be asked for again soon."""
@@ -56,7 +56,7 @@ class ChainMatrix:
 
     def codes(self, slab: Slab) -> Array | None:
         """The bytes of the file that a slab was made of, where they lie together."""
-        node = self._last
+        node = self._end.get_node()
         while node.get_type_name() != "Constant":
             node = node.input_value(0).get_node()
         if not self._layout.contiguous or node.get_output_element_type(0).bitwidth != 8:

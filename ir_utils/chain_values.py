@@ -23,7 +23,7 @@ from openvino.utils.postponed_constant import PostponedConstant
 
 from ov_weight_compression.ir_utils.types import Array, Float32
 
-__all__ = ["ConstantValues", "is_constant"]
+__all__ = ["ConstantValues", "detached", "is_constant"]
 
 _PIECE_ELEMENTS = 1 << 21
 _ALIGN = 1 << 10
@@ -35,6 +35,23 @@ def is_constant(node: ov.Node, depth: int = 24) -> bool:
     if node.get_type_name() in ("Parameter", "ReadValue", "RandomUniform") or depth == 0:
         return False
     return all(is_constant(value.get_node(), depth - 1) for value in node.input_values())
+
+
+def detached(output: Any) -> Any:
+    """The end of a copy of a subgraph of constants, which nobody can edit; the constants' memory is the same.
+
+    One that holds postponed constants is returned as it is: a copy would compute some of them.
+    """
+    waiting, seen = [output.get_node()], set()
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, PostponedConstant):
+            return output
+        if node not in seen:
+            seen.add(node)
+            waiting += [value.get_node() for value in node.input_values()]
+    copy = ov.Model([ops.result(output)], []).clone()
+    return copy.get_results()[0].input_value(0)
 
 
 class ConstantValues:

@@ -97,6 +97,8 @@ class Layout:
 
     def spread(self, count: int) -> Iterator[Slab]:
         """About `count` rows, a few side by side and evenly spread over the matrix; all where there are no more."""
+        if self.rows <= count:
+            return self.slabs(max(1, count))
         wanted = max(1, count // _SIDE_BY_SIDE)
         step = max(1, self.rows // _SIDE_BY_SIDE // wanted)
         return islice(self.slabs(_SIDE_BY_SIDE), step // 2, None, step)

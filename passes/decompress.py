@@ -20,7 +20,7 @@ import numpy as np
 import openvino as ov
 from openvino.passes import ModelPass
 
-from ov_weight_compression.ir_utils.chain_values import ConstantValues
+from ov_weight_compression.ir_utils.chain_values import ConstantValues, detached
 from ov_weight_compression.ir_utils.constants import FileMappings
 from ov_weight_compression.ir_utils.dequantization import replace_constant
 from ov_weight_compression.ir_utils.errors import WorkError
@@ -133,6 +133,7 @@ class _FloatWeight:
     def __init__(self, weight: CompressedWeight, dtype: str, mappings: FileMappings) -> None:
         self.name = weight.name
         self._weight, self._dtype, self._mappings = weight, dtype, mappings
+        self._end = detached(weight.end.output(0))
         self.parts = {"values": Part(dtype, tuple(int(size) for size in weight.end.shape))}
         self.nbytes = self.parts["values"].nbytes
 
@@ -153,7 +154,7 @@ class _FloatWeight:
     def _pieces(self) -> Iterable[Array]:
         """The values in order, in the constant's type; what was read of the file is given back at the end."""
         try:
-            for piece in self._checked(ConstantValues(self._weight.end.output(0)).pieces()):
+            for piece in self._checked(ConstantValues(self._end).pieces()):
                 yield piece.astype(_DTYPES[self._dtype], copy=False)
         except WorkError:
             raise

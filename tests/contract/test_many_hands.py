@@ -21,7 +21,7 @@ from openvino import opset13 as op
 from ov_weight_compression.ir_utils.constants import ConstantReader
 from ov_weight_compression.ir_utils.jobs import Job
 from ov_weight_compression.ir_utils.saving import save_model
-from ov_weight_compression.passes import WeightCompression, WorkError, apply_weight_compression
+from ov_weight_compression.passes import DecompressWeights, WeightCompression, WorkError, apply_weight_compression
 from ov_weight_compression.quantization.kernels import run as kernels
 from tests.models import llama
 from tests.running import EXACT, constants, inputs_for
@@ -358,3 +358,23 @@ def test_what_was_not_compressed_keeps_its_precision(mode: str, weights: tuple[s
             assert {kind for name, kind in kinds.items() if name.endswith("bias")} == {"f32"}, (lazy, writer)
             found[lazy, writer] = sorted((kinds[name], *node.shape) for name, node in read.items())
     assert all(kinds == found[True, "package"] for kinds in found.values())
+
+
+def test_decompressing_reads_nothing_from_the_graph_either(tmp_path: Path) -> None:
+    save_model(lazy(), tmp_path / "compressed.xml")
+
+    def floats(edited: bool) -> dict[str, bytes]:
+        model = ov.Core().read_model(tmp_path / "compressed.xml")
+        constant = [node for node in model.get_ops() if node.get_type_name() == "Constant"]
+        held = [node for node in constant if node.get_output_element_type(0).bitwidth <= 16]
+        decompression = DecompressWeights()
+        decompression.run_on_model(model)
+        for node in held if edited else ():
+            for target in list(node.output(0).get_target_inputs()):
+                zeros = ov.op.Constant(node.get_output_element_type(0), ov.Shape(list(node.shape)), [0])
+                target.replace_source_output(zeros.output(0))
+        written(model, tmp_path, "package")
+        saved = constants(ov.Core().read_model(tmp_path / "m.xml"))
+        return {weight.name: saved[weight.name].data.tobytes() for weight in decompression.weights}
+
+    assert floats(True) == floats(False)
