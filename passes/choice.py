@@ -34,6 +34,13 @@ class Choice:
     """CPUs would misread it in groups of the size that the caller named: it has another."""
     tells: bool = False
     """By this weight OpenVINO recognises that the model is compressed (see `telltale`)."""
+    scales_in_f32: bool = False
+    """Its f16 scales are stored as f32: the same numbers, and the same codes."""
+
+    @property
+    def stored_scale_type(self) -> str:
+        """OpenVINO's name of the type that its scales are stored in."""
+        return "f32" if self.scales_in_f32 else self.spec.scale_type
 
     @property
     def expanded(self) -> bool:

@@ -30,8 +30,8 @@ _BLOCKS = 4
 _ROWS_ALIGNMENT = 8  # any number of columns times eight rows ends on a byte (and on u3's blocks of eight)
 
 
-def stored_parts(layout: Layout, spec: Spec) -> dict[str, Part]:
-    """What a weight of this layout is stored as, by the part's name."""
+def stored_parts(layout: Layout, spec: Spec, scale_type: str | None = None) -> dict[str, Part]:
+    """What a weight of this layout is stored as, by the part's name; scales in another type where one is given."""
     row, group = spec.format, spec.group_size
     scales = layout.scale_shape(group)
     parts = {"codes": Part(row.storage, layout.grouped_shape(group))}
@@ -39,7 +39,7 @@ def stored_parts(layout: Layout, spec: Spec) -> dict[str, Part]:
         parts["zero_point"] = Part(row.zero_type or row.storage, scales)
     elif row.zero_point == "scalar":
         parts["zero_point"] = Part("i8", ())
-    parts["scale"] = Part(spec.scale_type, scales)
+    parts["scale"] = Part(scale_type or spec.scale_type, scales)
     if row.tensor_scale:
         parts["tensor_scale"] = Part("f32", ())
     table = stored_table(row)
@@ -96,6 +96,8 @@ class WeightJob:
     """The weight's codes, where they have been computed already."""
     importance: Importance | None = None
     """Of the input channels, for a scale search."""
+    scale_type: str | None = None
+    """What scales are stored in, where that is wider than what they are rounded to."""
 
     @property
     def alike(self) -> Hashable | None:
@@ -104,7 +106,7 @@ class WeightJob:
         if self.stored is not None or self.reader is None or not self.reader.as_it_is:
             return None
         importance = None if self.importance is None else self.importance.identity
-        return self.reader.kind, self.layout, self.spec, self.absmax, importance
+        return self.reader.kind, self.layout, self.spec, self.scale_type, self.absmax, importance
 
     @property
     def identity(self) -> Hashable | None:
@@ -115,7 +117,7 @@ class WeightJob:
     @cached_property
     def parts(self) -> dict[str, Part]:
         """Every part of the chain, described: what `finish` and `known_parts` return."""
-        return stored_parts(self.layout, self.spec)
+        return stored_parts(self.layout, self.spec, self.scale_type)
 
     @cached_property
     def nbytes(self) -> int:
@@ -164,7 +166,8 @@ class WeightJob:
         def finish() -> dict[str, ov.Tensor]:
             if unpacked is not None:
                 sink.write(0, pack(unpacked, row.bits))
-            tensors = {"scale": filled(parts["scale"], layout.scales_in_place(scales, group))}
+            wide = scales.astype(np.float32) if parts["scale"].type == "f32" else scales
+            tensors = {"scale": filled(parts["scale"], layout.scales_in_place(wide, group))}
             if zeros is not None:
                 bits = element_type(parts["zero_point"].type).bitwidth
                 packed = pack(layout.scales_in_place(zeros, group), bits)

@@ -178,7 +178,7 @@ def _rows(plan: Plan) -> tuple[Row, ...]:
     rows = []
     for choice in plan.choices:
         weight, spec = choice.weight, choice.spec
-        parts = stored_parts(Layout.of(weight.shape, weight.reduction_axes), spec)
+        parts = stored_parts(Layout.of(weight.shape, weight.reduction_axes), spec, choice.stored_scale_type)
         rows.append(
             Row(
                 name=weight.name,
@@ -188,7 +188,7 @@ def _rows(plan: Plan) -> tuple[Row, ...]:
                 element_type=weight.element_type,
                 mode=spec.format.name,
                 group_size=spec.group_size,
-                scale_type=spec.scale_type,
+                scale_type=choice.stored_scale_type,
                 elements=weight.elements,
                 bytes_before=weight.bytes,
                 bytes_after=sum(part.nbytes for part in parts.values()) + (4 if choice.kept_from_codes else 0),

@@ -7,7 +7,7 @@ it (OpenVINO 2026.4) where the main graph has, of plain constants,
 
 with nothing between the scale and the Multiply. So one weight that is stored like that has its constants plain in the
 clone that is written, while the others stay postponed: the smallest one. Where there is none, because the plugin folds
-all chains, which are in f32 then, the smallest one that could be gets its scales in f32. What remains are models of
+all chains, which are in f32 then, the smallest one that could be stores its scales as f32. What remains are models of
 nothing but codebooks and of formats of which OpenVINO does not know that they are compressed: there `ov.save_model`
 makes f16 of the f32 constants, lazily computed or not, and this package's `save_model` does not.
 """
@@ -47,7 +47,7 @@ def _smallest(choices: Sequence[Choice]) -> int | None:
 
 
 def _with_f32_scales(choice: Choice) -> Choice:
-    return replace(choice, spec=replace(choice.spec, scale_type="f32")) if choice.spec.scale_type == "f16" else choice
+    return replace(choice, scales_in_f32=choice.spec.scale_type == "f16")
 
 
 def _may_equal(one: Choice, other: Choice) -> bool:
@@ -63,4 +63,4 @@ def _would_tell(choice: Choice) -> bool:
     if row.storage not in _TELLING_STORAGE:
         return False
     in_f32 = choice.expanded or choice.kept_from_codes or choice.beyond_f16 or row.storage in EXPANDED_STORAGE
-    return choice.spec.scale_type == ("f32" if in_f32 else "f16")
+    return choice.stored_scale_type == ("f32" if in_f32 else "f16")

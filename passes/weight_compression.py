@@ -372,6 +372,7 @@ class _Run:
             reader if stored is None else None,
             stored,
             self._importance(weight) if searched else None,
+            choice.stored_scale_type,
         )
 
     def _importance(self, weight: Weight) -> Importance:

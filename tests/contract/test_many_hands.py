@@ -378,3 +378,25 @@ def test_decompressing_reads_nothing_from_the_graph_either(tmp_path: Path) -> No
         return {weight.name: saved[weight.name].data.tobytes() for weight in decompression.weights}
 
     assert floats(True) == floats(False)
+
+
+@pytest.mark.parametrize("mode", ["int8_asym", "fp8_e4m3"])
+def test_the_weight_that_tells_has_the_same_numbers(mode: str, tmp_path: Path) -> None:
+    """Alone its scales are f32, beside a MatMul whose chain is recognised they are f16."""
+
+    def convolution(*weights: str) -> tuple[Any, Any]:
+        options = {"mode": "int8_asym", "rules": [("Convolution*", mode)] if mode != "int8_asym" else []}
+        model = mixed(*weights)
+        layer = next(node for node in model.get_ops() if node.get_type_name() == "Convolution")
+        layer.set_friendly_name("Convolution")
+        layer.input_value(1).get_node().set_friendly_name("kernel")
+        values = np.random.default_rng(7).standard_normal((8, 4, 3, 3)).astype(np.float32)
+        layer.input(1).replace_source_output(op.constant(values, name="kernel").output(0))
+        written(apply_weight_compression(model, **options), tmp_path, "package")
+        found = constants(ov.Core().read_model(tmp_path / "m.xml"))
+        return found["kernel"], found["kernel/scale"]
+
+    (codes, wide), (same, narrow) = convolution("convolution"), convolution("matmul", "convolution")
+    assert (wide.get_output_element_type(0), narrow.get_output_element_type(0)) == (ov.Type.f32, ov.Type.f16)
+    assert codes.data.tobytes() == same.data.tobytes()
+    assert (wide.data == narrow.data.astype(np.float32)).all()
