@@ -21,12 +21,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["ORIGINAL", "Campaign", "Failure", "add_arguments", "serve", "worker_command"]
+__all__ = ["ORIGINAL", "Campaign", "Check", "Failure", "add_arguments", "run", "worker_command"]
 
 ORIGINAL = "the original"
 """The stage of a case whose crash is not ours: OpenVINO runs the model that nothing was done to."""
 _ROOT = Path(__file__).resolve().parents[2]
-_CHUNK = 50
 _SILENCE_SECONDS = 120.0
 _PROGRESS_SECONDS = 10.0
 
@@ -53,6 +52,8 @@ class Campaign:
     workers: int
     seconds: float = float("inf")
     """No case is begun after so long."""
+    chunk: int = 50
+    """How many cases a worker is started for."""
     done: int = 0
     notes: Counter[str] = field(default_factory=Counter)
     """What the cases said of themselves, counted: "ran", "refused" …"""
@@ -65,8 +66,8 @@ class Campaign:
         """Run everything and print the summary; 1 where there are failures."""
         chunks: queue.SimpleQueue[range] = queue.SimpleQueue()
         stop = self.first + self.cases
-        for start in range(self.first, stop, _CHUNK):
-            chunks.put(range(start, min(start + _CHUNK, stop)))
+        for start in range(self.first, stop, self.chunk):
+            chunks.put(range(start, min(start + self.chunk, stop)))
         began = time.monotonic()
         self._end = began + self.seconds
         threads = [threading.Thread(target=self._work, args=(chunks,), daemon=True) for _ in range(self.workers)]
@@ -170,11 +171,24 @@ def _ending(code: int) -> str:
 
 
 Check = Callable[[int, Callable[[str], None]], tuple[Sequence[Failure], Sequence[str]]]
+"""Given a case's number, and what it may tell its stage to: failures and notes."""
 
 
-def serve(cases: range, check: Check) -> int:
-    """The worker's side: check cases one after the other. `check` is given a case's number, and what it may tell its
-    stage to; it returns failures and notes."""
+def run(part: str, parsed: argparse.Namespace, check: Check, chunk: int = 50) -> int:
+    """What the arguments of `add_arguments` ask for: a worker's share, one case in this process, or the campaign; 1
+    where it found something."""
+    if parsed.worker is not None:
+        return _serve(range(parsed.first, parsed.worker), check)
+    if parsed.case is not None:
+        failures, notes = check(parsed.case, print if parsed.verbose else lambda stage: None)
+        print(f"case {parsed.case}: {', '.join(notes)}", *failures, sep="\n")
+        return 1 if failures else 0
+    command = worker_command(part, parsed.seed)
+    return Campaign(command, parsed.first, parsed.cases, parsed.workers, parsed.seconds, chunk).run()
+
+
+def _serve(cases: range, check: Check) -> int:
+    """The worker's side: check cases one after the other."""
     out = os.fdopen(os.dup(1), "w", buffering=1)
     for number in cases:
         print(json.dumps({"case": number}), file=out, flush=True)

@@ -1,11 +1,8 @@
 """Damaged and strange files given to the command: it ends in time, with exit code 0, 1 or 2, with one line on stderr
 where that is not 0, and leaves nothing behind then.
 
-    python -m tests.fuzz.files --count 5000 --seed 1
-
 Each case damages one of the files that a run reads (bits flipped, cut, spliced, swapped with another kind, values of
-other types in JSON) and runs one of the commands on it. Cases run in a child process, many to a child, so that a crash
-in native code is found and named as well.
+other types in JSON) and runs one of the commands on it: `python -m tests.fuzz files --seed 1 --case 123 -v` shows it.
 """
 
 from __future__ import annotations
@@ -16,14 +13,10 @@ import io
 import json
 import os
 import random
-import signal
-import subprocess
-import sys
 import tempfile
 import time
 import traceback
-from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,13 +25,14 @@ import numpy as np
 import openvino as ov
 
 from ov_weight_compression.cli import main
+from tests.fuzz import campaign
+from tests.fuzz.campaign import Failure
 from tests.models import layers, llama
 
-__all__ = ["Finding", "campaign", "check"]
+__all__ = ["check_case", "configure", "run"]
 
-ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 20
-_CASES_A_CHILD = 1000
+LONGEST = 1000
 _STRANGE: list[Any] = [
     None,
     True,
@@ -57,15 +51,6 @@ _STRANGE: list[Any] = [
     {"a": 1},
     [None],
 ]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A case that went wrong."""
-
-    seed: int
-    what: str
-    words: tuple[str, ...]
 
 
 @cache
@@ -269,13 +254,15 @@ def prepare(folder: Path, dice: random.Random) -> tuple[str, ...]:
     return tuple(words)
 
 
-def check(seed: int) -> Finding | None:
-    """Run one case in this process, in a folder of its own."""
-    dice = random.Random(seed)
+def check_case(seed: int, number: int, told: Callable[[str], None] = lambda text: None) -> list[Failure]:
+    """Run one case in this process, in a folder of its own; `told` is given its words."""
+    dice = random.Random(f"{seed} {number}")
     back = Path.cwd()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         words = prepare(folder, dice)
+        line = " ".join(words)[:200]
+        told(line.encode("ascii", "backslashreplace").decode())
         before = {path.relative_to(folder) for path in folder.rglob("*")}
         output, errors = io.StringIO(), io.StringIO()
         begun = time.monotonic()
@@ -290,90 +277,41 @@ def check(seed: int) -> Finding | None:
             frames = traceback.extract_tb(error.__traceback__)
             ours = [frame for frame in frames if "ov_weight_compression" in frame.filename] or frames
             at = f"{Path(ours[-1].filename).name}:{ours[-1].name}"
-            return Finding(seed, f"{type(error).__name__} in {at}: {str(error)[:150]}", words)
+            return [_failure(f"{type(error).__name__} in {at}", f"{str(error)[:150]} ({line})")]
         finally:
             os.chdir(back)
             del os.environ["OV_COMPRESS_TRACEBACK"]
         after = {path.relative_to(folder) for path in folder.rglob("*")}
-        lines = errors.getvalue().splitlines()
-        wrong = []
-        if code not in (0, 1, 2):
-            wrong.append(f"exit code {code}")
-        if code and (len(lines) != 1 or len(lines[0]) > 1000):
-            wrong.append(f"{len(lines)} lines on stderr")
-        if code and after != before:
-            wrong.append(f"left behind: {sorted(map(str, after - before))}")
-        if "Check '" in errors.getvalue() or "Exception from" in errors.getvalue():
-            wrong.append(f"raw message: {lines[0][-250:]}")
-        if time.monotonic() - begun > SECONDS:
-            wrong.append(f"took {time.monotonic() - begun:.0f} s")
-        return Finding(seed, "; ".join(wrong), words) if wrong else None
+        return list(_judge(code, errors.getvalue(), after - before, time.monotonic() - begun, line))
 
 
-def _in_child(seeds: range) -> list[Finding]:
-    """Run cases in a child process; one that ends the child is a finding, and the rest run in another."""
-    found: list[Finding] = []
-    while seeds:
-        words = [sys.executable, "-m", "tests.fuzz.files", "--child", str(seeds.start), str(seeds.stop)]
-        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT)
-        assert process.stdout is not None
-        last = seeds.start - 1
-        for line in process.stdout:
-            if line.startswith('{"seed"'):
-                entry = json.loads(line)
-                last = entry["seed"]
-                if entry["what"]:
-                    found.append(Finding(last, entry["what"], tuple(entry["words"])))
-        if process.wait() == 0:
-            break
-        found.append(Finding(last + 1, f"the process ended with {process.returncode}", prepared(last + 1)))
-        seeds = range(last + 2, seeds.stop)
-    return found
+def _judge(code: object, said: str, new: set[Path], seconds: float, line: str) -> Iterator[Failure]:
+    lines = said.splitlines()
+    if code not in (0, 1, 2):
+        yield _failure("another exit code", f"{code} ({line})")
+    if code and (len(lines) != 1 or len(lines[0]) > LONGEST):
+        yield _failure("not one short line on stderr", f"{len(lines)} lines: {said[:200]!r} ({line})")
+    if code and new:
+        yield _failure("something is left behind", f"{sorted(map(str, new))} ({line})")
+    if "Check '" in said or "Exception from" in said:
+        yield _failure("a raw message", f"{said[-250:]!r} ({line})")
+    if seconds > SECONDS:
+        yield _failure("takes too long", f"{seconds:.0f} s ({line})")
 
 
-def prepared(seed: int) -> tuple[str, ...]:
-    """The words of a case."""
-    with tempfile.TemporaryDirectory() as name:
-        return prepare(Path(name), random.Random(seed))
+def _failure(kind: str, detail: str) -> Failure:
+    return Failure(kind, detail.encode("ascii", "backslashreplace").decode())
 
 
-def campaign(count: int, seed: int) -> list[Finding]:
-    """`count` cases from `seed` on."""
-    stop = seed + count
-    starts = range(seed, stop, _CASES_A_CHILD)
-    return [one for start in starts for one in _in_child(range(start, min(start + _CASES_A_CHILD, stop)))]
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The arguments of this campaign."""
+    campaign.add_arguments(parser, cases=5000)
 
 
-def _child(seeds: range) -> None:
-    out = os.dup(1)
-    for seed in seeds:
-        signal.alarm(3 * SECONDS)
-        found = check(seed)
-        entry = {"seed": seed, "what": found.what if found else "", "words": found.words if found else ()}
-        os.write(out, (json.dumps(entry) + "\n").encode())
+def run(parsed: argparse.Namespace) -> int:
+    """Run it; 1 where something was found."""
 
+    def check(number: int, tell: Callable[[str], None]) -> tuple[list[Failure], list[str]]:
+        return check_case(parsed.seed, number, tell), []
 
-def _main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--one", type=int, help="run this case alone, in this process, with its traceback")
-    parser.add_argument("--child", type=int, nargs=2, help=argparse.SUPPRESS)
-    parsed = parser.parse_args()
-    if parsed.child:
-        _child(range(*parsed.child))
-        return 0
-    if parsed.one is not None:
-        found = [one for one in [check(parsed.one)] if one]
-    else:
-        found = campaign(parsed.count, parsed.seed)
-    for one in found:
-        print(one.seed, one.what, " ".join(one.words)[:200])
-    for what, number in Counter(one.what.split(":")[0] for one in found).most_common():
-        print(f"{number:6d}  {what}")
-    print(f"{parsed.count} cases, {len(found)} findings")
-    return 1 if found else 0
-
-
-if __name__ == "__main__":
-    sys.exit(_main())
+    return campaign.run("files", parsed, check, chunk=500)

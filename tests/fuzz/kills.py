@@ -1,7 +1,5 @@
 """Processes that are ended at random moments of a run: kill -9, Ctrl-C, SIGTERM.
 
-    python -m tests.fuzz.kills --count 60 --seed 1
-
 After a signal that can be caught the place is as it was before, or the result is whole, and nothing else is there.
 After kill -9 whoever reads the place, with whatever program, finds the old model or the new one; the next run to the
 same place leaves its result and nothing else.
@@ -16,29 +14,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import openvino as ov
 
+from tests.fuzz import campaign
+from tests.fuzz.campaign import Failure
 from tests.models import layers
 
-__all__ = ["Kill", "campaign"]
+__all__ = ["check_case", "configure", "run"]
 
 _COMMAND = [sys.executable, "-m", "ov_weight_compression.cli"]
 _SIGNALS = (signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
-
-
-@dataclass(frozen=True)
-class Kill:
-    """A run that ended wrongly."""
-
-    seed: int
-    signal: str
-    after: float
-    what: str
 
 
 Contents = dict[str, bytes]
@@ -81,10 +70,10 @@ def results(kind: str, mode: str) -> tuple[Contents, float]:
         return contents(Path(place)), time.monotonic() - begun
 
 
-def one(seed: int) -> Kill | None:
-    """One run that is ended."""
-    dice = random.Random(seed)
-    kind, there, number = dice.choice(["file", "folder"]), dice.random() < 0.7, _SIGNALS[seed % len(_SIGNALS)]
+def check_case(seed: int, case: int, told: Callable[[str], None] = lambda text: None) -> list[Failure]:
+    """One run that is ended; `told` is given how."""
+    dice = random.Random(f"{seed} {case}")
+    kind, there, number = dice.choice(["file", "folder"]), dice.random() < 0.7, _SIGNALS[case % len(_SIGNALS)]
     old, _ = results(kind, "int8_sym")
     new, seconds = results(kind, "int4_sym")
     with tempfile.TemporaryDirectory() as name:
@@ -97,6 +86,7 @@ def one(seed: int) -> Kill | None:
         process = subprocess.Popen(words(kind, place, "int4_sym"), stderr=subprocess.PIPE, text=True)
         _wait_for_handler(process)
         after = dice.uniform(0, seconds)
+        told(f"a {kind} {'over an old one ' if there else ''}{number.name} after {after:.3f} s")
         time.sleep(after)
         process.send_signal(number)
         _, said = process.communicate(timeout=60)
@@ -104,22 +94,25 @@ def one(seed: int) -> Kill | None:
         if not wrong and number == signal.SIGKILL:
             subprocess.run(words(kind, place, "int4_sym"), check=True)
             if contents(place) != new or any(path.is_symlink() for path in place.rglob("*")):
-                wrong = f"the next run left {sorted(contents(place))}"
-        return Kill(seed, number.name, after, wrong) if wrong else None
+                wrong = "the next run leaves more than its result", f"{sorted(contents(place))}"
+        return [Failure(f"{number.name}: {wrong[0]}", f"{wrong[1]} ({kind}, after {after:.3f} s)")] if wrong else []
 
 
-def _judge(place: Path, before: Contents, new: Contents, number: signal.Signals, code: int, said: str) -> str:
+def _judge(
+    place: Path, before: Contents, new: Contents, number: signal.Signals, code: int, said: str
+) -> tuple[str, str] | None:
+    """What is wrong, and its particulars."""
     if number == signal.SIGKILL:
         found = visible(place)
-        if not before and "o.xml" not in found and "out/openvino_model.xml" not in found:
-            return ""
-        return "" if found in (before, new) else f"neither the old nor the new is whole: {sorted(found)}"
+        if found in (before, new) or (not before and not {"o.xml", "out/openvino_model.xml"} & set(found)):
+            return None
+        return "neither the old nor the new is whole", f"{sorted(found)}"
     found = contents(place)
     if code not in (0, 128 + number) or "Traceback" in said or said.count("\n") > 1:
-        return f"exit code {code}, and {said[-300:]!r}"
+        return "another exit code, or more than a line", f"{code}, {said[-300:]!r}"
     if found != (new if code == 0 else before):
-        return f"exit code {code}, and left behind are {sorted(found)}"
-    return ""
+        return "something else is left", f"exit code {code}: {sorted(found)}"
+    return None
 
 
 def _wait_for_handler(process: subprocess.Popen[str]) -> None:
@@ -132,22 +125,15 @@ def _wait_for_handler(process: subprocess.Popen[str]) -> None:
         time.sleep(0.002)
 
 
-def campaign(seeds: Sequence[int]) -> list[Kill]:
-    """One run for each seed; those that ended wrongly."""
-    return [found for found in map(one, seeds) if found is not None]
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The arguments of this campaign."""
+    campaign.add_arguments(parser, cases=60)
 
 
-def _main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=60)
-    parser.add_argument("--seed", type=int, default=0)
-    parsed = parser.parse_args()
-    found = campaign(range(parsed.seed, parsed.seed + parsed.count))
-    for kill in found:
-        print(kill)
-    print(f"{parsed.count} runs ended, {len(found)} of them wrongly")
-    return 1 if found else 0
+def run(parsed: argparse.Namespace) -> int:
+    """Run it; 1 where something was found."""
 
+    def check(number: int, tell: Callable[[str], None]) -> tuple[list[Failure], list[str]]:
+        return check_case(parsed.seed, number, tell), [_SIGNALS[number % len(_SIGNALS)].name]
 
-if __name__ == "__main__":
-    sys.exit(_main())
+    return campaign.run("kills", parsed, check, chunk=300)

@@ -16,7 +16,7 @@ import numpy as np
 import openvino as ov
 
 from tests.fuzz import campaign, oracle
-from tests.fuzz.campaign import Campaign, Failure
+from tests.fuzz.campaign import Failure
 from tests.fuzz.graphs import Sketch, sketch
 from tests.fuzz.settings import settings
 
@@ -67,12 +67,9 @@ def configure(command: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """One case, a worker's share, or the campaign."""
-    if parsed.worker is not None:
-        return campaign.serve(range(parsed.first, parsed.worker), partial(check_case, parsed.seed))
     if parsed.case is not None:
         return _one(parsed)
-    command = campaign.worker_command("models", parsed.seed)
-    return Campaign(command, parsed.first, parsed.cases, parsed.workers, parsed.seconds).run()
+    return campaign.run("models", parsed, partial(check_case, parsed.seed))
 
 
 def _one(parsed: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ import io
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from ov_weight_compression.passes import (
 )
 from ov_weight_compression.passes.options import OPTIONS
 from tests.fuzz import campaign
-from tests.fuzz.campaign import Campaign, Failure
+from tests.fuzz.campaign import Failure
 from tests.models import layers
 
 __all__ = ["check_case", "configure", "run"]
@@ -318,12 +318,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Run it; 1 where something was found."""
-    if parsed.worker is not None:
-        cases = range(parsed.first, parsed.worker)
-        return campaign.serve(cases, lambda number, tell: (check_case(parsed.seed, number), ["done"]))
-    if parsed.case is not None:
-        found = check_case(parsed.seed, parsed.case, print if parsed.verbose else lambda text: None)
-        print("\n".join(map(str, found)) or "nothing found")
-        return 1 if found else 0
-    command: Callable[[int, int], Sequence[str]] = campaign.worker_command("options", parsed.seed)
-    return Campaign(command, parsed.first, parsed.cases, parsed.workers).run()
+
+    def check(number: int, tell: Callable[[str], None]) -> tuple[list[Failure], list[str]]:
+        return check_case(parsed.seed, number, tell), []
+
+    return campaign.run("options", parsed, check)
