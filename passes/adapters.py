@@ -27,17 +27,18 @@ from ov_weight_compression.quantization.calibrated.lora import ADAPTER_SPEC
 __all__ = ["attach"]
 
 
-def attach(weight: Weight, adapters: StoredAdapters, pipeline: Pipeline, lazy: bool) -> None:
+def attach(weight: Weight, adapters: StoredAdapters, pipeline: Pipeline, lazy: bool, tells: bool = False) -> None:
     """Add adapters beside the only layer of `weight`, a MatMul whose weight may be either input.
 
     With `lazy` the pipeline reads the constants from where the adapters are kept when the model is saved or compiled.
+    `tells`: by these adapters OpenVINO recognises that the model is compressed (see `telltale`).
     """
     layer, port = weight.consumers[0].node, weight.consumers[0].port
     name, flags = str(layer.get_friendly_name()), layer.get_attributes()
     x = layer.input_value(1 - port)
     parts = adapter_parts(weight, adapters.down.codes.shape[0])
     down, up = (
-        _matrix(_lazy(stored, side, f"{name}/lora_{letter}", pipeline), x.get_element_type(), lazy)
+        _matrix(_lazy(stored, side, f"{name}/lora_{letter}", pipeline), x.get_element_type(), lazy, tells)
         for stored, side, letter in zip((adapters.down, adapters.up), parts, "AB", strict=True)
     )
     if port == 1:
@@ -62,10 +63,10 @@ def _lazy(stored: StoredWeight, parts: dict[str, Part], name: str, pipeline: Pip
     return LazyWeight(pipeline, WeightJob(name, Layout.of(shape, (1,)), ADAPTER_SPEC, 0.0, stored=stored))
 
 
-def _matrix(weight: LazyWeight, kind: ov.Type, lazy: bool) -> Any:
+def _matrix(weight: LazyWeight, kind: ov.Type, lazy: bool, tells: bool) -> Any:
     """One adapter's chain, which ends in values of type `kind`."""
     name, parts = weight.name, weight.encoding.parts
-    nodes = {part: _constant(weight, part, lazy) for part in parts}
+    nodes = {part: _constant(weight, part, lazy, tells) for part in parts}
     for part, node in nodes.items():
         node.set_friendly_name(name if part == "codes" else f"{name}/{part}")
     chain = build_dequantization(ChainParts(**nodes), name, parts["codes"].shape)
@@ -77,5 +78,5 @@ def _matrix(weight: LazyWeight, kind: ov.Type, lazy: bool) -> Any:
     return last
 
 
-def _constant(weight: LazyWeight, part: str, lazy: bool) -> Any:
-    return weight.constant(part) if lazy else ov.op.Constant(weight.computed(part), shared_memory=True)
+def _constant(weight: LazyWeight, part: str, lazy: bool, tells: bool) -> Any:
+    return weight.constant(part, tells) if lazy else ov.op.Constant(weight.computed(part), shared_memory=True)

@@ -14,7 +14,10 @@ from ov_weight_compression.quantization.spec import Spec
 __all__ = ["Choice", "Plan", "Wish", "skipped"]
 
 _F16_MAX = 65504.0
-_F16_COARSE = 2.0**-21  # below it an f16 scale is a subnormal with a relative error of up to 2⁻⁴ and more
+_F16_NORMAL = 2.0**-14
+_F16_COARSE = 2.0**-21
+"""Below it an f16 scale is a subnormal with a relative error of up to 2⁻⁴, half a step of 4 bits; with every further
+bit of the codes it has to be twice as exact."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,8 @@ class Choice:
     @property
     def beyond_f16(self) -> bool:
         """Whether f16 cannot hold values of this size, a level or a power of two above included, or their scales."""
-        too_small = self.absmax / self.spec.format.top < _F16_COARSE
+        coarse = min(_F16_NORMAL, _F16_COARSE * 2.0 ** max(0, self.spec.format.bits - 4))
+        too_small = self.absmax / self.spec.format.top < coarse
         return self.absmax > 0 and (too_small or 2 * self.absmax > _F16_MAX)
 
 

@@ -7,9 +7,10 @@ it (OpenVINO 2026.4) where the main graph has, of plain constants,
 
 with nothing between the scale and the Multiply. So one weight that is stored like that has its constants plain in the
 clone that is written, while the others stay postponed: the smallest one. Where there is none, because the plugin folds
-all chains, which are in f32 then, the smallest one that could be stores its scales as f32. What remains are models of
-nothing but codebooks and of formats of which OpenVINO does not know that they are compressed: there `ov.save_model`
-makes f16 of the f32 constants, lazily computed or not, and this package's `save_model` does not.
+all chains, which are in f32 then, the smallest one that could be stores its scales as f32. Where no weight could be,
+the first adapters of LoRA correction are what tells. What remains are models of nothing but codebooks, weights in
+bodies and formats of which OpenVINO does not know that they are compressed: there `ov.save_model` makes f16 of the f32
+constants, lazily computed or not, and this package's `save_model` does not.
 """
 
 from __future__ import annotations

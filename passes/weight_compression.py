@@ -340,10 +340,13 @@ class _Run:
         from ov_weight_compression.passes.adapters import attach
 
         pipeline = Pipeline(threads=self.options.threads)
+        told = any(choice.tells for choice in choices)
         for choice in choices:
             fitted = adapters.get(choice.weight.name)
             if fitted is not None:
-                attach(choice.weight, fitted, pipeline, self.options.lazy)
+                tells = not told and not choice.weight.body
+                attach(choice.weight, fitted, pipeline, self.options.lazy, tells)
+                told = told or tells
         if not self.options.lazy:
             pipeline.stop()
         self._model.validate_nodes_and_infer_types()  # an output's names are those of the Add from now on

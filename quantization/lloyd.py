@@ -132,6 +132,10 @@ def _table(mass: Doubles, count: int, table_type: str, start: Sequence[float] | 
             if error < least and rounded.any():
                 best, unit, least = rounded * multiple, multiple, error
             entries = _centroids(_CENTRES, mass, rounded)
+    if best.size == 0:  # entries so near to zero that they all become it: what is left to tell apart are the largest
+        unit = _MULTIPLES[table_type][0]
+        pairs = (np.array([-1.0, 0.0]), np.array([0.0, 1.0]))
+        best = min(pairs, key=lambda pair: _error(_CENTRES, mass, pair)) * unit
     return best, unit
 
 

@@ -25,6 +25,8 @@ _LARGEST = {
 _NOTHING = 2.0**-93
 """Scales in f32 do not go below 2^-100: weights so small become zeros."""
 
+_PARTS = ("scale", "zero_point", "tensor_scale", "table")
+
 
 def misplaced_codes(before: Sequence[ov.Node], after: Sequence[ov.Node], report: Report) -> Iterator[Failure]:
     """Codes that are not nearest, and groups whose error is beyond what the format explains, for weights whose names
@@ -40,12 +42,12 @@ def misplaced_codes(before: Sequence[ov.Node], after: Sequence[ov.Node], report:
             or codes is None
             or names[row.name] != 1
             or named[row.name] != 1
-            or f"{row.name}/scale" in old
+            or any(f"{row.name}/{part}" in old for part in _PARTS)
         ):
             continue
         if weight.get_output_element_type(0).to_string() not in ("f32", "f16", "bf16", "f64"):
             continue
-        parts = {part: stored.get(f"{row.name}/{part}") for part in ("scale", "zero_point", "tensor_scale", "table")}
+        parts = {part: stored.get(f"{row.name}/{part}") for part in _PARTS}
         try:
             found = _compare(weight, codes, parts, row.mode)
         except UnknownError:

@@ -27,6 +27,9 @@ __all__ = ["Case", "check"]
 Array = np.ndarray[Any, np.dtype[Any]]
 _INDICES = ("i64", "i32")
 _TOLERANCE = 1e-3
+_BF16 = 2.0**-7
+_STEP = 6 * 2.0**-25
+"""The largest code of f4e2m1 times what a scale is off that a chain computes in f16, below f16's normal numbers."""
 _ROUNDED = 4.0
 """How often more a compiled model may be off than one whose weights are rounded to f16: plugins fold chains in f16."""
 
@@ -216,10 +219,12 @@ def _seen_as_compressed(saved: ov.Model, report: Report) -> bool:
     """Whether `ov.save_model` has what it recognises a compressed model by: it looks at the main graph alone, and does
     not know codebooks, elements of two and three bits, f4e2m1 and scales that are powers of two."""
     names = {row.name for row in report.rows if row.mode.startswith(_RECOGNISED)}
-    held = [
-        node for node in saved.get_ops() if node.get_type_name() == "Constant" and node.get_friendly_name() in names
-    ]
-    return any(node.get_output_element_type(0).to_string() in _CODES for node in held)
+    return any(
+        node.get_output_element_type(0).to_string() in _CODES
+        and (node.get_friendly_name() in names or node.get_friendly_name().endswith("/lora_A"))
+        for node in saved.get_ops()
+        if node.get_type_name() == "Constant"
+    )
 
 
 def _every_way(case: Case, model: ov.Model, saved: ov.Model, report: Report) -> Iterator[Failure]:
@@ -370,7 +375,7 @@ def _decompressed(case: Case, saved: ov.Model) -> Iterator[Failure]:
             continue
         own = np.frombuffer(raw_bytes(node), np.float32).reshape(tuple(node.get_output_shape(0)))
         found = expected.get(str(own.shape), [])
-        if found and not any(np.allclose(own, other, rtol=1e-3, atol=1e-7, equal_nan=True) for other in found):
+        if found and not any(np.allclose(own, other, rtol=1e-3, atol=_STEP, equal_nan=True) for other in found):
             yield Failure("decompress gives other values", f"{node.get_friendly_name()[:40]} {list(own.shape)}")
 
 
@@ -392,11 +397,12 @@ def _computed(case: Case, saved: ov.Model) -> Iterator[Failure]:
         yield Failure(f"does not compile or run compressed: {_generic(error)}", _where(error))
         return
     case.notes.append("ran")
+    undefined = _undefined(case.model)
     for number, (old, new) in enumerate(zip(first, found, strict=True)):
         if old.shape != new.shape or old.dtype != new.dtype:
             yield Failure("the CPU returns another shape or type", f"{old.dtype}{old.shape} {new.dtype}{new.shape}")
         sound = np.isfinite(old).all() and np.abs(old).max(initial=0.0) < 1e30 if old.dtype.kind == "f" else False
-        if sound and not np.isfinite(new).all():
+        if sound and number not in undefined and not np.isfinite(new).all():
             yield Failure("outputs that were finite are not", f"output {number}")
     wrong = _misread(saved, found, case.feeds)
     if wrong and _misread(case.model, first, case.feeds):
@@ -429,25 +435,46 @@ def _deployed(saved: ov.Model, exact: Sequence[Array], feeds: Sequence[Any]) -> 
             )
 
 
+def _undefined(model: ov.Model) -> set[int]:
+    """Outputs that depend on a sum over nothing: the CPU plugin leaves what was in the memory there (seen of MatMuls of
+    no columns, which are not always zeros)."""
+    empty: dict[ov.Node, bool] = {}
+    for node in model.get_ordered_ops():
+        shapes = [value.get_partial_shape() for value in node.input_values()]
+        sums = node.get_type_name() == "MatMul" and any(
+            shape.is_static and 0 in list(shape.to_shape()) for shape in shapes
+        )
+        empty[node] = sums or any(empty[value.get_node()] for value in node.input_values())
+    return {number for number, output in enumerate(model.outputs) if empty[output.get_node()]}
+
+
+def _computes_in_bf16(model: ov.Model) -> bool:
+    """Whether some layer's outputs are rounded to bf16: an order of adding that differs is a step of that then."""
+    kinds = ("MatMul", "Convolution", "Gather", "Add")
+    layers = [node for node in _operations(model) if node.get_type_name() in kinds]
+    return any(node.get_output_element_type(0) == ov.Type.bf16 for node in layers)
+
+
 def _misread(model: ov.Model, outputs: Sequence[Array], feeds: Sequence[Any]) -> str:
     """Where outputs are not what numpy's weights give, by more than rounding explains."""
     try:
         expected = _run(_referenced(model), feeds)
-        near = expected
+        undefined = _undefined(model)
+        near, tolerance = expected, _BF16 if _computes_in_bf16(model) else _TOLERANCE
         for number, (new, wanted) in enumerate(zip(outputs, expected, strict=True)):
-            if new.dtype.kind != "f" or new.shape != wanted.shape:
+            if new.dtype.kind != "f" or new.shape != wanted.shape or number in undefined:
                 continue
             if not np.isfinite(wanted).all() or not np.isfinite(new).all():
                 continue
             largest = float(np.abs(wanted).max(initial=0.0))
             error = float(np.abs(new.astype(np.float64) - wanted).max(initial=0.0))
-            if error <= _TOLERANCE * largest + 1e-30:
+            if error <= tolerance * largest + 1e-30:
                 continue
             if near is expected:
                 near = _run(_referenced(model, rounded=True), feeds)
             with np.errstate(all="ignore"):
                 rounding = np.abs(near[number] - wanted).max(initial=0.0)
-            if not error <= _ROUNDED * rounding + _TOLERANCE * largest:
+            if not error <= _ROUNDED * rounding + tolerance * largest:
                 return f"output {number}: off by {error / largest:.2%}"
     except RuntimeError:  # the floats themselves are what the CPU does not take
         return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -353,3 +354,18 @@ def test_it_needs_data() -> None:
         with pytest.raises(OptionError, match="lora_correction need one"):
             compressed(model, lora_correction=True, **more)
     assert operations(model) == before
+
+
+def test_ov_save_model_sees_by_the_adapters_that_the_model_is_compressed(tmp_path: Path) -> None:
+    """It knows no codes of two bits, and would round the biases and norms of a model that it takes for a float one."""
+    kinds = {}
+    for lazy in (True, False):
+        model, _ = compressed(
+            llama(), mode="int2_asym", all_layers=True, lora_correction=True, dataset=windows(2), lazy=lazy
+        )
+        ov.save_model(model, tmp_path / f"{lazy}.xml")
+        found = ov.Core().read_model(tmp_path / f"{lazy}.xml").get_ops()
+        constants = [node for node in found if node.get_type_name() == "Constant"]
+        kinds[lazy] = Counter(node.get_output_element_type(0).to_string() for node in constants)
+    assert kinds[True] == kinds[False]
+    assert kinds[True]["f32"] > 4

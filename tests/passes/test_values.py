@@ -106,6 +106,18 @@ def test_large_values_of_wide_types(kind: str) -> None:
     assert np.linalg.norm(found - values) < 0.01 * np.linalg.norm(values)
 
 
+@pytest.mark.parametrize("mode", ["int8_sym", "int8_asym"])
+@pytest.mark.parametrize("size", [1e-3, 3e-4, 1e-4, 3e-5, 1e-6])
+def test_a_small_weight_is_as_exact_as_another(mode: str, size: float, tmp_path: Path) -> None:
+    """Scales below the normal numbers of f16 are coarse: the more bits, the sooner the error is made of that."""
+    values = random()
+    values *= size / np.abs(values).max()
+    model = with_values(values)
+    compressed(model, mode)
+    found = matrix_of(saved(model, tmp_path), 128).T
+    assert (np.abs(found - values).max(axis=1) < 0.011 * np.abs(values).max(axis=1)).all()
+
+
 def test_doubles_beyond_f32_are_infinite_weights() -> None:
     values = random()
     values[0, 0] = 1e60

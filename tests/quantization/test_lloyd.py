@@ -119,3 +119,16 @@ def test_a_stand_in_is_stored_as_the_fitted_table_will_be(table_type: str, count
 def test_large_weights_are_sampled() -> None:
     assert sample_step(10, 10) == 1
     assert sample_step(50000, 4096) == 48
+
+
+@pytest.mark.parametrize("table_type", ["f8e4m3", "i8"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_where_all_entries_would_become_zero_the_largest_value_has_one(table_type: str, sign: int) -> None:
+    values = np.full((1, 4096), 1e-5 * sign, np.float32)
+    values[0, 7] = 65504 * sign
+    spec = fit(values, 4096, table_type=table_type, count=2)
+    assert spec.format.levels is not None
+    wide = Spec(spec.format, 4096, "f32")
+    found = decode_rows(encode_rows(values, wide), wide)
+    assert abs(found[0, 7] - values[0, 7]) < 0.01 * 65504
+    assert np.abs(np.delete(found, 7)).max() < 65504 / 1000
