@@ -55,6 +55,11 @@ class Choice:
         return self.spec.format.storage not in CPU_EXECUTED["Gather"] or in_groups_of_its_own_shape
 
     @property
+    def has_unit_factor(self) -> bool:
+        """Whether what keeps CPUs from the codes is a constant one; with a tensor's scale it is that."""
+        return self.kept_from_codes and not self.spec.format.tensor_scale
+
+    @property
     def few_bits(self) -> bool:
         """Whether it is stored in 4 bits or fewer (or as a table's indices): what is worth calibrating for."""
         return self.spec.format.default_search > 0

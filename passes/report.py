@@ -191,7 +191,7 @@ def _rows(plan: Plan) -> tuple[Row, ...]:
                 scale_type=choice.stored_scale_type,
                 elements=weight.elements,
                 bytes_before=weight.bytes,
-                bytes_after=sum(part.nbytes for part in parts.values()) + (4 if choice.kept_from_codes else 0),
+                bytes_after=sum(part.nbytes for part in parts.values()) + (4 if choice.has_unit_factor else 0),
                 reason=choice.reason,
                 in_ratio=choice.in_ratio,
             )

@@ -6,8 +6,10 @@ import json
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 
+import numpy as np
 import openvino as ov
 import pytest
+from openvino import opset13 as op
 
 from ov_weight_compression.passes import Report, WeightCompression
 from tests.models import linear, llama, lstm, tied_head
@@ -61,6 +63,20 @@ def test_sizes_are_those_of_the_file(mode: str, transpose: bool, tmp_path: Path)
     names = ("weight", "weight/scale", "weight/zero_point", "weight/tensor_scale", "weight/table")
     found = constants(ov.Core().read_model(tmp_path / "model.xml"))
     assert compression.report.bytes_after == sum(found[name].get_byte_size() for name in names if name in found)
+
+
+@pytest.mark.parametrize("mode", ["int8_sym", "nvfp4"])
+def test_sizes_are_those_of_the_file_where_cpus_are_kept_from_the_codes(mode: str, tmp_path: Path) -> None:
+    x = op.parameter([16], np.float32)
+    weight = op.constant(np.random.default_rng(0).standard_normal((1, 20, 16)).astype(np.float32))
+    model = ov.Model([op.result(op.matmul(x, weight, False, True))], [x], "one channel")
+    compression = WeightCompression(mode=mode, **({} if mode.startswith("int8") else {"all_layers": True}))
+    compression.run_on_model(model)
+    assert len(compression.report.rows) == 1
+    stored(model, tmp_path)
+    found = constants(ov.Core().read_model(tmp_path / "model.xml")).values()
+    held = [node.get_byte_size() for node in found if node.get_output_element_type(0) != ov.Type.i64]
+    assert compression.report.bytes_after == sum(held)
 
 
 def test_as_json(report: Report, tmp_path: Path) -> None:
