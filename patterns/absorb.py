@@ -15,7 +15,7 @@ be told; the reason is kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import openvino as ov
@@ -29,7 +29,12 @@ from ov_weight_compression.patterns.weight import Kind, Weight
 
 __all__ = ["ScalingGroup", "scaling_groups"]
 
-_ACTIVATIONS = frozenset({"Swish", "Gelu", "Relu", "Mish", "HSwish", "Sigmoid", "Tanh", "Elu", "Selu", "SoftPlus"})
+_ACTIVATIONS = frozenset(
+    {
+        *("Swish", "Gelu", "Relu", "Mish", "HSwish", "Sigmoid", "Tanh", "Elu", "Selu", "SoftPlus", "SoftSign"),
+        *("Clamp", "PRelu", "HSigmoid", "HardSigmoid"),
+    }
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +52,7 @@ class ScalingGroup:
     reason: str = ""
     """Why there is no absorber."""
     behind_activation: bool = False
-    """The tensor comes straight from an activation function, alone or gating another tensor."""
+    """The tensor comes straight from an activation function, alone or gating another tensor, in parts or not."""
     experts: int = 1
     """How many layers side by side the weight `[experts, …]` is, each with an input, and with factors, of its own."""
 
@@ -125,6 +130,7 @@ class _Layers:
             both = [(consumer.node, port or 0) for consumer, port in zip(weight.consumers, ports, strict=True)]
             self._layers.update(dict.fromkeys(both, weight))
             self._ports[weight.name] = both
+        self._places = {reader: place for place, reader in enumerate(self._layers)}
 
     def activation(self, weight: Weight) -> ov.Output | None:
         """What the first layer of a weight reads."""
@@ -135,6 +141,10 @@ class _Layers:
 
     def at(self, reader: Reader) -> Weight | None:
         return self._layers.get(reader)
+
+    def ordered(self, found: Iterable[Reader]) -> list[Reader]:
+        """Layers in graph order; OpenVINO lists a tensor's readers in another order in every process."""
+        return sorted(found, key=self._places.__getitem__)
 
     def complete(self, found: list[Reader]) -> tuple[Weight, ...] | None:
         """The weights of some layers, or None where one of them has a layer elsewhere."""
@@ -164,7 +174,7 @@ def _group_of(value: ov.Output, columns: int, layers: _Layers, tracer: Tracer) -
         classes = tuple(range(columns)) if absorber is None else absorber.classes
         behind = _is_behind_activation(root)
         return ScalingGroup(weights, tuple(found), columns, classes, absorber, reason, behind)
-    direct = [reader for reader in readers(value) if layers.at(reader)]
+    direct = layers.ordered(reader for reader in readers(value) if layers.at(reader))
     weights = layers.complete(direct)
     if weights is None:
         return None
@@ -199,15 +209,20 @@ def _closure(root: ov.Output, layers: _Layers) -> tuple[list[Reader], bool]:
                 front.append(node.output(0))
             else:
                 return found, True
-    return found, False
+    return layers.ordered(found), False
 
 
 def _is_behind_activation(value: ov.Output) -> bool:
-    """Whether a tensor is an activation function's result, or a product with one."""
-    return any(node.get_type_name() in _ACTIVATIONS for node in _made_by(value.get_node()))
+    """Whether a tensor is an activation function's result, a product with one, or one of two whole tensors.
 
-
-def _made_by(node: ov.Node) -> Iterator[ov.Node]:
-    yield node
-    if node.get_type_name() == "Multiply":
-        yield from (value.get_node() for value in node.input_values())
+    The last is a gate, or an activation function in parts (`x · sigmoid(x)`). A norm's product is none: what it divides
+    by has one value for all channels, and a gain, computed or not, has one row.
+    """
+    node = value.get_node()
+    if node.get_type_name() != "Multiply":
+        return node.get_type_name() in _ACTIVATIONS
+    factors = node.input_values()
+    return any(factor.get_node().get_type_name() in _ACTIVATIONS for factor in factors) or all(
+        (sizes := dimensions(factor)) is not None and any(size != 1 for size in sizes[:-1]) and sizes[-1] != 1
+        for factor in factors
+    )

@@ -11,9 +11,9 @@ pieces, the other pieces must be of other rows. Which channel is which row is wh
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import product
+from itertools import islice, product
 from math import prod
 
 import openvino as ov
@@ -29,6 +29,8 @@ from ov_weight_compression.patterns.weight import Kind, Weight
 __all__ = ["ProducerAbsorber", "Tracer"]
 
 _DEPTH = 48
+_PATHS = 8
+"""How many ways to a tensor are looked at: both sides of a gate, or of one in parts."""
 _CUTTING = frozenset({"Split", "VariadicSplit", "Slice", "Gather"})
 _REARRANGING = ("Convert", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Tile", "Broadcast", "Relu")
 _LINEAR_PORTS: dict[str, tuple[int, ...]] = {
@@ -84,9 +86,14 @@ class Tracer:
 
         Who reads the tensor itself is the caller's business; between it and the producer nothing else may.
         """
-        path, sizes = self._climb(value, _DEPTH), dimensions(value)
-        origins = self._along(path, columns) if path is not None and sizes else None
-        if path is None or not sizes or origins is None:
+        paths = islice(self._climb(value, _DEPTH, set()), _PATHS)
+        found = (self._absorber(path, columns) for path in paths)
+        return next((absorber for absorber in found if absorber is not None), None)
+
+    def _absorber(self, path: _Path, columns: int) -> ProducerAbsorber | None:
+        sizes = dimensions(path.values[-1])
+        origins = self._along(path, columns) if sizes else None
+        if not sizes or origins is None:
             return None
         mine = _rows(origins[-1], len(sizes) - 1, columns)
         if mine is None:
@@ -105,18 +112,22 @@ class Tracer:
         known = tuple(bias for bias in biases if bias is not None)
         return ProducerAbsorber(path.weight, rows, known, tuple(classes[row] for row in mine))
 
-    def _climb(self, value: ov.Output, depth: int) -> _Path | None:
-        """A linear way to a tensor from a weight that made it."""
+    def _climb(self, value: ov.Output, depth: int, barren: set[tuple[ov.Node, int]]) -> Iterator[_Path]:
+        """The linear ways to a tensor from weights that made it; `barren` remembers where there are none."""
         node = value.get_node()
         if node in self._makers:
-            return _Path(self._makers[node], (value,), ())
-        if not depth or not is_float(value):
-            return None
+            yield _Path(self._makers[node], (value,), ())
+            return
+        place = (node, value.get_index())
+        if not depth or place in barren or not is_float(value):
+            return
+        found = False
         for port in self._linear_ports(node):
-            path = self._climb(node.input_value(port), depth - 1)
-            if path is not None:
-                return _Path(path.weight, (*path.values, value), (*path.steps, (node, port)))
-        return None
+            for path in self._climb(node.input_value(port), depth - 1, barren):
+                found = True
+                yield _Path(path.weight, (*path.values, value), (*path.steps, (node, port)))
+        if not found:
+            barren.add(place)
 
     def _linear_ports(self, node: ov.Node) -> tuple[int, ...]:
         """The ports through which an operation passes a factor of its channels on."""

@@ -37,6 +37,8 @@ from ov_weight_compression.patterns.weight import Kind, Weight
 __all__ = ["Origins"]
 
 _DEPTH = 64
+_FACTORS = 32
+"""Of one value at most: a tensor that is squared again and again has twice as many each time."""
 
 
 class Origins:
@@ -123,7 +125,7 @@ class Origins:
         if left is None or right is None:
             one, other = (left, node.input_value(1)) if right is None else (right, node.input_value(0))
             return widened(one, node) if one and same_for_all(other, one) else None
-        return widened(left + right, node)
+        return widened(left + right, node) if len(left) + len(right) <= _FACTORS else None
 
     def _quotient(self, node: ov.Node, _index: int, depth: int) -> tuple[Origin, ...] | None:
         """Only by what is the same for all channels: a divisor of channels would turn their sizes around."""

@@ -171,7 +171,11 @@ def test_no_multiply_is_inserted_without_data_where_the_columns_are_alike() -> N
     assert "multiply" not in {scaling.into for scaling in report.scalings}
 
 
-@pytest.mark.parametrize(("activation", "into"), [(op.relu, "weight"), (op.hswish, "multiply")])
+@pytest.mark.parametrize(
+    ("activation", "into"),
+    [(op.relu, "weight"), (op.hswish, "multiply"), (lambda x: op.clamp(x, 0, 6), "multiply")],
+    ids=["relu", "hswish", "clamp"],
+)
 def test_without_data_columns_behind_an_activation_get_one_size(activation: Any, into: str) -> None:
     def model() -> ov.Model:
         uneven = mlp(activation)

@@ -100,7 +100,13 @@ def keys_twice_as_values(x: ov.Node) -> ov.Node:
     return matmul(op.reshape(mixed, op.constant(np.array([0, 0, 64])), True), 64, "weight")
 
 
-ABSORBED = [relu_mlp, fused, interleaved, behind_reshapes, keys_twice_as_values]
+def gate_in_parts(x: ov.Node) -> ov.Node:
+    """The way through the gate comes first and leads nowhere."""
+    gate, up = matmul(x, 96, "weight_0"), matmul(x, 96, "weight_1")
+    return matmul(op.multiply(op.multiply(gate, op.sigmoid(gate)), up), 64, "weight")
+
+
+ABSORBED = [relu_mlp, fused, interleaved, behind_reshapes, keys_twice_as_values, gate_in_parts]
 
 
 @pytest.mark.parametrize("build", ABSORBED, ids=lambda build: build.__name__)
@@ -219,9 +225,63 @@ def test_nothing_is_absorbed_where_something_else_would_see_it(
     assert found.reason
 
 
-def test_only_activations_are_worth_a_multiply() -> None:
-    assert group(gelu_mlp).behind_activation
-    assert not group(residual).behind_activation
+def bounded(x: ov.Node) -> ov.Node:
+    return matmul(op.clamp(matmul(x, 96, "weight_0"), -1, 1), 64, "weight")
+
+
+def of_two(x: ov.Node) -> ov.Node:
+    return matmul(op.multiply(matmul(x, 96, "weight_0"), matmul(x, 96, "weight_1")), 64, "weight")
+
+
+def without_gain(x: ov.Node) -> ov.Node:
+    squares = op.reduce_mean(op.multiply(x, x), op.constant(np.array([-1])), True)
+    return matmul(op.multiply(x, op.divide(op.constant(np.float32(1)), op.sqrt(squares))), 64, "weight")
+
+
+def computed_gain(x: ov.Node) -> ov.Node:
+    gain = op.add(op.tanh(models.constant((1, 1, 64), "gain")), op.constant(np.float32(1)))
+    return matmul(op.multiply(x, gain), 64, "weight")
+
+
+@pytest.mark.parametrize(
+    "build", [gelu_mlp, bounded, of_two, gate_in_parts, gate_by_itself], ids=lambda one: one.__name__
+)
+def test_activations_and_gates_are_worth_a_multiply(build: Callable[[ov.Node], ov.Node]) -> None:
+    assert group(build).behind_activation
+
+
+@pytest.mark.parametrize("build", [residual, without_gain, computed_gain], ids=lambda one: one.__name__)
+def test_a_norm_is_no_gate(build: Callable[[ov.Node], ov.Node]) -> None:
+    assert not group(build).behind_activation
+
+
+def test_layers_of_a_group_are_in_graph_order() -> None:
+    """Not in the order in which OpenVINO lists readers, which is another one in every process."""
+
+    def many(x: ov.Node) -> list[ov.Node]:
+        normed = models.layer_norm(x, 64, "gain")
+        return [matmul(normed, 8, f"weight_{number}") for number in range(12)]
+
+    model = model_of(many)
+    weights, _ = find_weights(model)
+    (found,) = scaling_groups(model, weights)
+    assert [one.name for one in found.weights] == [one.name for one in weights]
+    assert [node.get_friendly_name() for node, _ in found.layers] == [
+        one.consumers[0].node.get_friendly_name() for one in weights
+    ]
+
+
+@pytest.mark.parametrize("producer", [False, True])
+def test_a_tensor_that_is_squared_again_and_again_takes_no_time(producer: bool) -> None:
+    """Each square has twice as many ways through it."""
+
+    def squares(x: ov.Node) -> ov.Node:
+        value = matmul(x, 64, "weight_0") if producer else x
+        for _ in range(40):
+            value = op.multiply(value, value)
+        return matmul(value, 64, "weight")
+
+    assert group(squares).absorber is None
 
 
 def test_a_layer_that_is_left_alone_keeps_its_input() -> None:
