@@ -192,9 +192,9 @@ def _run_compress(parsed: argparse.Namespace) -> int:
         results = compress_path(parsed.model, target, options, parsed.force, data=parsed.data)
         done()
     else:
-        from ov_weight_compression.passes.progress import progress_bar
+        from ov_weight_compression.passes.progress import weights_bar
 
-        with progress_bar() as progress:
+        with weights_bar() as progress:
             results = compress_path(parsed.model, target, options, parsed.force, progress, parsed.data)
             done()
         _summarise(results, parsed.dry_run)

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from ov_weight_compression.calibration.data import Samples
 from ov_weight_compression.calibration.fingerprint import fingerprint
 from ov_weight_compression.calibration.graph import Tap, TensorKey, read_graph
-from ov_weight_compression.calibration.progress import progress
 from ov_weight_compression.calibration.reduce import Accumulator, Need, rows_by_expert
 from ov_weight_compression.calibration.statistics import LayerStatistics, Statistics
 from ov_weight_compression.calibration.store import Pool, Store
 from ov_weight_compression.calibration.stream import Stream, feed, split
 from ov_weight_compression.ir_utils.errors import OptionError
+from ov_weight_compression.ir_utils.progress import progress_bar
 from ov_weight_compression.patterns import Weight
 
 __all__ = ["DEFAULT_MEMORY", "collect"]
@@ -56,7 +56,8 @@ def collect(
                 for window in range(windows):
                     receive(window, key, store.get(key, window))
         steps = windows * len(split(graph, 0, len(graph.order), limit))
-        with progress("Calibrating", steps, quiet=quiet) as tick:
+        with progress_bar(quiet=quiet) as bar:
+            tick = bar.start("Calibrating", steps)
             Stream(graph, store, windows, limit, tick).advance(0, len(graph.order), dict(readers))
     left_out = [name for one in collectors if one.sums.left_out for name in one.tap.weights]
     return Statistics(_by_weight(collectors), fingerprint(model), samples.description, left_out)

@@ -14,8 +14,8 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from ov_weight_compression.calibration.language import LanguageModel
-from ov_weight_compression.calibration.progress import progress
 from ov_weight_compression.ir_utils.errors import OptionError
+from ov_weight_compression.ir_utils.progress import progress_bar
 
 __all__ = ["random_tokens", "written_tokens"]
 
@@ -40,7 +40,8 @@ def written_tokens(
     rng = np.random.default_rng(seed)
     size = language.batch or windows
     parts = []
-    with progress("Writing calibration text", -(-windows // size) * length, quiet=quiet) as advance:
+    with progress_bar(quiet=quiet) as bar:
+        advance = bar.start("Writing calibration text", -(-windows // size) * length)
         writer = _Writer(model, language)
         for _ in range(-(-windows // size)):
             tokens = rng.integers(0, language.vocabulary, (size, 1), dtype=np.int64)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from ov_weight_compression.calibration.graph import Graph, TensorKey
 from ov_weight_compression.calibration.store import Store
 from ov_weight_compression.ir_utils.errors import WorkError
+from ov_weight_compression.ir_utils.ir_file import openvino_reason
 
 __all__ = ["EXACT", "Piece", "cut_out", "run_piece"]
 
@@ -92,20 +93,17 @@ def run_piece(
     try:
         request = ov.Core().compile_model(model, "CPU", EXACT).create_infer_request()
     except RuntimeError as error:
-        raise WorkError(f"calibration: the model cannot be compiled for the data: {_reason(error)}") from error
+        raise WorkError(f"calibration: the model cannot be compiled for the data: {openvino_reason(error)}") from error
     for window in range(windows):
         feeds = {port: _contiguous(store.get(key, window)) for port, key in enumerate(keys)}
         try:
             request.infer(feeds, share_inputs=True, share_outputs=True)
         except RuntimeError as error:
-            raise WorkError(f"calibration: the model fails on window {window} of the data: {_reason(error)}") from error
+            reason = openvino_reason(error)
+            raise WorkError(f"calibration: the model fails on window {window} of the data: {reason}") from error
         for port, key in enumerate(piece.outputs):
             receive(window, key, request.get_output_tensor(port).data)
         tick(1)
-
-
-def _reason(error: RuntimeError) -> str:
-    return str(error).strip().splitlines()[-1]
 
 
 def _entrance(

@@ -32,11 +32,11 @@ from ov_weight_compression.calibration.collect import DEFAULT_MEMORY
 from ov_weight_compression.calibration.data import Samples
 from ov_weight_compression.calibration.finite import unfit
 from ov_weight_compression.calibration.graph import Graph, Tap, read_graph
-from ov_weight_compression.calibration.progress import progress
 from ov_weight_compression.calibration.reduce import Array, add_cross, add_gram, mirror, rows_by_expert
 from ov_weight_compression.calibration.store import Pool, Store
 from ov_weight_compression.calibration.stream import Stream, feed
 from ov_weight_compression.ir_utils.errors import OptionError
+from ov_weight_compression.ir_utils.progress import progress_bar
 from ov_weight_compression.patterns import Weight
 
 __all__ = ["LayerInput", "Seen", "Stage", "Streams", "open_streams"]
@@ -169,7 +169,8 @@ class Streams:
 
     def __iter__(self) -> Iterator[Stage]:
         begin = 0
-        with progress("Layer by layer", len(self._stages), quiet=self._quiet) as advance:
+        with progress_bar(quiet=self._quiet) as bar:
+            advance = bar.start("Layer by layer", len(self._stages))
             for level, (taps, others) in enumerate(self._stages):
                 end = self._graph.level_ends[level] if level < len(self._graph.level_ends) else len(self._graph.order)
                 self._run(begin, end, taps)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ov_weight_compression.calibration.array_files import load_arrays
 from ov_weight_compression.ir_utils import kinds
 from ov_weight_compression.ir_utils.errors import CompressionError, MissingExtraError, ModelError, OptionError
-from ov_weight_compression.ir_utils.ir_file import reader_reason
+from ov_weight_compression.ir_utils.ir_file import openvino_reason
 
 __all__ = ["open_tokenizer", "read_data", "tokenizer_errors"]
 
@@ -92,7 +92,7 @@ def tokenizer_errors(file: Path) -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit, GeneratorExit, CompressionError):
         raise
     except BaseException as error:  # `tokenizers` raises bare Exception, and where its code panics a BaseException
-        raise ModelError(f"tokenizer {file} cannot be read: {reader_reason(error)}") from error
+        raise ModelError(f"tokenizer {file} cannot be read: {openvino_reason(error)}") from error
 
 
 def _tokenise(text: str, folder: Path) -> NDArray[np.int64]:

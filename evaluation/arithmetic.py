@@ -20,8 +20,9 @@ from typing import Any
 import openvino as ov
 
 from ov_weight_compression.ir_utils.errors import OptionError, WorkError
+from ov_weight_compression.ir_utils.ir_file import openvino_reason
 
-__all__ = ["EXACT", "Arithmetic", "choose", "core", "first_line"]
+__all__ = ["EXACT", "Arithmetic", "choose", "core"]
 
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0", "KV_CACHE_PRECISION": "f32"}
 
@@ -52,7 +53,7 @@ class Arithmetic:
         try:
             return core().compile_model(model, self.device, dict(self.properties))
         except RuntimeError as error:
-            raise WorkError(f"{what} cannot be compiled for {self.device}: {first_line(error)}") from error
+            raise WorkError(f"{what} cannot be compiled for {self.device}: {openvino_reason(error)}") from error
 
     def describe(self) -> str:
         """One line for reports."""
@@ -87,11 +88,4 @@ def _supported(device: str) -> list[str]:
     try:
         return list(core().get_property(device, "SUPPORTED_PROPERTIES"))
     except RuntimeError as error:
-        raise WorkError(f"device {device} does not tell its properties: {first_line(error)}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """What OpenVINO has to say, in one line: its messages begin with the places in its source code."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
-    return (telling or lines or [type(error).__name__])[0]
+        raise WorkError(f"device {device} does not tell its properties: {openvino_reason(error)}") from error

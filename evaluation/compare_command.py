@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +94,9 @@ def run_compare(args: argparse.Namespace) -> int:
     """Run the command and return 0; what goes wrong is raised as a `CompressionError`."""
     _check_results(args)
     from ov_weight_compression.evaluation.compare import compare
+    from ov_weight_compression.ir_utils.progress import progress_bar
 
-    with _progress(args.quiet) as progress:
+    with progress_bar(quiet=args.quiet) as bar:
         found = compare(
             args.base,
             args.compressed,
@@ -117,7 +115,7 @@ def run_compare(args: argparse.Namespace) -> int:
             layer_samples=args.layer_samples,
             save_base=args.save_base,
             base_logits=args.base_logits,
-            progress=progress,
+            progress=bar.show,
         )
     if args.json:
         found.save_json(args.json)
@@ -145,24 +143,3 @@ def _check_results(args: argparse.Namespace) -> None:
         path = getattr(args, name)
         if path is not None:
             setattr(args, name, check_place(f"--{name.replace('_', '-')}", path))
-
-
-@contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[str, int, int | None], None] | None]:
-    """A bar on stderr where somebody is looking at it."""
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        tasks: dict[str, Any] = {}
-
-        def show(stage: str, done: int, total: int | None) -> None:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total)
-            bar.update(tasks[stage], completed=done, total=total)
-
-        yield show

@@ -14,10 +14,11 @@ from typing import Any
 
 import openvino as ov
 
-from ov_weight_compression.evaluation.arithmetic import Arithmetic, choose, core, first_line
+from ov_weight_compression.evaluation.arithmetic import Arithmetic, choose, core
 from ov_weight_compression.evaluation.device_graph import Edge, RuntimeGraph
 from ov_weight_compression.ir_utils.device_facts import misread
 from ov_weight_compression.ir_utils.errors import WorkError
+from ov_weight_compression.ir_utils.ir_file import openvino_reason
 from ov_weight_compression.passes.device_rules import layer_of
 from ov_weight_compression.patterns import CompressedWeight, Consumer, find_compressed
 from ov_weight_compression.patterns.device_layer import cut_rows, layer_kind, single_layer
@@ -113,7 +114,7 @@ def _whole(model: ov.Model, weights: Sequence[CompressedWeight], arithmetic: Ari
     try:
         graph = RuntimeGraph(arithmetic.compile(model, "the model"), originals)
     except (WorkError, RuntimeError) as error:
-        return f"the whole model was tried ({first_line(error)})"
+        return f"the whole model was tried ({openvino_reason(error)})"
     for weight in weights:
         for consumer in weight.consumers:
             edge = graph.weight_edge(consumer.name, weight.elements) if not weight.body else None
@@ -152,7 +153,7 @@ def _look(weight: CompressedWeight, use: int, arithmetic: Arithmetic) -> Executi
     try:
         graph = RuntimeGraph(compiled, {node.get_friendly_name() for node in layer.get_ops()})
     except RuntimeError as error:
-        return Execution(consumer.name, "unknown", reason=f"no runtime graph: {first_line(error)}")
+        return Execution(consumer.name, "unknown", reason=f"no runtime graph: {openvino_reason(error)}")
     edge = graph.weight_edge(consumer.name, prod(size.to_shape()))
     if edge is None:
         return Execution(consumer.name, "unknown", reason="the device's runtime graph does not show its weight")

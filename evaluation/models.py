@@ -19,11 +19,11 @@ import numpy.typing as npt
 import openvino as ov
 
 from ov_weight_compression.calibration.language import read_language_model
-from ov_weight_compression.evaluation.arithmetic import Arithmetic, core, first_line
+from ov_weight_compression.evaluation.arithmetic import Arithmetic, core
 from ov_weight_compression.evaluation.windows import DEFAULT_WINDOW
 from ov_weight_compression.ir_utils import kinds
 from ov_weight_compression.ir_utils.errors import ModelError, OptionError, WorkError
-from ov_weight_compression.ir_utils.ir_file import read_model, reader_reason
+from ov_weight_compression.ir_utils.ir_file import openvino_reason, read_model
 from ov_weight_compression.ir_utils.publish import TemporaryFolder
 from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.patterns.graphs import graphs_of, is_postponed
@@ -214,7 +214,7 @@ def load(source: ov.Model | str | PathLike[str], role: str, stack: ExitStack | N
         reason = str(error).removeprefix(f"{path}: ")
         raise ModelError(f"the {role} model {path} cannot be read: {reason}") from error
     except Exception as error:
-        reason = reader_reason(error)
+        reason = openvino_reason(error)
         raise ModelError(f"the {role} model {path} cannot be read: {reason}") from error
     return Loaded.of(_settled(model, stack), role, _name_of(path), path)
 
@@ -297,7 +297,7 @@ class Runner:
             results = self._request.infer(feed, share_inputs=True, share_outputs=True)
         except RuntimeError as error:
             shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in inputs.items())
-            raise WorkError(f"{self.what} cannot be run on {shapes}: {first_line(error)}") from error
+            raise WorkError(f"{self.what} cannot be run on {shapes}: {openvino_reason(error)}") from error
         return [results[index] for index in range(len(results))]
 
     def logits(self, inputs: Mapping[str, Array]) -> Float32:

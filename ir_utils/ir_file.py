@@ -14,7 +14,7 @@ from ov_weight_compression.ir_utils.errors import ModelError, WorkError
 from ov_weight_compression.ir_utils.kinds import one_line
 from ov_weight_compression.ir_utils.publish import mend
 
-__all__ = ["StoredConstant", "changed_since", "read_model", "reader_reason", "stored_constants"]
+__all__ = ["StoredConstant", "changed_since", "openvino_reason", "read_model", "stored_constants"]
 
 _CONSTANT = re.compile(rb'<data\b[^>]*?\boffset="(\d+)"[^>]*?\bsize="(\d+)"')
 _READABLE = (".xml", ".onnx")
@@ -108,7 +108,7 @@ def read_model(path: str | Path) -> ov.Model:
         return ov.Core().read_model(path) if path.suffix.lower() == ".xml" else _read_onnx(path)
     except Exception as error:  # RuntimeError, those of the frontends, and text in them that is no UTF-8
         reason = _malformed(path) if path.suffix.lower() == ".xml" else None
-        raise ModelError(f"{path}: OpenVINO cannot read it: {reason or reader_reason(error)}") from error
+        raise ModelError(f"{path}: OpenVINO cannot read it: {reason or openvino_reason(error)}") from error
 
 
 def _read_onnx(path: Path) -> ov.Model:
@@ -184,8 +184,8 @@ def _malformed(xml: Path) -> str | None:
     return None
 
 
-def reader_reason(error: BaseException) -> str:
-    """What an exception of OpenVINO's readers says, in one line and without where in its sources it says so."""
+def openvino_reason(error: BaseException) -> str:
+    """What an exception of OpenVINO says, in one line and without where in its sources it says so."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if not line.startswith(_SAYS_NOTHING)]
     where = ""
