@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino as ov
 from numpy.typing import NDArray
 
 from ov_weight_compression.calibration.array_files import load_arrays
+from ov_weight_compression.calibration.tokenizer import TOKENIZERS, find_tokenizer
 from ov_weight_compression.ir_utils import kinds
-from ov_weight_compression.ir_utils.errors import CompressionError, MissingExtraError, ModelError, OptionError
-from ov_weight_compression.ir_utils.ir_file import openvino_reason
+from ov_weight_compression.ir_utils.errors import ModelError, OptionError
 
-__all__ = ["open_tokenizer", "read_data", "tokenizer_errors"]
+__all__ = ["read_data"]
 
 _LONGEST_TEXT = 8 << 20
 """Bytes of a text file that are read: some two million tokens."""
@@ -27,8 +24,7 @@ def read_data(source: str | Path, model_folder: str | Path) -> Any:
 
     `random` and `self` are handed on. A .npy file holds token ids, flat or in rows. A .npz file holds either one such
     array or, for a model of any kind, one array for each input, with the windows along the first axis. Everything else
-    is text in UTF-8, turned into token ids by the tokenizer that lies beside the model: `tokenizer.json` (needs the
-    package `tokenizers`) or `openvino_tokenizer.xml` (needs `openvino-tokenizers`).
+    is text in UTF-8, turned into token ids by the tokenizer that lies beside the model (see `tokenizer`).
 
     Raises OptionError for a file that is not there or holds no data, and ModelError where there is no tokenizer.
     """
@@ -66,52 +62,10 @@ def _read_arrays(path: Path) -> Any:
     return [{name: array[row : row + 1] for name, array in arrays.items()} for row in range(counts.pop())]
 
 
-def open_tokenizer(file: Path) -> Any:
-    """A `tokenizer.json`, which cuts nothing off and fills nothing up.
-
-    Raises:
-        MissingExtraError: the package that reads it is not installed.
-        ModelError: it is damaged.
-    """
-    try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise MissingExtraError("tokenizers", "text", f"reading text with {file.name}") from error
-    with tokenizer_errors(file):
-        tokenizer = Tokenizer.from_file(str(file))
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-    return tokenizer
-
-
-@contextmanager
-def tokenizer_errors(file: Path) -> Iterator[None]:
-    """Turn whatever a tokenizer's own code raises into a `ModelError` that names its file."""
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit, GeneratorExit, CompressionError):
-        raise
-    except BaseException as error:  # `tokenizers` raises bare Exception, and where its code panics a BaseException
-        raise ModelError(f"tokenizer {file} cannot be read: {openvino_reason(error)}") from error
-
-
 def _tokenise(text: str, folder: Path) -> NDArray[np.int64]:
-    if (folder / "tokenizer.json").is_file():
-        tokenizer = open_tokenizer(folder / "tokenizer.json")
-        with tokenizer_errors(folder / "tokenizer.json"):
-            return np.asarray(tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
-    model = folder / "openvino_tokenizer.xml"
-    if model.is_file():
-        try:
-            import openvino_tokenizers  # type: ignore[import-untyped]
-        except ImportError as error:
-            raise MissingExtraError("openvino-tokenizers", "genai", f"reading text with {model.name}") from error
-        with tokenizer_errors(model):
-            core = ov.Core()
-            core.add_extension(str(openvino_tokenizers._ext_path))
-            compiled = core.compile_model(core.read_model(model), "CPU")
-            return np.asarray(compiled([text])["input_ids"], np.int64).reshape(-1)
-    raise ModelError(
-        f"{folder}: no tokenizer.json and no openvino_tokenizer.xml beside the model, so text cannot be read: "
-        f"give token ids as .npy"
-    )
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        raise ModelError(
+            f"{folder}: no {' and no '.join(TOKENIZERS)} beside the model, so text cannot be read: "
+            f"give token ids as .npy"
+        )
+    return find_tokenizer([folder]).encode(text)

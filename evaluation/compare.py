@@ -18,6 +18,7 @@ from os import PathLike
 
 import openvino as ov
 
+from ov_weight_compression.calibration.tokenizer import find_tokenizer
 from ov_weight_compression.evaluation.arithmetic import choose
 from ov_weight_compression.evaluation.base_logits import BaseLogitsReader, Header, fingerprint
 from ov_weight_compression.evaluation.comparison import Comparison, ModelFigures
@@ -31,7 +32,6 @@ from ov_weight_compression.evaluation.outputs import OutputFigures, OutputTotals
 from ov_weight_compression.evaluation.passages import Passage, Surprise, with_text, worst_passages, worst_positions
 from ov_weight_compression.evaluation.samples import Options, Samples, prepare
 from ov_weight_compression.evaluation.taps import measure_outputs
-from ov_weight_compression.evaluation.tokenizer import find_tokenizer
 from ov_weight_compression.evaluation.windows import Cut, Windows, of_inputs, of_windows
 from ov_weight_compression.ir_utils.errors import CompressionError, ModelError, OptionError, WorkError
 from ov_weight_compression.ir_utils.kinds import flag, optional, path, word

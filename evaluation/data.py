@@ -23,8 +23,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ov_weight_compression.calibration.array_files import load_arrays
+from ov_weight_compression.calibration.tokenizer import find_tokenizer
 from ov_weight_compression.evaluation.models import Feeder, Loaded
-from ov_weight_compression.evaluation.tokenizer import find_tokenizer
 from ov_weight_compression.ir_utils import kinds
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.types import Array

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ov_weight_compression.calibration.tokenizer import Tokenizer
 from ov_weight_compression.evaluation.divergence import NO_TOKEN, Scores
 from ov_weight_compression.evaluation.language import Scored
-from ov_weight_compression.evaluation.tokenizer import Tokenizer
 
 __all__ = ["Passage", "Surprise", "with_text", "worst_passages", "worst_positions"]
 

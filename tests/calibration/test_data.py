@@ -14,6 +14,7 @@ from openvino import opset13 as op
 
 from ov_weight_compression.calibration import make_samples, read_data
 from ov_weight_compression.calibration.generate import _draw
+from ov_weight_compression.calibration.tokenizer import find_tokenizer
 from ov_weight_compression.ir_utils.errors import MissingExtraError, ModelError, OptionError
 from ov_weight_compression.passes import WeightCompression
 from tests import models
@@ -361,7 +362,7 @@ def test_refused_files(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="holds no text"):
         read_data(tmp_path / "empty.txt", tmp_path)
     (tmp_path / "text.txt").write_text("hello")
-    with pytest.raises(ModelError, match=r"no tokenizer.json and no openvino_tokenizer.xml"):
+    with pytest.raises(ModelError, match=r"no openvino_tokenizer.xml and no tokenizer.json"):
         read_data(tmp_path / "text.txt", tmp_path)
 
 
@@ -371,6 +372,19 @@ def test_text_needs_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(__import__("sys").modules, "tokenizers", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'ov-weight-compression\[text\]'"):
         read_data(tmp_path / "text.txt", tmp_path)
+
+
+def test_a_mark_that_a_tokenizer_begins_with_is_kept(tmp_path: Path) -> None:
+    """Text is read as comparisons read it: as the tokenizer does by default, whole, and marked at its beginning."""
+    tokenizers = pytest.importorskip("tokenizers")
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<s>": 0, "a": 1, "b": 2, "?": 3}, unk_token="?"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    made.post_processor = tokenizers.processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
+    made.enable_truncation(3)
+    made.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "text.txt").write_text("a b a c")
+    assert read_data(tmp_path / "text.txt", tmp_path).tolist() == [0, 1, 2, 1, 3]
+    assert find_tokenizer([tmp_path]).encode("a b a c").tolist() == [0, 1, 2, 1, 3]
 
 
 def test_text_by_either_tokenizer(shared: Path, tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from ov_weight_compression.evaluation import compare, tokenizer
-from ov_weight_compression.evaluation.tokenizer import find_tokenizer
+from ov_weight_compression.calibration import tokenizer
+from ov_weight_compression.calibration.tokenizer import find_tokenizer
+from ov_weight_compression.evaluation import compare
 from ov_weight_compression.ir_utils.errors import MissingExtraError, ModelError, OptionError
 from ov_weight_compression.passes import apply_weight_compression
 from tests.evaluation.small import found_figures, plain_figures

@@ -4,12 +4,14 @@
     tokenizer.json            read by the package `tokenizers`
 
 Text is encoded once and whole, as the tokenizer itself does it by default: if it puts a mark at the beginning of a
-text, then one mark before the first window. It is never cut short or padded.
+text, then one mark before the first window. It is never cut short or padded. So it is for calibration and for
+comparisons alike: the same file gives the same token ids.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -20,10 +22,13 @@ import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
-from ov_weight_compression.calibration.text import open_tokenizer, tokenizer_errors
-from ov_weight_compression.ir_utils.errors import MissingExtraError, OptionError
+from ov_weight_compression.ir_utils.errors import CompressionError, MissingExtraError, ModelError, OptionError
+from ov_weight_compression.ir_utils.ir_file import openvino_reason
 
-__all__ = ["Tokenizer", "find_tokenizer"]
+__all__ = ["TOKENIZERS", "Tokenizer", "find_tokenizer"]
+
+TOKENIZERS = ("openvino_tokenizer.xml", "tokenizer.json")
+"""By their names, the first of which is preferred."""
 
 
 @dataclass(frozen=True)
@@ -77,18 +82,18 @@ def _candidates(place: Path) -> list[Path]:
         if place.suffix not in _NEEDS:
             raise OptionError(f"tokenizer={str(place)!r}: must be an openvino_tokenizer.xml or a tokenizer.json")
         return [place]
-    return [file for file in (place / "openvino_tokenizer.xml", place / "tokenizer.json") if file.is_file()]
+    return [place / name for name in TOKENIZERS if (place / name).is_file()]
 
 
 def _open_json(file: Path) -> Tokenizer:
-    reader = open_tokenizer(file)
+    reader = _reader(file)
 
     def encode(text: str) -> npt.NDArray[np.int64]:
-        with tokenizer_errors(file):
+        with _errors(file):
             return np.array(reader.encode(text).ids, dtype=np.int64)
 
     def decode(tokens: Sequence[int]) -> str:
-        with tokenizer_errors(file):
+        with _errors(file):
             return str(reader.decode([int(token) for token in tokens], skip_special_tokens=False))
 
     return Tokenizer(str(file), encode, decode)
@@ -100,7 +105,7 @@ def _open_xml(file: Path) -> Tokenizer:
     tokenize = _compile(runtime, file)
 
     def encode(text: str) -> npt.NDArray[np.int64]:
-        with tokenizer_errors(file):
+        with _errors(file):
             ids: npt.NDArray[np.int64] = np.asarray(tokenize([text])["input_ids"]).astype(np.int64)[0]
         return ids
 
@@ -110,12 +115,41 @@ def _open_xml(file: Path) -> Tokenizer:
     def decode(tokens: Sequence[int]) -> str:
         if detokenize is None:
             return "".join(f"⟨{token}⟩" for token in tokens)
-        with tokenizer_errors(back):
+        with _errors(back):
             return str(detokenize([np.array([tokens], dtype=np.int64)])[0][0])
 
     return Tokenizer(str(file), encode, decode)
 
 
 def _compile(runtime: ov.Core, file: Path) -> Any:
-    with tokenizer_errors(file):
+    with _errors(file):
         return runtime.compile_model(file, "CPU")
+
+
+def _reader(file: Path) -> Any:
+    """A `tokenizer.json`, which cuts nothing off and fills nothing up.
+
+    Raises:
+        MissingExtraError: the package that reads it is not installed.
+        ModelError: it is damaged.
+    """
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise MissingExtraError("tokenizers", "text", f"reading text with {file.name}") from error
+    with _errors(file):
+        tokenizer = Tokenizer.from_file(str(file))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+    return tokenizer
+
+
+@contextmanager
+def _errors(file: Path) -> Iterator[None]:
+    """Turn whatever a tokenizer's own code raises into a `ModelError` that names its file."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, CompressionError):
+        raise
+    except BaseException as error:  # `tokenizers` raises bare Exception, and where its code panics a BaseException
+        raise ModelError(f"tokenizer {file} cannot be read: {openvino_reason(error)}") from error
