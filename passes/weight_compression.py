@@ -25,6 +25,7 @@ from ov_weight_compression.passes.calibrate import Calibration
 from ov_weight_compression.passes.channel_importance import ChannelImportance
 from ov_weight_compression.passes.choice import Choice, Plan
 from ov_weight_compression.passes.encode_job import Importance, WeightJob
+from ov_weight_compression.passes.held import hold_small_constants
 from ov_weight_compression.passes.modes import (
     Accuracy,
     BackupMode,
@@ -192,6 +193,8 @@ class WeightCompression(ModelPass):
             run.attach_adapters(plan.choices)
             recipe = {**self.options.recipe(), **run.recipe()}
             self._report = make_report(plan, recipe, run.smoothing.report(), run.corrections(plan.choices), warnings)
+            if jobs and self.options.lazy:
+                hold_small_constants(model)
             if jobs:
                 _leave_recipe(model, self._report, self.options)
             if self.options.verify:

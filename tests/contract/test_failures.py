@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import openvino as ov
 import pytest
 
 from ov_weight_compression.passes import CompressionError, WorkError, apply_weight_compression
-from tests.models import layers
+from tests.models import layers, llama
 from tests.running import run, stored
 
 ENCODE = "ov_weight_compression.passes.encode_job.WeightJob._encode"
@@ -72,3 +74,19 @@ def test_everything_that_is_raised_on_purpose_has_one_root() -> None:
     assert issubclass(passes.ModelError, ValueError)
     assert issubclass(passes.WorkError, RuntimeError)
     assert issubclass(passes.MissingExtraError, ImportError)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="looks there for what is a mapped file")
+@pytest.mark.parametrize("how", ["ov.save_model(model, path)", "ov.serialize(model, path)"])
+def test_openvino_saving_over_the_source_is_an_error_that_names_it(how: str, tmp_path: Path) -> None:
+    """It empties the file before the weights are read from it: that ended the process."""
+    path = tmp_path / "m.xml"
+    ov.save_model(llama(dtype="f16"), path)
+    script = (
+        "import openvino as ov\nfrom ov_weight_compression.passes import apply_weight_compression\n"
+        f"path = {str(path)!r}\nmodel = ov.Core().read_model(path)\n"
+        f"apply_weight_compression(model, mode='int4_sym', group_size=32)\n{how}\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "m.bin: became shorter while it was read" in done.stderr.splitlines()[-1]
