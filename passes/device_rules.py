@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 
-from ov_weight_compression.ir_utils.device_facts import EXECUTED, misread, refused
+from ov_weight_compression.ir_utils.device_facts import EXECUTED, MATMUL, misread, refused
 from ov_weight_compression.passes.modes import Device, Mode
 from ov_weight_compression.passes.pointwise import pointwise_problem
 from ov_weight_compression.patterns import Consumer, Kind, Weight
@@ -20,6 +20,7 @@ from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL, For
 
 __all__ = ["Variant", "device_warnings", "executed_variant", "is_expanded", "layer_of", "misreading", "refusal"]
 
+_SINGLE = "MatMul of a single 3-D weight"
 _MEASURED = {
     Device.CPU: "measured with OpenVINO 2026.4",
     Device.GPU: "by OpenVINO's documentation",
@@ -67,7 +68,8 @@ def misreading(device: Device | None, weight: Weight, row: Format, group: int) -
     it does not, or where another device is named."""
     if device not in (None, Device.CPU) or row.table_type is not None:
         return None
-    found = (misread(layer_of(use), row.storage, group, weight.columns, weight.rows) for use in weight.consumers)
+    layers = (MATMUL if layer_of(use) == _SINGLE else layer_of(use) for use in weight.consumers)  # it runs as a matrix
+    found = (misread(layer, row.storage, group, weight.columns, weight.rows) for layer in layers)
     return next((reason for reason in found if reason is not None), None)
 
 
@@ -139,4 +141,4 @@ def layer_of(consumer: Consumer) -> str:
     if consumer.kind is Kind.EXPERTS:
         return "MatMul of 3-D weights"
     rank = len(consumer.node.input_value(1).get_partial_shape())
-    return "MatMul" if rank == 2 else "MatMul of a single 3-D weight"
+    return MATMUL if rank == 2 else _SINGLE

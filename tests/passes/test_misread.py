@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import openvino as ov
 import pytest
+from openvino import opset13 as op
 
 from ov_weight_compression.ir_utils.device_facts import is_checked, misread, refused, release_of, working_groups
 from ov_weight_compression.passes import CompressionWarning, OptionError, WeightCompression
@@ -123,3 +124,10 @@ def test_a_grouped_matmul_of_one_expert_compiles(options: dict[str, object]) -> 
     assert np.abs(after - before).max() < 0.15 * np.abs(before).max()
     assert refused("GroupedMatMul", "u8", 2) is None
     assert refused("MatMul", "u8", 1) is None
+
+
+def test_a_leading_one_does_not_hide_rows_that_are_misread() -> None:
+    x, weight = op.parameter([1, 224, 17], np.float32), models.constant((1, 5, 17))
+    model = ov.Model([op.result(op.matmul(x, weight, False, True))], [x])
+    row = row_of(model)
+    assert row.reason.startswith("CPUs misread u8 per channel where 17 channels are no multiple of 2")
