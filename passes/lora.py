@@ -101,8 +101,6 @@ def fit_adapters(
         return None
     gram = known.gram
     size = float(np.diagonal(gram).max())
-    if not np.isfinite(size):
-        return None
     if not 2.0**-_USUAL < size < 2.0**_USUAL:  # its products with weights may leave the range of f32
         gram = np.ldexp(gram, -int(np.log2(size)))
     with np.errstate(over="ignore", invalid="ignore"):

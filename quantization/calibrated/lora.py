@@ -83,6 +83,8 @@ def _cost(missing: Floats, gram: npt.NDArray[np.floating]) -> float:
 def _balanced(down: Floats, up: Floats) -> Floats:
     """A times a power of two, so that the B that fits it is as large: f16 scales hold neither tiny nor huge values."""
     ratio = float(np.abs(up).max()) / max(float(np.abs(down).max()), 1e-30)
+    if not 0 < ratio < np.inf:  # nothing to balance: what is missing is too small for its squares
+        return down
     return np.asarray(np.ldexp(down, round(np.log2(ratio) / 2)), dtype=np.float32)
 
 

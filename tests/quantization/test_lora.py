@@ -71,3 +71,9 @@ def test_the_same_bytes_every_time():
     assert second is not None
     np.testing.assert_array_equal(first.up.codes, second.up.codes)
     np.testing.assert_array_equal(first.down.codes, second.down.codes)
+
+
+def test_what_is_too_small_for_its_squares_has_no_adapters_or_harmless_ones() -> None:
+    missing = np.random.default_rng(0).standard_normal((16, 32)).astype(np.float32) * np.float32(1e-30)
+    found = lora_adapters(missing, np.eye(32, dtype=np.float32), 4)
+    assert found is None or np.abs(found.values()).max() < 1e-20
