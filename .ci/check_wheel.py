@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("calibration", "evaluation", "ir_utils", "passes", "patterns", "quantization")
 
-expected = {f"ov_weight_compression/{name}" for name in ("__init__.py", "cli.py", "py.typed")}
+expected = {f"ov_weight_compression/{name}" for name in ("__init__.py", "cli.py", "entry.py", "py.typed")}
 modules = [path.relative_to(ROOT) for room in ROOMS for path in (ROOT / room).rglob("*.py")]
 expected |= {f"ov_weight_compression/{path}" for path in modules}
 with zipfile.ZipFile(sys.argv[1]) as wheel:
