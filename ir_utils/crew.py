@@ -55,14 +55,15 @@ class Run:
 class Crew:
     """Up to `threads` threads for the jobs that are begun here, and then for those of `jobs`.
 
-    Tasks are done in the order in which their jobs were begun. `tell` is called in whichever thread finishes a job;
-    what it raises becomes the job's error, as it is.
+    Tasks are done in the order in which their jobs were begun. `tell` is called in whichever thread finishes a job,
+    by one at a time; what it raises becomes the job's error, as it is.
     """
 
     def __init__(
         self, threads: int, held: Held, tell: Callable[[Job], object] | None = None, jobs: Iterable[Job] | None = None
     ) -> None:
         self._threads, self._held, self._tell = threads, held, tell
+        self._telling = threading.Lock()
         self._jobs: Iterator[Job] | None = None if jobs is None else iter(jobs)
         self._waiting: deque[Run] = deque()
         self._lock = threading.Lock()
@@ -214,7 +215,8 @@ class Crew:
             run.fail(caught)
         try:
             if self._tell is not None and run.error is None:
-                self._tell(run.job)
+                with self._telling:
+                    self._tell(run.job)
         except BaseException as caught:
             run.error = caught
         run.finish = dict  # what it holds

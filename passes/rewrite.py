@@ -64,8 +64,10 @@ def _equals(choices: Sequence[Choice], jobs: Sequence[WeightJob]) -> list[list[i
     found: list[list[int]] = []
     candidates: dict[Hashable, list[list[int]]] = {}
     for place, (choice, job) in enumerate(zip(choices, jobs, strict=True)):
-        key = job.alike and (job.alike, choice.weight.body, choice.expanded, choice.kept_from_codes)
-        others = candidates.setdefault(key, []) if key is not None else []
+        others: list[list[int]] = []
+        if job.alike is not None and job.reader is not None:
+            chain = (choice.weight.body, choice.expanded, choice.kept_from_codes)
+            others = candidates.setdefault((job.alike, chain, job.reader.fingerprint), [])
         equals = next((places for places in others if _same_values(jobs[places[0]], job)), None)
         if equals is None:
             equals = []

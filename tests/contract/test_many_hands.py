@@ -400,3 +400,15 @@ def test_the_weight_that_tells_has_the_same_numbers(mode: str, tmp_path: Path) -
     assert (wide.get_output_element_type(0), narrow.get_output_element_type(0)) == (ov.Type.f32, ov.Type.f16)
     assert codes.data.tobytes() == same.data.tobytes()
     assert (wide.data == narrow.data.astype(np.float32)).all()
+
+
+def test_weights_of_few_values_are_not_compared_pair_by_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ternary weights have the same largest value, so nothing but their values tells them apart."""
+    x = op.parameter([-1, 16], np.float32)
+    values = np.random.default_rng(0).integers(-1, 2, (60, 16, 16)).astype(np.float32)
+    ends = [op.result(op.matmul(x, op.constant(each), False, True)) for each in values]
+    compared: list[int] = []
+    equals = ConstantReader.equals
+    monkeypatch.setattr(ConstantReader, "equals", lambda *pair: (compared.append(1), equals(*pair))[1])
+    apply_weight_compression(ov.Model(ends, [x]), mode="int8_sym")
+    assert len(compared) <= 2
