@@ -47,7 +47,8 @@ def make_plan(
         OptionError: a group does not divide a weight's channels and `group_size_fallback` is `error`; a rule matches
             nothing.
     """
-    rules = _rules_by_weight(weights, options)
+    skips = tuple(skips)
+    rules = _rules_by_weight(weights, skips, options)
     forced = [_forced(weight, rules.get(weight.name), options) for weight in weights]
     left, wanted = list(skips), []
     for weight, wish in zip(weights, forced, strict=True):
@@ -68,12 +69,13 @@ def make_plan(
     return Plan(tuple(choices), (*left, *spoiled), tuple(spoiled))
 
 
-def _rules_by_weight(weights: Sequence[Weight], options: Options) -> dict[str, Rule]:
+def _rules_by_weight(weights: Sequence[Weight], skips: Sequence[Skip], options: Options) -> dict[str, Rule]:
     """The first rule that speaks for each weight, by the weight's name."""
     found: dict[str, Rule] = {}
+    apart = {name for skip in skips for name in (skip.name, skip.consumer)}
     for number, rule in enumerate(options.rules):
-        matched = matching(rule.pattern, weights)
-        if not matched:
+        matched = matching(rule.pattern, weights, apart)
+        if not matched and rule.pattern not in apart:
             raise OptionError(
                 f"rules[{number}]: {shown(rule.pattern)} matches no weight of the model; "
                 "names are those of constants and of the layers that use them, as the report lists them"

@@ -9,7 +9,7 @@ anywhere in it (`re:layers\\.(0|1)\\.`), tried on the name of the weight's const
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from fnmatch import translate
 from functools import lru_cache
 
@@ -22,15 +22,18 @@ __all__ = ["check_pattern", "matching", "names_of"]
 _REGEX = "re:"
 
 
-def matching(pattern: str, weights: Sequence[Weight]) -> list[Weight]:
-    """The weights of a model, `weights`, that a pattern speaks for, in their order.
+def matching(pattern: str, weights: Sequence[Weight], others: Container[str] = ()) -> list[Weight]:
+    """The weights of a model, `weights`, that a pattern speaks for, in their order; none where it is one of the names
+    in `others`, of what cannot be compressed or is already.
 
     Raises:
         OptionError: the pattern is no regular expression.
     """
     matches = _compiled(pattern)
     literal = [weight for weight in weights if pattern == weight.name or pattern in _layers(weight)]
-    return literal or [weight for weight in weights if any(map(matches, names_of(weight)))]
+    if literal or pattern in others:
+        return literal
+    return [weight for weight in weights if any(map(matches, names_of(weight)))]
 
 
 def check_pattern(pattern: str) -> None:

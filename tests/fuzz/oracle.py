@@ -483,7 +483,7 @@ def _misread(model: ov.Model, outputs: Sequence[Array], feeds: Sequence[Any]) ->
             with np.errstate(all="ignore"):
                 rounding = np.abs(near[number] - wanted).max(initial=0.0)
             if not error <= _ROUNDED * rounding + tolerance * largest:
-                return f"output {number}: off by {error / largest:.2%}"
+                return f"output {number}: off by {error:.3g} of {largest:.3g} ({error / (largest or 1.0):.2%})"
     except RuntimeError:  # the floats themselves are what the CPU does not take
         return ""
     return ""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+import openvino as ov
 import pytest
+from openvino import opset13 as op
 
 from ov_weight_compression.passes import OptionError, Report, WeightCompression
 from ov_weight_compression.passes.rules import Rule, parse_rule_text, parse_rules
@@ -88,3 +91,17 @@ def test_the_command_lines_rules(text: str, rule: tuple[str, object]) -> None:
 def test_what_is_no_rule(text: str) -> None:
     with pytest.raises(OptionError, match="--rule"):
         parse_rule_text(text)
+
+
+def test_a_name_stays_a_name_when_its_weight_is_compressed() -> None:
+    """In a second run the weight called `w[a-z]*` is none any more; the rule must not become a wildcard for others."""
+    x = op.parameter([4, 64], np.float32)
+    first, second = op.constant(np.ones((48, 64), np.float32)), op.constant(np.ones((48, 64), np.float32))
+    first.set_friendly_name("w[a-z]*")
+    second.set_friendly_name("weight")
+    model = ov.Model([op.matmul(x, first, False, True), op.matmul(x, second, False, True)], [x])
+    options = {"rules": [("w[a-z]*", "int8_sym"), ("weight", None)]}
+    assert WeightCompression(**options).run_on_model(model)
+    again = WeightCompression(**options)
+    assert not again.run_on_model(model)
+    assert again.report.rows == ()
