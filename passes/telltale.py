@@ -60,8 +60,7 @@ def _would_tell(choice: Choice) -> bool:
     if choice.weight.body or row.table_type is not None:
         return False
     if row.tensor_scale:
-        in_f32 = choice.expanded or choice.kept_from_codes
-        return choice.spec.scale_type == "f8e4m3" and not in_f32  # the scales themselves are codes of eight bits
+        return choice.spec.scale_type == "f8e4m3" and not choice.kept_from_codes  # the scales are codes of eight bits
     if row.storage not in _TELLING_STORAGE:
         return False
     in_f32 = choice.expanded or choice.kept_from_codes or choice.beyond_f16 or row.storage in EXPANDED_STORAGE
