@@ -30,7 +30,7 @@ from openvino import opset17
 from benchmarks.machine import describe
 from benchmarks.places import ROOT
 from benchmarks.tables import markdown
-from ov_weight_compression.evaluation.device_graph import RuntimeGraph
+from ov_weight_compression.evaluation.device import RuntimeGraph
 from ov_weight_compression.ir_utils.dequantization import ChainParts, build_dequantization
 from ov_weight_compression.ir_utils.device_facts import misread
 

@@ -1,12 +1,23 @@
 """What activations look like: data, the statistics of every layer input, and two streams through a model."""
 
 from ov_weight_compression.calibration.collect import DEFAULT_MEMORY, collect
-from ov_weight_compression.calibration.data import CONTEXT_LENGTH, SUBSET_SIZE, Samples, make_samples, readable
-from ov_weight_compression.calibration.reduce import Need
-from ov_weight_compression.calibration.statistics import LayerStatistics, Statistics
-from ov_weight_compression.calibration.statistics_file import load_statistics, save_statistics, statistics_file
-from ov_weight_compression.calibration.streams import LayerInput, Seen, Stage, Streams, open_streams
-from ov_weight_compression.calibration.text import read_data
+from ov_weight_compression.calibration.datasets import (
+    CONTEXT_LENGTH,
+    SUBSET_SIZE,
+    Samples,
+    make_samples,
+    read_data,
+    readable,
+)
+from ov_weight_compression.calibration.statistics import (
+    LayerStatistics,
+    Statistics,
+    load_statistics,
+    save_statistics,
+    statistics_file,
+)
+from ov_weight_compression.calibration.sums import Need
+from ov_weight_compression.calibration.two_streams import LayerInput, Seen, Stage, Streams, open_streams
 
 __all__ = [
     "CONTEXT_LENGTH",

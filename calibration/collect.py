@@ -9,13 +9,11 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from ov_weight_compression.calibration.data import Samples
-from ov_weight_compression.calibration.fingerprint import fingerprint
-from ov_weight_compression.calibration.graph import Tap, TensorKey, read_graph
-from ov_weight_compression.calibration.reduce import Accumulator, Need, rows_by_expert
-from ov_weight_compression.calibration.statistics import LayerStatistics, Statistics
-from ov_weight_compression.calibration.store import Pool, Store
-from ov_weight_compression.calibration.stream import Stream, feed, split
+from ov_weight_compression.calibration.activation_graph import Tap, TensorKey, read_graph
+from ov_weight_compression.calibration.datasets import Samples
+from ov_weight_compression.calibration.runner import Pool, Store, Stream, feed, split
+from ov_weight_compression.calibration.statistics import LayerStatistics, Statistics, fingerprint
+from ov_weight_compression.calibration.sums import Accumulator, Need, rows_by_expert
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.progress import progress_bar
 from ov_weight_compression.patterns import Weight

@@ -13,7 +13,7 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from ov_weight_compression.calibration.language import LanguageModel
+from ov_weight_compression.calibration.language_model import LanguageModel
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.progress import progress_bar
 
@@ -23,9 +23,9 @@ _BLOCK = 256
 _HUGE = 1e30
 
 
-def random_tokens(language: LanguageModel, windows: int, length: int, seed: int) -> NDArray[np.int64]:
+def random_tokens(vocabulary: int, windows: int, length: int, seed: int) -> NDArray[np.int64]:
     """Uniformly drawn token ids, `[windows, length]`."""
-    return np.random.default_rng(seed).integers(0, language.vocabulary, (windows, length), dtype=np.int64)
+    return np.random.default_rng(seed).integers(0, vocabulary, (windows, length), dtype=np.int64)
 
 
 def written_tokens(

@@ -3,8 +3,7 @@ the model that it was made from."""
 
 from ov_weight_compression.evaluation.compare import compare
 from ov_weight_compression.evaluation.comparison import Comparison
-from ov_weight_compression.evaluation.inspect_model import inspect
-from ov_weight_compression.evaluation.inspection import Inspection
+from ov_weight_compression.evaluation.inspection import Inspection, inspect
 from ov_weight_compression.passes.verify import Verification, verify
 
 __all__ = ["Comparison", "Inspection", "Verification", "compare", "inspect", "verify"]

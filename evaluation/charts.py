@@ -47,7 +47,7 @@ def histogram(figures: LanguageFigures) -> str:
     parts += _marks([(f"{name} {plain(value, 3)}", x(value)) for name, value in marks if value > 0], top, bottom)
     below = f" {thousands(found.below)} positions lie to the left of the first bar." if found.below else ""
     return (
-        _svg(height, parts, "Histogram of the KL divergence")
+        _svg(height, parts, "KlHistogram of the KL divergence")
         + f"<p class=dim>{thousands(figures.positions)} positions.{below}</p>"
     )
 

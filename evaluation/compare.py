@@ -1,10 +1,10 @@
 """Comparing a compressed model with the one it was made from: the stages, one after another.
 
 load both ── choose the arithmetic ── read or make up the data
-  ├── language model: windows of text through both, predictions compared   (language, divergence, figures)
+  ├── language model: windows of text through both, predictions compared   (predictions, figures)
   └── any other:      the same inputs through both, outputs compared       (outputs)
-every compressed weight beside its original                                (layers, values)
-outputs of the layers that hold them, on a few samples                     (taps)
+every compressed weight beside its original                                (layers)
+outputs of the layers that hold them, on a few samples                     (layer_outputs)
 """
 
 from __future__ import annotations
@@ -19,19 +19,24 @@ from os import PathLike
 import openvino as ov
 
 from ov_weight_compression.calibration.tokenizer import find_tokenizer
-from ov_weight_compression.evaluation.arithmetic import choose
-from ov_weight_compression.evaluation.base_logits import BaseLogitsReader, Header, fingerprint
 from ov_weight_compression.evaluation.comparison import Comparison, ModelFigures
 from ov_weight_compression.evaluation.data import Source
-from ov_weight_compression.evaluation.divergence import Scores
-from ov_weight_compression.evaluation.figures import LanguageFigures, summarise
-from ov_weight_compression.evaluation.language import BaseSource, KeptBase, LiveBase, Progress, run_language
+from ov_weight_compression.evaluation.figures import (
+    LanguageFigures,
+    Passage,
+    Surprise,
+    summarise,
+    with_text,
+    worst_passages,
+    worst_positions,
+)
+from ov_weight_compression.evaluation.layer_outputs import measure_outputs
 from ov_weight_compression.evaluation.layers import FormatFigures, LayerFigures, formats_of, pair_layers, weigh
-from ov_weight_compression.evaluation.models import Loaded, Pair, Runner, open_pair, output_name
+from ov_weight_compression.evaluation.logits_file import BaseLogitsReader, Header, fingerprint
+from ov_weight_compression.evaluation.models import Loaded, Pair, Runner, choose, open_pair, output_name
 from ov_weight_compression.evaluation.outputs import OutputFigures, OutputTotals
-from ov_weight_compression.evaluation.passages import Passage, Surprise, with_text, worst_passages, worst_positions
+from ov_weight_compression.evaluation.predictions import BaseSource, KeptBase, LiveBase, Progress, Scores, run_language
 from ov_weight_compression.evaluation.samples import Options, Samples, prepare
-from ov_weight_compression.evaluation.taps import measure_outputs
 from ov_weight_compression.evaluation.windows import Cut, Windows, of_inputs, of_windows
 from ov_weight_compression.ir_utils.errors import CompressionError, ModelError, OptionError, WorkError
 from ov_weight_compression.ir_utils.kinds import flag, optional, path, word
@@ -68,7 +73,7 @@ def compare(
     """Say what compression cost.
 
     Both models are run on the same data and their outputs compared; of language models the predictions (see
-    `divergence` and `figures` for every definition), of others the outputs themselves (see `outputs`). Each compressed
+    `predictions` and `figures` for every definition), of others the outputs themselves (see `outputs`). Each compressed
     weight is compared with its original (see `layers`). The same call gives the same figures every time.
 
     Args:
@@ -158,13 +163,13 @@ def _compare_text(pair: Pair, samples: Samples, options: Options, progress: Prog
     total = None
     if samples.windows is not None:
         total = len(samples.windows.tokens)
-        pieces = of_windows(samples.windows, samples.ids)
+        batches = of_windows(samples.windows, samples.ids)
     else:
-        pieces = of_inputs(samples.sets, samples.ids, options.cut.context or 0, options.cut.score_last)
-    scored = run_language(base, compressed, pieces, total, progress)
-    if not any((piece.piece.following >= 0).any() for piece in scored):
+        batches = of_inputs(samples.sets, samples.ids, options.cut.context or 0, options.cut.score_last)
+    scored = run_language(base, compressed, batches, total, progress)
+    if not any((one.batch.following >= 0).any() for one in scored):
         raise OptionError("data: it has no token with a next one to predict")
-    figures = summarise(Scores.concatenate([piece.scores for piece in scored]))
+    figures = summarise(Scores.concatenate([one.scores for one in scored]))
     positions, passages = worst_positions(scored, _WORST_POSITIONS), worst_passages(scored, _WORST_PASSAGES)
     try:
         tokenizer = find_tokenizer(

@@ -9,11 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ov_weight_compression.evaluation.arithmetic import Arithmetic
-from ov_weight_compression.evaluation.figures import LanguageFigures
+from ov_weight_compression.evaluation.figures import LanguageFigures, Passage, Surprise
 from ov_weight_compression.evaluation.layers import FormatFigures, LayerFigures
+from ov_weight_compression.evaluation.models import Arithmetic
 from ov_weight_compression.evaluation.outputs import OutputFigures
-from ov_weight_compression.evaluation.passages import Passage, Surprise
 from ov_weight_compression.ir_utils.publish import write_text
 
 __all__ = ["Comparison", "DataFigures", "ModelFigures"]

@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ov_weight_compression.calibration.array_files import load_arrays
+from ov_weight_compression.calibration.datasets import load_arrays
 from ov_weight_compression.calibration.tokenizer import find_tokenizer
 from ov_weight_compression.evaluation.models import Feeder, Loaded
 from ov_weight_compression.ir_utils import kinds

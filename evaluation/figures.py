@@ -1,4 +1,5 @@
-"""From scored positions to the figures of a report, each with its uncertainty, as llama.cpp defines them.
+"""From scored positions to what a report says: figures, each with its uncertainty, as llama.cpp defines them, and the
+places in the text where the two models differ most, to be looked at by a person.
 
 With n positions, mean(x) = sum x / n and the standard error of a mean se(x) = sqrt((mean(x²) - mean(x)²) / (n - 1)):
 
@@ -18,14 +19,29 @@ bound. Everything about the right token leaves out the last position of a window
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from ov_weight_compression.evaluation.divergence import Scores
+from ov_weight_compression.calibration.tokenizer import Tokenizer
+from ov_weight_compression.evaluation.predictions import Scored, Scores
+from ov_weight_compression.evaluation.windows import NO_TOKEN
 
-__all__ = ["Divergence", "Estimate", "Histogram", "LanguageFigures", "mean_of", "summarise"]
+__all__ = [
+    "Divergence",
+    "Estimate",
+    "KlHistogram",
+    "LanguageFigures",
+    "Passage",
+    "Surprise",
+    "mean_of",
+    "summarise",
+    "with_text",
+    "worst_passages",
+    "worst_positions",
+]
 
 _Values = npt.NDArray[np.float64]
 _PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
@@ -54,7 +70,7 @@ class Divergence:
 
 
 @dataclass(frozen=True)
-class Histogram:
+class KlHistogram:
     """Counts of positions by KL: `edges` (rising, logarithmic, one more than counts) in nats, and what lies below."""
 
     edges: tuple[float, ...]
@@ -85,7 +101,7 @@ class LanguageFigures:
     """Mean change of the probability of the right token: below 0 the compressed model is less sure of it."""
     delta_p_rms: Estimate
     """Root mean square of that change, 0..1."""
-    histogram: Histogram
+    histogram: KlHistogram
 
 
 def mean_of(values: _Values) -> Estimate:
@@ -144,14 +160,128 @@ def _correlation(x: _Values, y: _Values) -> float:
         return float(np.corrcoef(x, y)[0, 1])
 
 
-def _histogram(kl: _Values) -> Histogram:
+def _histogram(kl: _Values) -> KlHistogram:
     """Four bins to the decade, from a millionth of the largest value or 1e-8, whichever is more."""
     seen = kl[np.isfinite(kl) & (kl > 0)]
     if not len(seen):
-        return Histogram((), (), len(kl))
+        return KlHistogram((), (), len(kl))
     top = math.ceil(math.log10(float(seen.max())) * 4 + 1e-9)
     bottom = max(math.floor(math.log10(float(np.percentile(seen, 1))) * 4), top - 40, -32)
     edges = 10.0 ** (np.arange(min(bottom, top - 1), top + 1) / 4)
     edges[-1] = max(edges[-1], float(seen.max()))
     counts, _ = np.histogram(seen, edges)
-    return Histogram(tuple(map(float, edges)), tuple(map(int, counts)), int((kl < edges[0]).sum()))
+    return KlHistogram(tuple(map(float, edges)), tuple(map(int, counts)), int((kl < edges[0]).sum()))
+
+
+_BEFORE = 24
+_APART = 8
+
+
+@dataclass(frozen=True)
+class Surprise:
+    """One prediction that changed much."""
+
+    window: int
+    position: int
+    """Of the token from which the next one was predicted, in its window."""
+    kl: float
+    before: tuple[int, ...]
+    """The tokens before, the last of them at `position`."""
+    right: int | None
+    """The token that came next; None at the end of a window."""
+    right_base_p: float | None
+    right_p: float | None
+    top_base: int
+    """What the base model held likeliest, and how likely."""
+    top_base_p: float
+    top: int
+    top_p: float
+    text: tuple[str, str, str, str] | None = None
+    """`before`, `right`, `top_base` and `top` as text, where there is a tokenizer."""
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A window of text, each token with the divergence of its prediction."""
+
+    window: int
+    mean_kl: float
+    tokens: tuple[int, ...]
+    kl: tuple[float | None, ...]
+    """Divergence of the two predictions *of* each token, from the ones before it; None where it was not scored."""
+    text: tuple[str, ...] | None = None
+    """The tokens as text, where there is a tokenizer."""
+
+
+def worst_positions(scored: Sequence[Scored], count: int) -> list[Surprise]:
+    """The positions with the largest divergence, no two within 8 tokens of each other."""
+    divergences = np.concatenate([one.scores.kl for one in scored])
+    owners = np.repeat(np.arange(len(scored)), [len(one.scores.kl) for one in scored])
+    starts = np.concatenate([[0], np.cumsum([len(one.scores.kl) for one in scored])])
+    found: list[Surprise] = []
+    taken: list[tuple[int, int]] = []
+    for place in np.argsort(-divergences, kind="stable")[: 50 * count]:
+        window = int(owners[place])
+        index = int(place - starts[window])
+        if any(window == other and abs(index - near) < _APART for other, near in taken):
+            continue
+        taken.append((window, index))
+        found.append(_surprise(scored[window], window, index))
+        if len(found) == count:
+            break
+    return found
+
+
+def _surprise(scored: Scored, window: int, index: int) -> Surprise:
+    scores: Scores = scored.scores
+    row, position = (int(axis[index]) for axis in np.nonzero(scored.batch.chosen))
+    following = int(scored.batch.following[index])
+    known = following != NO_TOKEN
+    return Surprise(
+        window=window,
+        position=position,
+        kl=float(scores.kl[index]),
+        before=tuple(map(int, scored.batch.tokens[row, max(0, position + 1 - _BEFORE) : position + 1])),
+        right=following if known else None,
+        right_base_p=float(np.exp(-scores.nll_base[index])) if known else None,
+        right_p=float(np.exp(-scores.nll[index])) if known else None,
+        top_base=int(scores.top_base[index]),
+        top_base_p=float(scores.top_base_p[index]),
+        top=int(scores.top[index]),
+        top_p=float(scores.top_p[index]),
+    )
+
+
+def worst_passages(scored: Sequence[Scored], count: int) -> list[Passage]:
+    """The windows with the largest mean divergence (of several sequences run at once, the first)."""
+    means = np.array([one.scores.kl.mean() for one in scored])
+    return [_passage(scored[window], int(window)) for window in np.argsort(-means, kind="stable")[:count]]
+
+
+def _passage(scored: Scored, window: int) -> Passage:
+    tokens, chosen = scored.batch.tokens[0], np.flatnonzero(scored.batch.chosen[0])
+    shown: list[float | None] = [None] * len(tokens)
+    for position, kl in zip(chosen, scored.scores.kl, strict=False):
+        if position + 1 < len(tokens):
+            shown[position + 1] = float(kl)
+    return Passage(window, float(scored.scores.kl.mean()), tuple(map(int, tokens)), tuple(shown))
+
+
+def with_text(
+    surprises: Sequence[Surprise], passages: Sequence[Passage], tokenizer: Tokenizer
+) -> tuple[list[Surprise], list[Passage]]:
+    """The same with the tokens as text."""
+
+    def worded(one: Surprise) -> Surprise:
+        right = "" if one.right is None else _after(tokenizer, one.before, one.right)
+        base, compressed = (_after(tokenizer, one.before, token) for token in (one.top_base, one.top))
+        return replace(one, text=(tokenizer.decode(one.before), right, base, compressed))
+
+    return [worded(one) for one in surprises], [
+        replace(one, text=tuple(tokenizer.pieces(one.tokens))) for one in passages
+    ]
+
+
+def _after(tokenizer: Tokenizer, before: tuple[int, ...], token: int) -> str:
+    """The text of a token where it stands: alone, some tokenizers would drop the space in front of it."""
+    return tokenizer.pieces([before[-1], token])[-1] or tokenizer.decode([token])

@@ -33,7 +33,7 @@ def add_inspect_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run_inspect(args: argparse.Namespace) -> int:
     """Run the command and return 0; what goes wrong is raised as a `CompressionError`."""
-    from ov_weight_compression.evaluation.inspect_model import inspect
+    from ov_weight_compression.evaluation.inspection import inspect
     from ov_weight_compression.ir_utils.model_folder import models_in
 
     source = expanded("MODEL", args.model)

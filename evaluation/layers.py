@@ -8,8 +8,16 @@
                   alone does to what passes through it, with real activations instead of weights counted equal.
 
 Layers are paired by their friendly names, which compression leaves as they are; where a name is not found, weights are
-paired by the constant's name. One weight is read at a time, in pieces. Weights whose channels were scaled before they
-were rounded are compared in the base model's units (`scaled`).
+paired by the constant's name. One weight is read at a time, in pieces.
+
+Weights whose channels were scaled before they were rounded, as AWQ does, are compared in the base model's units. Where
+factors are folded into norms and other weights, a layer's weight is no longer near the base model's, though the model
+computes the same. Up to a factor for each row and each column it is near, and these factors are found by least squares,
+rows and columns in turn:
+
+    c_j = Σ_i w_ij (r_i ŵ_ij) / Σ_i (r_i ŵ_ij)²        r_i = Σ_j w_ij (ŵ_ij c_j) / Σ_j (ŵ_ij c_j)²
+
+Rounding alone makes hardly any of it better that way, so a weight counts as scaled only where it gains decibels.
 """
 
 from __future__ import annotations
@@ -18,16 +26,95 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import openvino as ov
 
 from ov_weight_compression.evaluation.format_names import mode_of
-from ov_weight_compression.evaluation.outputs import Energy
-from ov_weight_compression.evaluation.scaled import Factors, factors_between
+from ov_weight_compression.evaluation.outputs import SignalNoise
 from ov_weight_compression.ir_utils.chain_values import ConstantValues, is_constant
+from ov_weight_compression.ir_utils.types import Float32
 from ov_weight_compression.patterns import CompressedWeight, find_compressed
 from ov_weight_compression.patterns.graphs import graphs_of
 
-__all__ = ["FormatFigures", "LayerFigures", "PairedLayer", "formats_of", "pair_layers", "weigh"]
+__all__ = [
+    "ChannelFactors",
+    "FormatFigures",
+    "LayerFigures",
+    "PairedLayer",
+    "factors_between",
+    "formats_of",
+    "pair_layers",
+    "weigh",
+]
+
+_GAIN_DB = 2.0
+"""What factors must gain at least: rounding to any format, two bits included, leaves them less to find."""
+_ROUNDS = 4
+_SAMPLE = 512
+"""Rows that show whether a weight is scaled."""
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelFactors:
+    """What the compressed weight `[rows, columns]` is multiplied with to be in the base model's units.
+
+    Only their product is known: what a common factor of all columns gives, one of all rows takes.
+    """
+
+    rows: Float32
+    """[rows, 1]"""
+    columns: Float32
+    """[1, columns]"""
+
+    def apply(self, values: Float32, start: int) -> Float32:
+        """Whole rows of the compressed weight, flat, which begin at element `start`, in the base model's units."""
+        width = self.columns.size
+        begin = start // width
+        found = values.reshape(-1, width) * self.columns
+        found *= self.rows[begin : begin + len(found)]
+        return found.reshape(-1)
+
+
+def factors_between(base: Any, compressed: Any) -> ChannelFactors | None:
+    """The factors between two outputs that depend on constants alone; None where they are not scaled or not 2-D."""
+    shape = tuple(base.get_shape())
+    if len(shape) != 2 or min(shape) < 2:
+        return None
+    ours, theirs = ConstantValues(base), ConstantValues(compressed)
+    first = [next(values.pieces()).reshape(-1, shape[1])[:_SAMPLE] for values in (ours, theirs)]
+    if not _gains(*first):
+        return None
+    columns = np.ones((1, shape[1]))
+    rows = np.ones((shape[0], 1))
+    for _ in range(_ROUNDS):
+        above, below, start = np.zeros(shape[1]), np.zeros(shape[1]), 0
+        for left, right in zip(ours.pieces(), theirs.pieces(), strict=True):
+            w, q = (values.reshape(-1, shape[1]).astype(np.float64) for values in (left, right))
+            span = slice(start, start + len(w))
+            rows[span] = _fit((w * (q * columns)).sum(1), np.square(q * columns).sum(1))[:, None]
+            q *= rows[span]
+            above, below, start = above + (w * q).sum(0), below + (q * q).sum(0), span.stop
+        columns = _fit(above, below)[None]
+    return ChannelFactors(rows.astype(np.float32), columns.astype(np.float32))
+
+
+def _gains(w: Float32, q: Float32) -> bool:
+    """Whether factors bring these rows together."""
+    plain, scaled = SignalNoise(), SignalNoise()
+    plain.add(w, q)
+    columns = np.ones((1, w.shape[1]), np.float32)
+    for _ in range(2):
+        rows = _fit((w * (q * columns)).sum(1), np.square(q * columns).sum(1))[:, None]
+        columns = _fit((w * (q * rows)).sum(0), np.square(q * rows).sum(0))[None]
+    scaled.add(w, q * rows * columns)
+    return scaled.snr_db > plain.snr_db + _GAIN_DB
+
+
+def _fit(above: Any, below: Any) -> Any:
+    """`above / below`, 1 where there is nothing."""
+    usable = (below > 0) & (above > 0)
+    return np.where(usable, above / np.where(usable, below, 1), 1)
+
 
 _SCALED = "channels scaled (AWQ), compared as if they were not"
 
@@ -42,7 +129,7 @@ class PairedLayer:
     base_port: int
     note: str = ""
     """Why something cannot be measured."""
-    factors: Factors | None = None
+    factors: ChannelFactors | None = None
     """Of a weight whose channels were scaled."""
 
     def with_factors(self) -> PairedLayer:
@@ -125,13 +212,13 @@ def _shape_at(weight: CompressedWeight) -> tuple[int, ...]:
     return tuple(consumer.node.input_value(consumer.port).get_partial_shape().to_shape())
 
 
-def weigh(pair: PairedLayer, measured: bool = True) -> tuple[LayerFigures, Energy | None]:
+def weigh(pair: PairedLayer, measured: bool = True) -> tuple[LayerFigures, SignalNoise | None]:
     """The figures of one weight without any data, and its energies, to be summed by format; with `measured=False` only
     what it is stored as."""
     weight = pair.weight
     energy = None
     if pair.base is not None and measured:
-        energy = Energy()
+        energy = SignalNoise()
         ours, theirs = _outputs(pair, pair.base)
         start = 0
         for left, right in zip(ConstantValues(ours).pieces(), ConstantValues(theirs).pieces(), strict=True):
@@ -160,7 +247,7 @@ def _outputs(pair: PairedLayer, base: ov.Node) -> tuple[Any, Any]:
 
 
 def formats_of(
-    model: ov.Model, layers: list[LayerFigures], energies: list[Energy | None], weights: list[CompressedWeight]
+    model: ov.Model, layers: list[LayerFigures], energies: list[SignalNoise | None], weights: list[CompressedWeight]
 ) -> tuple[FormatFigures, ...]:
     """Constants summed by format, the most elements first; those that are not compressed by element type."""
     keys = sorted({(layer.mode, layer.group_size) for layer in layers})
@@ -178,9 +265,9 @@ def formats_of(
     return tuple(sorted(rows, key=lambda row: -row.elements))
 
 
-def _format_row(mode: str, group: int, layers: list[LayerFigures], energies: list[Energy | None]) -> FormatFigures:
+def _format_row(mode: str, group: int, layers: list[LayerFigures], energies: list[SignalNoise | None]) -> FormatFigures:
     chosen = [place for place, layer in enumerate(layers) if (layer.mode, layer.group_size) == (mode, group)]
-    total = Energy()
+    total = SignalNoise()
     for place in chosen:
         energy = energies[place]
         if energy is not None:

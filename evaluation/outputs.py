@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from ov_weight_compression.ir_utils.types import Array
 
-__all__ = ["Energy", "OutputFigures", "OutputTotals", "decibels"]
+__all__ = ["OutputFigures", "OutputTotals", "SignalNoise", "decibels"]
 
 _NEIGHBOURS = 10
 _MOST_SAMPLES = 4096
@@ -43,7 +43,7 @@ def decibels(signal: float, noise: float) -> float:
 
 
 @dataclass
-class Energy:
+class SignalNoise:
     """Running sums of squares of a signal and of its error."""
 
     signal: float = 0.0
@@ -99,7 +99,7 @@ class OutputTotals:
     """What is kept of one output while samples go by."""
 
     name: str
-    energy: Energy = field(default_factory=Energy)
+    energy: SignalNoise = field(default_factory=SignalNoise)
     cosines: list[npt.NDArray[np.float64]] = field(default_factory=list)
     pooled: list[tuple[Array, Array]] = field(default_factory=list)
     row: str = ""

@@ -8,8 +8,8 @@ from html import escape
 
 from ov_weight_compression.evaluation.charts import histogram, layer_chart
 from ov_weight_compression.evaluation.comparison import Comparison
+from ov_weight_compression.evaluation.figures import Passage, Surprise
 from ov_weight_compression.evaluation.layers import LayerFigures
-from ov_weight_compression.evaluation.passages import Passage, Surprise
 from ov_weight_compression.evaluation.tables import language_rows
 from ov_weight_compression.ir_utils.wording import (
     db,

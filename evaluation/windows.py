@@ -18,14 +18,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ov_weight_compression.evaluation.divergence import NO_TOKEN
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.kinds import count, flag, optional
 from ov_weight_compression.ir_utils.types import Array, Float32
 
-__all__ = ["DEFAULT_WINDOW", "Cut", "Piece", "Windows", "cut", "of_inputs", "of_windows"]
+__all__ = ["DEFAULT_WINDOW", "Batch", "Cut", "Windows", "cut_windows", "of_inputs", "of_windows"]
 
 DEFAULT_WINDOW = 256
+NO_TOKEN = -1
+"""What stands for the next token where there is none."""
 _Tokens = npt.NDArray[np.int64]
 
 
@@ -77,7 +78,7 @@ class Windows:
         return sha.hexdigest()
 
 
-def cut(arrays: Iterable[Array], options: Cut, usual: int = DEFAULT_WINDOW) -> Windows:
+def cut_windows(arrays: Iterable[Array], options: Cut, usual: int = DEFAULT_WINDOW) -> Windows:
     """Cut arrays of token ids into windows.
 
     Args:
@@ -119,8 +120,8 @@ def _pieces(array: Array, window: int, stride: int) -> list[_Tokens]:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Mapping[str, Array] `[batch, n]` of one run and its scored positions."""
+class Batch:
+    """The inputs of one run, and which of its positions are scored."""
 
     inputs: Mapping[str, Array]
     tokens: npt.NDArray[np.int64]
@@ -137,16 +138,16 @@ class Piece:
         return logits[self.chosen]
 
 
-def of_windows(windows: Windows, ids: str) -> Iterator[Piece]:
-    """A piece for each window of token ids, which the model's input `ids` takes."""
+def of_windows(windows: Windows, ids: str) -> Iterator[Batch]:
+    """A batch for each window of token ids, which the model's input `ids` takes."""
     for tokens in windows.tokens:
         chosen = np.zeros((1, len(tokens)), dtype=bool)
         chosen[0, windows.scored(tokens)] = True
-        yield Piece({ids: tokens[None]}, tokens[None], chosen, windows.following(tokens))
+        yield Batch({ids: tokens[None]}, tokens[None], chosen, windows.following(tokens))
 
 
-def of_inputs(sets: Iterable[Mapping[str, Array]], ids: str, context: int, score_last: bool) -> Iterator[Piece]:
-    """A piece for each set of inputs, with token ids in `ids`. Where `attention_mask` is 0 nothing is scored, and no
+def of_inputs(sets: Iterable[Mapping[str, Array]], ids: str, context: int, score_last: bool) -> Iterator[Batch]:
+    """A batch for each set of inputs, with token ids in `ids`. Where `attention_mask` is 0 nothing is scored, and no
     token is a next one."""
     for inputs in sets:
         if ids not in inputs or np.asarray(inputs[ids]).ndim != 2:
@@ -157,7 +158,7 @@ def of_inputs(sets: Iterable[Mapping[str, Array]], ids: str, context: int, score
         following[:, :-1] = np.where(mask[:, 1:], tokens[:, 1:], NO_TOKEN)
         chosen = mask & ((following != NO_TOKEN) | score_last)
         chosen[:, :context] = False
-        yield Piece(inputs, tokens, chosen, following[chosen])
+        yield Batch(inputs, tokens, chosen, following[chosen])
 
 
 def _mask(inputs: Mapping[str, Array], tokens: Array) -> npt.NDArray[np.bool_]:

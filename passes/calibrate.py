@@ -67,7 +67,7 @@ class Calibration:
         named = options.scale_estimation or options.gptq or options.lora_correction
         if options.accuracy is None and options.dataset is None and not named:
             return Method()
-        from ov_weight_compression.calibration.language import read_language_model
+        from ov_weight_compression.calibration.language_model import read_language_model
 
         language = read_language_model(self._model)
         return method_of(

@@ -327,7 +327,7 @@ class _Run:
         names = (*self._calibration.learn(choices), *(self._encoded.left_out if self._encoded else ()))
         if not names:
             return ()
-        from ov_weight_compression.calibration.finite import LARGEST
+        from ov_weight_compression.calibration.sums import LARGEST
 
         more = f" and of {len(names) - 1} more" if len(names) > 1 else ""
         return (

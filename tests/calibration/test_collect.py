@@ -11,7 +11,7 @@ import openvino.opset13 as opset
 import pytest
 
 from ov_weight_compression.calibration import LayerStatistics, Need, Samples, collect, make_samples
-from ov_weight_compression.calibration import store as store_module
+from ov_weight_compression.calibration import runner as store_module
 from ov_weight_compression.ir_utils.errors import OptionError, WorkError
 from tests import models
 from tests.calibration import small

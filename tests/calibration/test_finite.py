@@ -12,8 +12,7 @@ import openvino.opset13 as op
 import pytest
 
 from ov_weight_compression.calibration import make_samples
-from ov_weight_compression.calibration.finite import unfit
-from ov_weight_compression.calibration.reduce import Accumulator, Need
+from ov_weight_compression.calibration.sums import Accumulator, Need, unfit
 from ov_weight_compression.passes import CompressionWarning, OptionError, WeightCompression, apply_weight_compression
 from tests.models import layers
 

@@ -10,8 +10,8 @@ import openvino as ov
 import pytest
 
 from ov_weight_compression.calibration import Need, Statistics, collect, load_statistics, make_samples, save_statistics
-from ov_weight_compression.calibration import reduce as arithmetic
-from ov_weight_compression.calibration.fingerprint import fingerprint
+from ov_weight_compression.calibration import sums as arithmetic
+from ov_weight_compression.calibration.statistics import fingerprint
 from ov_weight_compression.ir_utils.errors import MissingExtraError, ModelError
 from tests.calibration import small
 

@@ -12,13 +12,11 @@ import openvino as ov
 import pytest
 from openvino import opset13 as op
 
-from ov_weight_compression.calibration.language import read_language_model
+from ov_weight_compression.calibration.language_model import read_language_model
 from ov_weight_compression.evaluation import compare
-from ov_weight_compression.evaluation.arithmetic import choose
 from ov_weight_compression.evaluation.data import Data, read_data
-from ov_weight_compression.evaluation.models import Feeder, Pair, load
-from ov_weight_compression.evaluation.samples import Options, prepare
-from ov_weight_compression.evaluation.synthetic import fitting_window
+from ov_weight_compression.evaluation.models import Feeder, Pair, choose, load
+from ov_weight_compression.evaluation.samples import Options, fitting_window, prepare
 from ov_weight_compression.ir_utils.errors import ModelError, OptionError, WorkError
 from tests.evaluation.small import VOCABULARY, language_model, perceptron
 

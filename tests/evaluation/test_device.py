@@ -179,7 +179,7 @@ def test_what_a_device_does_not_show_is_unknown(monkeypatch: pytest.MonkeyPatch)
         get_property=lambda device, name: "a device without a graph",
     )
     monkeypatch.setattr(device_module, "core", lambda: core)
-    monkeypatch.setattr("ov_weight_compression.evaluation.arithmetic.core", lambda: core)
+    monkeypatch.setattr("ov_weight_compression.evaluation.models.core", lambda: core)
     model = linear()
     WeightCompression().run_on_model(model)
     found = check_device(model, "NPU")

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ov_weight_compression.evaluation import divergence
-from ov_weight_compression.evaluation.divergence import Scores, score
+from ov_weight_compression.evaluation import predictions
 from ov_weight_compression.evaluation.figures import summarise
+from ov_weight_compression.evaluation.predictions import Scores, score
 from tests.evaluation.small import found_figures, from_positions, log_softmax
 
 
@@ -60,7 +60,7 @@ def test_no_result_depends_on_how_the_work_is_cut(monkeypatch: pytest.MonkeyPatc
     base, compressed = random.standard_normal((2, 37, 300)).astype(np.float32)
     following = random.integers(0, 300, 37)
     whole = score(base, compressed, following)
-    monkeypatch.setattr(divergence, "_BLOCK_ELEMENTS", 700)
+    monkeypatch.setattr(predictions, "_BLOCK_ELEMENTS", 700)
     assert np.array_equal(score(base, compressed, following).kl, whole.kl)
 
 

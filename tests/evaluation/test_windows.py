@@ -5,18 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ov_weight_compression.evaluation.windows import Cut, cut
+from ov_weight_compression.evaluation.windows import Cut, cut_windows
 from ov_weight_compression.ir_utils.errors import OptionError
 
 STREAM = np.arange(1000, dtype=np.int32)
 
 
 def lengths(options: Cut, *arrays: np.ndarray, usual: int = 256) -> list[int]:
-    return [len(tokens) for tokens in cut(arrays or (STREAM,), options, usual).tokens]
+    return [len(tokens) for tokens in cut_windows(arrays or (STREAM,), options, usual).tokens]
 
 
 def test_whole_windows_of_a_stream() -> None:
-    found = cut([STREAM], Cut())
+    found = cut_windows([STREAM], Cut())
     assert [tokens[0] for tokens in found.tokens] == [0, 256, 512]
     assert (found.window, found.stride, found.context, found.score_last) == (256, 256, 0, True)
     assert found.tokens[0].dtype == np.int64
@@ -28,7 +28,7 @@ def test_the_window_that_was_asked_for_comes_first() -> None:
 
 
 def test_overlapping_windows_score_each_token_once() -> None:
-    found = cut([STREAM], Cut(window=100, stride=40))
+    found = cut_windows([STREAM], Cut(window=100, stride=40))
     assert found.context == 60
     scored = np.concatenate([tokens[found.scored(tokens)] for tokens in found.tokens])
     assert len(set(scored)) == len(scored)
@@ -36,13 +36,13 @@ def test_overlapping_windows_score_each_token_once() -> None:
 
 
 def test_llama_cpp_scores_the_second_half() -> None:
-    found = cut([STREAM], Cut(window=100, context=50, score_last=False))
+    found = cut_windows([STREAM], Cut(window=100, context=50, score_last=False))
     assert found.tokens[1][found.scored(found.tokens[1])].tolist() == list(range(150, 199))
     assert found.following(found.tokens[1]).tolist() == list(range(151, 200))
 
 
 def test_the_last_position_has_no_next_token() -> None:
-    found = cut([np.array([5, 6, 7])], Cut())
+    found = cut_windows([np.array([5, 6, 7])], Cut())
     assert found.following(found.tokens[0]).tolist() == [6, 7, -1]
 
 
@@ -64,7 +64,7 @@ def test_arrays_of_windows_and_lists_are_taken_as_they_are() -> None:
 )
 def test_what_is_not_text(array: np.ndarray, message: str) -> None:
     with pytest.raises(OptionError, match=message):
-        cut([array], Cut())
+        cut_windows([array], Cut())
 
 
 @pytest.mark.parametrize("options", [{"window": 1}, {"stride": 0}, {"context": -1}, {"limit": 0}])
@@ -76,12 +76,12 @@ def test_options_that_cannot_be(options: dict[str, int]) -> None:
 
 def test_a_context_that_leaves_nothing() -> None:
     with pytest.raises(OptionError, match="context=256: no window of 256 tokens"):
-        cut([STREAM], Cut(context=256))
+        cut_windows([STREAM], Cut(context=256))
     with pytest.raises(OptionError, match="context=255"):
-        cut([STREAM], Cut(context=255))
+        cut_windows([STREAM], Cut(context=255))
 
 
 def test_the_digest_knows_tokens_and_lengths() -> None:
-    digests = {cut([part], Cut(window=window)).digest for part in (STREAM, STREAM + 1) for window in (50, 100)}
+    digests = {cut_windows([part], Cut(window=window)).digest for part in (STREAM, STREAM + 1) for window in (50, 100)}
     assert len(digests) == 4
-    assert cut([STREAM.astype(np.uint16)], Cut(window=50)).digest in digests
+    assert cut_windows([STREAM.astype(np.uint16)], Cut(window=50)).digest in digests

@@ -8,7 +8,7 @@ from typing import Any
 import openvino as ov
 import pytest
 
-from ov_weight_compression.evaluation.device_graph import RuntimeGraph
+from ov_weight_compression.evaluation.device import RuntimeGraph
 from ov_weight_compression.passes import Report, WeightCompression
 from ov_weight_compression.quantization.formats import FORMATS
 from tests import models

@@ -21,10 +21,9 @@ import openvino as ov
 from openvino import opset13 as ops
 
 from ov_weight_compression.evaluation.data import Inputs
-from ov_weight_compression.evaluation.layers import LayerFigures, PairedLayer
+from ov_weight_compression.evaluation.layers import ChannelFactors, LayerFigures, PairedLayer
 from ov_weight_compression.evaluation.models import Pair, Runner
-from ov_weight_compression.evaluation.outputs import Energy
-from ov_weight_compression.evaluation.scaled import Factors
+from ov_weight_compression.evaluation.outputs import SignalNoise
 from ov_weight_compression.ir_utils.chain_values import is_constant
 from ov_weight_compression.ir_utils.types import Float32
 
@@ -40,8 +39,8 @@ class _Tap:
 
     place: int
     name: str
-    output: Energy = field(default_factory=Energy)
-    own: Energy = field(default_factory=Energy)
+    output: SignalNoise = field(default_factory=SignalNoise)
+    own: SignalNoise = field(default_factory=SignalNoise)
     across: float = 0.0
     """Base times compressed output, and the latter's square, where the layer is scaled."""
     square: float = 0.0
@@ -154,7 +153,7 @@ def _by_name(model: ov.Model) -> dict[str, Any]:
     return nodes
 
 
-def _unscaled(layer: Any, port: int, factors: Factors | None) -> Any:
+def _unscaled(layer: Any, port: int, factors: ChannelFactors | None) -> Any:
     """The layer's output in the base model's units: whose rows or columns are output channels is scaled with them."""
     if factors is None or layer.get_type_name() != "MatMul":
         return layer
@@ -164,7 +163,7 @@ def _unscaled(layer: Any, port: int, factors: Factors | None) -> Any:
     return _times(layer.output(0), channels if port == 1 else channels[:, None])
 
 
-def _graft(layer: Any, original: Any, port: int, factors: Factors | None) -> Any:
+def _graft(layer: Any, original: Any, port: int, factors: ChannelFactors | None) -> Any:
     """Let a layer of another model read what the original reads, all but the weight."""
     if factors is not None:
         weight = _times(layer.input_value(port), factors.rows * factors.columns)

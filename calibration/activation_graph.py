@@ -20,15 +20,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
+import numpy as np
 import openvino as ov
+import openvino.opset13 as ops
 
-from ov_weight_compression.calibration.stateless import stateless_copy
 from ov_weight_compression.patterns import Weight
 
-__all__ = ["Graph", "Tap", "TensorKey", "read_graph"]
+__all__ = ["ActivationGraph", "Tap", "TensorKey", "read_graph", "stateless_copy"]
 
 TensorKey = tuple[int, int]
-"""An operation's index in `Graph.nodes`, and the index of one of its outputs."""
+"""An operation's index in `ActivationGraph.nodes`, and the index of one of its outputs."""
 
 _LARGE = 1 << 12
 _NEVER_CONSTANT = frozenset({"Parameter", "RandomUniform", "Multinomial"})
@@ -53,7 +54,7 @@ class Tap:
 
 
 @dataclass(frozen=True, eq=False)
-class Graph:
+class ActivationGraph:
     """The wanted part of a stateless copy of a model, in computing order."""
 
     model: ov.Model
@@ -111,7 +112,7 @@ class _Use:
     tap: tuple[TensorKey, bool, int, tuple[int, ...]] | None
 
 
-def read_graph(model: ov.Model, weights: Sequence[Weight], *, tapped: frozenset[str] | None = None) -> Graph:
+def read_graph(model: ov.Model, weights: Sequence[Weight], *, tapped: frozenset[str] | None = None) -> ActivationGraph:
     """Work out levels, order and taps of `model` for `weights`.
 
     Only activations of the weights named in `tapped` (default: of all) are wanted. Weights inside bodies of If, Loop
@@ -133,7 +134,7 @@ def read_graph(model: ov.Model, weights: Sequence[Weight], *, tapped: frozenset[
         if use.layer in place:
             layers[place[use.layer]] = (*layers.get(place[use.layer], ()), use.weight.name)
     top = max((levels[number] for number in order), default=0)
-    return Graph(
+    return ActivationGraph(
         model=clone,
         nodes=nodes,
         sources=sources,
@@ -261,3 +262,58 @@ def _loads(
         if found:
             loads[place] = tuple(found.items())
     return loads
+
+
+def stateless_copy(model: ov.Model) -> tuple[ov.Model, dict[str, ov.Node]]:
+    """A clone of `model` without variables.
+
+    Returns the clone and, by the unique name (`get_name()`) of each of the model's operations, the operation in the
+    clone that stands for it.
+    """
+    clone = model.clone()
+    twins = {
+        original.get_name(): copied
+        for original, copied in zip(model.get_ordered_ops(), clone.get_ordered_ops(), strict=True)
+    }
+    for node in clone.get_ordered_ops():
+        if node.get_type_name() == "ReadValue":
+            _bypass(node, _initial_value(node))
+        elif node.get_type_name() == "Assign":
+            _bypass(node, node.input_value(0))
+    for sink in list(clone.get_sinks()):
+        if sink.get_type_name() == "Assign":
+            clone.remove_sink(sink)
+    for variable in list(clone.get_variables()):
+        clone.remove_variable(variable)
+    clone.validate_nodes_and_infer_types()
+    for node in clone.get_ordered_ops():
+        if node.get_type_name() == "Concat":
+            _drop_empty(node)
+    return clone, twins
+
+
+def _bypass(node: ov.Node, value: ov.Output) -> None:
+    """Let everything that reads `node` read `value` instead."""
+    for target in list(node.output(0).get_target_inputs()):
+        target.replace_source_output(value)
+
+
+def _drop_empty(concat: ov.Node) -> None:
+    """Bypass a Concat of which all parts but one are known to be empty."""
+    axis = concat.get_attributes()["axis"]
+    parts = [value for value in concat.input_values() if not _is_empty(value.get_partial_shape(), axis)]
+    if len(parts) == 1 < concat.get_input_size():
+        _bypass(concat, parts[0])
+
+
+def _is_empty(shape: ov.PartialShape, axis: int) -> bool:
+    return bool(shape.rank.is_static and shape[axis].is_static and shape[axis].get_length() == 0)
+
+
+def _initial_value(read: ov.Node) -> ov.Output:
+    """What the variable holds before the first run: its initialiser, else zeros (none along a dynamic dimension)."""
+    if read.get_input_size():
+        return read.input_value(0)
+    shape = [dim.get_length() if dim.is_static else 0 for dim in read.get_output_partial_shape(0)]
+    zeros = np.zeros(shape, np.float32)
+    return ops.convert(ops.constant(zeros), read.get_output_element_type(0).to_string()).output(0)

@@ -1,9 +1,13 @@
-"""From activations to sums: the arithmetic of statistics, in numpy.
+"""From activations to sums: the arithmetic of statistics, in numpy, and what counts as a number there.
 
 An activation is seen as `x [experts, sequences, tokens, in]`, `experts` being 1 for a plain layer. The Gram matrices
 are matrix products, computed by BLAS in f32 over one window's rows (`x.T @ x` is a SYRK there: half the work of a
 GEMM) and summed over windows; sums per channel are kept in f64. The same inside the model's graph, as nodes beside the
 activation, was measured to be slower: 1.5 times for a Gram matrix (an ordinary GEMM there), 2 to 3 times for the sums.
+
+A number counts that is finite and small enough for its square to be summed in f32. A sample that holds anything else is
+refused when it is read, with its number and its input. A sample may also be fine and overflow inside the model; the
+layers behind that point then do not see it, and the report names them.
 """
 
 from __future__ import annotations
@@ -16,12 +20,60 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ov_weight_compression.calibration.finite import unfit
 from ov_weight_compression.calibration.statistics import LayerStatistics
+from ov_weight_compression.ir_utils.errors import OptionError
+from ov_weight_compression.ir_utils.types import Float32
 
-__all__ = ["Accumulator", "Need", "add_cross", "add_gram", "rows_by_expert"]
+__all__ = ["LARGEST", "Accumulator", "Need", "add_cross", "add_gram", "check_sample", "rows_by_expert", "unfit"]
 
-Array = NDArray[np.float32]
+LARGEST = 2.0**50
+"""1.1e15: the squares of a hundred million such values still have a sum in f32."""
+_ROOT = 1.8e19
+"""The square of a larger value is infinity in f32."""
+
+
+def unfit(x: NDArray[Any]) -> NDArray[np.bool_] | None:
+    """Which rows of `x [..., in]` hold a value that does not count, `[...]`; None where none does."""
+    if x.size == 0 or _fits(x, LARGEST):
+        return None
+    found: NDArray[np.bool_] = ~np.all(np.abs(x) <= LARGEST, axis=-1)  # NaN is not
+    return found
+
+
+def check_sample(number: int, name: str, array: NDArray[Any], dtype: np.dtype[Any]) -> None:
+    """Refuse an input of a sample that is no data.
+
+    Masks may hold -infinity and the like: that is how they take something out of a sum.
+
+    Args:
+        number: of the sample, from 1.
+        name: of the model's input.
+        array: of any type.
+        dtype: that it will be given to the model as.
+
+    Raises:
+        OptionError: it holds NaN, infinity, or a value that is too large.
+    """
+    if array.dtype.kind != "f" or dtype.kind != "f" or array.size == 0 or _fits(array, _ROOT):
+        return
+    flat = array.reshape(-1)
+    wrong = np.isnan(flat) if "mask" in name else ~(np.abs(flat) <= _ROOT)
+    if not wrong.any():
+        return
+    first = float(flat[int(np.argmax(wrong))])
+    told = {"nan": "NaN", "inf": "infinity", "-inf": "-infinity"}.get(str(first), f"{first:g}")
+    more = "" if np.isfinite(first) else f" ({int(wrong.sum())} of {array.size} values are not finite or too large)"
+    limit = ", whose square overflows" if np.isfinite(first) else ""
+    raise OptionError(
+        f"dataset: sample {number}, input '{name}': it holds {told}{more}{limit}; mend the sample or leave it out"
+    )
+
+
+def _fits(x: NDArray[Any], limit: float) -> bool:
+    with np.errstate(invalid="ignore"):
+        return bool(x.max() <= limit and x.min() >= -limit)
+
+
 _PANEL = 1024
 """Rows of a Gram matrix that are computed at a time: bounds the temporary product to `_PANEL · in` floats."""
 
@@ -41,7 +93,7 @@ class Need:
         return experts * (32 * width + 4 * blocks + (4 * width * width if self.gram else 0))
 
 
-def rows_by_expert(x: NDArray[Any], batch: Sequence[int], *, transposed: bool = False) -> Array:
+def rows_by_expert(x: NDArray[Any], batch: Sequence[int], *, transposed: bool = False) -> Float32:
     """An activation as `[experts, sequences, tokens, in]`, f32.
 
     `batch` are the batch dimensions of the weight that it is multiplied with. Where the activation has them too, each
@@ -59,7 +111,7 @@ def rows_by_expert(x: NDArray[Any], batch: Sequence[int], *, transposed: bool = 
     return x.reshape(1, prod(lead), tokens, width)
 
 
-def add_gram(total: Array, x: Array) -> None:
+def add_gram(total: Float32, x: Float32) -> None:
     """`total += xᵀ x` for `x [n, in]`; only the upper panels are written (see `mirror`)."""
     width = x.shape[1]
     for begin in range(0, width, _PANEL):
@@ -70,7 +122,7 @@ def add_gram(total: Array, x: Array) -> None:
             total[begin:end, end:] += part.T @ x[:, end:]
 
 
-def mirror(total: Array) -> None:
+def mirror(total: Float32) -> None:
     """Fill in the part of a Gram matrix that `add_gram` leaves out."""
     width = total.shape[0]
     for begin in range(0, width, _PANEL):
@@ -78,7 +130,7 @@ def mirror(total: Array) -> None:
         total[end:, begin:end] = total[begin:end, end:].T
 
 
-def add_cross(total: Array, x: Array, y: Array) -> None:
+def add_cross(total: Float32, x: Float32, y: Float32) -> None:
     """`total += xᵀ y` for `x, y [n, in]`."""
     for begin in range(0, x.shape[1], _PANEL):
         total[begin : begin + _PANEL] += x[:, begin : begin + _PANEL].T @ y
@@ -97,9 +149,9 @@ class Accumulator:
         self.left_out = 0
         """Sequences in which the model gave values that do not count."""
 
-    def add(self, x: Array) -> None:
+    def add(self, x: Float32) -> None:
         """Add a window, `[experts, sequences, tokens, in]`. One without tokens changes nothing; nor does a sequence
-        with values that do not count (see `finite`)."""
+        with values that do not count (see `unfit`)."""
         experts, sequences, tokens, width = x.shape
         if not self._experts:
             self._start(experts)
@@ -160,7 +212,7 @@ class Accumulator:
         grouped = block > 0 and width % block == 0
         self._blocks = np.zeros((experts, width // block, block, block), np.float32) if grouped else None
 
-    def _moments(self, x: Array) -> None:
+    def _moments(self, x: Float32) -> None:
         """Sums per channel, and the four means over sequences."""
         tokens = x.shape[2]
         total = x.sum(2).astype(np.float64)

@@ -1,4 +1,4 @@
-"""From whatever a caller has, `dataset=`, to model inputs that can be run: one dictionary of arrays per window.
+"""From whatever a caller has, `dataset=` or `--data`, to model inputs that can be run: a dictionary of arrays a window.
 
 The dataset may be
 
@@ -9,6 +9,7 @@ The dataset may be
 
 Arrays are numpy's, torch's or OpenVINO's tensors, or lists. Arrays of integers are token ids where the model has an
 input for those, else inputs like any other. What can be read only once, such as a generator, is kept once it was read.
+On the command line the dataset is a file: text, a .npy or an .npz.
 """
 
 from __future__ import annotations
@@ -16,22 +17,40 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from ov_weight_compression.calibration.finite import check_sample
 from ov_weight_compression.calibration.generate import random_tokens, written_tokens
-from ov_weight_compression.calibration.language import LanguageModel, input_label, input_names, read_language_model
-from ov_weight_compression.calibration.tokens import as_windows, batches
+from ov_weight_compression.calibration.language_model import (
+    LanguageModel,
+    input_label,
+    input_names,
+    read_language_model,
+)
+from ov_weight_compression.calibration.sums import check_sample
+from ov_weight_compression.calibration.tokenizer import TOKENIZERS, find_tokenizer
+from ov_weight_compression.ir_utils import kinds
 from ov_weight_compression.ir_utils.constants import tensor_values
-from ov_weight_compression.ir_utils.errors import CompressionError, OptionError
+from ov_weight_compression.ir_utils.errors import CompressionError, ModelError, OptionError
 from ov_weight_compression.ir_utils.kinds import count, one_line, shown
 from ov_weight_compression.ir_utils.replay import Replay, read_again, reads_once
+from ov_weight_compression.ir_utils.types import Array
 
-__all__ = ["CONTEXT_LENGTH", "SUBSET_SIZE", "Samples", "make_samples", "readable"]
+__all__ = [
+    "CONTEXT_LENGTH",
+    "SUBSET_SIZE",
+    "Samples",
+    "as_windows",
+    "batches",
+    "load_arrays",
+    "make_samples",
+    "read_data",
+    "readable",
+]
 
 SUBSET_SIZE = 128
 """Windows used of a caller's data, as in NNCF."""
@@ -170,7 +189,7 @@ def _made(
     length = min(context_length, language.positions or context_length)
     length = language.length or length
     if dataset == "random":
-        return random_tokens(language, subset_size or _RANDOM_WINDOWS, length, seed)
+        return random_tokens(language.vocabulary, subset_size or _RANDOM_WINDOWS, length, seed)
     return written_tokens(model, language, subset_size or _WRITTEN_WINDOWS, length, seed, quiet=quiet)
 
 
@@ -261,3 +280,141 @@ def _array(number: int, name: str, value: Any) -> NDArray[Any]:
 
 def _names(model: ov.Model) -> str:
     return ", ".join(map(input_label, model.get_parameters()))
+
+
+_LONGEST_TEXT = 8 << 20
+"""Bytes of a text file that are read: some two million tokens."""
+
+
+def read_data(source: str | Path, model_folder: str | Path) -> Any:
+    """What `make_samples` takes as its dataset, for a name given on the command line.
+
+    `random` and `self` are handed on. A .npy file holds token ids, flat or in rows. A .npz file holds either one such
+    array or, for a model of any kind, one array for each input, with the windows along the first axis. Everything else
+    is text in UTF-8, turned into token ids by the tokenizer that lies beside the model (see `tokenizer`).
+
+    Raises OptionError for a file that is not there or holds no data, and ModelError where there is no tokenizer.
+    """
+    if str(source) in ("random", "self"):
+        return str(source)
+    path = kinds.path().parse("data", source)
+    if not path.is_file():
+        raise OptionError(f"data={source}: there is no such file; allowed are a file, 'random' and 'self'")
+    if path.suffix in (".npy", ".npz"):
+        return _read_arrays(path)
+    try:
+        with path.open("rb") as file:
+            text = file.read(_LONGEST_TEXT).decode("utf-8", errors="ignore")
+    except OSError as error:
+        raise OptionError(f"data={source}: cannot be read: {error.strerror}") from error
+    if not text.strip():
+        raise OptionError(f"data={source}: the file holds no text")
+    return _tokenise(text, Path(model_folder))
+
+
+def _read_arrays(path: Path) -> Any:
+    arrays = load_arrays(path)
+    if not isinstance(arrays, dict):
+        return arrays
+    if len(arrays) == 1:
+        only = next(iter(arrays.values()))
+        if np.issubdtype(only.dtype, np.integer):
+            return only
+    single = [name for name, array in arrays.items() if array.ndim == 0]
+    if single:
+        raise OptionError(f"data={path}: its array {single[0]!r} is a single number: windows lie along the first axis")
+    counts = {len(array) for array in arrays.values()}
+    if len(counts) != 1:
+        raise OptionError(f"data={path}: its arrays disagree about the number of windows: {sorted(counts)}")
+    return [{name: array[row : row + 1] for name, array in arrays.items()} for row in range(counts.pop())]
+
+
+def _tokenise(text: str, folder: Path) -> NDArray[np.int64]:
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        raise ModelError(
+            f"{folder}: no {' and no '.join(TOKENIZERS)} beside the model, so text cannot be read: "
+            f"give token ids as .npy"
+        )
+    return find_tokenizer([folder]).encode(text)
+
+
+_TOKENS_A_RUN = 1024
+"""Enough rows for a matrix product to run at full speed, few enough for activations to stay small."""
+
+
+def as_windows(
+    dataset: Iterable[Any], language: LanguageModel, context_length: int, limit: int
+) -> list[NDArray[np.int64]]:
+    """Token ids, flat or in rows, as at most `limit` windows `[length]`.
+
+    A flat array is cut into windows of `context_length`, of which `limit` are taken at equal distances from all over
+    it; its last tokens, too few for a window, are left out. Rows are taken as they are, from the first on.
+    """
+    rows = [np.asarray(row) for row in dataset] if not isinstance(dataset, np.ndarray) else dataset
+    if (isinstance(rows, np.ndarray) and rows.ndim == 1) or all(np.ndim(row) == 0 for row in rows):
+        flat = np.asarray(rows).astype(np.int64)
+        length = min(language.length or context_length, language.positions or context_length, flat.size)
+        whole = flat[: flat.size // length * length].reshape(-1, length)
+        taken = np.linspace(0, len(whole) - 1, min(limit, len(whole))).round().astype(int)
+        windows = list(whole[taken])
+    else:
+        windows = [line for row in rows for line in np.atleast_2d(np.asarray(row, np.int64))][:limit]
+    for window in windows:
+        _check(window, language)
+    return windows
+
+
+def batches(windows: Iterable[NDArray[Any]], batch: int | None) -> Iterator[NDArray[Any]]:
+    """Windows of one length side by side, `[batch, length]`: `batch` of them, or as many as make about 1,024 tokens.
+
+    With a prescribed batch, windows that do not fill the last one are left out, unless there would be none.
+    """
+    by_length: dict[int, list[NDArray[Any]]] = {}
+    for window in windows:
+        by_length.setdefault(window.size, []).append(window)
+    for length, group in by_length.items():
+        size = batch or max(1, _TOKENS_A_RUN // length)
+        if batch and len(group) < batch:
+            group = (group * batch)[:batch]
+        for begin in range(0, len(group), size):
+            part = group[begin : begin + size]
+            if batch is None or len(part) == batch:
+                yield np.stack(part)
+
+
+def _check(window: NDArray[np.int64], language: LanguageModel) -> None:
+    if window.ndim != 1 or window.size == 0:
+        raise OptionError(f"dataset: a window of token ids has the shape {list(window.shape)}: give [length]")
+    low, high = int(window.min()), int(window.max())
+    if low < 0 or high >= language.vocabulary:
+        raise OptionError(
+            f"dataset: token id {low if low < 0 else high}: the model's vocabulary has ids 0 to "
+            f"{language.vocabulary - 1}. Was the text tokenised for another model?"
+        )
+    longest = language.length or language.positions
+    if longest and window.size > longest:
+        raise OptionError(f"dataset: a window of {window.size} tokens: the model takes at most {longest}")
+    if language.length and window.size != language.length:
+        raise OptionError(f"dataset: a window of {window.size} tokens: the model's input takes {language.length}")
+
+
+def load_arrays(path: Path) -> Array | dict[str, Array]:
+    """The array of an .npy file, or those of an .npz file by name.
+
+    Raises:
+        OptionError: the file is damaged, of another kind, or holds something else than numbers.
+    """
+    try:
+        read = np.load(path, allow_pickle=False)
+        if not isinstance(read, np.ndarray):
+            with read:
+                read = {name: read[name] for name in read.files}
+    except (Exception, MemoryError) as error:  # of zipfile, zlib, tokenize, struct and numpy itself, as they come
+        reason = one_line(str(error), 200) or type(error).__name__
+        raise OptionError(f"data={str(path)!r}: cannot be read as numpy arrays ({reason})") from error
+    found: Array | dict[str, Array] = read
+    for name, array in found.items() if isinstance(found, dict) else [("", found)]:
+        if array.dtype.kind not in "biuf":
+            what = f"its array {one_line(name, 60)!r}" if name else "it"
+            raise OptionError(f"data={str(path)!r}: {what} holds no numbers but {one_line(str(array.dtype), 60)}")
+    return found

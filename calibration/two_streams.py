@@ -7,7 +7,7 @@
                 for name in layer_input.weights:
                     stage.replace(name, compress(name, seen))
 
-A stage is everything that can be decided at one level of the graph (see `graph`): in a transformer block the stages are
+A stage is everything that can be decided at one level of an `ActivationGraph`: in a transformer block the stages are
 q/k/v, o, gate/up, down, and each sees the replacements of those before it. In a model of another shape it is at worst
 one layer. When the loop asks for the next stage, both streams run the stage's layers on every window, once: the float
 stream with the weights as they were, the compressed stream with the replacements. Between two stages only the tensors
@@ -28,15 +28,14 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
+from ov_weight_compression.calibration.activation_graph import ActivationGraph, Tap, read_graph
 from ov_weight_compression.calibration.collect import DEFAULT_MEMORY
-from ov_weight_compression.calibration.data import Samples
-from ov_weight_compression.calibration.finite import unfit
-from ov_weight_compression.calibration.graph import Graph, Tap, read_graph
-from ov_weight_compression.calibration.reduce import Array, add_cross, add_gram, mirror, rows_by_expert
-from ov_weight_compression.calibration.store import Pool, Store
-from ov_weight_compression.calibration.stream import Stream, feed
+from ov_weight_compression.calibration.datasets import Samples
+from ov_weight_compression.calibration.runner import Pool, Store, Stream, feed
+from ov_weight_compression.calibration.sums import add_cross, add_gram, mirror, rows_by_expert, unfit
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.progress import progress_bar
+from ov_weight_compression.ir_utils.types import Float32
 from ov_weight_compression.patterns import Weight
 
 __all__ = ["LayerInput", "Seen", "Stage", "Streams", "open_streams"]
@@ -50,9 +49,9 @@ class Seen:
 
     n: int
     """Rows (tokens) seen, per expert where there are experts."""
-    gram: Array
+    gram: Float32
     """Ĥ = Σ x̂ x̂ᵀ, of the input as it is behind the compressed weights."""
-    cross: Array | None = None
+    cross: Float32 | None = None
     """C = Σ x x̂ᵀ, rows as `x` of the float model, columns as `x̂`; None where not asked for or they are the same."""
 
 
@@ -100,10 +99,10 @@ class LayerInput:
         plain = len(gram) == 1
         return Seen(count, gram[0] if plain else gram, total[0] if total is not None and plain else total)
 
-    def _batches(self, pair: bool) -> Iterator[tuple[Array, Array]]:
+    def _batches(self, pair: bool) -> Iterator[tuple[Float32, Float32]]:
         """`x̂` and, with `pair`, `x` of several windows at a time, each [experts, rows, in]: products of many rows are
         faster than those of few."""
-        waiting: list[tuple[Array, Array]] = []
+        waiting: list[tuple[Float32, Float32]] = []
         for window in range(self._exact.windows):
             hat = self._rows(self._exact if self.same else self._compressed, window)
             waiting.append((hat, self._rows(self._exact, window) if pair else hat))
@@ -112,8 +111,8 @@ class LayerInput:
                 yield self._fit(_joined([one for one, _ in waiting]), _joined([one for _, one in waiting]))
                 waiting.clear()
 
-    def _fit(self, hat: Array, x: Array) -> tuple[Array, Array]:
-        """Without the rows in which either holds a value that does not count (see `finite`)."""
+    def _fit(self, hat: Float32, x: Float32) -> tuple[Float32, Float32]:
+        """Without the rows in which either holds a value that does not count (see `unfit`)."""
         found = [bad for bad in (unfit(hat), None if x is hat else unfit(x)) if bad is not None]
         if not found:
             return hat, x
@@ -121,7 +120,7 @@ class LayerInput:
         kept = ~np.any([bad.any(axis=0) for bad in found], axis=0)
         return hat[:, kept], x[:, kept]
 
-    def _rows(self, stream: Stream, window: int) -> Array:
+    def _rows(self, stream: Stream, window: int) -> Float32:
         x = rows_by_expert(stream.store.get(self._tap.key, window), self._tap.batch, transposed=self._tap.transposed)
         return x.reshape(len(x), -1, self.width)
 
@@ -152,7 +151,7 @@ class Streams:
     """Iterates over the stages of a model. Use `open_streams`."""
 
     def __init__(
-        self, graph: Graph, weights: Sequence[Weight], exact: Stream, compressed: Stream | None, quiet: bool
+        self, graph: ActivationGraph, weights: Sequence[Weight], exact: Stream, compressed: Stream | None, quiet: bool
     ) -> None:
         self._graph = graph
         self._exact = exact
@@ -215,11 +214,11 @@ def open_streams(
         yield Streams(graph, weights, exact, second, quiet)
 
 
-def _joined(parts: list[Array]) -> Array:
+def _joined(parts: list[Float32]) -> Float32:
     return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
 
-def _plan(graph: Graph) -> list[tuple[list[Tap], list[str]]]:
+def _plan(graph: ActivationGraph) -> list[tuple[list[Tap], list[str]]]:
     """For each level, the taps that layers above it read, and the weights there that have no tap; each weight once."""
     stages: list[tuple[list[Tap], list[str]]] = []
     seen: set[str] = set()

@@ -1,0 +1,379 @@
+"""Running a model piece by piece, window by window, in bounded memory.
+
+The front is a place in `ActivationGraph.order`; the store holds what is made before it and read after it, for every
+window: in memory while it lasts, then on disk. To advance, the next operations are cut out, compiled, run on every
+window, and forgotten. A piece ends where its weights would exceed the limit, so that no more than one piece's weights
+are compiled at a time.
+
+    whole     … ─ A ─┬─ MatMul ─ B ─ MatMul ─ C …          piece     Parameter(A) ─┬─ MatMul ─ B ─ Result
+                     └───────── Add ──────────                       Result(A + …) ┘
+
+In a copy of the graph, which shares all constants with it, every edge that enters the piece is led to a Parameter (or
+to a Constant, for a shape that is the same in every window); what lies between there and the Results is the piece, and
+only that is compiled. Tensors of a half precision cross a border as f32, because that is what they are in a model that
+is executed in f32. Files lie in a temporary directory (`TMPDIR` decides where) that is removed when the pool is closed,
+whatever happens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import openvino.opset13 as ops
+from numpy.typing import NDArray
+
+from ov_weight_compression.calibration.activation_graph import ActivationGraph, TensorKey
+from ov_weight_compression.ir_utils.errors import WorkError
+from ov_weight_compression.ir_utils.ir_file import openvino_reason
+from ov_weight_compression.ir_utils.publish import TemporaryFolder
+
+__all__ = ["EXACT", "Pool", "Store", "Stream", "Subgraph", "cut_out", "feed", "run_piece", "split"]
+
+_SMALL = 16
+"""Integer vectors of at most so many elements are compared between windows: shapes that are always the same."""
+
+
+class Pool:
+    """What several stores share: a memory limit in bytes, and the directory for what does not fit."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
+        self._directory: TemporaryFolder | None = None
+        self._files = 0
+
+    def new_file(self) -> Path:
+        """A path in the temporary directory that nothing uses yet."""
+        if self._directory is None:
+            self._directory = TemporaryFolder()
+        self._files += 1
+        return self._directory.path / f"{self._files}.bin"
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._directory is not None:
+            self._directory.discard()
+            self._directory = None
+
+
+@dataclass
+class _Entry:
+    """One tensor: an array for each window, or where in the file it lies."""
+
+    arrays: dict[int, NDArray[Any]] = field(default_factory=dict)
+    places: dict[int, tuple[int, tuple[int, ...], np.dtype[Any]]] = field(default_factory=dict)
+    path: Path | None = None
+    size: int = 0
+    first: tuple[tuple[int, ...], NDArray[Any]] | None = None
+    same_shape: bool = True
+    same_value: bool = True
+
+
+class Store:
+    """The tensors of one stream. A stream that has left another one reads from it what it has not made itself."""
+
+    def __init__(self, pool: Pool, parent: Store | None = None) -> None:
+        self._pool = pool
+        self._parent = parent
+        self._entries: dict[TensorKey, _Entry] = {}
+
+    def put(self, key: TensorKey, window: int, array: NDArray[Any]) -> None:
+        """Keep a copy of a window's tensor. The windows of a tensor are put once each, in any order."""
+        entry = self._entries.setdefault(key, _Entry())
+        _compare(entry, array)
+        if self._pool.used + array.nbytes <= self._pool.limit or array.nbytes <= _SMALL * 8:
+            entry.arrays[window] = np.array(array)
+            self._pool.used += array.nbytes
+            return
+        if entry.path is None:
+            entry.path = self._pool.new_file()
+        with entry.path.open("ab") as file:
+            file.write(np.ascontiguousarray(array).data)
+        entry.places[window] = (entry.size, array.shape, array.dtype)
+        entry.size += array.nbytes
+
+    def get(self, key: TensorKey, window: int) -> NDArray[Any]:
+        """A window's tensor; not to be written to."""
+        entry = self._find(key)
+        if window in entry.arrays:
+            return entry.arrays[window]
+        offset, shape, dtype = entry.places[window]
+        assert entry.path is not None
+        count = int(np.prod(shape, dtype=np.int64))
+        return np.fromfile(entry.path, dtype, count, offset=offset).reshape(shape)
+
+    def shape(self, key: TensorKey) -> tuple[int, ...] | None:
+        """The tensor's shape where it is the same in all windows, else None."""
+        entry = self._find(key)
+        return entry.first[0] if entry.first is not None and entry.same_shape else None
+
+    def value(self, key: TensorKey) -> NDArray[Any] | None:
+        """The value of a short vector of integers that is the same in all windows, else None."""
+        entry = self._find(key)
+        return entry.first[1] if entry.first is not None and entry.same_value else None
+
+    def drop(self, key: TensorKey) -> None:
+        """Forget a tensor of this store; nothing happens where it has none."""
+        entry = self._entries.pop(key, None)
+        if entry is not None:
+            self._pool.used -= sum(array.nbytes for array in entry.arrays.values())
+            if entry.path is not None:
+                entry.path.unlink(missing_ok=True)
+
+    def __contains__(self, key: object) -> bool:
+        """Whether this store holds the tensor itself."""
+        return key in self._entries
+
+    def __iter__(self) -> Iterator[TensorKey]:
+        """The tensors that this store holds itself."""
+        return iter(self._entries)
+
+    def _find(self, key: TensorKey) -> _Entry:
+        if key in self._entries or self._parent is None:
+            return self._entries[key]
+        return self._parent._find(key)
+
+
+def _compare(entry: _Entry, array: NDArray[Any]) -> None:
+    """Note whether this window's tensor has the shape, and if it is small the value, of the windows before."""
+    small = array.size <= _SMALL and array.ndim <= 1 and array.dtype.kind in "iu"
+    if entry.first is None:
+        entry.first = (array.shape, np.array(array) if small else np.empty(0, array.dtype))
+        entry.same_value = small
+        return
+    shape, value = entry.first
+    entry.same_shape &= array.shape == shape
+    entry.same_value &= small and array.shape == shape and bool(np.array_equal(array, value))
+
+
+EXACT = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0", "KV_CACHE_PRECISION": "f32"}
+"""How a model is compiled whose activations are measured: nothing rounded below f32."""
+
+_ON_CPU = {**EXACT, "EXECUTION_MODE_HINT": "ACCURACY", "PERFORMANCE_HINT": "LATENCY"}
+
+_HALF = ("f16", "bf16")
+
+
+@dataclass(frozen=True, eq=False)
+class Subgraph:
+    """The operations `[begin, end)` of a graph's order, and how they are to be run."""
+
+    graph: ActivationGraph
+    begin: int
+    end: int
+    outputs: tuple[TensorKey, ...]
+    """Tensors made in the piece that are wanted."""
+    forced: tuple[TensorKey, ...] = ()
+    """Tensors made in the piece that are taken from the store all the same."""
+    replaced: Mapping[str, ov.Node] = field(default_factory=dict)
+    """What stands in for a weight's constant, by the weight's name."""
+
+
+def cut_out(piece: Subgraph, store: Store) -> tuple[ov.Model, list[TensorKey]]:
+    """A piece as a model of its own, and the tensors that its Parameters stand for. Its Results are the outputs."""
+    graph = piece.graph
+    nodes = graph.model.clone().get_ordered_ops()
+    within = {nodes[index].get_name() for index in graph.order[piece.begin : piece.end]}
+    parameters: list[ov.Node] = []
+    keys: list[TensorKey] = []
+    for key in (*graph.inputs_of(piece.begin, piece.end), *piece.forced):
+        tensor = nodes[key[0]].output(key[1])
+        is_input = nodes[key[0]].get_type_name() == "Parameter"
+        entry, parameter = _entrance(tensor, None if is_input else store.value(key), store.shape(key))
+        if parameter is not None:
+            parameters.append(parameter)
+            keys.append(key)
+        for port in list(tensor.get_target_inputs()):
+            if port.get_node().get_name() in within:
+                port.replace_source_output(entry)
+    for name, constant in piece.replaced.items():
+        _stand_in(nodes[graph.weight_nodes[name]], constant)
+    results = [_exit(nodes[index].output(port)) for index, port in piece.outputs]
+    return ov.Model(results, parameters), keys
+
+
+def run_piece(
+    piece: Subgraph,
+    store: Store,
+    windows: int,
+    receive: Callable[[int, TensorKey, NDArray[Any]], None],
+    tick: Callable[[int], None],
+) -> None:
+    """Compile a piece, run it on every window and hand each output to `receive(window, key, array)`.
+
+    After each window `tick(1)` is called, for a progress bar.
+    The array is the runtime's own memory: it has to be used or copied before `receive` returns.
+    Raises WorkError where the model cannot run on the data.
+    """
+    model, keys = cut_out(piece, store)
+    try:
+        request = ov.Core().compile_model(model, "CPU", _ON_CPU).create_infer_request()
+    except RuntimeError as error:
+        raise WorkError(f"calibration: the model cannot be compiled for the data: {openvino_reason(error)}") from error
+    for window in range(windows):
+        feeds = {port: _contiguous(store.get(key, window)) for port, key in enumerate(keys)}
+        try:
+            request.infer(feeds, share_inputs=True, share_outputs=True)
+        except RuntimeError as error:
+            reason = openvino_reason(error)
+            raise WorkError(f"calibration: the model fails on window {window} of the data: {reason}") from error
+        for port, key in enumerate(piece.outputs):
+            receive(window, key, request.get_output_tensor(port).data)
+        tick(1)
+
+
+def _entrance(
+    tensor: ov.Output, value: NDArray[Any] | None, shape: tuple[int, ...] | None
+) -> tuple[ov.Output, ov.Node | None]:
+    """What a tensor from outside comes in by: a Constant or a Parameter, brought to the tensor's own type."""
+    own = tensor.get_element_type().to_string()
+    if value is not None:
+        node, parameter = ops.constant(value), None
+    else:
+        node = parameter = ops.parameter(
+            # A dimension that is 0 in every window is left open: the CPU plugin divides by it when it compiles.
+            ov.PartialShape([size or -1 for size in shape]) if shape is not None else tensor.get_partial_shape(),
+            ov.Type.f32 if own in _HALF else tensor.get_element_type(),
+        )
+    return (ops.convert(node, own) if own in _HALF else node).output(0), parameter
+
+
+def _stand_in(constant: ov.Node, other: ov.Node) -> None:
+    """Let the readers of `constant` read `other`; its type may be another only where a Convert follows anyway."""
+    own = constant.get_output_element_type(0).to_string()
+    readers = list(constant.output(0).get_target_inputs())
+    for port in readers:
+        fits = other.get_output_element_type(0).to_string() == own or port.get_node().get_type_name() == "Convert"
+        port.replace_source_output((other if fits else ops.convert(other, own)).output(0))
+
+
+def _exit(tensor: ov.Output) -> ov.Node:
+    half = tensor.get_element_type().to_string() in _HALF
+    return ops.result(ops.convert(tensor, "f32") if half else tensor)
+
+
+def _contiguous(array: NDArray[Any]) -> NDArray[Any]:
+    return array if array.flags.c_contiguous else np.ascontiguousarray(array)
+
+
+Receive = Callable[[int, TensorKey, NDArray[Any]], None]
+
+
+class Stream:
+    """A prefix of the model that has run, with some of its weights replaced."""
+
+    def __init__(
+        self,
+        graph: ActivationGraph,
+        store: Store,
+        windows: int,
+        weight_limit: int,
+        tick: Callable[[int], None] = lambda steps: None,
+    ) -> None:
+        self._graph = graph
+        self._tick = tick
+        self._limit = weight_limit
+        self.store = store
+        self.windows = windows
+        self._replaced: dict[str, ov.Node] = {}
+        self.changed = False
+        """Whether any weight has ever been replaced."""
+
+    def replace(self, name: str, values: NDArray[Any]) -> None:
+        """From here on the constant of weight `name` is `values`, in the constant's own shape, f32 or f16."""
+        constant = self._graph.nodes[self._graph.weight_nodes[name]]
+        if tuple(values.shape) != tuple(constant.get_output_shape(0)):
+            raise ValueError(f"weight '{name}': {values.shape} in place of {constant.get_output_shape(0)}")
+        self._replaced[name] = ops.constant(np.ascontiguousarray(values))
+        self.changed = True
+
+    def advance(
+        self,
+        begin: int,
+        end: int,
+        watched: Mapping[TensorKey, Receive | None],
+        forced: Sequence[TensorKey] = (),
+    ) -> None:
+        """Run the operations `[begin, end)` of the order on every window.
+
+        What later operations read is kept in the store. The `watched` tensors are handed to their function, or are
+        kept as well where it is None. The `forced` ones are not computed but taken from the store.
+        """
+        for first, last in split(self._graph, begin, end, self._limit):
+            made = {
+                (index, port)
+                for index in self._graph.order[first:last]
+                for port in range(self._graph.nodes[index].get_output_size())
+            }
+            kept = set(self._graph.outputs_of(first, last)) - set(forced)
+            kept |= {key for key, receive in watched.items() if receive is None} & made
+
+            def take(window: int, key: TensorKey, array: NDArray[Any], kept: set[TensorKey] = kept) -> None:
+                if key in kept:
+                    self.store.put(key, window, array)
+                receive = watched.get(key)
+                if receive is not None:
+                    receive(window, key, array)
+
+            piece = Subgraph(
+                self._graph,
+                first,
+                last,
+                outputs=tuple(sorted(kept | (made & set(watched)))),
+                forced=tuple(key for key in forced if key in made),
+                replaced=self._in_use(first, last),
+            )
+            run_piece(piece, self.store, self.windows, take, self._tick)
+            self.forget(last, watched, since=begin)
+
+    def forget(self, front: int, kept: Container[TensorKey], since: int | None = None) -> None:
+        """Drop tensors that nothing at or after the front reads, and replaced weights likewise.
+
+        Only tensors made at place `since` or later, where it is given: another stream may still stand there.
+        """
+        for key in list(self.store):
+            done = self._graph.last_use.get(key, -1) < front and key not in kept
+            if done and (since is None or self._graph.place.get(key[0], -1) >= since):
+                self.store.drop(key)
+        ahead = {name for place, names in self._graph.layers.items() if place >= front for name in names}
+        self._replaced = {name: node for name, node in self._replaced.items() if name in ahead}
+
+    def _in_use(self, begin: int, end: int) -> dict[str, ov.Node]:
+        """The replaced weights that operations in `[begin, end)` read."""
+        names = {name for place in range(begin, end) for name in self._graph.layers.get(place, ())}
+        return {name: node for name, node in self._replaced.items() if name in names}
+
+
+def feed(graph: ActivationGraph, store: Store, inputs: Iterable[Mapping[str, NDArray[Any]]]) -> int:
+    """Put the model inputs of every window into the store; returns the number of windows."""
+    count = 0
+    for window in inputs:
+        for name, array in window.items():
+            if name in graph.parameters:
+                store.put(graph.parameters[name], count, array)
+        count += 1
+    return count
+
+
+def split(graph: ActivationGraph, begin: int, end: int, limit: int) -> list[tuple[int, int]]:
+    """Cut `[begin, end)` so that the constants of no piece exceed `limit` bytes (one operation's always fit)."""
+    pieces: list[tuple[int, int]] = []
+    first = begin
+    held: dict[int, int] = {}
+    for place in range(begin, end):
+        wanted = dict(graph.loads.get(place, ()))
+        if held and wanted and sum({**held, **wanted}.values()) > limit:
+            pieces.append((first, place))
+            first, held = place, {}
+        held.update(wanted)
+    if first < end:
+        pieces.append((first, end))
+    return pieces
