@@ -17,13 +17,14 @@ import ov_weight_compression
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "ov_weight_compression"
-ROOMS = ("calibration", "evaluation", "ir_utils", "passes", "patterns", "quantization")
+ROOMS = ("calibration", "checkpoints", "evaluation", "ir_utils", "passes", "patterns", "quantization")
 ALLOWED = {
     "ir_utils": set(),
     "patterns": {"ir_utils"},
     "quantization": {"ir_utils"},
     "calibration": {"ir_utils", "patterns", "quantization"},
     "passes": {"ir_utils", "patterns", "quantization", "calibration"},
+    "checkpoints": {"ir_utils", "patterns", "quantization", "calibration", "passes"},
     "evaluation": {"ir_utils", "patterns", "quantization", "calibration", "passes"},
 }
 HEAVY = ("rich", "safetensors", "tokenizers", "matplotlib", "onnx", "openvino_genai", "nncf", "torch", "transformers")

@@ -1,0 +1,1 @@
+"""The layouts in which quantised weights lie in checkpoints, one file each, and which of them a checkpoint has."""

@@ -1,0 +1,103 @@
+"""Integer codes with scales and zero points, as they come and as OpenVINO has types for them.
+
+    w = s · (q − z)        q, z in 0 … 2^b − 1
+
+Where every zero point is the middle, 2^(b−1), the weight is symmetric and needs none:
+
+    bits           symmetric                      else
+    2              u2, 2 subtracted (a scalar)    u2, zero points i8 (unsigned ones do not run on every CPU)
+    3              i4 (q − 4)                     u4, zero points u4
+    4              i4 (q − 8)                     u4, zero points u4
+    5, 6, 7        i8 (q − 2^(b−1))               u8, zero points u8
+    8              i8 (q − 128)                   u8, zero points u8
+
+OpenVINO's u3 and u6 hold 3 and 6 bits, but no plugin runs from them. The numbers are the same in all cases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ov_weight_compression.checkpoints.layouts.groups import Grouping
+from ov_weight_compression.checkpoints.layouts.quantised_weight import (
+    QuantisedWeight,
+    exact_scale_type,
+    requantised,
+    row_blocks,
+)
+from ov_weight_compression.ir_utils.errors import ModelError
+from ov_weight_compression.ir_utils.types import Array
+from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL
+from ov_weight_compression.quantization.spec import Encoded, Spec
+
+__all__ = ["IntegerRows", "integer_weight"]
+
+Codes = npt.NDArray[np.uint8]
+_FORMATS = {2: ("int2_sym", "int2_asym"), 4: ("int4_sym", "int4_asym"), 8: ("int8_sym", "int8_asym")}
+_SMALLEST_GROUP = 4
+"""Smaller groups would take more bytes than the codes they are for."""
+
+
+@dataclass(frozen=True)
+class IntegerRows:
+    """Where the rows `first` to `last` of a layer come from, groups and columns as the checkpoint has them."""
+
+    codes: Callable[[int, int], Codes]
+    """[n, in], 0 … 2^b − 1."""
+    scales: Callable[[int, int], Array]
+    """[n, groups], f16 or f32."""
+    zeros: Callable[[int, int], Codes] | None
+    """[n, groups], 0 … 2^b − 1; None where all are 2^(b−1)."""
+
+
+def integer_weight(
+    name: str,
+    kind: str,
+    shape: tuple[int, ...],
+    bits: int,
+    grouping: Grouping,
+    source: IntegerRows,
+    tensors: tuple[str, ...],
+    notes: tuple[str, ...] = (),
+) -> QuantisedWeight:
+    """The weight of a layer with `bits` of 2 to 8. Scales and zero points are looked at now, codes when asked for.
+
+    Raises:
+        ModelError: a scale is not finite.
+    """
+    rows = int(np.prod(shape[:-1]))
+    middle = 1 << (bits - 1)
+    symmetric, scale_type = True, "f16"
+    for first, last in row_blocks(rows, grouping.columns):
+        scales = source.scales(first, last)
+        if not np.isfinite(scales).all():
+            raise ModelError(f"{name}: a scale is not finite: the checkpoint is broken")
+        if exact_scale_type(scales) == "f32":
+            scale_type = "f32"
+        if source.zeros is not None and symmetric:
+            symmetric = bool((source.zeros(first, last) == middle).all())
+    width = 2 if bits == 2 else 4 if bits <= 4 else 8
+    group = PER_CHANNEL if grouping.size == grouping.columns else grouping.size
+    spec = Spec(FORMATS[_FORMATS[width][0 if symmetric else 1]], group, scale_type)
+    scale_dtype = np.float16 if scale_type == "f16" else np.float32
+
+    def read(first: int, last: int) -> Encoded:
+        codes = source.codes(first, last)
+        if symmetric and width > 2:
+            codes = (codes - np.uint8(middle)) & np.uint8((1 << width) - 1)
+        zeros = None
+        if not symmetric and source.zeros is not None:
+            zeros = np.ascontiguousarray(grouping.spread(source.zeros(first, last)))
+        scales = grouping.spread(source.scales(first, last)).astype(scale_dtype, copy=False)
+        return Encoded(grouping.ordered(codes), np.ascontiguousarray(scales), zeros)
+
+    if width != bits:
+        notes = (*notes, f"{bits}-bit codes kept in {width} bits")
+    weight = QuantisedWeight(name, kind, shape, spec, read, tensors, grouping.order, None, notes)
+    if grouping.size < _SMALLEST_GROUP and grouping.size < grouping.columns:
+        return requantised(weight, "its groups have no common size")
+    return weight
