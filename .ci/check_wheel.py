@@ -5,7 +5,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("calibration", "evaluation", "ir_utils", "passes", "patterns", "quantization")
+ROOMS = ("calibration", "checkpoints", "evaluation", "ir_utils", "passes", "patterns", "quantization")
 
 expected = {f"ov_weight_compression/{name}" for name in ("__init__.py", "cli.py", "entry.py", "py.typed")}
 modules = [path.relative_to(ROOT) for room in ROOMS for path in (ROOT / room).rglob("*.py")]

@@ -115,7 +115,7 @@ def test_patterns_know_no_numerics_and_numbers_no_graph() -> None:
 
 
 def test_the_rooms_that_are_public_name_what_they_offer() -> None:
-    for room in ("passes", "patterns", "quantization", "calibration", "evaluation"):
+    for room in ("passes", "patterns", "quantization", "calibration", "checkpoints", "evaluation"):
         module = importlib.import_module(f"{PACKAGE}.{room}")
         assert module.__doc__
         assert len(set(module.__all__)) == len(module.__all__)

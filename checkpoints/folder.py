@@ -1,0 +1,181 @@
+"""A checkpoint's folder as Hugging Face libraries write it: what model it is of, and which file has which tensor.
+
+    config.json                          the architecture
+    model.safetensors                    all tensors; or
+    model.safetensors.index.json         {"weight_map": {"a tensor": "model-00001-of-00002.safetensors", …}}
+    model-00001-of-00002.safetensors …   and those of each shard
+
+Nothing of a folder is executed: weights that are pickles (`.bin`, `.pt`) are refused, and code that comes with a
+checkpoint (`auto_map`) is not run.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from ov_weight_compression.checkpoints.safetensors_file import StoredTensor, read_header
+from ov_weight_compression.ir_utils.errors import ModelError
+from ov_weight_compression.ir_utils.kinds import shown
+
+__all__ = ["Checkpoint", "is_checkpoint", "read_checkpoint"]
+
+_CONFIG = "config.json"
+_WHOLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_LARGEST_JSON = 200 << 20
+_QUANTIZATION = ("quantization_config", "compression_config")
+_QUANTIZATION_FILES = {
+    "quantize_config.json": "gptq",
+    "quant_config.json": "awq",
+    "hf_quant_config.json": "modelopt",
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder of which everything has been found that its own files name."""
+
+    folder: Path
+    config: dict[str, Any]
+    """config.json."""
+    files: tuple[Path, ...]
+    """The safetensors files."""
+    tensors: dict[str, StoredTensor]
+    """Those of all files, by name."""
+    metadata: dict[str, str]
+    """Of the files, put together."""
+    quantization: dict[str, Any] | None
+    """What config.json, or a file of its own, says about quantised weights; it has a `quant_method` as far as that is
+    known. None where nothing is said."""
+
+    def place(self, tensor: StoredTensor) -> str:
+        """A tensor's place for people: `model-00002-of-00005.safetensors: model.layers.3.mlp.up_proj.weight`."""
+        return f"{tensor.file.relative_to(self.folder).as_posix()}: {tensor.name}"
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path is meant as a checkpoint: a folder with a config.json and without a model of OpenVINO's.
+
+    A folder that OpenVINO's exporter has written has a config.json too, and is a model.
+    """
+    if not (path / _CONFIG).is_file():
+        return False
+    return not any(path.rglob("openvino_*.xml"))
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """What a checkpoint's folder holds.
+
+    Raises:
+        ModelError: there is no such folder, something that its files name is missing, a file is damaged, the weights
+            are pickles, or the architecture is defined by code in the folder. Names the file.
+    """
+    if not folder.is_dir():
+        raise ModelError(f"{folder}: there is no such folder")
+    config = read_json(folder / _CONFIG)
+    files, mapped = _files(folder)
+    tensors: dict[str, StoredTensor] = {}
+    metadata: dict[str, str] = {}
+    for file in files:
+        read = read_header(file)
+        for name, tensor in read.tensors.items():
+            if name in tensors:
+                raise ModelError(f"{folder}: tensor {shown(name)} is both in {tensors[name].file.name} and {file.name}")
+            tensors[name] = tensor
+        metadata.update(read.metadata)
+    for name, file in mapped.items():
+        if name not in tensors or tensors[name].file != file:
+            raise ModelError(f"{file}: tensor {shown(name)} is missing, which {_INDEX} places there")
+    if not tensors:
+        raise ModelError(f"{folder}: there is no tensor in its safetensors files")
+    return Checkpoint(folder, config, files, tensors, metadata, _quantization(folder, config))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds a table.
+
+    Raises:
+        ModelError: it is missing, too large to be one, or something else.
+    """
+    try:
+        if path.stat().st_size > _LARGEST_JSON:
+            raise ModelError(f"{path}: {path.stat().st_size} bytes are too many for such a file")
+        read = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(f"{path}: there is no such file; a checkpoint has one") from error
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
+    except RecursionError as error:
+        raise ModelError(f"{path}: not valid JSON: it is nested too deeply") from error
+    except ValueError as error:
+        raise ModelError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(read, dict):
+        raise ModelError(f"{path}: holds no table")
+    return read
+
+
+def _files(folder: Path) -> tuple[tuple[Path, ...], dict[str, Path]]:
+    """The safetensors files, in the order that transformers looks for them, and where an index places each tensor."""
+    if (folder / _WHOLE).is_file():
+        return (folder / _WHOLE,), {}
+    if not (folder / _INDEX).is_file():
+        raise ModelError(_without_weights(folder))
+    index = folder / _INDEX
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelError(f"{index}: has no weight_map that says which file a tensor is in")
+    places = {name: _inside(index, name, file) for name, file in weight_map.items()}
+    files = tuple(sorted(set(places.values())))
+    for file in files:
+        if not file.is_file():
+            raise ModelError(f"{file}: there is no such file, which {_INDEX} names")
+    return files, places
+
+
+def _inside(index: Path, name: str, file: object) -> Path:
+    """A file that an index names, which must lie in the index's own folder."""
+    for kind in (PurePosixPath, PureWindowsPath):
+        parts = kind(file).parts if isinstance(file, str) else ()
+        if not parts or kind(str(file)).anchor or ".." in parts or "\0" in str(file):
+            raise ModelError(f"{index}: places {shown(name)} in {shown(file)}, which is no file of this folder")
+    if not str(file).endswith(".safetensors"):
+        raise ModelError(f"{index}: places {shown(name)} in {shown(file)}, which is no safetensors file")
+    return index.parent / str(file)
+
+
+def _without_weights(folder: Path) -> str:
+    """Why a folder without model.safetensors and without an index cannot be used, and what to do."""
+    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    if pickles:
+        return (
+            f"{folder}: its weights are pickles ({shown(pickles[0])}), which run code when they are read; load them "
+            "where you trust them and save_pretrained(folder, safe_serialization=True)"
+        )
+    if (folder / "adapter_config.json").is_file():
+        return f"{folder}: an adapter, not a model: merge it into its base model and save_pretrained that"
+    if (folder / "model_index.json").is_file():
+        return f"{folder}: a pipeline of several models; export it with optimum-cli and compress what that writes"
+    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    if others:
+        return (
+            f"{folder}: neither {_WHOLE} nor {_INDEX} is there, only {shown(others[0])}: no checkpoint of transformers"
+        )
+    return f"{folder}: neither {_WHOLE} nor {_INDEX} is there"
+
+
+def _quantization(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:
+    inner = config.get("text_config")
+    for table in (config, inner if isinstance(inner, dict) else {}):
+        for key in _QUANTIZATION:
+            if isinstance(table.get(key), dict) and table[key]:
+                return dict(table[key])
+    for name, method in _QUANTIZATION_FILES.items():
+        if (folder / name).is_file():
+            said = read_json(folder / name)
+            nested = said.get("quantization")
+            return {"quant_method": method, **(nested if isinstance(nested, dict) else said)}
+    return None
