@@ -19,7 +19,7 @@ from ov_weight_compression.ir_utils.packing import pack
 from ov_weight_compression.ir_utils.types import Array, element_type
 from ov_weight_compression.passes.channel_importance import ChannelImportance
 from ov_weight_compression.passes.stored import StoredWeight
-from ov_weight_compression.quantization.encode import encode_rows, stored_table
+from ov_weight_compression.quantization.encode import encode_rows, stored_table, turn_over_first_group
 from ov_weight_compression.quantization.scales import tensor_scale_of, unusable
 from ov_weight_compression.quantization.spec import Encoded, Spec
 
@@ -149,6 +149,8 @@ class WeightJob:
                     zero_point=None if zeros is None else zeros[slab.start : slab.stop],
                 )
             encoded = self._encode(slab, tensor_scale, into)
+            if slab.start == 0:
+                encoded = turn_over_first_group(encoded, self.spec, packed=self._packs)
             if unusable(encoded.scale, self.spec.scale_type):  # the last look, whatever made them
                 raise WorkError(
                     f"{self.name}: a scale is not finite: give it a rule or ignore it, and please report this"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +13,9 @@ import openvino as ov
 
 from ov_weight_compression.ir_utils.device_facts import CHECKED, is_checked, release_of
 from ov_weight_compression.ir_utils.layout import Layout
+from ov_weight_compression.ir_utils.lazy_weight import Part
 from ov_weight_compression.ir_utils.publish import write_text
-from ov_weight_compression.passes.choice import Plan
+from ov_weight_compression.passes.choice import Choice, Plan
 from ov_weight_compression.passes.device_rules import device_warnings
 from ov_weight_compression.passes.encode_job import stored_parts
 from ov_weight_compression.passes.modes import Device
@@ -29,7 +30,8 @@ __all__ = ["Report", "Row", "Share", "make_report"]
 
 @dataclass(frozen=True)
 class Row:
-    """One compressed weight. Bytes are those of its constants in the .bin file, scales and zero points included."""
+    """One compressed weight. Bytes are those of its constants in the .bin file, scales and zero points included; none
+    where an earlier row's are the same and serve for both."""
 
     name: str
     consumer: str
@@ -151,13 +153,15 @@ class Report:
 def make_report(
     plan: Plan,
     recipe: dict[str, str],
+    equal: Sequence[Sequence[int]],
     scalings: tuple[Scaling, ...] = (),
     corrections: tuple[Correction, ...] = (),
     remarks: tuple[str, ...] = (),
 ) -> Report:
     """The report of a plan: sizes follow from shapes and formats, so they are exact before anything is computed.
 
-    `remarks` are warnings that do not follow from the plan.
+    `equal` are the places of choices that are stored as the same bytes, which are there once; `remarks` are warnings
+    that do not follow from the plan.
     """
     device = Device(recipe["device"]) if "device" in recipe else None
     warnings = (
@@ -171,13 +175,15 @@ def make_report(
             f"what CPUs misread was measured with OpenVINO {', '.join(CHECKED)}, and nobody has looked at "
             f"{release_of(version)}: `ov-compress verify` does",
         )
-    return Report(_rows(plan), tuple(plan.skips), recipe, warnings, scalings, corrections)
+    return Report(_rows(plan, equal), tuple(plan.skips), recipe, warnings, scalings, corrections)
 
 
-def _rows(plan: Plan) -> tuple[Row, ...]:
+def _rows(plan: Plan, equal: Sequence[Sequence[int]]) -> tuple[Row, ...]:
     rows = []
-    for choice in plan.choices:
+    first = {place: plan.choices[places[0]].weight.name for places in equal for place in places[1:]}
+    for place, choice in enumerate(plan.choices):
         weight, spec = choice.weight, choice.spec
+        shared = f"the same bytes as {first[place]}" if place in first else ""
         parts = stored_parts(Layout.of(weight.shape, weight.reduction_axes), spec, choice.stored_scale_type)
         rows.append(
             Row(
@@ -191,12 +197,16 @@ def _rows(plan: Plan) -> tuple[Row, ...]:
                 scale_type=choice.stored_scale_type,
                 elements=weight.elements,
                 bytes_before=weight.bytes,
-                bytes_after=sum(part.nbytes for part in parts.values()) + (4 if choice.has_unit_factor else 0),
-                reason=choice.reason,
+                bytes_after=0 if shared else _stored_bytes(choice, parts),
+                reason="; ".join(filter(None, (choice.reason, shared))),
                 in_ratio=choice.in_ratio,
             )
         )
     return tuple(rows)
+
+
+def _stored_bytes(choice: Choice, parts: Mapping[str, Part]) -> int:
+    return sum(part.nbytes for part in parts.values()) + (4 if choice.has_unit_factor else 0)
 
 
 def group_skips(skips: Iterable[Skip]) -> Sequence[tuple[str, int, int]]:

@@ -23,7 +23,7 @@ from ov_weight_compression.passes.encode_job import WeightJob
 from ov_weight_compression.passes.turned import take_over_transpose
 from ov_weight_compression.patterns import Kind
 
-__all__ = ["rewrite"]
+__all__ = ["equal_weights", "rewrite"]
 
 
 def rewrite(
@@ -37,7 +37,7 @@ def rewrite(
         WorkError: a weight could not be computed (only with `lazy=False`); the model is unchanged.
     """
     jobs = [make_job(choice) for choice in choices]
-    equal = _equals(choices, jobs)
+    equal = equal_weights(choices, jobs)
     stored = {places[0]: _merged([choices[place] for place in places]) for places in equal}
     weights = {place: LazyWeight(pipeline, jobs[place]) for place in stored}
     try:
@@ -55,7 +55,7 @@ def rewrite(
     return jobs
 
 
-def _equals(choices: Sequence[Choice], jobs: Sequence[WeightJob]) -> list[list[int]]:
+def equal_weights(choices: Sequence[Choice], jobs: Sequence[WeightJob]) -> list[list[int]]:
     """The places of weights that are stored as the same bytes in the same chain, each by itself where it has no equal.
 
     OpenVINO stores equal plain constants once, but postponed ones as often as there are nodes. Tied weights that an

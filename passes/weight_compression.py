@@ -39,7 +39,7 @@ from ov_weight_compression.passes.noise import noise_of
 from ov_weight_compression.passes.options import OPTIONS, Options, by_name, read_options
 from ov_weight_compression.passes.plan import make_plan
 from ov_weight_compression.passes.report import Report, make_report
-from ov_weight_compression.passes.rewrite import rewrite
+from ov_weight_compression.passes.rewrite import equal_weights, rewrite
 from ov_weight_compression.passes.rules import RulesLike
 from ov_weight_compression.passes.smoothing import Smoothing
 from ov_weight_compression.passes.telltale import with_telltale
@@ -176,8 +176,9 @@ class WeightCompression(ModelPass):
         """The report that running the pass on `model` would leave, exact in its sizes; the model is not changed."""
         with kept_kernels():
             run, plan = self._decide(model)
-        plan = with_telltale(plan)
-        return make_report(plan, self.options.recipe(), corrections=run.corrections(plan.choices))
+            plan = with_telltale(plan)
+            equal = equal_weights(plan.choices, [run.job(choice) for choice in plan.choices])
+        return make_report(plan, self.options.recipe(), equal, corrections=run.corrections(plan.choices))
 
     def run_on_model(self, model: Any) -> bool:
         """Rewrite `model` in place; whether anything changed."""
@@ -192,7 +193,9 @@ class WeightCompression(ModelPass):
             run.smoothing.apply()
             run.attach_adapters(plan.choices)
             recipe = {**self.options.recipe(), **run.recipe()}
-            self._report = make_report(plan, recipe, run.smoothing.report(), run.corrections(plan.choices), warnings)
+            equal = equal_weights(plan.choices, jobs)
+            scalings, corrections = run.smoothing.report(), run.corrections(plan.choices)
+            self._report = make_report(plan, recipe, equal, scalings, corrections, warnings)
             if jobs and self.options.lazy:
                 hold_small_constants(model)
             if jobs:

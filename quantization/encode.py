@@ -20,7 +20,7 @@ from ov_weight_compression.quantization.refit import STARTS, refit
 from ov_weight_compression.quantization.scales import tensor_scale_of
 from ov_weight_compression.quantization.spec import Encoded, Spec
 
-__all__ = ["Weighting", "decode_rows", "encode_rows", "stored_table"]
+__all__ = ["Weighting", "decode_rows", "encode_rows", "stored_table", "turn_over_first_group"]
 
 Weighting = Literal["graph", "data", "trial"]
 
@@ -102,6 +102,34 @@ def decode_rows(encoded: Encoded, spec: Spec) -> npt.NDArray[np.float32]:
         encoded.tensor_scale,
     )
     return groups.reshape(rows, width)
+
+
+def turn_over_first_group(encoded: Encoded, spec: Spec, *, packed: bool) -> Encoded:
+    """The same values with another zero point than 0 in the first group, for codes of u2 that have one in each group.
+
+    Where all zero points of a tensor are 0 OpenVINO (2026.4) drops the Subtract, and u2 without one its CPU plugin does
+    not compile. So a first group with zero point 0 is stored the other way round: codes `3 - q`, zero point 3, and the
+    scale negative. Arrays that can be written to are changed in place.
+
+    Args:
+        encoded: the first rows of a weight.
+        spec: how it is stored.
+        packed: its codes are bytes as the tensor holds them.
+    """
+    if spec.format.storage != "u2" or encoded.zero_point is None or encoded.zero_point.reshape(-1)[:1].any():
+        return encoded
+    parts = (encoded.codes, encoded.scale, encoded.zero_point)
+    codes, scale, zero_point = (part if part.flags.writeable else part.copy() for part in parts)
+    group = spec.group_of(codes.shape[1] * 4 if packed else codes.shape[1])
+    flat = codes.reshape(-1)
+    if packed:
+        flat[: group // 4] ^= 0xFF
+        flat[group // 4 : group // 4 + 1] ^= (1 << 2 * (group % 4)) - 1
+    else:
+        flat[:group] ^= 3
+    scale.reshape(-1)[:1] *= -1
+    zero_point.reshape(-1)[:1] = 3
+    return replace(encoded, codes=codes, scale=scale, zero_point=zero_point)
 
 
 def stored_table(format: Format) -> Array | None:

@@ -30,6 +30,7 @@ _TOLERANCE = 1e-3
 _BF16 = 2.0**-7
 _STEP = 6 * 2.0**-25
 """The largest code of f4e2m1 times what a scale is off that a chain computes in f16, below f16's normal numbers."""
+_ROUNDINGS = 4
 _ROUNDED = 4.0
 """How often more a compiled model may be off than one whose weights are rounded to f16: plugins fold chains in f16."""
 
@@ -322,11 +323,12 @@ def _signature(model: ov.Model, saved: ov.Model) -> Iterator[Failure]:
                     yield Failure(f"an {what}'s {aspect} changes", f"{was} became {became}")
 
 
-def _referenced(saved: ov.Model, rounded: bool = False) -> ov.Model:
-    """The model with every chain of constants replaced with its values by numpy."""
+def _referenced(saved: ov.Model, rounding: int = 0, in_bf16: bool = False) -> ov.Model:
+    """The model with every chain of constants replaced with its values by numpy; rounded, in ways that differ with the
+    number, where one is given."""
     model = saved.clone()
     known: dict[ov.Node, Array | None] = {}
-    bf16 = any(
+    bf16 = in_bf16 or any(
         node.get_output_size() and node.get_output_element_type(0) == ov.Type.bf16 for node in _operations(model)
     )
     for node in list(_operations(model)):
@@ -337,7 +339,7 @@ def _referenced(saved: ov.Model, rounded: bool = False) -> ov.Model:
         inside = [one for one in targets if one.get_node().get_type_name() in FOLDED]
         if values is None or len(inside) == len(targets) > 0:
             continue
-        plain = _coarse(values, bf16) if rounded else values
+        plain = _coarse(values, bf16, rounding) if rounding else values
         constant: ov.Node = op.constant(np.ascontiguousarray(plain, dtype=np.float32))
         if node.get_output_element_type(0) != ov.Type.f32:
             constant = op.convert(constant, node.get_output_element_type(0).to_string())
@@ -348,9 +350,9 @@ def _referenced(saved: ov.Model, rounded: bool = False) -> ov.Model:
     return model
 
 
-def _coarse(values: Array, bf16: bool) -> Array:
+def _coarse(values: Array, bf16: bool, rounding: int) -> Array:
     """Off by as much as a plugin may round that folds a chain in the type that the graph says, in either direction."""
-    signs = np.random.default_rng(0).choice(np.array([-1, 1], np.float32), values.shape)
+    signs = np.random.default_rng(rounding).choice(np.array([-1, 1], np.float32), values.shape)
     return values + signs * np.maximum(np.abs(values) * np.float32(2**-8 if bf16 else 2**-11), np.float32(2**-25))
 
 
@@ -431,17 +433,26 @@ def _computed(case: Case, saved: ov.Model) -> Iterator[Failure]:
 
 def _deployed(saved: ov.Model, exact: Sequence[Array], feeds: Sequence[Any]) -> Iterator[Failure]:
     """As users run it: in bf16 where the CPU has that, activations quantised. Compared with the float model run so."""
-    found, floats = _run(saved, feeds, {}), _run(_referenced(saved), feeds, {})
+    found, floats = _run(saved, feeds, {}), [_run(_referenced(saved), feeds, {})]
     undefined = _undefined(saved)
-    for number, (new, like, wanted) in enumerate(zip(found, floats, exact, strict=True)):
-        if new.dtype.kind != "f" or number in undefined or not (np.isfinite(wanted).all() and np.isfinite(like).all()):
+    for number, (new, wanted) in enumerate(zip(found, exact, strict=True)):
+        finite = np.isfinite(wanted).all() and np.isfinite(floats[0][number]).all()
+        if new.dtype.kind != "f" or number in undefined or not finite:
             continue
-        largest = float(np.abs(wanted).max(initial=0.0))
-        error, usual = (float(np.abs(one.astype(np.float64) - wanted).max(initial=0.0)) for one in (new, like))
-        if not error <= _ROUNDED * usual + 0.05 * largest + 1e-30:
+        largest, error = float(np.abs(wanted).max(initial=0.0)), _largest_error(new, wanted)
+        if error <= _ROUNDED * _largest_error(floats[0][number], wanted) + 0.05 * largest + 1e-30:
+            continue
+        if len(floats) == 1:  # one rounding may come out well by chance where sums cancel, others do not
+            floats += [_run(_referenced(saved, seed, True), feeds, {}) for seed in range(1, _ROUNDINGS + 1)]
+        if not error <= _ROUNDED * max(_largest_error(one[number], wanted) for one in floats) + 0.05 * largest:
             yield Failure(
                 "the CPU computes something else by default", f"output {number}: off by {error / largest:.2%}"
             )
+
+
+def _largest_error(found: Array, wanted: Array) -> float:
+    with np.errstate(all="ignore"):
+        return float(np.abs(found.astype(np.float64) - wanted).max(initial=0.0))
 
 
 def _undefined(model: ov.Model) -> set[int]:
@@ -486,7 +497,7 @@ def _misread(model: ov.Model, outputs: Sequence[Array], feeds: Sequence[Any]) ->
             if error <= tolerance * largest + 1e-30:
                 continue
             if near is expected:
-                near = _run(_referenced(model, rounded=True), feeds)
+                near = _run(_referenced(model, 1), feeds)
             with np.errstate(all="ignore"):
                 rounding = np.abs(near[number] - wanted).max(initial=0.0)
             if not error <= _ROUNDED * rounding + tolerance * largest:

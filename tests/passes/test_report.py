@@ -11,6 +11,7 @@ import openvino as ov
 import pytest
 from openvino import opset13 as op
 
+from ov_weight_compression.ir_utils.saving import save_model
 from ov_weight_compression.passes import Report, WeightCompression
 from tests.models import linear, llama, lstm, tied_head
 from tests.running import constants, stored
@@ -118,3 +119,21 @@ def test_a_preview_changes_nothing_and_tells_the_same() -> None:
     assert [node.get_type_name() for node in model.get_ordered_ops()] == before
     compression.run_on_model(model)
     assert preview == compression.report
+
+
+def test_equal_weights_are_counted_once(tmp_path: Path) -> None:
+    """They are stored once; the sizes are those of the file."""
+    x = op.parameter([-1, 64], np.float32)
+    values = np.random.default_rng(0).standard_normal((48, 64)).astype(np.float32)
+    named = [op.constant(values), op.constant(values.copy())]
+    for node, name in zip(named, ("first", "second"), strict=True):
+        node.set_friendly_name(name)
+    model = ov.Model([op.result(op.matmul(x, node, False, True)) for node in reversed(named)], [x], "equal")
+    compression = WeightCompression(mode="int8_sym")
+    assert compression.preview(model).rows[1].bytes_after == 0
+    compression.run_on_model(model)
+    first, second = compression.report.rows
+    assert (first.name, first.bytes_after, first.reason) == ("first", 48 * 64 + 48 * 2, "")
+    assert (second.name, second.bytes_after, second.reason) == ("second", 0, "the same bytes as first")
+    save_model(model, tmp_path / "m.xml")
+    assert (tmp_path / "m.bin").stat().st_size - compression.report.bytes_after < 64

@@ -200,3 +200,24 @@ def test_values_at_the_end_of_f16_that_are_read_in_f16(largest: float, skipped: 
     if skipped:
         assert report.skips[0].reason == "values up to 65504, which f16 does not hold once they are rounded"
     assert np.isfinite(matrix_of(model, 128)).all()
+
+
+@pytest.mark.parametrize("columns", [128, 20])
+@pytest.mark.parametrize("lowest", [0.0, 0.5, -1.0])
+def test_two_bits_without_negative_values_compile(lowest: float, columns: int, tmp_path: Path) -> None:
+    """OpenVINO drops zero points that are all 0, and its CPU plugin does not compile u2 without any."""
+    values = np.maximum(np.abs(random()[:, :columns]), lowest).astype(np.float32) if lowest >= 0 else np.zeros((8, 128))
+    float_model = with_values(values.astype(np.float32))
+    model = float_model.clone()
+    compressed(model, "int2_asym", group_size=-1, scale_search="off")
+    read = saved(model, tmp_path)
+    zeros = next(node.data for node in read.get_ops() if node.get_friendly_name() == "weight/zero_point")
+    assert zeros.reshape(-1)[0] == 3
+    assert not zeros.reshape(-1)[1:].any()
+    found = matrix_of(read, values.shape[1]).T
+    assert np.abs(found - values).max() <= values.max(initial=0) / 3 * 0.51
+    x = np.random.default_rng(0).standard_normal((3, values.shape[1])).astype(np.float32)
+    expected = x @ found.T
+    for properties in ({}, {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}):
+        outputs = ov.Core().compile_model(read, "CPU", properties)(x)[0]
+        assert np.abs(outputs - expected).max() <= 0.02 * np.abs(expected).max(initial=0) + 1e-30
