@@ -16,7 +16,6 @@ from ov_weight_compression.calibration.statistics import (
     save_statistics,
     statistics_file,
 )
-from ov_weight_compression.calibration.sums import Need
 from ov_weight_compression.calibration.two_streams import LayerInput, Seen, Stage, Streams, open_streams
 
 __all__ = [
@@ -25,7 +24,6 @@ __all__ = [
     "SUBSET_SIZE",
     "LayerInput",
     "LayerStatistics",
-    "Need",
     "Samples",
     "Seen",
     "Stage",

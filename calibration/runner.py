@@ -33,7 +33,7 @@ from ov_weight_compression.ir_utils.errors import WorkError
 from ov_weight_compression.ir_utils.ir_file import openvino_reason
 from ov_weight_compression.ir_utils.publish import TemporaryFolder
 
-__all__ = ["EXACT", "Pool", "Store", "Stream", "Subgraph", "cut_out", "feed", "run_piece", "split"]
+__all__ = ["EXACT", "Pool", "Receive", "Store", "Stream", "Subgraph", "cut_out", "feed", "run_piece", "split"]
 
 _SMALL = 16
 """Integer vectors of at most so many elements are compared between windows: shapes that are always the same."""

@@ -13,7 +13,6 @@ layers behind that point then do not see it, and the report names them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -24,7 +23,7 @@ from ov_weight_compression.calibration.statistics import LayerStatistics
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.types import Float32
 
-__all__ = ["LARGEST", "Accumulator", "Need", "add_cross", "add_gram", "check_sample", "rows_by_expert", "unfit"]
+__all__ = ["LARGEST", "Accumulator", "add_cross", "add_gram", "check_sample", "mirror", "rows_by_expert", "unfit"]
 
 LARGEST = 2.0**50
 """1.1e15: the squares of a hundred million such values still have a sum in f32."""
@@ -78,21 +77,6 @@ _PANEL = 1024
 """Rows of a Gram matrix that are computed at a time: bounds the temporary product to `_PANEL · in` floats."""
 
 
-@dataclass(frozen=True)
-class Need:
-    """What to collect beside the sums per channel, which are always there."""
-
-    block: int = 0
-    """Group size of the block Gram matrices, 0 for none. A smaller group that divides it is contained in it."""
-    gram: bool = False
-    """The full Gram matrix, in² floats a layer."""
-
-    def bytes(self, width: int, experts: int = 1) -> int:
-        """Memory that the statistics of one layer input take."""
-        blocks = width * self.block if self.block and width % self.block == 0 else 0
-        return experts * (32 * width + 4 * blocks + (4 * width * width if self.gram else 0))
-
-
 def rows_by_expert(x: NDArray[Any], batch: Sequence[int], *, transposed: bool = False) -> Float32:
     """An activation as `[experts, sequences, tokens, in]`, f32.
 
@@ -137,12 +121,11 @@ def add_cross(total: Float32, x: Float32, y: Float32) -> None:
 
 
 class Accumulator:
-    """Sums over the windows of one layer input."""
+    """Sums over the windows of one layer input of so many channels."""
 
-    def __init__(self, width: int, need: Need) -> None:
+    def __init__(self, width: int) -> None:
         self._width = width
-        self._need = need
-        self._experts = 0
+        self._square: NDArray[np.float64] | None = None
         self._rows = 0
         self._sequences = 0
         self._means = np.zeros(4)
@@ -153,8 +136,8 @@ class Accumulator:
         """Add a window, `[experts, sequences, tokens, in]`. One without tokens changes nothing; nor does a sequence
         with values that do not count (see `unfit`)."""
         experts, sequences, tokens, width = x.shape
-        if not self._experts:
-            self._start(experts)
+        if self._square is None:
+            self._square = np.zeros((experts, width))
         bad = unfit(x)
         if bad is not None:
             x = x[:, ~bad.any(axis=(0, 2))]
@@ -163,68 +146,19 @@ class Accumulator:
         if x.size == 0:
             return
         self._rows += sequences * tokens
-        self._moments(x)
-        for expert in range(experts):
-            rows = x[expert].reshape(sequences * tokens, width)
-            if self._gram is not None:
-                add_gram(self._gram[expert], rows)
-            if self._blocks is not None:
-                groups = rows.reshape(len(rows), -1, self._need.block).swapaxes(0, 1)
-                self._blocks[expert] += groups.swapaxes(1, 2) @ groups
-
-    def result(self) -> LayerStatistics:
-        """The statistics so far. The accumulator is spent afterwards: the arrays are its own."""
-        if not self._experts:
-            self._start(1)
-        if self._gram is not None:
-            for gram in self._gram:
-                mirror(gram)
-        sequences = max(self._sequences, 1)
-
-        def shaped(array: NDArray[Any] | None) -> Any:
-            if array is None:
-                return None
-            array = array.astype(np.float32, copy=False)
-            return array[0] if self._experts == 1 else array
-
-        sum_abs, max_abs, total, sum_square = (shaped(one) for one in self._sums)
-        mean_square, mean_variance, max_variance, mean_max_abs = (float(one / sequences) for one in self._means)
-        return LayerStatistics(
-            n=self._rows,
-            sum_abs=sum_abs,
-            max_abs=max_abs,
-            sum=total,
-            sum_square=sum_square,
-            gram_blocks=shaped(self._blocks),
-            gram=shaped(self._gram),
-            sequences=self._sequences,
-            mean_square=mean_square,
-            mean_variance=mean_variance,
-            max_variance=max_variance,
-            mean_max_abs=mean_max_abs,
-        )
-
-    def _start(self, experts: int) -> None:
-        self._experts = experts
-        width, block = self._width, self._need.block
-        self._sums = np.zeros((4, experts, width))
-        self._gram = np.zeros((experts, width, width), np.float32) if self._need.gram else None
-        grouped = block > 0 and width % block == 0
-        self._blocks = np.zeros((experts, width // block, block, block), np.float32) if grouped else None
-
-    def _moments(self, x: Float32) -> None:
-        """Sums per channel, and the four means over sequences."""
-        tokens = x.shape[2]
-        total = x.sum(2).astype(np.float64)
+        self._sequences += experts * sequences
         square = np.einsum("estc,estc->esc", x, x).astype(np.float64)
+        variance = np.maximum(square / tokens - (x.sum(2).astype(np.float64) / tokens) ** 2, 0)
         largest = np.maximum(x.max(2), -x.min(2))
-        variance = np.maximum(square / tokens - (total / tokens) ** 2, 0)
-        self._sums[0] += np.abs(x).sum(2).sum(1, dtype=np.float64)
-        np.maximum(self._sums[1], largest.max(1), out=self._sums[1])
-        self._sums[2] += total.sum(1)
-        self._sums[3] += square.sum(1)
-        self._sequences += x.shape[0] * x.shape[1]
+        self._square += square.sum(1)
         self._means[0] += (square.mean(2) / tokens).sum()
         self._means[1] += variance.mean(2).sum()
         self._means[2] += variance.max(2).sum()
         self._means[3] += largest.mean(2, dtype=np.float64).sum()
+
+    def result(self) -> LayerStatistics:
+        """The statistics so far."""
+        square = np.zeros((1, self._width)) if self._square is None else self._square
+        sums = square.astype(np.float32)
+        means = (float(one / max(self._sequences, 1)) for one in self._means)
+        return LayerStatistics(self._rows, sums[0] if len(sums) == 1 else sums, self._sequences, *means)

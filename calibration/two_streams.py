@@ -150,18 +150,12 @@ class Stage:
 class Streams:
     """Iterates over the stages of a model. Use `open_streams`."""
 
-    def __init__(
-        self, graph: ActivationGraph, weights: Sequence[Weight], exact: Stream, compressed: Stream | None, quiet: bool
-    ) -> None:
+    def __init__(self, graph: ActivationGraph, exact: Stream, compressed: Stream | None, quiet: bool) -> None:
         self._graph = graph
         self._exact = exact
         self._compressed = compressed
         self._quiet = quiet
         self._stages = _plan(graph)
-        reached = {name for _, others in self._stages for name in others}
-        reached.update(name for taps, _ in self._stages for tap in taps for name in tap.weights)
-        self.unreached = tuple(weight.name for weight in weights if weight.name not in reached)
-        """Weights of no stage: inside the body of an If or a loop, or read by nothing that leads to a layer input."""
 
     def __len__(self) -> int:
         return len(self._stages)
@@ -211,7 +205,7 @@ def open_streams(
         limit = calibration_memory // 6
         exact = Stream(graph, store, windows, limit)
         second = Stream(graph, Store(pool, parent=store), windows, limit) if compressed else None
-        yield Streams(graph, weights, exact, second, quiet)
+        yield Streams(graph, exact, second, quiet)
 
 
 def _joined(parts: list[Float32]) -> Float32:

@@ -18,6 +18,7 @@ from os import PathLike
 
 import openvino as ov
 
+from ov_weight_compression.calibration.statistics import fingerprint
 from ov_weight_compression.calibration.tokenizer import find_tokenizer
 from ov_weight_compression.evaluation.comparison import Comparison, ModelFigures
 from ov_weight_compression.evaluation.data import Source
@@ -32,7 +33,7 @@ from ov_weight_compression.evaluation.figures import (
 )
 from ov_weight_compression.evaluation.layer_outputs import measure_outputs
 from ov_weight_compression.evaluation.layers import FormatFigures, LayerFigures, formats_of, pair_layers, weigh
-from ov_weight_compression.evaluation.logits_file import BaseLogitsReader, Header, fingerprint
+from ov_weight_compression.evaluation.logits_file import BaseLogitsReader, Header
 from ov_weight_compression.evaluation.models import Loaded, Pair, Runner, choose, open_pair, output_name
 from ov_weight_compression.evaluation.outputs import OutputFigures, OutputTotals
 from ov_weight_compression.evaluation.predictions import BaseSource, KeptBase, LiveBase, Progress, Scores, run_language

@@ -24,24 +24,21 @@ The file is written under another name and moved into place when it is complete;
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import openvino as ov
 
 from ov_weight_compression.ir_utils.errors import ModelError, OptionError, WorkError
 from ov_weight_compression.ir_utils.publish import Publication, cannot_write
 from ov_weight_compression.ir_utils.types import Float32
 
-__all__ = ["BaseLogitsReader", "BaseLogitsWriter", "Header", "fingerprint"]
+__all__ = ["BaseLogitsReader", "BaseLogitsWriter", "Header"]
 
 _MAGIC = b"OVBLOGIT"
 _ALIGN = 64
-_SAMPLE = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -62,25 +59,7 @@ class Header:
     vocabulary: int
     arithmetic: str
     """Device and properties, as one line."""
-    version: int = 1
-
-
-def fingerprint(model: ov.Model) -> str:
-    """SHA-256 over a model's operations and a sample of its weights.
-
-    The types of all operations, and of every constant its type, its shape, and four pieces of 16 KB spread over it;
-    sorted, as saving and reading back may change their order. A model that was trained further or compressed differs.
-    """
-    marks = []
-    for node in model.get_ordered_ops():
-        sha = hashlib.sha256(node.get_type_name().encode())
-        if isinstance(node, ov.op.Constant):
-            sha.update(f"{node.get_output_element_type(0)} {list(node.get_output_shape(0))}".encode())
-            raw = node.get_tensor_view().data.reshape(-1).view(np.uint8)
-            for start in np.linspace(0, max(len(raw) - _SAMPLE, 0), 4).astype(int):
-                sha.update(raw[start : start + _SAMPLE].tobytes())
-        marks.append(sha.digest())
-    return hashlib.sha256(b"".join(sorted(marks))).hexdigest()
+    version: int = 2
 
 
 class BaseLogitsWriter:
@@ -157,6 +136,7 @@ class BaseLogitsReader:
     def check(self, wanted: Header) -> None:
         """Raise `OptionError` unless the logits belong to what is wanted; the message says what differs."""
         texts = {
+            "version": f"they are of version {self.header.version} of the format, this is {wanted.version}",
             "fingerprint": f"they are of another base model ('{self.header.model}')",
             "tokens": "they are of another text, or of the same cut otherwise",
             "window": f"their window is {self.header.window}, not {wanted.window}",
@@ -164,7 +144,6 @@ class BaseLogitsReader:
             "score_last": "they count the last position of a window differently",
             "vocabulary": f"their vocabulary has {self.header.vocabulary} tokens, not {wanted.vocabulary}",
             "arithmetic": f"they were computed with {self.header.arithmetic}, not with {wanted.arithmetic}",
-            "version": f"they are of version {self.header.version} of the format, this is {wanted.version}",
         }
         for name, text in texts.items():
             if getattr(self.header, name) != getattr(wanted, name):

@@ -16,7 +16,7 @@ WIDTH, LAYERS = 1024, 16
 SCRIPT = """
     import sys, threading, time
     import numpy as np, openvino as ov
-    from ov_weight_compression.calibration import Need, collect, make_samples, open_streams
+    from ov_weight_compression.calibration import collect, make_samples, open_streams
     from ov_weight_compression.patterns import find_weights
 
     def anonymous():
@@ -36,7 +36,7 @@ SCRIPT = """
     thread = threading.Thread(target=watch)
     thread.start()
     if sys.argv[3] == "collect":
-        found = collect(model, weights, samples, need=Need(block=64), calibration_memory=int(sys.argv[2]) << 20)
+        found = collect(model, weights, samples, calibration_memory=int(sys.argv[2]) << 20)
         assert len(found) == %d
     else:
         with open_streams(model, weights, samples, calibration_memory=int(sys.argv[2]) << 20) as streams:
