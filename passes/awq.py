@@ -1,6 +1,6 @@
 """AWQ as it is applied to a model: which factors each group of layers gets, and who takes them.
 
-    groups of layers with one input (patterns.absorb)
+    groups of layers with one input (patterns.equalization)
       ─▸ E[x²] of that input, where there are data
       ─▸ factors t, chosen on a sample of rows (quantization.calibrated.awq)
       ─▸ rounded so that what absorbs them is exact, limited to what f16 holds
@@ -25,8 +25,8 @@ from ov_weight_compression.passes.folding import rounded_to
 from ov_weight_compression.passes.smoothing import Fold, Scaling, Smoothing
 from ov_weight_compression.passes.tuning import Tuning
 from ov_weight_compression.patterns import Weight
-from ov_weight_compression.patterns.absorb import ScalingGroup, scaling_groups
-from ov_weight_compression.patterns.absorb_producer import ProducerAbsorber
+from ov_weight_compression.patterns.equalization import ScalingGroup, scaling_groups
+from ov_weight_compression.patterns.scale_folding import ProducerAbsorber
 from ov_weight_compression.quantization.calibrated.awq import ALPHAS, Factors, Sample, choose_factors, lift_factors
 
 __all__ = ["Energy", "ForEach", "choose_folds"]

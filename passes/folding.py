@@ -16,8 +16,8 @@ from openvino import opset13 as ops
 
 from ov_weight_compression.ir_utils.constants import float_values
 from ov_weight_compression.ir_utils.types import Array, Float32, element_type
-from ov_weight_compression.patterns.absorb import ScalingGroup
-from ov_weight_compression.patterns.absorb_norm import NormAbsorber, Operand
+from ov_weight_compression.patterns.equalization import ScalingGroup
+from ov_weight_compression.patterns.scale_folding import NormAbsorber, Operand
 
 __all__ = ["fold_into_graph", "rounded_to"]
 

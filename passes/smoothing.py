@@ -19,8 +19,8 @@ from ov_weight_compression.ir_utils.types import Float32
 from ov_weight_compression.patterns import Weight
 
 if TYPE_CHECKING:
-    from ov_weight_compression.patterns.absorb import ScalingGroup
-    from ov_weight_compression.patterns.absorb_producer import ProducerAbsorber
+    from ov_weight_compression.patterns.equalization import ScalingGroup
+    from ov_weight_compression.patterns.scale_folding import ProducerAbsorber
 
 __all__ = ["Fold", "Scaling", "Smoothing"]
 
@@ -62,7 +62,7 @@ class Fold:
     @property
     def producer(self) -> ProducerAbsorber | None:
         """The weight whose rows take the factors, where one does."""
-        from ov_weight_compression.patterns.absorb_producer import ProducerAbsorber
+        from ov_weight_compression.patterns.scale_folding import ProducerAbsorber
 
         absorber = self.group.absorber
         return absorber if isinstance(absorber, ProducerAbsorber) else None

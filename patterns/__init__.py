@@ -5,14 +5,19 @@ from ov_weight_compression.patterns.find import find_weights
 from ov_weight_compression.patterns.ignored import IgnoredScope, Subgraph
 from ov_weight_compression.patterns.importance import NormGain, RowNormProduct, RowNorms, importance_sources
 from ov_weight_compression.patterns.matching import matching
-from ov_weight_compression.patterns.weight import Consumer, Kind, Skip, Weight
+from ov_weight_compression.patterns.roles import Activation, Kind, Refusal, Role, Roles
+from ov_weight_compression.patterns.weight import Consumer, Skip, Weight
 
 __all__ = [
+    "Activation",
     "CompressedWeight",
     "Consumer",
     "IgnoredScope",
     "Kind",
     "NormGain",
+    "Refusal",
+    "Role",
+    "Roles",
     "RowNormProduct",
     "RowNorms",
     "Skip",

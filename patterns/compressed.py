@@ -29,9 +29,9 @@ from ov_weight_compression.patterns.chain import (
 )
 from ov_weight_compression.patterns.follow import Use, follow
 from ov_weight_compression.patterns.graphs import Graph, bytes_of, graphs_of
-from ov_weight_compression.patterns.layout import own_view
-from ov_weight_compression.patterns.roles import Role
-from ov_weight_compression.patterns.weight import Consumer, Kind, demanding
+from ov_weight_compression.patterns.roles import Kind, Refusal, Role, demanding
+from ov_weight_compression.patterns.views import own_view
+from ov_weight_compression.patterns.weight import Consumer
 
 __all__ = ["CompressedWeight", "compressed_in", "find_compressed"]
 
@@ -157,7 +157,7 @@ def _settle(graph: Graph, chain: Chain) -> Iterator[CompressedWeight]:
     if not uses:
         return
     use, role = uses[0]
-    seen = use.view if not isinstance(use.view, str) else ()
+    seen = use.view if not isinstance(use.view, Refusal) else ()
     scales = sorted(chain.scales, key=lambda scale: prod(scale.shape), reverse=True)
     axis = merged_axis(chain.code_shape, shape, scale_shape(chain))
     yield CompressedWeight(
@@ -175,6 +175,6 @@ def _settle(graph: Graph, chain: Chain) -> Iterator[CompressedWeight]:
         group_axis=axis,
         group_size=-1 if axis is None else chain.code_shape[axis + 1],
         kind=demanding(one.kind for _, one in uses),
-        consumers=tuple(Consumer(one.node, one.port, own.kind) for one, own in uses),
+        consumers=tuple(Consumer(one.node, one.port, own) for one, own in uses),
         body=graph.path,
     )

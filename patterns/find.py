@@ -5,6 +5,14 @@ Three steps for each floating-point constant, none of which looks at its values:
     follow   from the constant through Convert, Reshape, Transpose and FakeConvert to the operations that read it
     judge    what each of them makes of it, in the constant's own axes; one weight if they agree, else why not
     settle   names made unique, and the last layer marked, once all are known
+
+The weights of fp8 checkpoints are stored in eight bits already, and meant to be compressed further:
+
+    Constant f8e4m3 ─ Convert ─ [Multiply(scale)] ─ [Reshape] ─▸ layer
+
+The scale is one for all, one per channel or one per block. What a compressor makes can look the same (fp8 with a scale
+per channel), but leaves a recipe in the model's rt_info: in a model with such a recipe nothing is such a source, so
+that compressing twice changes nothing.
 """
 
 from __future__ import annotations
@@ -12,15 +20,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
 import openvino as ov
 
-from ov_weight_compression.patterns.compressed import compressed_in
-from ov_weight_compression.patterns.graphs import Graph, bytes_of, graphs_of, is_postponed
+from ov_weight_compression.ir_utils.recipe import is_compressed
+from ov_weight_compression.patterns.compressed import CompressedWeight, compressed_in
+from ov_weight_compression.patterns.follow import Use, follow, reshaped
+from ov_weight_compression.patterns.graphs import BODY_OPERATIONS, Graph, bytes_of, graphs_of, is_postponed
 from ov_weight_compression.patterns.ignored import IgnoredScope
-from ov_weight_compression.patterns.judge import Candidate, judge
-from ov_weight_compression.patterns.sources import has_sources, settle_source
-from ov_weight_compression.patterns.weight import FLOAT_TYPES, Kind, Skip, Weight
+from ov_weight_compression.patterns.roles import RECURRENT, Kind, Refusal, Role, demanding
+from ov_weight_compression.patterns.views import View, own_view, pieces_of
+from ov_weight_compression.patterns.weight import FLOAT_TYPES, Consumer, Skip, Weight
 
 __all__ = ["REPORTED_ELEMENTS", "find_weights"]
 
@@ -28,12 +39,16 @@ REPORTED_ELEMENTS = 1024
 """From this many elements on, a constant that no layer uses is reported too."""
 
 _POSTPONED = "its value is computed only when the model is saved or compiled"
+_TINY_ELEMENTS = 64
+"""Below this many elements a weight is left alone: three more nodes in the graph to save a few dozen bytes."""
+
+_INT8_OVERHEAD = 3  # bytes per row: an f16 scale and a u8 zero point
 
 
 def find_weights(model: ov.Model, ignored: object = None) -> tuple[list[Weight], list[Skip]]:
     """Every weight of `model` and of the bodies inside it, in graph order, and every constant that is left alone.
 
-    The fp8 weights of a checkpoint count as weights (see `sources`), unless the model says that it was compressed. A
+    The fp8 weights of a checkpoint count as weights, unless the model says that it was compressed. A
     skip is made for each weight that is compressed already, each constant that a layer reads but that cannot be
     compressed, and every other floating-point constant of `REPORTED_ELEMENTS` or more. Values are not read and the
     model is not changed.
@@ -49,7 +64,7 @@ def find_weights(model: ov.Model, ignored: object = None) -> tuple[list[Weight],
     scope = IgnoredScope.of(ignored)
     later = _ambiguous(scope.names, graphs) if scope else {}
     rules = scope.resolve(graphs, later) if scope else {}
-    sources = has_sources(model)
+    sources = not is_compressed(model)
     found = [entry for graph in graphs for entry in _settle(graph, rules, sources)]
     found.sort(key=lambda entry: entry.place)
     _name(found)
@@ -105,7 +120,7 @@ def _settle(graph: Graph, rules: dict[str, str], sources: bool) -> Iterator[_Fou
         consumer = one.consumers[0]
         layers = [graph.place(other.node) for other in one.consumers]
         if sources and one.is_fp8_source:
-            yield _Found(layers[0], layers, settle_source(graph, one, rules))
+            yield _Found(layers[0], layers, _fp8_source(graph, one, rules))
             told.update(one.constants)
             continue
         reason = f"already compressed ({one.format})"
@@ -115,15 +130,15 @@ def _settle(graph: Graph, rules: dict[str, str], sources: bool) -> Iterator[_Fou
     for constant, element_type in graph.constants:
         if element_type not in FLOAT_TYPES or not constant.shape or constant in told:
             continue
-        candidate = Candidate.of(graph, constant, element_type)
+        candidate = _Candidate.of(graph, constant, element_type)
         if candidate.layers or candidate.elements >= REPORTED_ELEMENTS:
             known = parts.get(constant) or (_POSTPONED if is_postponed(constant) else None)
-            result = known or judge(candidate, rules)
+            result = Refusal(known) if known else _judge(candidate, rules)
             first = candidate.first
             yield _Found(
                 place=graph.place(first.node if first else constant),
                 layers=[graph.place(use.node) for use in candidate.layers],
-                result=result if isinstance(result, Weight) else candidate.skip(result),
+                result=result if isinstance(result, Weight) else candidate.skip(result.reason),
             )
 
 
@@ -155,3 +170,207 @@ def _mark_last_layer(found: list[_Found]) -> None:
         if isinstance(entry.result, Weight) and entry.result.kind in (Kind.MATMUL, Kind.EXPERTS):
             entry.result = replace(entry.result, is_last_layer=True)
             return
+
+
+@dataclass(frozen=True, eq=False)
+class _Candidate:
+    """A floating-point constant and the operations that read it, in graph order."""
+
+    graph: Graph
+    constant: ov.Node
+    end: ov.Node
+    """Whose output stands for its values: itself, or a Reshape behind it (see `follow.reshaped`)."""
+    element_type: str
+    shape: tuple[int, ...]
+    """That of `end`."""
+    uses: list[Use]
+    layers: list[Use]
+    """Those of the uses that are operations which take weights."""
+
+    @classmethod
+    def of(cls, graph: Graph, constant: ov.Node, element_type: str) -> _Candidate:
+        """Follow a constant. Operations that no result of the model depends on do not count."""
+        end = reshaped(constant, graph.position)
+        shape = tuple(end.shape)
+        uses = [_settled(use, graph) for use in follow(end, own_view(shape)) if use.node in graph.position]
+        uses.sort(key=lambda use: (graph.position[use.node], use.port))
+        return cls(graph, constant, end, element_type, shape, uses, [use for use in uses if use.role is not None])
+
+    @property
+    def first(self) -> Use | None:
+        """The first layer, or else the first operation, that reads it."""
+        return next(iter(self.layers or self.uses), None)
+
+    @property
+    def elements(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+    @property
+    def name(self) -> str:
+        """The constant's friendly name, not yet unique."""
+        return str(self.constant.get_friendly_name())
+
+    def skip(self, reason: str) -> Skip:
+        """The refusal of this constant."""
+        first = self.first
+        return Skip(
+            name=self.name,
+            consumer=str(first.node.get_friendly_name()) if first else "",
+            shape=tuple(self.constant.shape),
+            element_type=self.element_type,
+            reason=reason,
+            bytes=bytes_of(self.constant),
+        )
+
+
+@dataclass(frozen=True)
+class _Axes:
+    """A role in the constant's own axes; `inputs` are the reduction axes in the layer's order."""
+
+    reduction: tuple[int, ...]
+    inputs: tuple[int, ...]
+    channel: tuple[int, ...]
+    batch: tuple[int, ...]
+
+
+def _settled(use: Use, graph: Graph) -> Use:
+    """The use, with a refusal where nothing else that the layer reads depends on the model's inputs.
+
+    OpenVINO computes such a layer while it compiles the model. There is nothing to gain, and what it computes from a
+    decompression chain is not always right.
+    """
+    others = (value for port, value in enumerate(use.node.input_values()) if port != use.port)
+    if not isinstance(use.role, Role) or any(value.get_node() in graph.varying for value in others):
+        return use
+    name = use.node.get_friendly_name()
+    return replace(
+        use, role=Refusal(f"'{name}' reads constants alone: it is computed once, when the model is compiled")
+    )
+
+
+def _judge(candidate: _Candidate, rules: dict[str, str]) -> Weight | Refusal:
+    """The weight that a constant is, or why it is left alone.
+
+    `rules` are the ignored names and what ignores them, as `IgnoredScope.resolve` gives them.
+    """
+    layers = candidate.layers
+    if layers and rules:
+        for name in (candidate.name, *(use.node.get_friendly_name() for use in layers)):
+            if name in rules:
+                return Refusal(f"ignored: {rules[name]}")
+    for use in candidate.uses:
+        kind = use.node.get_type_name()
+        if kind in RECURRENT:
+            return Refusal(f"a recurrent layer ({kind}) takes its weights only as they are")
+        if kind in BODY_OPERATIONS:
+            name = use.node.get_friendly_name()
+            return Refusal(f"enters the body of {kind} '{name}' as an input, which cannot be compressed")
+    if not layers:
+        return Refusal(_no_layer(candidate))
+    readings: list[tuple[Use, Role, _Axes]] = []
+    for use in layers:
+        if isinstance(use.role, Refusal):
+            return use.role
+        if isinstance(use.role, Role) and not isinstance(use.view, Refusal):
+            axes = _own_axes(use.view, use.role, candidate.shape)
+            if isinstance(axes, Refusal):
+                return axes
+            readings.append((use, use.role, axes))
+    return _disagreement(readings) or _no_gain(candidate, readings[0][2]) or _weight(candidate, readings)
+
+
+def _own_axes(view: View, role: Role, shape: tuple[int, ...]) -> _Axes | Refusal:
+    """A role's dimensions as axes of a constant of this shape; a reason where a reduction axis is not whole."""
+    inputs = pieces_of(view, role.reduction)
+    for piece in inputs:
+        if piece.size != shape[piece.axis]:
+            axis = piece.axis
+            return Refusal(f"a Reshape cuts axis {axis}: the layer sums over a part of it, or over its parts shuffled")
+    if not inputs:
+        return Refusal("the layer sums over a single element")
+    reduction = {piece.axis for piece in inputs}
+    outer = {piece.axis for dimension in role.channel for piece in view[dimension]}
+    batch = {piece.axis for dimension in role.batch for piece in view[dimension]} - outer
+    return _Axes(
+        reduction=tuple(sorted(reduction)),
+        inputs=tuple(piece.axis for piece in inputs),
+        channel=tuple(axis for axis in range(len(shape)) if axis not in reduction | batch),
+        batch=tuple(sorted(batch)),
+    )
+
+
+def _no_layer(candidate: _Candidate) -> str:
+    """Why a constant that no layer reads is none of our business."""
+    if not candidate.uses:
+        return "only its shape is read"
+    kinds = sorted({use.node.get_type_name() for use in candidate.uses})
+    sort = "one-dimensional, " if max(candidate.shape) == candidate.elements else ""
+    if kinds == ["FakeQuantize"]:
+        return "behind a FakeQuantize: its values are quantised already"
+    takes = "which takes no" if len(kinds) == 1 else "none of which takes"
+    return f"{sort}feeds only {', '.join(kinds)}, {takes} compressed weights"
+
+
+def _disagreement(readings: list[tuple[Use, Role, _Axes]]) -> Refusal | None:
+    """Where two layers would want scales along different axes of one constant."""
+    first, _, axes = readings[0]
+    for other, _, others in readings[1:]:
+        if others.reduction != axes.reduction:
+            return Refusal(
+                f"its consumers disagree about its axes: '{first.node.get_friendly_name()}' reduces over "
+                f"{_text(axes.reduction)}, '{other.node.get_friendly_name()}' over {_text(others.reduction)}"
+            )
+    return None
+
+
+def _text(axes: tuple[int, ...]) -> str:
+    return f"axis {axes[0]}" if len(axes) == 1 else f"axes {', '.join(map(str, axes))}"
+
+
+def _no_gain(candidate: _Candidate, axes: _Axes) -> Refusal | None:
+    """Where compression would save next to nothing, or nothing."""
+    if candidate.elements < _TINY_ELEMENTS:
+        return Refusal(f"tiny: {candidate.elements} elements, fewer than {_TINY_ELEMENTS}")
+    columns = prod(candidate.shape[axis] for axis in axes.reduction)
+    if columns * candidate.constant.get_output_element_type(0).size <= columns + _INT8_OVERHEAD:
+        return Refusal(f"nothing to gain: with {columns} elements a channel, the scales would take what the codes save")
+    return None
+
+
+def _weight(candidate: _Candidate, readings: list[tuple[Use, Role, _Axes]]) -> Weight:
+    """One weight for all its consumers, which agree on its axes."""
+    axes = readings[0][2]
+    kinds = {role.kind for _, role, _ in readings}
+    return Weight(
+        name=candidate.name,
+        constant=candidate.end,
+        kind=demanding(kinds),
+        consumers=tuple(Consumer(use.node, use.port, role) for use, role, _ in readings),
+        shape=candidate.shape,
+        element_type=candidate.element_type,
+        reduction_axes=axes.reduction,
+        channel_axes=axes.channel,
+        batch_axes=axes.batch,
+        input_axes=axes.inputs,
+        is_embedding=Kind.GATHER in kinds,
+        other_uses=tuple(Consumer(use.node, use.port) for use in candidate.uses if use.role is None),
+        body=candidate.graph.path,
+        parts=() if candidate.end is candidate.constant else (candidate.constant,),
+    )
+
+
+def _fp8_source(graph: Graph, one: CompressedWeight, rules: dict[str, str]) -> Weight | Skip:
+    """The weight that an fp8 source is, or why it is left alone; `rules` as `judge` takes them.
+
+    Its `constant` is the operation whose output stands for the float weight, behind any Reshape of blocks.
+    """
+    candidate = _Candidate.of(graph, one.end, one.storage)
+    if one.name in rules:
+        found: Weight | Refusal = Refusal(f"ignored: {rules[one.name]}")
+    else:
+        found = _judge(candidate, rules)
+    if isinstance(found, Weight):
+        return replace(found, name=one.name, parts=one.constants)
+    size = sum(bytes_of(part) for part in one.constants)
+    return Skip(one.name, one.consumers[0].name, one.shape, one.storage, found.reason, size)

@@ -12,8 +12,8 @@ from math import prod
 
 import openvino as ov
 
-from ov_weight_compression.patterns.layout import View, reshape, transpose
-from ov_weight_compression.patterns.roles import ROLES, Role
+from ov_weight_compression.patterns.roles import ROLES, Refusal, Role, Roles, role_of
+from ov_weight_compression.patterns.views import View, reshape, transpose
 
 __all__ = ["Use", "follow", "reshaped"]
 
@@ -27,15 +27,16 @@ class Use:
 
     node: ov.Node
     port: int
-    view: View | str
+    view: View | Refusal
     """The view, or why there is none."""
-    role: Role | str | None
+    role: Role | Refusal | None
     """What the operation makes of it, or why it refuses; None for an operation that takes no weights."""
 
 
-def follow(constant: ov.Node, view: View) -> Iterator[Use]:
-    """The operations that read a constant, through everything that only converts or rearranges it."""
-    front: list[tuple[ov.Node, View | str]] = [(constant, view)]
+def follow(constant: ov.Node, view: View, roles: Roles = ROLES) -> Iterator[Use]:
+    """The operations that read a constant, through everything that only converts or rearranges it, and what they make
+    of it by the table `roles`."""
+    front: list[tuple[ov.Node, View | Refusal]] = [(constant, view)]
     while front:
         source, seen = front.pop()
         for target in source.output(0).get_target_inputs():
@@ -44,7 +45,7 @@ def follow(constant: ov.Node, view: View) -> Iterator[Use]:
             if port == 0 and kind in _THROUGH:
                 front.append((node, _behind(node, kind, seen)))
             elif kind != "ShapeOf":
-                yield Use(node, port, seen, _role(node, kind, port, seen))
+                yield Use(node, port, seen, _role(node, port, seen, roles))
 
 
 def reshaped(constant: ov.Node, alive: Container[ov.Node]) -> ov.Node:
@@ -67,27 +68,24 @@ def reshaped(constant: ov.Node, alive: Container[ov.Node]) -> ov.Node:
             end = node
 
 
-def _behind(node: ov.Node, kind: str, view: View | str) -> View | str:
+def _behind(node: ov.Node, kind: str, view: View | Refusal) -> View | Refusal:
     """The view behind an operation that only converts or rearranges."""
-    if isinstance(view, str) or kind in ("Convert", "FakeConvert"):
+    if isinstance(view, Refusal) or kind in ("Convert", "FakeConvert"):
         return view
     if kind == "Transpose":
         order = node.input_value(1).get_node()
         if order.get_type_name() != "Constant":
-            return f"transposed by '{node.get_friendly_name()}' in an order known only at run time"
+            return Refusal(f"transposed by '{node.get_friendly_name()}' in an order known only at run time")
         axes = [int(axis) for axis in order.data.reshape(-1)]
         return transpose(view, axes or range(len(view))[::-1])
     shape = node.get_output_partial_shape(0)
     if not shape.is_static:
-        return f"reshaped by '{node.get_friendly_name()}' to a shape known only at run time"
+        return Refusal(f"reshaped by '{node.get_friendly_name()}' to a shape known only at run time")
     seen = reshape(view, tuple(shape.to_shape()))
-    return seen if seen is not None else f"the reshape '{node.get_friendly_name()}' cuts across its axes"
+    return seen if seen is not None else Refusal(f"the reshape '{node.get_friendly_name()}' cuts across its axes")
 
 
-def _role(node: ov.Node, kind: str, port: int, view: View | str) -> Role | str | None:
-    judge = ROLES.get((kind, port))
-    if judge is None:
-        return None
-    if isinstance(view, str):
-        return view
-    return judge(node, port, tuple(prod(piece.size for piece in dimension) for dimension in view))
+def _role(node: ov.Node, port: int, view: View | Refusal, roles: Roles) -> Role | Refusal | None:
+    if isinstance(view, Refusal):
+        return view if (node.get_type_name(), port) in roles else None
+    return role_of(roles, node, port, tuple(prod(piece.size for piece in dimension) for dimension in view))

@@ -17,9 +17,9 @@ from math import prod
 
 from ov_weight_compression.patterns.graphs import dimensions
 from ov_weight_compression.patterns.norms import NormGain, norm_gain
-from ov_weight_compression.patterns.origin import Origin
-from ov_weight_compression.patterns.origins import Origins
-from ov_weight_compression.patterns.weight import Consumer, Kind, Weight
+from ov_weight_compression.patterns.provenance import Origin, Origins
+from ov_weight_compression.patterns.roles import Kind
+from ov_weight_compression.patterns.weight import Consumer, Weight
 
 __all__ = ["NormGain", "RowNormProduct", "RowNorms", "Source", "importance_sources"]
 

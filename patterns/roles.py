@@ -1,82 +1,204 @@
-"""Which input of which operation is a weight, and what each of its dimensions means there.
+"""Which input of which operation is a weight, what it is multiplied with, and what each dimension means there.
 
-One row per operation in `ROLES`. A row's function looks at the operation and returns a `Role` in the dimensions of the
-tensor that arrives at the port, or a refusal as text. Adding an operation is adding a row.
+One row per operation in `ROLES`. A row is a `Role`, or a function that looks at the operation and returns one, or a
+`Refusal`. Adding an operation is adding a row; for an operation of one's own a row can be handed in:
+
+    WeightCompression(roles={("MyLinear", 1): Role(channel=(0,), reduction=(1,), activation=Activation(port=0))})
+
+A role that names its activation says that the layer is linear in the weight,
+
+    y[…, channel] = Σ_reduction  x[…, reduction] · w[channel, reduction]        for each place in the batch by itself
+
+and everything that asks what a layer does to its input (statistics of data, GPTQ, AWQ, adapters, comparisons of
+outputs) asks the role, never the operation's type.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 
 import openvino as ov
 
-from ov_weight_compression.patterns.positional import makes_positions
-from ov_weight_compression.patterns.weight import Kind
+from ov_weight_compression.ir_utils.errors import OptionError
+from ov_weight_compression.patterns.graphs import dimensions
 
-__all__ = ["RECURRENT", "ROLES", "Role"]
+__all__ = ["RECURRENT", "ROLES", "Activation", "Kind", "Refusal", "Role", "RoleRow", "Roles", "demanding", "role_of"]
 
 RECURRENT = frozenset(f"{cell}{form}" for cell in ("LSTM", "GRU", "RNN", "AUGRU") for form in ("Cell", "Sequence"))
 
 
+class Kind(Enum):
+    """What sort of layer reads a weight. It decides which formats make sense and what a device executes."""
+
+    MATMUL = "matmul"
+    EXPERTS = "experts"
+    GATHER = "gather"
+    CONVOLUTION = "convolution"
+
+
+def demanding(kinds: Iterable[Kind]) -> Kind:
+    """The kind that asks the most of a weight which layers of several kinds share."""
+    present = set(kinds)
+    return next(kind for kind in (Kind.CONVOLUTION, Kind.GATHER, Kind.EXPERTS, Kind.MATMUL) if kind in present)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why something is not done, in plain words."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Activation:
+    """The input that a layer multiplies its weight with. Dimensions are counted from the end: -1 is the last."""
+
+    port: int
+    reduction: tuple[int, ...] = (-1,)
+    """Its dimensions that the layer sums over, in the order of the weight's."""
+    batch: tuple[int, ...] = ()
+    """Its dimensions that number what the weight's batch dimensions number, in their order. An activation without
+    them is the same for all."""
+    output: tuple[int, ...] = (-1,)
+    """The dimensions of the layer's output that the weight's channels become, in their order."""
+
+    def __post_init__(self) -> None:
+        for name in ("reduction", "batch", "output"):
+            given = getattr(self, name)
+            if any(dim >= 0 for dim in given):
+                raise OptionError(
+                    f"Activation({name}={given}): dimensions are counted from the end, -1 is the last, because what "
+                    "stands before them is not the same in every model"
+                )
+
+
 @dataclass(frozen=True)
 class Role:
-    """What the dimensions of a weight mean to one layer; together they are all of its dimensions."""
+    """What the dimensions of a weight, as it arrives at the port, mean to one layer; together they are all of them."""
 
-    kind: Kind
-    batch: tuple[int, ...]
-    channel: tuple[int, ...]
-    reduction: tuple[int, ...]
+    kind: Kind = Kind.MATMUL
+    batch: tuple[int, ...] = ()
+    """They number independent copies of the layer: experts, groups of a convolution."""
+    channel: tuple[int, ...] = (0,)
+    """Output channels, or the rows of an embedding."""
+    reduction: tuple[int, ...] = (1,)
+    """The layer sums over them, or reads them as one row."""
+    activation: Activation | None = None
+    """What the layer multiplies the weight with, where each column of the weight meets one channel of it; None for a
+    table whose rows are picked, and for kernels that meet each channel at several places."""
+
+    def __post_init__(self) -> None:
+        dims = (*self.batch, *self.channel, *self.reduction)
+        if sorted(dims) != list(range(len(dims))) or not self.reduction:
+            raise OptionError(
+                f"Role(batch={self.batch}, channel={self.channel}, reduction={self.reduction}): together they must be "
+                "all dimensions of the weight, each once and from 0 on, and it must be reduced over one at least"
+            )
+        meets = self.activation
+        if meets is None:
+            return
+        for name, own, other in (
+            ("reduction", self.reduction, meets.reduction),
+            ("batch", self.batch, meets.batch),
+            ("output", self.channel, meets.output),
+        ):
+            if len(own) != len(other):
+                raise OptionError(f"Role(activation=Activation({name}={other})): there must be one for each of {own}")
+
+    @property
+    def rank(self) -> int:
+        """The number of the weight's dimensions."""
+        return len(self.batch) + len(self.channel) + len(self.reduction)
 
 
-def _matmul(node: ov.Node, port: int, shape: tuple[int, ...]) -> Role | str:
+RoleRow = Role | Callable[[ov.Node, int, tuple[int, ...]], Role | Refusal]
+"""What an operation (the first argument) makes of the weight of this shape that it reads at a port."""
+Roles = Mapping[tuple[str, int], RoleRow]
+"""Rows by an operation's type name and the port of its weight."""
+
+
+def role_of(roles: Roles, node: ov.Node, port: int, shape: tuple[int, ...]) -> Role | Refusal | None:
+    """What an operation makes of a weight of this shape that it reads at a port, or why it takes none there; None for
+    an operation that is in no row."""
+    kind = node.get_type_name()
+    row = roles.get((kind, port))
+    found = row(node, port, shape) if callable(row) else row
+    if not isinstance(found, Role):
+        return found
+    if found.rank != len(shape):
+        return Refusal(f"its role in {kind} is one of {found.rank} dimensions, it has {len(shape)}")
+    if found.activation is not None:
+        sizes = dimensions(node.input_value(found.activation.port))
+        for own, other in zip(found.reduction, found.activation.reduction, strict=True):
+            size = None if sizes is None else sizes[other] if -other <= len(sizes) else 0
+            if size not in (None, shape[own]):
+                return Refusal(f"{kind} sums over {shape[own]} of its channels, and the activation has {size} there")
+    return found
+
+
+def _matmul(node: ov.Node, port: int, shape: tuple[int, ...]) -> Role | Refusal:
     """`[..., out, in]` or `[..., in, out]`, by port and transpose flag."""
     rank = len(shape)
     if rank < 2:
-        return "one-dimensional: there are no output channels to give scales to"
-    if makes_positions(node):
-        return "rotary or positional embedding: its values become angles, which need their precision"
+        return Refusal("one-dimensional: there are no output channels to give scales to")
+    if _makes_positions(node):
+        return Refusal("rotary or positional embedding: its values become angles, which need their precision")
     attributes = node.get_attributes()
     last_is_out = attributes["transpose_a"] if port == 0 else not attributes["transpose_b"]
     channel, reduction = (rank - 1, rank - 2) if last_is_out else (rank - 2, rank - 1)
     batch = tuple(range(rank - 2))
     kind = Kind.EXPERTS if any(shape[axis] > 1 for axis in batch) else Kind.MATMUL
-    return Role(kind, batch, (channel,), (reduction,))
+    return Role(kind, batch, (channel,), (reduction,), _multiplied(node, 1 - port, batch=range(-rank, -2)))
 
 
-def _grouped_matmul(node: ov.Node, port: int, shape: tuple[int, ...]) -> Role | str:
-    """`[experts, out, in]`, by the operation's definition."""
-    return Role(Kind.EXPERTS, (0,), (1,), (2,))
+def _multiplied(node: ov.Node, port: int, batch: Iterable[int]) -> Activation:
+    """The other input of a MatMul. What has one dimension is a row or a column, whatever the flags say."""
+    rank = node.get_input_partial_shape(port).rank
+    if rank.is_static and rank.get_length() == 1:
+        return Activation(port, (-1,), tuple(batch), (-1,))
+    attributes = node.get_attributes()
+    last = not attributes["transpose_a"] if port == 0 else attributes["transpose_b"]
+    return Activation(port, (-1,) if last else (-2,), tuple(batch), (-1,) if port == 0 else (-2,))
 
 
-def _gather(node: ov.Node, port: int, shape: tuple[int, ...]) -> Role | str:
+def _grouped_matmul(node: ov.Node, port: int, shape: tuple[int, ...]) -> Role | Refusal:
+    """`[experts, out, in]`, by the operation's definition. Rows of all experts in one matrix `[tokens, in]` are those
+    of each in turn; which are whose, a third input says."""
+    return Role(Kind.EXPERTS, (0,), (1,), (2,), Activation(0, batch=(-3,)))
+
+
+def _gather(node: ov.Node, port: int, shape: tuple[int, ...]) -> Role | Refusal:
     """The gathered axis numbers the rows; everything else is what one row holds."""
     if len(shape) < 2:
-        return "one-dimensional: a Gather picks single values from it, not rows"
+        return Refusal("one-dimensional: a Gather picks single values from it, not rows")
     axis_node = node.input_value(2).get_node()
     if axis_node.get_type_name() != "Constant":
-        return "the axis of the Gather is known only at run time"
+        return Refusal("the axis of the Gather is known only at run time")
     axis = int(axis_node.data.reshape(-1)[0]) % len(shape)
     batch = tuple(range(int(node.get_attributes().get("batch_dims", 0)) % len(shape)))
     if axis != len(batch):  # OpenVINO 2026.4's CPU plugin takes scales of the first axis for it, whatever they are
-        return "the Gather does not pick along the first axis, and the CPU plugin misreads compressed tables then"
+        return Refusal(
+            "the Gather does not pick along the first axis, and the CPU plugin misreads compressed tables then"
+        )
     reduction = tuple(dim for dim in range(len(shape)) if dim != axis and dim not in batch)
     if not reduction:
-        return "the Gather picks single values from it, not rows"
+        return Refusal("the Gather picks single values from it, not rows")
     return Role(Kind.GATHER, batch, (axis,), reduction)
 
 
-def _convolution(batch: tuple[int, ...], channel: int) -> Callable[[ov.Node, int, tuple[int, ...]], Role | str]:
+def _convolution(batch: tuple[int, ...], channel: int) -> Callable[[ov.Node, int, tuple[int, ...]], Role | Refusal]:
     """A kernel whose output channels are dimension `channel`: a scale covers input channels and taps."""
 
-    def role(node: ov.Node, port: int, shape: tuple[int, ...]) -> Role | str:
+    def role(node: ov.Node, port: int, shape: tuple[int, ...]) -> Role | Refusal:
         reduction = tuple(dim for dim in range(len(shape)) if dim != channel and dim not in batch)
         return Role(Kind.CONVOLUTION, batch, (channel,), reduction)
 
     return role
 
 
-ROLES: dict[tuple[str, int], Callable[[ov.Node, int, tuple[int, ...]], Role | str]] = {
+ROLES: Roles = {
     ("MatMul", 0): _matmul,
     ("MatMul", 1): _matmul,
     ("GroupedMatMul", 1): _grouped_matmul,
@@ -86,3 +208,38 @@ ROLES: dict[tuple[str, int], Callable[[ov.Node, int, tuple[int, ...]], Role | st
     ("ConvolutionBackpropData", 1): _convolution((), 1),
     ("GroupConvolutionBackpropData", 1): _convolution((0,), 2),
 }
+
+_PASSED = frozenset({"Transpose", "Concat", "Multiply", "Convert", "Reshape", "Unsqueeze", "Squeeze"})
+_DEPTH = 5
+
+
+def _makes_positions(node: ov.Node) -> bool:
+    """Whether the output of `node` reaches both a Sin and a Cos through nothing but rearranging and scaling.
+
+    Rotary embeddings multiply positions by a constant of inverse frequencies, `[1, n, 1] @ [batch, 1, length]`, and
+    feed the product to Sin and to Cos; random Fourier features (Segment Anything) do the same with a matrix. The
+    constant looks like a weight, but an angle of a thousand radians forgives no rounding of its frequency.
+
+        MatMul ─ (Transpose, Concat, Multiply, …) ─┬─ Sin
+                                                   └─ Cos
+
+    A network that uses Sin alone as its activation does not match.
+    """
+    found: set[str] = set()
+    front = [node]
+    for _ in range(_DEPTH):
+        following: list[ov.Node] = []
+        for source in front:
+            for target in source.output(0).get_target_inputs():
+                reader = target.get_node()
+                kind = reader.get_type_name()
+                if kind in ("Sin", "Cos"):
+                    found.add(kind)
+                elif kind in _PASSED:
+                    following.append(reader)
+        if len(found) == 2:
+            return True
+        if not following:
+            return False
+        front = following
+    return False

@@ -16,31 +16,16 @@ is flattened to rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import Enum
 from math import prod
 
 import openvino as ov
 
-__all__ = ["FLOAT_TYPES", "Consumer", "Kind", "Skip", "Weight", "demanding"]
+from ov_weight_compression.patterns.roles import Activation, Kind, Role
+
+__all__ = ["FLOAT_TYPES", "Consumer", "Skip", "Weight"]
 
 FLOAT_TYPES = frozenset({"f32", "f16", "bf16", "f64"})
-
-
-class Kind(Enum):
-    """What sort of layer reads a weight. It decides which formats make sense and what a device executes."""
-
-    MATMUL = "matmul"
-    EXPERTS = "experts"
-    GATHER = "gather"
-    CONVOLUTION = "convolution"
-
-
-def demanding(kinds: Iterable[Kind]) -> Kind:
-    """The kind that asks the most of a weight which layers of several kinds share."""
-    present = set(kinds)
-    return next(kind for kind in (Kind.CONVOLUTION, Kind.GATHER, Kind.EXPERTS, Kind.MATMUL) if kind in present)
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +34,24 @@ class Consumer:
 
     node: ov.Node
     port: int
-    kind: Kind | None = None
-    """None for an operation that is not a layer but reads the same constant (an Add, a Result)."""
+    role: Role | None = None
+    """In the dimensions of the tensor that arrives there. None for an operation that is not a layer but reads the same
+    constant (an Add, a Result)."""
+
+    @property
+    def kind(self) -> Kind | None:
+        """The layer's sort; None where it is none."""
+        return None if self.role is None else self.role.kind
+
+    @property
+    def activation(self) -> Activation | None:
+        """What the layer multiplies the weight with; None where it is none, or multiplies nothing."""
+        return None if self.role is None else self.role.activation
+
+    @property
+    def input(self) -> ov.Output | None:
+        """The tensor that the layer multiplies the weight with."""
+        return None if self.activation is None else self.node.input_value(self.activation.port)
 
     @property
     def name(self) -> str:
@@ -81,8 +82,6 @@ class Weight:
     input_axes: tuple[int, ...]
     """The reduction axes in the order in which the layer's input channels run; differs from `reduction_axes` only
     where a Transpose sits between (kernels of a TensorFlow convolution)."""
-    result_type: str
-    """Element type that the first consumer reads; differs from `element_type` where a Convert sits between."""
     is_embedding: bool = False
     """A Gather reads it. Without `all_layers` NNCF keeps every such table in the backup mode, not only the first."""
     is_last_layer: bool = False

@@ -9,7 +9,7 @@ from openvino import opset13 as op
 from ov_weight_compression.ir_utils.dequantization import replace_constant
 from ov_weight_compression.passes.smoothing import Fold, Smoothing
 from ov_weight_compression.patterns import find_weights
-from ov_weight_compression.patterns.absorb import ScalingGroup, scaling_groups
+from ov_weight_compression.patterns.equalization import ScalingGroup, scaling_groups
 
 
 def groups_of(model: ov.Model) -> dict[str, ScalingGroup]:

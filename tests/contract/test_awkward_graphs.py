@@ -178,7 +178,7 @@ def test_a_compressed_loop_that_starts_from_constants_is_decompressed(monkeypatc
     """Postponed constants in it would be read from memory that is not theirs."""
     model = loop_from_constants()
     monkeypatch.setattr(
-        "ov_weight_compression.patterns.judge._settled", lambda use, graph: use
+        "ov_weight_compression.patterns.find._settled", lambda use, graph: use
     )  # as another tool compresses it
     compression = WeightCompression(lazy=False)
     compression.run_on_model(model)

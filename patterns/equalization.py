@@ -20,12 +20,19 @@ from dataclasses import dataclass
 
 import openvino as ov
 
-from ov_weight_compression.patterns.absorb_norm import NormAbsorber, absorb_into_norm
-from ov_weight_compression.patterns.absorb_producer import ProducerAbsorber, Tracer
 from ov_weight_compression.patterns.graphs import dimensions
 from ov_weight_compression.patterns.norms import keeps_channels
-from ov_weight_compression.patterns.readers import Reader, is_float, readers
-from ov_weight_compression.patterns.weight import Kind, Weight
+from ov_weight_compression.patterns.roles import Kind
+from ov_weight_compression.patterns.scale_folding import (
+    NormAbsorber,
+    ProducerAbsorber,
+    Reader,
+    Tracer,
+    absorb_into_norm,
+    is_float,
+    readers,
+)
+from ov_weight_compression.patterns.weight import Weight
 
 __all__ = ["ScalingGroup", "scaling_groups"]
 

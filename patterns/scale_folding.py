@@ -1,11 +1,17 @@
-"""Scaling a tensor by the rows of the weight that made it, through everything that is linear in between.
+"""What can take the factors of a tensor's channels: the gain that made them, or the rows of the weight that did.
+
+    before   x ─ Multiply(γ) ─ Add(β) ─▸ layers(W)
+    after    x ─ Multiply(γ / t) ─ Add(β / t) ─▸ layers(W · diag t)
+
+What stands before the Multiply does not matter, so any per-channel gain will do, a norm's or another; nothing may stand
+between it and the layers but what moves positions.
 
     before   x ─ MatMul(P) ─ [Add(b)] ─ linear … ─▸ layers(W)
     after    x ─ MatMul(diag(1/t) P) ─ [Add(b / t)] ─ linear … ─▸ layers(W · diag t)
 
 Linear are rearrangements, products with another activation (`up · act(gate)`), attention in its values, a key-value
 cache that starts empty, and ReLU, as t > 0. Nothing else may read a tensor on the way; where a fused weight is cut into
-pieces, the other pieces must be of other rows. Which channel is which row is what `origins` says.
+pieces, the other pieces must be of other rows. Which channel is which row is what `provenance` says.
 """
 
 from __future__ import annotations
@@ -18,15 +24,122 @@ from math import prod
 
 import openvino as ov
 
-from ov_weight_compression.patterns.absorb_norm import Operand, constant_port
 from ov_weight_compression.patterns.graphs import constant_of, dimensions
-from ov_weight_compression.patterns.layout import Piece
-from ov_weight_compression.patterns.origin import ROWS, Origin, counts_rows
-from ov_weight_compression.patterns.origins import Origins
-from ov_weight_compression.patterns.readers import Reader, is_float, readers
-from ov_weight_compression.patterns.weight import Kind, Weight
+from ov_weight_compression.patterns.norms import keeps_channels
+from ov_weight_compression.patterns.provenance import ROWS, Origin, Origins, counts_rows
+from ov_weight_compression.patterns.roles import Kind
+from ov_weight_compression.patterns.views import Piece
+from ov_weight_compression.patterns.weight import Weight
 
-__all__ = ["ProducerAbsorber", "Tracer"]
+__all__ = [
+    "NormAbsorber",
+    "Operand",
+    "ProducerAbsorber",
+    "Reader",
+    "Tracer",
+    "absorb_into_norm",
+    "constant_port",
+    "is_float",
+    "readers",
+]
+
+Reader = tuple[ov.Node, int]
+"""An operation and the port through which it reads."""
+
+
+def readers(value: ov.Output) -> list[Reader]:
+    """Every reader of a tensor's values, each port once; a ShapeOf reads none."""
+    targets = value.get_target_inputs()
+    found = [(target.get_node(), int(target.get_index())) for target in targets]
+    return [(node, port) for node, port in found if node.get_type_name() != "ShapeOf"]
+
+
+def is_float(value: ov.Output) -> bool:
+    """Whether a tensor holds floating-point numbers (scaling integers would round them)."""
+    return bool(value.get_element_type().is_real())
+
+
+_NORM_DEPTH = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Operand:
+    """A constant that a Multiply or an Add applies to the channels, and which factor each of its values needs."""
+
+    constant: ov.Node
+    reader: Reader
+    """The Multiply or Add, and the constant's port there; Converts and Reshapes may lie between."""
+    classes: tuple[int, ...]
+    """The class of each value, in the constant's order; -1 for one that stays as it is."""
+
+
+@dataclass(frozen=True, eq=False)
+class NormAbsorber:
+    """A gain, and the bias behind it if there is one, that can be divided by the factors of the channels."""
+
+    gain: Operand
+    bias: Operand | None
+    classes: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """The gain's name."""
+        return str(self.gain.constant.get_friendly_name())
+
+
+def absorb_into_norm(value: ov.Output, columns: int) -> NormAbsorber | None:
+    """The gain and bias that make up a tensor with `columns` channels in its last dimension.
+
+    Who reads the tensor itself is the caller's business; between it and the gain nothing else may.
+    """
+    bias: Operand | None = None
+    identity = tuple(range(columns))
+    for _ in range(_NORM_DEPTH):
+        node, sizes = value.get_node(), dimensions(value)
+        if sizes is None or not sizes or sizes[-1] != columns or columns == 1:
+            return None
+        kind = node.get_type_name()
+        port = constant_port(node) if kind in ("Multiply", "Add") else None
+        if port is not None:
+            operand = _vector(node, port, columns)
+            if operand is not None and (dimensions(node.input_value(1 - port)) or [None])[-1] != columns:
+                return None
+            if kind == "Multiply" and operand is not None:
+                return NormAbsorber(operand, bias, identity)
+            if kind == "Add" and operand is not None and bias is None:
+                bias = operand
+            elif kind != "Multiply" or not _is_scalar(node.input_value(port)):
+                return None
+            value = node.input_value(1 - port)
+        elif is_float(value) and keeps_channels(node, kind, len(sizes)):
+            value = node.input_value(0)
+        else:
+            return None
+        if len(readers(value)) != 1:
+            return None
+    return None
+
+
+def constant_port(node: ov.Node) -> int | None:
+    """The port of a Multiply or Add that reads a constant."""
+    return next((port for port in (1, 0) if constant_of(node.input_value(port)) is not None), None)
+
+
+def _is_scalar(value: ov.Output) -> bool:
+    sizes = dimensions(value)
+    return sizes is not None and all(size == 1 for size in sizes)
+
+
+def _vector(node: ov.Node, port: int, columns: int) -> Operand | None:
+    """A constant with one value for each position of the last dimension."""
+    value = node.input_value(port)
+    sizes, constant = dimensions(value), constant_of(value)
+    if constant is None or not sizes or sizes[-1] != columns or prod(size or 0 for size in sizes) != columns:
+        return None
+    if prod(constant.shape) != columns or not is_float(constant.output(0)):
+        return None
+    return Operand(constant, (node, port), tuple(range(columns)))
+
 
 _DEPTH = 48
 _PATHS = 8

@@ -15,26 +15,97 @@ Where anything is in doubt the answer is None.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 
 import openvino as ov
 
 from ov_weight_compression.patterns.graphs import constant_of, dimensions
-from ov_weight_compression.patterns.layout import repeat, reshape_partly, transpose, whole
-from ov_weight_compression.patterns.origin import (
-    ROWS,
-    Origin,
-    counts_rows,
-    each,
-    narrowed,
-    replaced,
-    same_for_all,
-    widened,
-)
-from ov_weight_compression.patterns.weight import Kind, Weight
+from ov_weight_compression.patterns.roles import Kind
+from ov_weight_compression.patterns.views import Piece, View, cut, repeat, reshape_partly, transpose, whole
+from ov_weight_compression.patterns.weight import Weight
 
-__all__ = ["Origins"]
+__all__ = ["ROWS", "Origin", "Origins", "counts_rows"]
+
+ROWS = 0
+"""The axis of pieces that count rows of the weight; other axes are of no interest but are tracked."""
+
+
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """One weight whose rows are the channels of a value: row `offset + Σ digit · stride` over the pieces."""
+
+    weight: Weight
+    offset: int
+    view: View
+    """For every dimension of the value the pieces on axis 0 count rows; others count anything else."""
+
+
+def _each(found: tuple[Origin, ...] | None, change: Callable[[View], View | None]) -> tuple[Origin, ...] | None:
+    """Every origin with its view changed; None where that fails for one of them."""
+    if found is None:
+        return None
+    views = [change(origin.view) for origin in found]
+    if any(view is None for view in views):
+        return None
+    return tuple(replace(origin, view=view) for origin, view in zip(found, views, strict=True) if view is not None)
+
+
+def _widened(found: tuple[Origin, ...] | None, node: ov.Node) -> tuple[Origin, ...] | None:
+    """Origins beside another operand, which may have more dimensions but must not repeat any."""
+    sizes = dimensions(node.output(0))
+    if sizes is None:
+        return None
+
+    def widen(view: View) -> View | None:
+        padded = ((),) * (len(sizes) - len(view)) + view
+        known = zip(padded, sizes, strict=True)
+        return padded if all(not dim or prod(piece.size for piece in dim) == size for dim, size in known) else None
+
+    return _each(found, widen)
+
+
+def _narrowed(
+    found: tuple[Origin, ...] | None, place: int, start: int, length: int, step: int
+) -> tuple[Origin, ...] | None:
+    """Origins of some positions of one dimension."""
+    if found is None:
+        return None
+    result: list[Origin] = []
+    for origin in found:
+        if not counts_rows(origin.view[place]):
+            result.append(replace(origin, view=_replaced(origin.view, place, [length])))
+            continue
+        part = cut(origin.view, place, start, length, step)
+        if part is None:
+            return None
+        view, moved = part
+        result.append(replace(origin, view=view, offset=origin.offset + moved.get(ROWS, 0)))
+    return tuple(result)
+
+
+def _replaced(view: View, place: int, sizes: Sequence[int | None]) -> View:
+    """A view with other dimensions in the place of one, which count nothing that has been counted before."""
+    fresh = 1 + max((piece.axis for dimension in view for piece in dimension), default=ROWS)
+    return (*view[:place], *(whole(fresh + n, size) for n, size in enumerate(sizes)), *view[place + 1 :])
+
+
+def counts_rows(dimension: Sequence[Piece]) -> bool:
+    return any(piece.axis == ROWS and piece.stride for piece in dimension)
+
+
+def _same_for_all(value: ov.Output, found: Sequence[Origin]) -> bool:
+    """Whether a factor has one value for all channels: its size is one wherever they run."""
+    sizes = dimensions(value)
+    if sizes is None:
+        return False
+    for origin in found:
+        for back, dimension in enumerate(reversed(origin.view), 1):
+            if counts_rows(dimension) and back <= len(sizes) and sizes[-back] != 1:
+                return False
+    return True
+
 
 _DEPTH = 64
 _FACTORS = 32
@@ -75,7 +146,7 @@ class Origins:
         before, after[place] = dimensions(node.input_value(0)), size
         if before is None:
             return None
-        return each(self.of(node.input_value(0)), lambda view: reshape_partly(view, before, after))
+        return _each(self.of(node.input_value(0)), lambda view: reshape_partly(view, before, after))
 
     def _find(self, value: ov.Output, depth: int) -> tuple[Origin, ...] | None:
         node = value.get_node()
@@ -113,7 +184,7 @@ class Origins:
         for port in (1, 0):
             constant = constant_of(node.input_value(port))
             if constant is not None and (any_size or prod(constant.shape) == 1):
-                return widened(self.of(node.input_value(1 - port), depth), node)
+                return _widened(self.of(node.input_value(1 - port), depth), node)
         return None
 
     def _product(self, node: ov.Node, _index: int, depth: int) -> tuple[Origin, ...] | None:
@@ -124,15 +195,15 @@ class Origins:
         left, right = (self.of(value, depth) for value in node.input_values())
         if left is None or right is None:
             one, other = (left, node.input_value(1)) if right is None else (right, node.input_value(0))
-            return widened(one, node) if one and same_for_all(other, one) else None
-        return widened(left + right, node) if len(left) + len(right) <= _FACTORS else None
+            return _widened(one, node) if one and _same_for_all(other, one) else None
+        return _widened(left + right, node) if len(left) + len(right) <= _FACTORS else None
 
     def _quotient(self, node: ov.Node, _index: int, depth: int) -> tuple[Origin, ...] | None:
         """Only by what is the same for all channels: a divisor of channels would turn their sizes around."""
         found, divisor = self.of(node.input_value(0), depth), node.input_value(1)
         constant = constant_of(divisor)
         scalar = constant is not None and prod(constant.shape) == 1
-        return widened(found, node) if found and (scalar or same_for_all(divisor, found)) else None
+        return _widened(found, node) if found and (scalar or _same_for_all(divisor, found)) else None
 
     def _power(self, node: ov.Node, _index: int, depth: int) -> tuple[Origin, ...] | None:
         exponent = constant_of(node.input_value(1))
@@ -145,20 +216,20 @@ class Origins:
         before, after = dimensions(node.input_value(0)), dimensions(node.output(0))
         if before is None or after is None:
             return None
-        return each(self.of(node.input_value(0), depth), lambda view: reshape_partly(view, before, after))
+        return _each(self.of(node.input_value(0), depth), lambda view: reshape_partly(view, before, after))
 
     def _transpose(self, node: ov.Node, _index: int, depth: int) -> tuple[Origin, ...] | None:
         order = constant_of(node.input_value(1))
         if order is None or not order.shape or not order.shape[0]:
             return None
         axes = [int(axis) for axis in order.data]
-        return each(self.of(node.input_value(0), depth), lambda view: transpose(view, axes))
+        return _each(self.of(node.input_value(0), depth), lambda view: transpose(view, axes))
 
     def _broadcast(self, node: ov.Node, _index: int, depth: int) -> tuple[Origin, ...] | None:
         before, after = dimensions(node.input_value(0)), dimensions(node.output(0))
         if before is None or after is None:
             return None
-        return each(self.of(node.input_value(0), depth), lambda view: repeat(view, before, after, ROWS))
+        return _each(self.of(node.input_value(0), depth), lambda view: repeat(view, before, after, ROWS))
 
     def _split(self, node: ov.Node, index: int, depth: int) -> tuple[Origin, ...] | None:
         axis, sizes = constant_of(node.input_value(1)), dimensions(node.input_value(0))
@@ -170,7 +241,7 @@ class Origins:
         if any(part is None for part in parts):
             return self.of(node.input_value(0), depth) if sizes[place] is None else None
         start = sum(part for part in parts[:index] if part is not None)
-        return narrowed(self.of(node.input_value(0), depth), place, start, parts[index] or 0, 1)
+        return _narrowed(self.of(node.input_value(0), depth), place, start, parts[index] or 0, 1)
 
     def _slice(self, node: ov.Node, _index: int, depth: int) -> tuple[Origin, ...] | None:
         sizes, after = dimensions(node.input_value(0)), dimensions(node.output(0))
@@ -185,7 +256,7 @@ class Origins:
             if given[0] is None or length is None:
                 return None
             start, step = int(given[0].data[number]), int(given[2].data[number])
-            found = narrowed(found, axis, start + size if start < 0 else start, length, step)
+            found = _narrowed(found, axis, start + size if start < 0 else start, length, step)
         return found
 
     def _gather(self, node: ov.Node, _index: int, depth: int) -> tuple[Origin, ...] | None:
@@ -198,11 +269,11 @@ class Origins:
         number = constant_of(node.input_value(1))
         if number is not None and not picked and sizes[place] is not None:
             start = int(number.data.reshape(-1)[0]) % (sizes[place] or 1)
-            cut = narrowed(found, place, start, 1, 1)
-            return each(cut, lambda view: (*view[:place], *view[place + 1 :]))
+            cut = _narrowed(found, place, start, 1, 1)
+            return _each(cut, lambda view: (*view[:place], *view[place + 1 :]))
         if any(counts_rows(origin.view[place]) for origin in found):
             return None
-        return each(found, lambda view: replaced(view, place, picked))
+        return _each(found, lambda view: _replaced(view, place, picked))
 
     def _concat(self, node: ov.Node, _index: int, depth: int) -> tuple[Origin, ...] | None:
         """A cache and what is appended to it: the cache holds earlier values of the same make."""
@@ -214,7 +285,7 @@ class Origins:
         axis = int(node.get_attributes()["axis"]) % len(sizes)
         if found is None or any(counts_rows(origin.view[axis]) for origin in found):
             return None
-        return each(found, lambda view: replaced(view, axis, [sizes[axis]]))
+        return _each(found, lambda view: _replaced(view, axis, [sizes[axis]]))
 
     def _attention(self, node: ov.Node, _index: int, depth: int) -> tuple[Origin, ...] | None:
         return self._mixed(node, 2, depth)
@@ -231,8 +302,8 @@ class Origins:
             return None
         if any(counts_rows(origin.view[-2]) for origin in found):
             return None
-        mixed = each(found, lambda view: replaced(view, len(view) - 2, [after[-2]]))
-        return each(mixed, lambda view: repeat(view, [*before[:-2], after[-2], before[-1]], after, ROWS))
+        mixed = _each(found, lambda view: _replaced(view, len(view) - 2, [after[-2]]))
+        return _each(mixed, lambda view: repeat(view, [*before[:-2], after[-2], before[-1]], after, ROWS))
 
 
 def _is_state(value: ov.Output) -> bool:

@@ -11,9 +11,8 @@ import pytest
 from openvino import opset13 as op
 
 from ov_weight_compression.patterns import find_weights
-from ov_weight_compression.patterns.absorb import ScalingGroup, scaling_groups
-from ov_weight_compression.patterns.absorb_norm import NormAbsorber
-from ov_weight_compression.patterns.absorb_producer import ProducerAbsorber
+from ov_weight_compression.patterns.equalization import ScalingGroup, scaling_groups
+from ov_weight_compression.patterns.scale_folding import NormAbsorber, ProducerAbsorber
 from tests import models
 from tests.running import EXACT, inputs_for, run
 from tests.scaling import groups_of, scale_at_random
