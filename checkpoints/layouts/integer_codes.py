@@ -34,7 +34,7 @@ from ov_weight_compression.ir_utils.types import Array
 from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL
 from ov_weight_compression.quantization.spec import Encoded, Spec
 
-__all__ = ["IntegerRows", "integer_weight"]
+__all__ = ["IntegerRows", "counted_from_zero", "integer_weight"]
 
 Codes = npt.NDArray[np.uint8]
 _FORMATS = {2: ("int2_sym", "int2_asym"), 4: ("int4_sym", "int4_asym"), 8: ("int8_sym", "int8_asym")}
@@ -101,3 +101,8 @@ def integer_weight(
     if grouping.size < _SMALLEST_GROUP and grouping.size < grouping.columns:
         return requantised(weight, "its groups have no common size")
     return weight
+
+
+def counted_from_zero(signed: Array) -> Codes:
+    """Signed bytes, counted from the smallest: q + 128."""
+    return np.asarray(np.ascontiguousarray(signed).view(np.uint8) ^ np.uint8(0x80))

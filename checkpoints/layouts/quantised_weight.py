@@ -39,8 +39,11 @@ class QuantisedWeight:
     order: Array | None = field(default=None, repr=False)
     """[in]: the input channel that each column of the codes is for; None where they are in order."""
     tensor_scale: np.float32 | None = None
+    """What multiplies all scales."""
     notes: tuple[str, ...] = ()
     """Where the values, or the width of the codes, are not the checkpoint's own."""
+    float_shape: tuple[int, ...] = ()
+    """Of the float weight that it stands for, where that is not `shape`: `[experts, in, out]`."""
 
     @property
     def columns(self) -> int:

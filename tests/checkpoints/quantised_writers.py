@@ -96,3 +96,58 @@ def awq(layer: str, codes: Array, scales: Array, zeros: Array) -> dict[str, Memo
         f"{layer}.qzeros": tensor("I32", packed(zeros.T)),
         f"{layer}.scales": tensor("F16", scales.T),
     }
+
+
+def compressed_tensors_packed(
+    layer: str,
+    codes: Array,
+    scales: MemoryTensor,
+    zeros: Array | None,
+    bits: int,
+    index: Array | None = None,
+    wasteful: bool = False,
+) -> dict[str, MemoryTensor]:
+    """A layer in `pack-quantized`: codes and zero points counted from 0; `wasteful`: no code across two words."""
+
+    def packed(matrix: Array) -> Array:
+        if not wasteful:
+            return packed_rows(matrix, bits)
+        each = 32 // bits
+        padded = np.pad(matrix, ((0, 0), (0, -matrix.shape[1] % each)))
+        return packed_rows(padded.reshape(-1, each), bits).reshape(len(matrix), -1)
+
+    made = {
+        f"{layer}.weight_packed": tensor("I32", packed(codes)),
+        f"{layer}.weight_shape": tensor("I64", np.array(codes.shape)),
+        f"{layer}.weight_scale": scales,
+    }
+    if zeros is not None:
+        made[f"{layer}.weight_zero_point"] = tensor("I32", packed(zeros.T).T)
+    if index is not None:
+        made[f"{layer}.weight_g_idx"] = tensor("I32", index)
+    return made
+
+
+def nibble_pairs(codes: Array, high_first: bool = False) -> Array:
+    """Codes of 4 bits two to a byte, along the last axis."""
+    even, odd = codes[..., 0::2], codes[..., 1::2]
+    return (even * 16 + odd if high_first else even + odd * 16).astype(np.uint8)
+
+
+E2M1_VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+NF4_VALUES = np.array(
+    [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0], np.float32)  # fmt: skip
+FP4_VALUES = np.array([0, 0.0625, 8, 12, 4, 6, 2, 3, -0.0, -0.0625, -8, -12, -4, -6, -2, -3], np.float32) / 12
+
+
+def e4m3_value(code: int) -> float:
+    """What eight bits of f8_e4m3 stand for."""
+    sign, exponent, mantissa = code >> 7, code >> 3 & 15, code & 7
+    size = mantissa / 8 * 2.0**-6 if exponent == 0 else (1 + mantissa / 8) * 2.0 ** (exponent - 7)
+    return -size if sign else size
+
+
+E4M3_VALUES = np.array([e4m3_value(code) for code in range(256)], np.float32)
+E4M3_CODES = np.array([code for code in range(256) if code & 0x7F != 0x7F], np.uint8)
