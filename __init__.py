@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ov_weight_compression.evaluation import Comparison as Comparison
+    from ov_weight_compression.evaluation import ComparisonProtocol as ComparisonProtocol
     from ov_weight_compression.evaluation import Inspection as Inspection
     from ov_weight_compression.evaluation import Verification as Verification
     from ov_weight_compression.evaluation import compare as compare
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_EVALUATION = ("Comparison", "Inspection", "Verification", "compare", "inspect", "verify")
+_EVALUATION = ("Comparison", "ComparisonProtocol", "Inspection", "Verification", "compare", "inspect", "verify")
 _PASSES = (
     "Accuracy",
     "BackupMode",

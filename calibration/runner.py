@@ -33,7 +33,7 @@ from ov_weight_compression.ir_utils.errors import WorkError
 from ov_weight_compression.ir_utils.ir_file import openvino_reason
 from ov_weight_compression.ir_utils.publish import TemporaryFolder
 
-__all__ = ["EXACT", "Pool", "Receive", "Store", "Stream", "Subgraph", "cut_out", "feed", "run_piece", "split"]
+__all__ = ["EXACT", "ModelPiece", "Pool", "Receive", "Store", "Stream", "cut_out", "feed", "run_piece", "split"]
 
 _SMALL = 16
 """Integer vectors of at most so many elements are compared between windows: shapes that are always the same."""
@@ -163,7 +163,7 @@ _HALF = ("f16", "bf16")
 
 
 @dataclass(frozen=True, eq=False)
-class Subgraph:
+class ModelPiece:
     """The operations `[begin, end)` of a graph's order, and how they are to be run."""
 
     graph: ActivationGraph
@@ -177,7 +177,7 @@ class Subgraph:
     """What stands in for a weight's constant, by the weight's name."""
 
 
-def cut_out(piece: Subgraph, store: Store) -> tuple[ov.Model, list[TensorKey]]:
+def cut_out(piece: ModelPiece, store: Store) -> tuple[ov.Model, list[TensorKey]]:
     """A piece as a model of its own, and the tensors that its Parameters stand for. Its Results are the outputs."""
     graph = piece.graph
     nodes = graph.model.clone().get_ordered_ops()
@@ -201,7 +201,7 @@ def cut_out(piece: Subgraph, store: Store) -> tuple[ov.Model, list[TensorKey]]:
 
 
 def run_piece(
-    piece: Subgraph,
+    piece: ModelPiece,
     store: Store,
     windows: int,
     receive: Callable[[int, TensorKey, NDArray[Any]], None],
@@ -323,7 +323,7 @@ class Stream:
                 if receive is not None:
                     receive(window, key, array)
 
-            piece = Subgraph(
+            piece = ModelPiece(
                 self._graph,
                 first,
                 last,

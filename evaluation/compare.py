@@ -10,11 +10,11 @@ outputs of the layers that hold them, on a few samples                     (laye
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
+from pathlib import Path
 
 import openvino as ov
 
@@ -36,12 +36,19 @@ from ov_weight_compression.evaluation.layers import FormatFigures, LayerFigures,
 from ov_weight_compression.evaluation.logits_file import BaseLogitsReader, Header
 from ov_weight_compression.evaluation.models import Loaded, Pair, Runner, choose, open_pair, output_name
 from ov_weight_compression.evaluation.outputs import OutputFigures, OutputTotals
-from ov_weight_compression.evaluation.predictions import BaseSource, KeptBase, LiveBase, Progress, Scores, run_language
-from ov_weight_compression.evaluation.samples import Options, Samples, prepare
-from ov_weight_compression.evaluation.windows import Cut, Windows, of_inputs, of_windows
+from ov_weight_compression.evaluation.predictions import (
+    BaseSource,
+    KeptBase,
+    LiveBase,
+    OnProgress,
+    Scores,
+    run_language,
+)
+from ov_weight_compression.evaluation.request import CompareRequest, ComparisonProtocol
+from ov_weight_compression.evaluation.samples import Samples, prepare
+from ov_weight_compression.evaluation.windows import Windows, of_inputs, of_windows
 from ov_weight_compression.ir_utils.errors import CompressionError, ModelError, OptionError, WorkError
 from ov_weight_compression.ir_utils.kinds import flag, optional, path, word
-from ov_weight_compression.ir_utils.kinds import shapes as kinds_of_shapes
 from ov_weight_compression.patterns.graphs import graphs_of
 
 __all__ = ["compare"]
@@ -56,20 +63,13 @@ def compare(
     data: Source = None,
     *,
     window: int | None = None,
-    stride: int | None = None,
-    context: int | None = None,
     windows: int | None = None,
-    score_last: bool = True,
     tokenizer: str | PathLike[str] | None = None,
-    batch: int | None = None,
-    shapes: Mapping[str, Sequence[int]] | None = None,
     device: str = "CPU",
     as_deployed: bool = False,
     layers: bool = True,
-    layer_samples: int = 2,
-    save_base: str | PathLike[str] | None = None,
-    base_logits: str | PathLike[str] | None = None,
-    progress: Progress | None = None,
+    protocol: ComparisonProtocol | None = None,
+    progress: OnProgress | None = None,
 ) -> Comparison:
     """Say what compression cost.
 
@@ -82,19 +82,12 @@ def compare(
         compressed: the model made from it, likewise. Neither is changed.
         data: what to run (see `data`): token ids, a text file, inputs by name, or None for made-up inputs.
         window: tokens to a window of a stream; 256, or fewer where the model's config.json says it takes no more.
-        stride: tokens from the start of one window to the next; `window`.
-        context: leading positions of each window that are not scored; 0, or `window - stride` where windows overlap.
         windows: at most so many windows, the first ones; of other models, how many inputs to make up.
-        score_last: whether the last position of a window, which has no next token, counts for KL and agreement.
         tokenizer: a folder or file of a tokenizer, if not beside one of the models.
-        batch: how many rows of given inputs to run at once; all.
-        shapes: shapes of made-up inputs, by name.
         device: where to run.
         as_deployed: with the device's own precision and quantised activations, instead of f32.
         layers: whether to compare weights and layers.
-        layer_samples: on how many windows or sets of inputs the layers' outputs are compared; 0 for weights alone.
-        save_base: keep the base model's logits in this file.
-        base_logits: read them from this file, and do not run the base model on the text again.
+        protocol: what else may be said of windows, batches, made-up inputs and kept logits.
         progress: called with (stage, done, total or None).
 
     Raises:
@@ -103,35 +96,27 @@ def compare(
         WorkError: a failure while running.
         MissingExtraError: a tokenizer needs a package that is not installed.
     """
-    options = Options(
-        cut=Cut(window, stride, context, windows, score_last),
-        tokenizer=optional(path(), "tokenizer", tokenizer),
-        batch=batch,
-        shapes=optional(kinds_of_shapes(), "shapes", shapes) or {},
-        layers=layers,
-        layer_samples=layer_samples,
-        save_base=optional(path(), "save_base", save_base),
-        base_logits=optional(path(), "base_logits", base_logits),
-    )
+    place = optional(path(), "tokenizer", tokenizer)
+    request = CompareRequest(window, windows, place, layers, ComparisonProtocol() if protocol is None else protocol)
     arithmetic = choose(word().parse("device", device), flag().parse("as_deployed", as_deployed))
     with ExitStack() as stack:
-        return _compare(open_pair(base, compressed, arithmetic, stack), data, options, progress or _silent)
+        return _compare(open_pair(base, compressed, arithmetic, stack), data, request, progress or _silent)
 
 
 def _silent(stage: str, done: int, total: int | None) -> None:
     pass
 
 
-def _compare(pair: Pair, data: Source, options: Options, progress: Progress) -> Comparison:
-    samples = prepare(pair, data, options)
+def _compare(pair: Pair, data: Source, request: CompareRequest, progress: OnProgress) -> Comparison:
+    samples = prepare(pair, data, request)
     text: _TextFound | None = None
     outputs: tuple[OutputFigures, ...] = ()
     if samples.is_text:
-        text = _compare_text(pair, samples, options, progress)
+        text = _compare_text(pair, samples, request, progress)
         count = text.count
     else:
         outputs, count = _compare_outputs(pair, samples, progress)
-    layers, formats = _compare_layers(pair, samples, options, progress)
+    layers, formats = _compare_layers(pair, samples, request, progress)
     return Comparison(
         base=_model_figures(pair.base),
         compressed=_model_figures(pair.compressed),
@@ -143,7 +128,7 @@ def _compare(pair: Pair, data: Source, options: Options, progress: Progress) -> 
         layers=layers,
         worst_positions=text.positions if text else (),
         worst_passages=text.passages if text else (),
-        notes=samples.notes,
+        notes=(*samples.notes, *(text.notes if text else ())),
     )
 
 
@@ -155,41 +140,42 @@ class _TextFound:
     positions: tuple[Surprise, ...]
     passages: tuple[Passage, ...]
     count: int
+    notes: tuple[str, ...]
 
 
-def _compare_text(pair: Pair, samples: Samples, options: Options, progress: Progress) -> _TextFound:
+def _compare_text(pair: Pair, samples: Samples, request: CompareRequest, progress: OnProgress) -> _TextFound:
     """Predictions of both models, over all windows."""
-    base = _base_source(pair, samples.windows, options)
+    base = _base_source(pair, samples.windows, request)
     compressed = Runner(pair.compressed, pair.arithmetic)
     total = None
     if samples.windows is not None:
         total = len(samples.windows.tokens)
         batches = of_windows(samples.windows, samples.ids)
     else:
-        batches = of_inputs(samples.sets, samples.ids, options.cut.context or 0, options.cut.score_last)
+        batches = of_inputs(samples.sets, samples.ids, request.protocol.context or 0, request.protocol.score_last)
     scored = run_language(base, compressed, batches, total, progress)
     if not any((one.batch.following >= 0).any() for one in scored):
         raise OptionError("data: it has no token with a next one to predict")
     figures = summarise(Scores.concatenate([one.scores for one in scored]))
     positions, passages = worst_positions(scored, _WORST_POSITIONS), worst_passages(scored, _WORST_PASSAGES)
+    notes = []
     try:
-        tokenizer = find_tokenizer(
-            [options.tokenizer] if options.tokenizer else [pair.base.folder, pair.compressed.folder]
-        )
+        tokenizer = find_tokenizer(pair.tokenizer_places(request.tokenizer))
         positions, passages = with_text(positions, passages, tokenizer)
-    except (CompressionError, ImportError):
-        pass  # the ids are shown instead
-    return _TextFound(figures, tuple(positions), tuple(passages), len(scored))
+    except (CompressionError, ImportError) as error:
+        notes.append(f"Tokens are shown as ids: {str(error).removeprefix('data: ')}")
+    return _TextFound(figures, tuple(positions), tuple(passages), len(scored), tuple(notes))
 
 
-def _base_source(pair: Pair, windows: Windows | None, options: Options) -> BaseSource:
-    if windows is None or not (options.save_base or options.base_logits):
+def _base_source(pair: Pair, windows: Windows | None, request: CompareRequest) -> BaseSource:
+    protocol = request.protocol
+    if windows is None or not (protocol.save_base or protocol.base_logits):
         return LiveBase(Runner(pair.base, pair.arithmetic))
     header = partial(_header, pair, windows, fingerprint(pair.base.model))
-    if options.save_base:
-        return LiveBase(Runner(pair.base, pair.arithmetic), options.save_base, header)
-    assert options.base_logits is not None
-    reader = BaseLogitsReader(options.base_logits)
+    if protocol.save_base:
+        return LiveBase(Runner(pair.base, pair.arithmetic), Path(protocol.save_base), header)
+    assert protocol.base_logits is not None
+    reader = BaseLogitsReader(Path(protocol.base_logits))
     port = pair.compressed.logits
     reader.check(header((port.vocabulary if port else None) or reader.header.vocabulary))
     return KeptBase(reader)
@@ -210,7 +196,7 @@ def _header(pair: Pair, windows: Windows, mark: str, vocabulary: int) -> Header:
     )
 
 
-def _compare_outputs(pair: Pair, samples: Samples, progress: Progress) -> tuple[tuple[OutputFigures, ...], int]:
+def _compare_outputs(pair: Pair, samples: Samples, progress: OnProgress) -> tuple[tuple[OutputFigures, ...], int]:
     """Outputs of both models, over all sets of inputs."""
     base, compressed = (Runner(one, pair.arithmetic) for one in (pair.base, pair.compressed))
     names = [output_name(port, index) for index, port in enumerate(pair.base.model.outputs)]
@@ -245,16 +231,16 @@ def _same_outputs(pair: Pair, names: list[str]) -> list[int]:
 
 
 def _compare_layers(
-    pair: Pair, samples: Samples, options: Options, progress: Progress
+    pair: Pair, samples: Samples, request: CompareRequest, progress: OnProgress
 ) -> tuple[tuple[LayerFigures, ...], tuple[FormatFigures, ...]]:
     """Every compressed weight, and all constants by format."""
     pairs = pair_layers(pair.base.model, pair.compressed.model)
     figures, energies = [], []
     for number, one in enumerate(pairs):
         progress("weights", number, len(pairs))
-        if options.layers:
+        if request.layers:
             one = pairs[number] = one.with_factors()
-        found, energy = weigh(one, options.layers)
+        found, energy = weigh(one, request.layers)
         figures.append(found)
         energies.append(energy)
     progress("weights", len(pairs), len(pairs))

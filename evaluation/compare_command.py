@@ -94,27 +94,31 @@ def run_compare(args: argparse.Namespace) -> int:
     """Run the command and return 0; what goes wrong is raised as a `CompressionError`."""
     _check_results(args)
     from ov_weight_compression.evaluation.compare import compare
+    from ov_weight_compression.evaluation.request import ComparisonProtocol
     from ov_weight_compression.ir_utils.progress import progress_bar
 
+    protocol = ComparisonProtocol(
+        stride=args.stride,
+        context=args.context,
+        score_last=not args.no_score_last,
+        batch=args.batch,
+        shapes=dict(args.shape),
+        layer_samples=args.layer_samples,
+        save_base=args.save_base,
+        base_logits=args.base_logits,
+    )
     with progress_bar(quiet=args.quiet) as bar:
         found = compare(
             args.base,
             args.compressed,
             args.data,
             window=args.window,
-            stride=args.stride,
-            context=args.context,
             windows=args.windows,
-            score_last=not args.no_score_last,
             tokenizer=args.tokenizer,
-            batch=args.batch,
-            shapes=dict(args.shape),
             device=args.device,
             as_deployed=args.as_deployed,
             layers=not args.no_layers,
-            layer_samples=args.layer_samples,
-            save_base=args.save_base,
-            base_logits=args.base_logits,
+            protocol=protocol,
             progress=bar.show,
         )
     if args.json:

@@ -13,7 +13,7 @@ An array of a set of inputs that has one axis more than the model's input holds 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from os import PathLike
@@ -24,7 +24,7 @@ import numpy as np
 
 from ov_weight_compression.calibration.datasets import load_arrays
 from ov_weight_compression.calibration.tokenizer import find_tokenizer
-from ov_weight_compression.evaluation.models import Feeder, Loaded
+from ov_weight_compression.evaluation.models import Feeder
 from ov_weight_compression.ir_utils import kinds
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.types import Array
@@ -46,28 +46,25 @@ class Data:
     synthesised: bool = False
 
 
-def read_data(
-    data: Source, model: Loaded, tokenizer: str | PathLike[str] | None, other: Loaded, batch: int | None
-) -> Data:
+def read_data(data: Source, feeder: Feeder, places: Sequence[Path | None], batch: int | None) -> Data:
     """Read what the caller gave (anything but None).
 
     Args:
         data: see the module.
-        model: the base model, whose folder is searched for a tokenizer first; `other` is the compressed one.
-        tokenizer: a folder or a file, in place of those folders.
+        feeder: of the base model.
+        places: files and folders in which a tokenizer is looked for.
         batch: rows of a set of inputs to run at once.
 
     Raises:
         OptionError: the data is missing, of no known kind, or does not fit the model's inputs.
     """
-    feeder = model.feeder
     if isinstance(data, (str, PathLike)):
         path = kinds.path().parse("data", data)
         if not path.is_file():
             raise OptionError(f"data={str(path)!r}: there is no such file")
         if path.suffix in (".npy", ".npz"):
             return _read_arrays(path, feeder, batch)
-        return _read_text(path, feeder, [Path(tokenizer)] if tokenizer else [model.folder, other.folder])
+        return _read_text(path, feeder, places)
     if isinstance(data, np.ndarray):
         return _of_array(data, "an array", feeder, batch)
     if isinstance(data, Mapping):
@@ -93,13 +90,13 @@ def _read_arrays(path: Path, feeder: Feeder, batch: int | None) -> Data:
     )
 
 
-def _read_text(path: Path, feeder: Feeder, folders: list[Path | None]) -> Data:
+def _read_text(path: Path, feeder: Feeder, places: Sequence[Path | None]) -> Data:
     if not feeder.takes_tokens:
         raise OptionError(
             f"data={str(path)!r}: text is for models that take input_ids alone; this one takes "
             f"{', '.join(feeder.names)}: give its inputs as an .npz file"
         )
-    tokenizer = find_tokenizer(folders)
+    tokenizer = find_tokenizer(places)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -148,11 +148,14 @@ class DeviceCheck:
     """For each weight, in the order of `find_compressed`, what each layer that reads it does."""
 
 
-def check_device(model: ov.Model, device: str, whole_elements: int = WHOLE_ELEMENTS) -> DeviceCheck:
+def check_device(
+    model: ov.Model, weights: Sequence[CompressedWeight], device: str, whole_elements: int = WHOLE_ELEMENTS
+) -> DeviceCheck:
     """Compile a model, or a layer of each kind, and say how each of its compressed weights is executed.
 
     Args:
         model: any model; it is not changed.
+        weights: its compressed weights, as `find_compressed` gives them.
         device: a name that OpenVINO knows: `CPU`, `GPU.1`, `NPU`, …
         whole_elements: compile the whole model if its compressed weights have at most so many elements.
 
@@ -161,7 +164,6 @@ def check_device(model: ov.Model, device: str, whole_elements: int = WHOLE_ELEME
         WorkError: the device cannot compile even a single layer.
     """
     arithmetic = choose(device, as_deployed=True)
-    weights = find_compressed(model)
     found: Found = {}
     methods = []
     if sum(weight.elements for weight in weights) <= whole_elements:

@@ -9,25 +9,37 @@ import openvino as ov
 
 from ov_weight_compression.patterns import CompressedWeight
 from ov_weight_compression.patterns.graphs import is_postponed
-from ov_weight_compression.quantization.formats.levels import CB4
+from ov_weight_compression.quantization.formats import FORMATS
 
 __all__ = ["mode_of", "zero_point_of"]
 
 
+_SCALES = {"f8e8m0": "mx", "f8e4m3": "nv"}
+"""Types of scales that make another format of the same codes."""
+
+
 def mode_of(weight: CompressedWeight) -> str:
-    """The name that the options of compression have for a weight's format; one of its own kind where they have none
-    (`fp8_e5m2`, `int6_asym`). Unsigned codes with a single zero point for all scales are symmetric."""
-    storage, scale = weight.storage, weight.scale_type
+    """The name of a weight's format: that of the row in `FORMATS` that stores such a weight; one of its own kind where
+    there is none (`fp8_e5m2`, `int6_asym`). Unsigned codes with a single zero point for all scales are symmetric."""
+    storage = weight.storage
     if weight.table is not None:
         return "cb4" if _is_cb4(weight) else "codebook"
-    if storage in ("f4e2m1", "f8e4m3", "f8e5m2"):
-        short = {"f4e2m1": "fp4", "f8e4m3": "fp8_e4m3", "f8e5m2": "fp8_e5m2"}[storage]
-        return {"f8e8m0": "mx" + short, "f8e4m3": "nv" + short}.get(scale or "", short)
-    if storage == "nf4":
-        return "nf4"
-    zero = weight.zero_point
-    symmetric = storage.startswith("i") if zero is None else storage[0] == "u" and _is_one_for_all(weight, zero)
-    return f"int{storage[1:]}_{'sym' if symmetric else 'asym'}"
+    symmetric = _is_symmetric(weight)
+    scale = weight.scale_type if weight.scale_type in _SCALES else "f16"
+    for row in FORMATS.values():
+        if row.levels is None and storage[0] in "iu" and int(storage[1:]) == row.bits and symmetric != row.asymmetric:
+            return row.name
+        if row.levels is not None and row.table_type is None and (storage, scale) == (row.storage, row.scale):
+            return row.name
+    if storage[0] in "iu":
+        return f"int{storage[1:]}_{'sym' if symmetric else 'asym'}"
+    return _SCALES.get(scale, "") + storage.replace("f8", "fp8_").replace("f4e2m1", "fp4")
+
+
+def _is_symmetric(weight: CompressedWeight) -> bool:
+    if weight.zero_point is None:
+        return weight.storage.startswith("i")
+    return weight.storage[0] == "u" and _is_one_for_all(weight, weight.zero_point)
 
 
 def zero_point_of(weight: CompressedWeight) -> str:
@@ -48,7 +60,7 @@ def _is_one_for_all(weight: CompressedWeight, zero: ov.Node) -> bool:
 
 
 def _is_cb4(weight: CompressedWeight) -> bool:
-    table = weight.table
-    if table is None or weight.storage != "u4" or is_postponed(table) or prod(table.shape) != len(CB4):
+    table, levels = weight.table, np.array(FORMATS["cb4"].levels, dtype=np.float32)
+    if table is None or weight.storage != "u4" or is_postponed(table) or prod(table.shape) != len(levels):
         return False
-    return bool(np.array_equal(table.get_data(dtype=np.float32), np.array(CB4, dtype=np.float32)))
+    return bool(np.array_equal(table.get_data(dtype=np.float32), levels))

@@ -10,7 +10,7 @@ from typing import Any
 
 import openvino as ov
 
-from ov_weight_compression.evaluation.device import WHOLE_ELEMENTS, DeviceCheck, Execution, check_device
+from ov_weight_compression.evaluation.device import DeviceCheck, Execution, check_device
 from ov_weight_compression.evaluation.format_names import mode_of, zero_point_of
 from ov_weight_compression.ir_utils import kinds
 from ov_weight_compression.ir_utils.ir_file import read_model
@@ -205,9 +205,7 @@ def _total(members: Iterable[Any], field: str) -> int:
     return sum(getattr(one, field) for one in members)
 
 
-def inspect(
-    model: ov.Model | str | PathLike[str], device: str | None = None, whole_elements: int = WHOLE_ELEMENTS
-) -> Inspection:
+def inspect(model: ov.Model | str | PathLike[str], device: str | None = None) -> Inspection:
     """What a model's weights are stored as.
 
         print(inspect("int4/openvino_model.xml", device="CPU"))
@@ -215,7 +213,6 @@ def inspect(
     Args:
         model: an `ov.Model`, which is not changed; an .xml or .onnx file; or a folder with one openvino_*.xml.
         device: look what this device makes of each weight, too; see `check_device`.
-        whole_elements: the device compiles the model as a whole if its weights have at most so many elements.
 
     Raises:
         ModelError: the file cannot be read, or the folder holds no model, or several.
@@ -223,17 +220,17 @@ def inspect(
         WorkError: the device cannot compile a layer of the model.
     """
     device = kinds.optional(kinds.word(), "device", device)
-    whole_elements = kinds.count(0).parse("whole_elements", whole_elements)
     if isinstance(model, ov.Model):
         name, read = str(model.get_friendly_name()), model
     else:
         path = expanded("model", kinds.path().parse("model", model))
         path = the_model_of(path) if path.is_dir() else path
         name, read = str(path), read_model(path)
-    check = check_device(read, device, whole_elements) if device is not None else None
+    found = find_compressed(read)
+    check = check_device(read, found, device) if device is not None else None
     return Inspection(
         model=name,
-        weights=_weights(find_compressed(read), check),
+        weights=_weights(found, check),
         floats=_floats(*find_weights(read)),
         constants_bytes=sum(bytes_of(node) for graph in graphs_of(read) for node, _ in graph.constants),
         recipe=read_recipe(read),

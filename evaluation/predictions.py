@@ -36,7 +36,7 @@ from ov_weight_compression.evaluation.windows import NO_TOKEN, Batch
 from ov_weight_compression.ir_utils.errors import ModelError, OptionError, WorkError
 from ov_weight_compression.ir_utils.types import Array, Float32
 
-__all__ = ["BaseSource", "KeptBase", "LiveBase", "Scored", "Scores", "run_language", "score"]
+__all__ = ["BaseSource", "KeptBase", "LiveBase", "OnProgress", "Scored", "Scores", "run_language", "score"]
 
 _BLOCK_ELEMENTS = 1 << 17
 
@@ -116,7 +116,7 @@ def _log_softmax(logits: Float32, top: npt.NDArray[np.int64]) -> Array:
     return shifted
 
 
-Progress = Callable[[str, int, int | None], None]
+OnProgress = Callable[[str, int, int | None], None]
 """Called with what is being done, how many of it are done, and how many there are (None: not known)."""
 
 
@@ -187,7 +187,7 @@ class KeptBase:
 
 
 def run_language(
-    base: BaseSource, compressed: Runner, pieces: Iterable[Batch], total: int | None, progress: Progress
+    base: BaseSource, compressed: Runner, pieces: Iterable[Batch], total: int | None, progress: OnProgress
 ) -> list[Scored]:
     """Score every batch.
 

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,39 +22,14 @@ from ov_weight_compression.calibration.generate import random_tokens
 from ov_weight_compression.evaluation.comparison import DataFigures
 from ov_weight_compression.evaluation.data import Data, Inputs, Source, read_data
 from ov_weight_compression.evaluation.models import Feeder, Pair, input_name
-from ov_weight_compression.evaluation.windows import Cut, Windows, cut_windows
+from ov_weight_compression.evaluation.request import CompareRequest
+from ov_weight_compression.evaluation.windows import Windows, cut_windows
 from ov_weight_compression.ir_utils.errors import OptionError
-from ov_weight_compression.ir_utils.kinds import count, flag, optional
 from ov_weight_compression.ir_utils.types import Array
 
-__all__ = ["SAMPLES", "Options", "Samples", "fitting_window", "prepare", "random_inputs"]
+__all__ = ["SAMPLES", "Samples", "fitting_window", "prepare", "random_inputs"]
 
 _SYNTHETIC_WINDOWS = 8
-
-
-@dataclass(frozen=True)
-class Options:
-    """What `compare` was asked for; its docstring says what each of them means."""
-
-    cut: Cut = field(default_factory=Cut)
-    tokenizer: Path | None = None
-    batch: int | None = None
-    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    layers: bool = True
-    layer_samples: int = 2
-    save_base: Path | None = None
-    base_logits: Path | None = None
-
-    def __post_init__(self) -> None:
-        count(0).parse("layer_samples", self.layer_samples)
-        optional(count(1), "batch", self.batch)
-        flag().parse("layers", self.layers)
-        if self.save_base and self.base_logits:
-            raise OptionError("save_base, base_logits: give one of them, the logits are either written or read")
-        if self.tokenizer and not self.tokenizer.exists():
-            raise OptionError(f"tokenizer={str(self.tokenizer)!r}: there is no such file or folder")
-        if self.save_base and not self.save_base.parent.is_dir():
-            raise OptionError(f"save_base={str(self.save_base)!r}: there is no folder {self.save_base.parent}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,21 +62,21 @@ class Samples:
         )
 
 
-def prepare(pair: Pair, data: Source, options: Options) -> Samples:
+def prepare(pair: Pair, data: Source, request: CompareRequest) -> Samples:
     """Read the data, or make it up."""
     feeder = pair.base.feeder
     vocabulary = pair.base.logits.vocabulary if pair.base.logits else None
     if data is None:
-        read = _made_up(pair, options, vocabulary)
+        read = _made_up(pair, request, vocabulary)
     else:
-        read = read_data(data, pair.base, options.tokenizer, pair.compressed, options.batch)
+        read = read_data(data, pair.base.feeder, pair.tokenizer_places(request.tokenizer), request.protocol.batch)
     longest = pair.base.longest_window()
-    windows = cut_windows(read.tokens, options.cut, pair.base.usual_window()) if read.tokens else None
+    windows = cut_windows(read.tokens, request.cut, pair.base.usual_window()) if read.tokens else None
     is_text = pair.base.logits is not None and pair.compressed.logits is not None
-    if not (is_text and windows) and (options.save_base or options.base_logits):
+    if not (is_text and windows) and (request.protocol.save_base or request.protocol.base_logits):
         raise OptionError("save_base, base_logits: only a language model's logits over token ids or text can be kept")
     sets = (feeder.tokens(tokens) for tokens in windows.tokens) if windows else iter(read.inputs or ())
-    first = tuple(itertools.islice(sets, options.layer_samples if options.layers else 0))
+    first = tuple(itertools.islice(sets, request.protocol.layer_samples if request.layers else 0))
     return Samples(
         source=read.source,
         synthesised=read.synthesised,
@@ -115,16 +89,16 @@ def prepare(pair: Pair, data: Source, options: Options) -> Samples:
     )
 
 
-def _made_up(pair: Pair, options: Options, vocabulary: int | None) -> Data:
+def _made_up(pair: Pair, request: CompareRequest, vocabulary: int | None) -> Data:
     model, feeder = pair.base.model, pair.base.feeder
-    wanted = options.cut.limit
+    wanted = request.windows
     usual_count = SAMPLES if vocabulary is None else _SYNTHETIC_WINDOWS
-    if feeder.takes_tokens and not options.shapes:
-        window = options.cut.window or fitting_window(model, pair.base.usual_window())
+    if feeder.takes_tokens and not request.protocol.shapes:
+        window = request.window or fitting_window(model, pair.base.usual_window())
         known = vocabulary or (feeder.language.vocabulary if feeder.language else 0)
         tokens = random_tokens(known, wanted or usual_count, window, _SEED)
         return Data("random token ids", tokens=(tokens,), synthesised=True)
-    inputs = random_inputs(model, feeder, options.shapes, wanted or SAMPLES)
+    inputs = random_inputs(model, feeder, request.protocol.shapes, wanted or SAMPLES)
     first = next(inputs)
     shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in first.items())
     return Data(f"random inputs: {shapes}", inputs=itertools.chain([first], inputs), synthesised=True)

@@ -47,6 +47,7 @@ def language_rows(comparison: Comparison) -> list[tuple[str, str]]:
         ("perplexity of the compressed model", _told(found.perplexity)),
         ("perplexity ratio", _told(found.perplexity_ratio)),
         ("ln of the ratio", _told(found.log_perplexity_ratio)),
+        ("correlation of the log-probabilities", plain(found.correlation)),
         ("RMS Δp of the right token", _told(found.delta_p_rms, 100, " %")),
         ("mean Δp of the right token", _told(found.delta_p_mean, 100, " %")),
         ("positions", f"{thousands(found.positions)}, {thousands(found.predicted)} of them with a next token"),

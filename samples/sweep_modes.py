@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import openvino as ov
 
-from ov_weight_compression.evaluation import compare
+from ov_weight_compression.evaluation import ComparisonProtocol, compare
 from ov_weight_compression.passes import apply_weight_compression
 
 HERE = Path(__file__).parent
@@ -47,8 +47,8 @@ def sweep(kept: Path) -> list[Point]:
     for mode, group_sizes in MODES.items():
         for group_size in group_sizes:
             model = apply_weight_compression(base.clone(), mode=mode, group_size=group_size)
-            reuse = {"base_logits": kept} if kept.exists() else {"save_base": kept}
-            found = compare(base, model, TEXT, layers=False, **reuse)
+            protocol = ComparisonProtocol(base_logits=kept) if kept.exists() else ComparisonProtocol(save_base=kept)
+            found = compare(base, model, TEXT, layers=False, protocol=protocol)
             assert found.language is not None
             kl = found.language.kl.mean
             points.append(Point(mode, group_size, found.compressed.bytes / 1e6, kl.value, kl.error))

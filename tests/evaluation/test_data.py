@@ -16,7 +16,8 @@ from ov_weight_compression.calibration.language_model import read_language_model
 from ov_weight_compression.evaluation import compare
 from ov_weight_compression.evaluation.data import Data, read_data
 from ov_weight_compression.evaluation.models import Feeder, Pair, choose, load
-from ov_weight_compression.evaluation.samples import Options, fitting_window, prepare
+from ov_weight_compression.evaluation.request import CompareRequest, ComparisonProtocol
+from ov_weight_compression.evaluation.samples import fitting_window, prepare
 from ov_weight_compression.ir_utils.errors import ModelError, OptionError, WorkError
 from tests.evaluation.small import VOCABULARY, language_model, perceptron
 
@@ -25,7 +26,7 @@ TOKENS = np.arange(40) % VOCABULARY
 
 def read(data: object, model: ov.Model | None = None, batch: int | None = None) -> Data:
     loaded = load(model or language_model(), "base")
-    return read_data(data, loaded, None, loaded, batch)
+    return read_data(data, loaded.feeder, [], batch)
 
 
 def test_token_ids_from_files(tmp_path: Path) -> None:
@@ -165,7 +166,7 @@ def test_a_graph_is_looked_at_once() -> None:
 def test_the_first_inputs_are_known_before_any_is_run() -> None:
     pair = Pair(load(perceptron(), "base"), load(perceptron(), "compressed"), choose("CPU", False))
     data = ({"x": np.full((2, 24), number, dtype=np.float32)} for number in range(4))
-    samples = prepare(pair, data, Options(layer_samples=3))
+    samples = prepare(pair, data, CompareRequest(protocol=ComparisonProtocol(layer_samples=3)))
     assert [inputs["x"][0, 0] for inputs in samples.first] == [0, 1, 2]
     assert [inputs["x"][0, 0] for inputs in samples.sets] == [0, 1, 2, 3]
-    assert prepare(pair, np.zeros((5, 2, 24)), Options(layers=False)).first == ()
+    assert prepare(pair, np.zeros((5, 2, 24)), CompareRequest(layers=False)).first == ()

@@ -39,8 +39,7 @@ def compressed(make: Callable[[], ov.Model], mode: str, folder: Path) -> ov.Mode
 
 def verdict(model: ov.Model, whole_elements: int = 1 << 27) -> tuple[str, str, str]:
     """What the CPU does with the only weight of a model."""
-    (weight,) = inspect(model, "CPU", whole_elements).weights
-    (execution,) = weight.executions
+    ((execution,),) = check_device(model, find_compressed(model), "CPU", whole_elements).executions
     return execution.verdict, execution.type, execution.operation
 
 
@@ -115,7 +114,10 @@ def test_layers_in_bodies_are_looked_at_one_by_one() -> None:
 def test_one_layer_of_each_kind_stands_for_all() -> None:
     model = models.llama(hidden=128, inner=256, layers=3)
     WeightCompression(mode="nf4", group_size=64, all_layers=True, rules=[("*v_proj*", "int3_sym")]).run_on_model(model)
-    whole, apart = check_device(model, "CPU"), check_device(model, "CPU", 0)
+    whole, apart = (
+        check_device(model, find_compressed(model), "CPU"),
+        check_device(model, find_compressed(model), "CPU", 0),
+    )
     assert [[one.verdict for one in each] for each in whole.executions] == [
         [one.verdict for one in each] for each in apart.executions
     ]
@@ -130,7 +132,10 @@ def test_a_large_layer_is_cut(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.setattr(device_module, "_LAYER_ELEMENTS", 1 << 12)
     for mode in ("int4_asym", "nvfp4", "int2_sym", "cb4"):
         model = compressed(lambda: models.llama(hidden=128, inner=256, layers=1), mode, tmp_path)
-        whole, cut = check_device(model, "CPU"), check_device(model, "CPU", 0)
+        whole, cut = (
+            check_device(model, find_compressed(model), "CPU"),
+            check_device(model, find_compressed(model), "CPU", 0),
+        )
         verdicts = [[one.verdict for one in each] for each in whole.executions]
         assert [[one.verdict for one in each] for each in cut.executions] == verdicts, mode
 
@@ -162,7 +167,7 @@ def test_the_model_is_not_changed() -> None:
     model = models.llama(hidden=64, layers=1)
     WeightCompression().run_on_model(model)
     before = [(node.get_friendly_name(), str(node)) for node in model.get_ordered_ops()]
-    check_device(model, "CPU", 0)
+    check_device(model, find_compressed(model), "CPU", 0)
     assert [(node.get_friendly_name(), str(node)) for node in model.get_ordered_ops()] == before
 
 
@@ -182,7 +187,7 @@ def test_what_a_device_does_not_show_is_unknown(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("ov_weight_compression.evaluation.models.core", lambda: core)
     model = linear()
     WeightCompression().run_on_model(model)
-    found = check_device(model, "NPU")
+    found = check_device(model, find_compressed(model), "NPU")
     (execution,) = found.executions[0]
     assert (execution.verdict, execution.reason) == ("unknown", "no runtime graph: Not implemented")
     assert found.name == "a device without a graph"
@@ -202,7 +207,7 @@ def test_a_runtime_graph_without_constants_is_unknown(monkeypatch: pytest.Monkey
     monkeypatch.setattr(device_module, "RuntimeGraph", Graph)
     model = linear()
     WeightCompression().run_on_model(model)
-    (execution,) = check_device(model, "CPU").executions[0]
+    (execution,) = check_device(model, find_compressed(model), "CPU").executions[0]
     assert (execution.verdict, str(execution)) == ("unknown", "unknown")
     assert "does not show its weight" in execution.reason
 

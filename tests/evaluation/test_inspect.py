@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ov_weight_compression.evaluation import inspect
 from ov_weight_compression.evaluation.inspection import Inspection
 from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.passes import WeightCompression
+from ov_weight_compression.quantization.formats import FORMATS
 from tests import models
 
 MODES = (
@@ -251,3 +253,14 @@ def test_a_weight_of_one_channel_is_called_what_it_is(mode: str) -> None:
     model = models.linear(1, 96)
     WeightCompression(mode=mode).run_on_model(model)
     assert [weight.mode for weight in inspect(model).weights] == [mode]
+
+
+def test_a_format_that_somebody_added_is_called_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = models.linear(32, 64)
+    WeightCompression(mode="int8_sym").run_on_model(model)
+    assert inspect(model).weights[0].mode == "int8_sym"
+    row = FORMATS["int8_sym"]
+    monkeypatch.delitem(FORMATS, "int8_sym")
+    assert inspect(model).weights[0].mode == "int8_sym"
+    monkeypatch.setitem(FORMATS, "bytes", replace(row, name="bytes"))
+    assert inspect(model).weights[0].mode == "bytes"

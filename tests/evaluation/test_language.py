@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino as ov
 import pytest
 
 from ov_weight_compression.evaluation import Comparison, compare
+from ov_weight_compression.evaluation import ComparisonProtocol as Protocol
 from ov_weight_compression.ir_utils.errors import ModelError, OptionError, WorkError
 from tests.evaluation.small import (
     VOCABULARY,
@@ -57,7 +59,9 @@ def test_the_same_call_gives_the_same_figures() -> None:
 
 def test_context_and_last_position() -> None:
     base, other = language_model(), language_model(noise=0.05)
-    found = compare(base, other, TOKENS, window=50, context=20, score_last=False, layers=False).language
+    found = compare(
+        base, other, TOKENS, window=50, layers=False, protocol=Protocol(context=20, score_last=False)
+    ).language
     divergences = []
     for tokens in TOKENS.reshape(14, 50):
         log_p, log_q = log_softmax(logits_of(base, tokens)), log_softmax(logits_of(other, tokens))
@@ -178,8 +182,8 @@ class TestKeptLogits:
     def test_figures_are_the_same(self, tmp_path: Path) -> None:
         base, other = language_model(), language_model(noise=0.05)
         kept = tmp_path / "base.logits"
-        fresh = compare(base, other, TOKENS, window=64, save_base=kept)
-        again = compare(base, other, TOKENS, window=64, base_logits=kept)
+        fresh = compare(base, other, TOKENS, window=64, protocol=Protocol(save_base=kept))
+        again = compare(base, other, TOKENS, window=64, protocol=Protocol(base_logits=kept))
         assert again.to_dict() == fresh.to_dict()
         assert [file.name for file in tmp_path.iterdir()] == ["base.logits"]
 
@@ -187,8 +191,8 @@ class TestKeptLogits:
         base, other = language_model(), language_model(noise=0.05)
         ov.save_model(base, tmp_path / "base.xml", compress_to_fp16=False)
         kept = tmp_path / "base.logits"
-        fresh = compare(base, other, TOKENS, layers=False, save_base=kept)
-        again = compare(tmp_path / "base.xml", other, TOKENS, layers=False, base_logits=kept)
+        fresh = compare(base, other, TOKENS, layers=False, protocol=Protocol(save_base=kept))
+        again = compare(tmp_path / "base.xml", other, TOKENS, layers=False, protocol=Protocol(base_logits=kept))
         assert again.language == fresh.language
 
     @pytest.mark.parametrize(
@@ -196,42 +200,48 @@ class TestKeptLogits:
         [
             ({"data": TOKENS + 0 * TOKENS - (TOKENS > 0)}, "another text"),
             ({"window": 32}, "another text"),
-            ({"context": 3}, "context is 0, not 3"),
-            ({"score_last": False}, "last position"),
+            ({"protocol": {"context": 3}}, "context is 0, not 3"),
+            ({"protocol": {"score_last": False}}, "last position"),
             ({"base": language_model(noise=0.01)}, "another base model"),
             ({"as_deployed": True}, "computed with CPU, f32"),
         ],
     )
-    def test_of_something_else(self, tmp_path: Path, change: dict[str, object], message: str) -> None:
+    def test_of_something_else(self, tmp_path: Path, change: dict[str, Any], message: str) -> None:
         kept = tmp_path / "base.logits"
         arguments = {"base": language_model(), "data": TOKENS, "window": 64, "layers": False}
-        compare(compressed=language_model(noise=0.05), save_base=kept, **arguments)
+        compare(compressed=language_model(noise=0.05), protocol=Protocol(save_base=kept), **arguments)
+        protocol = Protocol(base_logits=kept, **change.pop("protocol", {}))
         with pytest.raises(OptionError, match=message):
-            compare(compressed=language_model(noise=0.05), base_logits=kept, **{**arguments, **change})
+            compare(compressed=language_model(noise=0.05), protocol=protocol, **{**arguments, **change})
 
     def test_damaged_files(self, tmp_path: Path) -> None:
         kept = tmp_path / "base.logits"
         arguments = {"base": language_model(), "compressed": language_model(), "data": TOKENS, "layers": False}
-        compare(save_base=kept, **arguments)
+        compare(protocol=Protocol(save_base=kept), **arguments)
         kept.write_bytes(kept.read_bytes()[:-4])
         with pytest.raises(ModelError, match="it is damaged"):
-            compare(base_logits=kept, **arguments)
+            compare(protocol=Protocol(base_logits=kept), **arguments)
         kept.write_bytes(b"PK\x03\x04 something else altogether")
         with pytest.raises(ModelError, match="not a file of base logits"):
-            compare(base_logits=kept, **arguments)
+            compare(protocol=Protocol(base_logits=kept), **arguments)
         with pytest.raises(OptionError, match="no such file"):
-            compare(base_logits=tmp_path / "nothing", **arguments)
+            compare(protocol=Protocol(base_logits=tmp_path / "nothing"), **arguments)
 
     def test_a_failure_leaves_nothing_behind(self, tmp_path: Path) -> None:
         with pytest.raises(WorkError):
-            compare(language_model(), language_model(sharpness=float("nan")), TOKENS, save_base=tmp_path / "a.logits")
+            compare(
+                language_model(),
+                language_model(sharpness=float("nan")),
+                TOKENS,
+                protocol=Protocol(save_base=tmp_path / "a.logits"),
+            )
         assert list(tmp_path.iterdir()) == []
 
     def test_options_that_exclude_each_other(self, tmp_path: Path) -> None:
         with pytest.raises(OptionError, match="save_base, base_logits: give one of them"):
-            compare(language_model(), language_model(), TOKENS, save_base=tmp_path / "a", base_logits=tmp_path / "b")
+            Protocol(save_base=tmp_path / "a", base_logits=tmp_path / "b")
         with pytest.raises(OptionError, match="there is no folder"):
-            compare(language_model(), language_model(), TOKENS, save_base=tmp_path / "no" / "a")
+            Protocol(save_base=tmp_path / "no" / "a")
 
 
 def test_as_deployed_is_said_and_done() -> None:
@@ -253,3 +263,22 @@ def test_a_compressed_model_that_is_still_postponed() -> None:
     settled = apply_weight_compression(language_model(), mode="int8_sym", lazy=False)
     assert lazily.to_dict()["language"] == compare(base, settled, TOKENS).to_dict()["language"]
     assert {layer.mode for layer in lazily.layers} == {"int8_sym"}
+
+
+def test_why_tokens_are_shown_as_ids_is_said(tmp_path: Path) -> None:
+    models = language_model(), language_model(noise=0.05)
+    nowhere = compare(*models, TOKENS, layers=False)
+    assert nowhere.worst_positions[0].text is None
+    assert [note for note in nowhere.notes if "Tokens are shown as ids: " in note] == [nowhere.notes[-1]]
+    (tmp_path / "tokenizer.json").write_text("{")
+    damaged = compare(*models, TOKENS, layers=False, tokenizer=tmp_path)
+    assert damaged.notes[-1].startswith(
+        f"Tokens are shown as ids: tokenizer {tmp_path / 'tokenizer.json'} cannot be read"
+    )
+
+
+def test_a_protocol_is_one_of_its_kind() -> None:
+    with pytest.raises(OptionError, match=r"protocol: must be a ComparisonProtocol, got \{'stride': 3\}"):
+        compare(language_model(), language_model(), TOKENS, protocol={"stride": 3})  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="stride: must be a whole number of at least 1, got 0"):
+        Protocol(stride=0)

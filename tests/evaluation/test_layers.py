@@ -7,7 +7,7 @@ import openvino as ov
 import pytest
 from openvino import opset13 as op
 
-from ov_weight_compression.evaluation import compare
+from ov_weight_compression.evaluation import ComparisonProtocol, compare
 from ov_weight_compression.evaluation.layers import pair_layers, weigh
 from ov_weight_compression.passes import apply_weight_compression
 from tests import models
@@ -216,6 +216,6 @@ def test_without_layers_only_their_storage_is_told() -> None:
     assert found.layers[0].bytes > 0
     assert found.layers[0].weight_snr_db is found.layers[0].own_snr_db is None
     assert found.worst_layers() == []
-    weights = compare(perceptron(), other, INPUT, layer_samples=0)
+    weights = compare(perceptron(), other, INPUT, protocol=ComparisonProtocol(layer_samples=0))
     assert weights.layers[0].weight_snr_db is not None
     assert weights.layers[0].own_snr_db is None

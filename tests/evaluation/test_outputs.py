@@ -9,7 +9,7 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from ov_weight_compression.evaluation import compare
+from ov_weight_compression.evaluation import ComparisonProtocol, compare
 from ov_weight_compression.evaluation.outputs import OutputTotals, decibels
 from ov_weight_compression.ir_utils.errors import ModelError, OptionError, WorkError
 from tests import models
@@ -142,10 +142,10 @@ class TestErrors:
 
     def test_kept_logits_are_for_language_models(self, tmp_path: Path) -> None:
         with pytest.raises(OptionError, match="only a language model's logits"):
-            compare(perceptron(), perceptron(), INPUT, save_base=tmp_path / "x")
+            compare(perceptron(), perceptron(), INPUT, protocol=ComparisonProtocol(save_base=tmp_path / "x"))
 
     def test_a_size_that_cannot_be_guessed(self) -> None:
         with pytest.raises(OptionError, match="has no input 'y'"):
-            compare(perceptron(), perceptron(), shapes={"y": (1, 2)})
-        found = compare(perceptron(), perceptron(), shapes={"x": (5, 24)}, windows=2)
+            compare(perceptron(), perceptron(), protocol=ComparisonProtocol(shapes={"y": (1, 2)}))
+        found = compare(perceptron(), perceptron(), windows=2, protocol=ComparisonProtocol(shapes={"x": (5, 24)}))
         assert found.outputs[0].rows == 10

@@ -11,7 +11,7 @@ import pytest
 
 from ov_weight_compression.calibration import tokenizer
 from ov_weight_compression.calibration.tokenizer import find_tokenizer
-from ov_weight_compression.evaluation import compare
+from ov_weight_compression.evaluation import ComparisonProtocol, compare
 from ov_weight_compression.ir_utils.errors import MissingExtraError, ModelError, OptionError
 from ov_weight_compression.passes import apply_weight_compression
 from tests.evaluation.small import found_figures, plain_figures
@@ -100,7 +100,9 @@ def test_every_kind_of_model_as_it_comes(shared: Path, name: str) -> None:
     file = shared / "zoo" / name
     file = file if file.suffix else file / "openvino_model.xml"
     other = apply_weight_compression(ov.Core().read_model(file), mode="int8_asym")
-    found = compare(file, other, windows=1, window=None if name == "bert" else 24, layer_samples=1)
+    found = compare(
+        file, other, windows=1, window=None if name == "bert" else 24, protocol=ComparisonProtocol(layer_samples=1)
+    )
     assert found.data.synthesised
     assert (found.language is not None) == (name in LANGUAGE)
     if found.language is not None:

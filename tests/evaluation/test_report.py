@@ -73,6 +73,9 @@ def test_tables_hold_the_figures(language: Comparison, outputs: Comparison) -> N
     for wanted in ("int4_sym g16", "same likeliest token", dict(language_rows(language))["mean KL divergence"]):
         assert wanted in text
     assert "embedding" in str(outputs)
+    assert float(dict(language_rows(language))["correlation of the log-probabilities"]) == pytest.approx(
+        language.language.correlation, rel=1e-3
+    )
     assert "made up" in str(outputs)
     assert max(map(len, text.splitlines())) <= 110
 

@@ -16,6 +16,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import numpy as np
 import openvino as ov
 
 from ov_weight_compression.cli import main
-from ov_weight_compression.evaluation import compare, inspect
+from ov_weight_compression.evaluation import ComparisonProtocol, compare, inspect
 from ov_weight_compression.ir_utils.errors import CompressionError
 from ov_weight_compression.ir_utils.saving import save_model
 from ov_weight_compression.passes import (
@@ -185,7 +186,10 @@ Target = Callable[[dict[str, Any], Path], Any]
 
 
 def _compared(options: dict[str, Any], folder: Path) -> Any:
-    return compare(_model(), _model(), **{"layers": False, **options})
+    names = {field.name for field in fields(ComparisonProtocol)}
+    protocol = {name: options.pop(name) for name in names & set(options)}
+    made = {"protocol": ComparisonProtocol(**protocol)} if protocol else {}
+    return compare(_model(), _model(), **{"layers": False, **made, **options})
 
 
 TARGETS: dict[str, tuple[Target, tuple[str, ...]]] = {
@@ -213,13 +217,13 @@ TARGETS: dict[str, tuple[Target, tuple[str, ...]]] = {
         _compared,
         (
             *("data", "window", "stride", "context", "windows", "score_last", "tokenizer", "batch", "shapes", "device"),
-            *("as_deployed", "layers", "layer_samples", "save_base", "base_logits"),
+            *("as_deployed", "layers", "layer_samples", "save_base", "base_logits", "protocol"),
         ),
     ),
     "compared models": (lambda options, folder: compare(options["base"], _model()), ("base",)),
     "inspect": (
         lambda options, folder: inspect(**{"model": _model(), **options}),
-        ("model", "device", "whole_elements"),
+        ("model", "device"),
     ),
     "save_model": (lambda options, folder: save_model(options["model"], folder / "m.xml"), ("model",)),
 }
