@@ -5,9 +5,9 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("calibration", "checkpoints", "evaluation", "ir_utils", "passes", "patterns", "quantization")
+ROOMS = ("calibration", "checkpoints", "cli", "evaluation", "ir_utils", "passes", "patterns", "quantization")
 
-expected = {f"ov_weight_compression/{name}" for name in ("__init__.py", "cli.py", "entry.py", "py.typed")}
+expected = {f"ov_weight_compression/{name}" for name in ("__init__.py", "entry.py", "py.typed")}
 modules = [path.relative_to(ROOT) for room in ROOMS for path in (ROOT / room).rglob("*.py")]
 expected |= {f"ov_weight_compression/{path}" for path in modules}
 with zipfile.ZipFile(sys.argv[1]) as wheel:

@@ -1,110 +1,26 @@
-"""The command `ov-compress`.
-
-    ov-compress MODEL -o OUT [--mode …]           compress (the word `compress` may be left out)
-    ov-compress inspect MODEL [--device CPU]      what its weights are stored as, and what the device executes
-    ov-compress verify MODEL [--device CPU]       whether the device computes what it says
-    ov-compress compare BASE COMPRESSED …         what it cost
-    ov-compress decompress MODEL -o OUT           floats again
-
-Exit codes: 0 done; 1 something failed while working; 2 the options or the input cannot be used.
-"""
+"""`ov-compress MODEL -o OUT`: the options, and what is printed and written."""
 
 from __future__ import annotations
 
 import argparse
-import os
-import sys
-import warnings
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
-
-from ov_weight_compression import __version__
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ov_weight_compression.passes.files import FileResult
+    from ov_weight_compression.cli.compress_files import FileResult, Progress
+    from ov_weight_compression.passes.report import Report
 
-__all__ = ["main"]
-
-_COMMANDS = ("compress", "inspect", "verify", "compare", "decompress")
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command with `arguments` (those of the process by default) and return its exit code."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    if words and words[0] not in _COMMANDS and words[0] not in ("-h", "--help", "--version"):
-        words.insert(0, "compress")
-    parser = _parser()
-    parsed = parser.parse_args(words)
-    if not hasattr(parsed, "run"):
-        parser.print_help()
-        return 2
-    from ov_weight_compression.ir_utils.errors import CompressionError, CompressionWarning, MissingExtraError, WorkError
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", CompressionWarning)  # the report that is printed has them
-            code: int = parsed.run(parsed)
-        sys.stdout.flush()
-        return code
-    except (WorkError, MissingExtraError) as error:
-        return _fail(str(error), 1)
-    except CompressionError as error:
-        return _fail(str(error), 2)
-    except KeyboardInterrupt:
-        return _fail("interrupted; nothing was written", 130)
-    except MemoryError:
-        return _fail("out of memory; nothing was written", 1)
-    except BrokenPipeError:  # whoever read the output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 1
-    except OSError as error:
-        return _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 1)
-    except Exception as error:
-        if "OV_COMPRESS_TRACEBACK" in os.environ:
-            raise
-        reason = f"{type(error).__name__}: {str(error)[:300]}"
-        return _fail(f"a fault of this program ({reason}); OV_COMPRESS_TRACEBACK=1 shows where", 1)
+__all__ = ["add_compress_parser", "run_compress"]
 
 
-def _fail(message: str, code: int) -> int:
-    from ov_weight_compression.ir_utils.kinds import one_line
-
-    print(f"ov-compress: {one_line(' '.join(message.split()), 800)}", file=sys.stderr)
-    return code
-
-
-def _parser() -> argparse.ArgumentParser:
-    from ov_weight_compression.evaluation.compare_command import add_compare_parser
-    from ov_weight_compression.evaluation.inspect_command import add_inspect_parser
-    from ov_weight_compression.evaluation.verify_command import add_verify_parser
-    from ov_weight_compression.passes.decompress_command import add_decompress_parser
-
-    parser = _Parser(
-        prog="ov-compress",
-        description="Compress the weights of OpenVINO models. MODEL -o OUT alone compresses to int8_asym.",
+def add_compress_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Add the command to the `add_subparsers()` of a parser; `args.run` is set to `run_compress`."""
+    command: argparse.ArgumentParser = subparsers.add_parser(
+        "compress", help="compress a model's weights (the default command)"
     )
-    parser.add_argument("--version", action="version", version=f"ov-compress {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND")
-    _add_compress(commands)
-    add_inspect_parser(commands)
-    add_verify_parser(commands)
-    add_compare_parser(commands)
-    add_decompress_parser(commands)
-    return parser
-
-
-class _Parser(argparse.ArgumentParser):
-    """What cannot be understood is said in one line, however long the word was."""
-
-    def error(self, message: str) -> NoReturn:
-        from ov_weight_compression.ir_utils.kinds import one_line
-
-        self.exit(2, f"ov-compress: {one_line(message, 200)}; {self.prog} --help lists what there is\n")
-
-
-def _add_compress(commands: Any) -> None:
-    command = commands.add_parser("compress", help="compress a model's weights (the default command)")
     command.add_argument("model", metavar="MODEL", type=Path, help=".xml, .onnx, or a folder with openvino_*.xml files")
     command.add_argument("-o", "--output", metavar="OUT", type=Path, help=".xml file or folder to write")
     command.add_argument(
@@ -128,7 +44,8 @@ def _add_compress(commands: Any) -> None:
     command.add_argument("--verify", action="store_true", help="then see whether the device computes what it says")
     command.add_argument("--force", action="store_true", help="replace what is at the output")
     command.add_argument("--quiet", action="store_true", help="print nothing but errors")
-    command.set_defaults(run=_run_compress)
+    command.set_defaults(run=run_compress)
+    return command
 
 
 def _add_declared(command: Any, data: Any) -> None:
@@ -175,13 +92,12 @@ def _ignored(entries: Sequence[str], validate: bool) -> dict[str, object]:
     return {**fields, "validate": validate}
 
 
-def _run_compress(parsed: argparse.Namespace) -> int:
-    import json
-
+def run_compress(parsed: argparse.Namespace) -> int:
+    """Run the command and return its exit code; what goes wrong is raised as a `CompressionError`."""
+    from ov_weight_compression.cli.compress_files import compress_path
     from ov_weight_compression.entry import done
     from ov_weight_compression.ir_utils.errors import OptionError
     from ov_weight_compression.ir_utils.publish import check_place, write_text
-    from ov_weight_compression.passes.files import compress_path
 
     if parsed.output is None and not parsed.dry_run:
         raise OptionError("output: say where to write with -o OUT, or add --dry-run to see the report alone")
@@ -192,9 +108,7 @@ def _run_compress(parsed: argparse.Namespace) -> int:
         results = compress_path(parsed.model, target, options, parsed.force, data=parsed.data)
         done()
     else:
-        from ov_weight_compression.passes.progress import weights_bar
-
-        with weights_bar() as progress:
+        with _weights_bar() as progress:
             results = compress_path(parsed.model, target, options, parsed.force, progress, parsed.data)
             done()
         _summarise(results, parsed.dry_run)
@@ -202,10 +116,24 @@ def _run_compress(parsed: argparse.Namespace) -> int:
         models = [{"source": str(r.source), "target": str(r.target), **r.report.to_dict()} for r in results]
         write_text(report, json.dumps(models[0] if len(models) == 1 else {"models": models}, indent=1) + "\n")
     if parsed.verify and not parsed.dry_run:
-        from ov_weight_compression.evaluation.verify_command import verify_files
+        from ov_weight_compression.cli.verify_command import verify_files
 
         return verify_files([result.target for result in results if result.target is not None], parsed.device or "CPU")
     return 0
+
+
+@contextmanager
+def _weights_bar() -> Iterator[Progress]:
+    """A bar on standard error while the block runs; nothing where that is not a terminal."""
+    from ov_weight_compression.ir_utils.progress import progress_bar
+
+    with progress_bar(shares=True) as bar:
+
+        def start(name: str, report: Report) -> Callable[[int], None]:
+            bar.clear()
+            return bar.start(name, sum(row.elements for row in report.rows))
+
+        yield start
 
 
 def _summarise(results: Sequence[FileResult], dry_run: bool) -> None:
@@ -223,9 +151,3 @@ def _summarise(results: Sequence[FileResult], dry_run: bool) -> None:
     after = sum(result.report.bytes_after for result in results)
     where = "nothing written (dry run)" if dry_run else ", ".join(str(result.target) for result in results)
     console.print(f"{human_bytes(before)} of weights → {human_bytes(after)}: {where}", soft_wrap=True)
-
-
-if __name__ == "__main__":
-    from ov_weight_compression.entry import main as enter
-
-    sys.exit(enter())

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ov_weight_compression.ir_utils.ir_file import changed_since, read_model
-from ov_weight_compression.ir_utils.jobs import Job
 from ov_weight_compression.ir_utils.model_folder import convert_path, edit_config
 from ov_weight_compression.ir_utils.publish import expanded
 from ov_weight_compression.ir_utils.saving import save_model
@@ -29,14 +29,9 @@ class FileResult:
     report: Report
 
 
-class Progress:
-    """What is told while files are written; this one tells nobody."""
-
-    def start(self, name: str, report: Report) -> None:
-        """A model's weights are about to be computed and written."""
-
-    def advance(self, elements: int) -> None:
-        """A weight with so many elements is done. Called from any thread."""
+Progress = Callable[[str, Report], Callable[[int], None]]
+"""Told that a model's weights (its file, its report) are about to be computed and written; what it returns is told of
+each weight that is done how many elements that has, from any thread."""
 
 
 def compress_path(
@@ -56,7 +51,6 @@ def compress_path(
         OptionError: an option, or a destination that exists or is the source and `force` is not given.
         WorkError: computing or writing failed; what was at the destination is still there.
     """
-    told = progress or Progress()
 
     @functools.cache
     def with_data() -> dict[str, Any]:
@@ -68,25 +62,21 @@ def compress_path(
         return {**options, "dataset": read_data(data, folder if folder.is_dir() else folder.parent)}
 
     def convert(model: Path, written: Path | None) -> Report:
-        return _compress_file(model, written, with_data(), told)
+        return _compress_file(model, written, with_data(), progress)
 
     return [FileResult(*result) for result in convert_path(source, target, convert, _update_config, force)]
 
 
-def _compress_file(source: Path, target: Path | None, options: dict[str, Any], progress: Progress) -> Report:
+def _compress_file(source: Path, target: Path | None, options: dict[str, Any], progress: Progress | None) -> Report:
     pass_ = WeightCompression(**options)
     check_unchanged = changed_since(source)
     model = read_model(source)
     if target is None:
         return pass_.preview(model)
     pass_.run_on_model(model)
-    elements = {row.name: row.elements for row in pass_.report.rows}
-
-    def finished(job: Job) -> None:
-        progress.advance(elements[job.name])
-
-    pass_.on_weight_finished(finished)
-    progress.start(source.name, pass_.report)
+    if progress is not None:
+        advance, elements = progress(source.name, pass_.report), {row.name: row.elements for row in pass_.report.rows}
+        pass_.on_weight_finished(lambda job: advance(elements[job.name]))
     save_model(model, target, after_write=check_unchanged)
     return pass_.report
 

@@ -1,0 +1,7 @@
+"""`python -m ov_weight_compression.cli`: the command, as `ov-compress` runs it."""
+
+import sys
+
+from ov_weight_compression.entry import main
+
+sys.exit(main())
