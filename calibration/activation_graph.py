@@ -42,12 +42,12 @@ class Tap:
     name: str
     """The friendly name of the operation that makes it."""
     key: TensorKey
-    transposed: bool
-    """The input channels are the last dimension but one."""
+    reduction: tuple[int, ...]
+    """Its dimensions that hold the input channels, counted from the end."""
     width: int
     """Number of input channels."""
-    batch: tuple[int, ...]
-    """Batch dimensions of the weights (experts), empty for a plain layer."""
+    batch: tuple[tuple[int, int], ...]
+    """Its dimensions that number experts, where it has them, and how many experts; empty for a plain layer."""
     weights: tuple[str, ...]
     """Names of the weights that are multiplied with it."""
     level: int
@@ -103,13 +103,17 @@ class ActivationGraph:
         ]
 
 
+_Reading = tuple[TensorKey, tuple[int, ...], int, tuple[tuple[int, int], ...]]
+"""A tensor that a layer reads, and how: a tap's `key`, `reduction`, `width` and `batch`."""
+
+
 @dataclass(frozen=True)
 class _Use:
     """A place where a weight meets an activation."""
 
     weight: Weight
     layer: int
-    tap: tuple[TensorKey, bool, int, tuple[int, ...]] | None
+    tap: _Reading | None
 
 
 def read_graph(model: ov.Model, weights: Sequence[Weight], *, tapped: frozenset[str] | None = None) -> ActivationGraph:
@@ -175,25 +179,15 @@ def _uses_of(
         layer = twin.get(consumer.node.get_name())
         if layer is None:
             continue
-        tap = None
-        node = nodes[layer]
+        tap, role = None, consumer.role
         in_order = weight.input_axes == weight.reduction_axes  # else what is seen has another order than its columns
-        if node.get_type_name() in ("MatMul", "GroupedMatMul") and in_order:
-            shape = node.get_input_partial_shape(consumer.port)
-            batch = tuple(dim.get_length() for dim in list(shape)[:-2])
-            other = 1 - consumer.port
-            transposed = _transposed(node, other)
-            tap = (sources[layer][other], transposed, weight.columns, batch if prod(batch) > 1 else ())
+        if role is not None and role.activation is not None and in_order:
+            shape = nodes[layer].get_input_partial_shape(consumer.port)
+            sizes = [shape[dim].get_length() for dim in role.batch]
+            batch = tuple(zip(role.activation.batch, sizes, strict=True)) if prod(sizes) > 1 else ()
+            tap = (sources[layer][role.activation.port], role.activation.reduction, weight.columns, batch)
         found.append(_Use(weight, layer, tap))
     return found
-
-
-def _transposed(node: ov.Node, port: int) -> bool:
-    """Whether a MatMul sums over the last dimension but one of the tensor at `port`."""
-    if node.get_type_name() != "MatMul" or len(node.get_input_partial_shape(port)) < 2:
-        return False
-    attributes = node.get_attributes()
-    return bool(attributes["transpose_a"]) if port == 0 else not attributes["transpose_b"]
 
 
 def _levels(sources: Sequence[Sequence[TensorKey]], constant: Sequence[bool], layers: set[int]) -> list[int]:
@@ -208,15 +202,15 @@ def _taps(
     uses: Sequence[_Use], nodes: Sequence[ov.Node], levels: Sequence[int], tapped: frozenset[str] | None
 ) -> tuple[Tap, ...]:
     """One tap for all layers that read the same tensor in the same way."""
-    readers: dict[tuple[TensorKey, bool, int, tuple[int, ...]], list[str]] = {}
+    readers: dict[_Reading, list[str]] = {}
     for use in uses:
         if use.tap is not None and (tapped is None or use.weight.name in tapped):
             names = readers.setdefault(use.tap, [])
             if use.weight.name not in names:
                 names.append(use.weight.name)
     taps = [
-        Tap(str(nodes[key[0]].get_friendly_name()), key, transposed, width, batch, tuple(names), levels[key[0]])
-        for (key, transposed, width, batch), names in readers.items()
+        Tap(str(nodes[key[0]].get_friendly_name()), key, reduction, width, batch, tuple(names), levels[key[0]])
+        for (key, reduction, width, batch), names in readers.items()
     ]
     return tuple(sorted(taps, key=lambda tap: (tap.level, tap.key)))
 

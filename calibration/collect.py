@@ -60,7 +60,7 @@ def collect(
 
 
 def _check_memory(taps: Sequence[Tap], limit: int) -> None:
-    total = sum(_BYTES * tap.width * prod(tap.batch) for tap in taps)
+    total = sum(_BYTES * tap.width * prod(size for _, size in tap.batch) for tap in taps)
     if total > limit // 2:
         raise OptionError(
             f"calibration_memory={limit}: the statistics of {len(taps)} layer inputs alone take {total} bytes, "
@@ -77,7 +77,7 @@ def _readers(sums: Mapping[Tap, Accumulator]) -> dict[TensorKey, Receive]:
     def reader(taps: list[Tap]) -> Receive:
         def receive(window: int, key: TensorKey, array: Array) -> None:
             for tap in taps:
-                sums[tap].add(rows_by_expert(array, tap.batch, transposed=tap.transposed))
+                sums[tap].add(rows_by_expert(array, tap.reduction, tap.batch))
 
         return receive
 

@@ -121,7 +121,7 @@ class LayerInput:
         return hat[:, kept], x[:, kept]
 
     def _rows(self, stream: Stream, window: int) -> Float32:
-        x = rows_by_expert(stream.store.get(self._tap.key, window), self._tap.batch, transposed=self._tap.transposed)
+        x = rows_by_expert(stream.store.get(self._tap.key, window), self._tap.reduction, self._tap.batch)
         return x.reshape(len(x), -1, self.width)
 
 
