@@ -18,7 +18,7 @@ from ov_weight_compression.ir_utils.lazy_weight import Part, Sink, filled
 from ov_weight_compression.ir_utils.packing import pack
 from ov_weight_compression.ir_utils.types import Array, element_type
 from ov_weight_compression.passes.channel_importance import ChannelImportance
-from ov_weight_compression.passes.stored import StoredWeight
+from ov_weight_compression.passes.stored import StoredRows
 from ov_weight_compression.quantization.encode import encode_rows, stored_table, turn_over_first_group
 from ov_weight_compression.quantization.scales import tensor_scale_of, unusable
 from ov_weight_compression.quantization.spec import Encoded, Spec
@@ -92,7 +92,7 @@ class WeightJob:
     absmax: float
     reader: ConstantReader | None = None
     """What its values are read from; None where they are `stored`."""
-    stored: StoredWeight | None = None
+    stored: StoredRows | None = None
     """The weight's codes, where they have been computed already."""
     importance: Importance | None = None
     """Of the input channels, for a scale search."""
@@ -137,7 +137,7 @@ class WeightJob:
         unpacked: Array | None = None
         if not layout.contiguous:
             unpacked = np.empty(layout.shape, dtype=np.uint16 if row.bits == 16 else np.uint8)
-        tensor_scale = tensor_scale_of(self.absmax, row)
+        tensor_scale = self._tensor_scale
 
         def run(slab: Slab) -> None:
             offset, size = (slab.start * layout.columns * row.bits // 8, (slab.stop - slab.start) * layout.columns)
@@ -207,13 +207,17 @@ class WeightJob:
         self.reader.release(slab)
         return encoded
 
+    @property
+    def _tensor_scale(self) -> np.float32 | None:
+        return tensor_scale_of(self.absmax, self.spec.format) if self.stored is None else self.stored.tensor_scale
+
     def known_parts(self) -> dict[str, ov.Tensor]:
         """The parts that are known before anything is computed: scalars and tables."""
         row, parts = self.spec.format, self.parts
         values: dict[str, Array] = {}
         if row.zero_point == "scalar":
             values["zero_point"] = np.array([row.zero_value], dtype=np.int8)
-        tensor_scale = tensor_scale_of(self.absmax, row)
+        tensor_scale = self._tensor_scale
         if tensor_scale is not None:
             values["tensor_scale"] = np.array([tensor_scale], dtype=np.float32)
         table = stored_table(row)
