@@ -15,7 +15,7 @@ from ov_weight_compression.calibration.sums import Accumulator, rows_by_expert
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.progress import progress_bar
 from ov_weight_compression.ir_utils.types import Array
-from ov_weight_compression.patterns import Weight
+from ov_weight_compression.patterns import Sources, Weight
 
 __all__ = ["DEFAULT_MEMORY", "collect"]
 
@@ -32,14 +32,16 @@ def collect(
     *,
     calibration_memory: int = DEFAULT_MEMORY,
     quiet: bool = False,
+    sources: Sources | None = None,
 ) -> Statistics:
     """Statistics of the inputs of the layers that use `weights`, over all `samples`.
 
-    Every layer runs once per window. The model itself is not changed.
+    `sources` says where the weights' values come from, the model's constants by default. Every layer runs once per
+    window. The model itself is not changed.
 
     Raises OptionError where the statistics themselves would take more than half of `calibration_memory`.
     """
-    graph = read_graph(model, weights)
+    graph = read_graph(model, weights, values=sources)
     sums = {tap: Accumulator(tap.width) for tap in graph.taps}
     _check_memory(graph.taps, calibration_memory)
     with Pool(calibration_memory // 4) as pool:
