@@ -50,7 +50,7 @@ from ov_weight_compression.passes.modes import (
 )
 from ov_weight_compression.passes.rules import Rule, parse_rules
 from ov_weight_compression.passes.tuning import Tuning
-from ov_weight_compression.patterns import GivenSources, IgnoredScope
+from ov_weight_compression.patterns import GivenSources, IgnoredScope, given_sources
 from ov_weight_compression.quantization.formats import FORMATS, TABLE_TYPES, Format, with_table
 from ov_weight_compression.quantization.lloyd import stand_in
 
@@ -116,13 +116,6 @@ def _read_search(value: Any) -> str | int:
     return found or "off"
 
 
-def _read_sources(value: Any) -> GivenSources:
-    if not isinstance(value, Mapping) and not callable(value):
-        raise ValueError
-    found: GivenSources = value
-    return found
-
-
 def _read_format(value: Any) -> str:
     if str(getattr(value, "value", value)) != "dequantize":
         raise OptionError("compression_format: only 'dequantize' is written, for the others train with NNCF")
@@ -132,7 +125,7 @@ def _read_format(value: Any) -> str:
 _SEARCH = Kind("'auto', 'off' or a number of candidates up to 256", _read_search, "str | int")
 _RULES = Kind("a list of (pattern, mode) pairs", parse_rules, "RulesLike")
 _SCOPE = Kind("", IgnoredScope.of, "Any")
-_SOURCES = Kind("a mapping from the names of weights to their sources, or a function", _read_sources, "GivenSources")
+_SOURCES = Kind("a mapping from the names of weights to their sources, or a function", given_sources, "GivenSources")
 
 _WITH_TABLE = Need(
     lambda options: options.uses(Mode.CODEBOOK) or options.uses(Mode.ADAPTIVE_CODEBOOK),
@@ -142,10 +135,7 @@ _WITH_FITTED_TABLE = Need(
     lambda options: options.uses(Mode.ADAPTIVE_CODEBOOK),
     "means nothing with {mode}, only with adaptive_codebook; leave it out",
 )
-_OWN_VALUES = Need(
-    lambda options: options.sources is None,
-    "means nothing with sources: statistics are told apart by the model's own constants; leave it out",
-)
+_OWN_VALUES = Need(lambda options: options.sources is None, "means nothing with sources, which it cannot tell apart")
 _COMPUTED = Need(lambda options: not options.lazy, "{value} means nothing without lazy=False")
 _WITH_LORA = Need(lambda options: options.lora_correction, "{value} means nothing without lora_correction=True")
 
@@ -264,9 +254,7 @@ class Options:
     advanced_parameters: Any = declared(
         None, anything("Any"), "NNCF's; what has a counterpart here is taken", flag=None, recorded="never"
     )
-    sources: GivenSources | None = declared(
-        None, _SOURCES, "where weights' values come from, other than the model", flag=None, recorded="never"
-    )
+    sources: GivenSources | None = declared(None, _SOURCES, "where values come from", flag=None, recorded="never")
     tuning: Tuning = field(default_factory=Tuning)
     """No option: what NNCF's advanced parameters say of the algorithms."""
 
@@ -470,12 +458,10 @@ def _check_together(options: Options, asked: Mapping[str, Any]) -> None:
     _check_codebook(options)
     _check_few_bits(options, asked)
     for place, rule in enumerate(options.rules):
-        if rule.mode is None:
-            continue
-        row = FORMATS[rule.mode.value]
-        if rule.group_size is not None and row.fixed_group and rule.group_size != row.default_group:
+        row = None if rule.mode is None else FORMATS[rule.mode.value]
+        if row is not None and row.fixed_group and rule.group_size not in (None, row.default_group):
             raise OptionError(
-                f"rules[{place}]: {rule.mode.value} is defined for groups of {row.default_group}, got {rule.group_size}"
+                f"rules[{place}]: {row.name} is defined for groups of {row.default_group}, got {rule.group_size}"
             )
 
 

@@ -22,10 +22,18 @@ from ov_weight_compression.ir_utils.types import Float32
 from ov_weight_compression.ir_utils.weight_source import ChainSource, ConstantSource, FoldedSource, WeightSource
 from ov_weight_compression.patterns.weight import Weight
 
-__all__ = ["GivenSources", "Sources", "sources_of"]
+__all__ = ["GivenSources", "Sources", "given_sources", "sources_of"]
 
 GivenSources: TypeAlias = Mapping[str, WeightSource] | Callable[[Weight], WeightSource | None]
 """Sources by the names of weights, or a function; a weight that has none there is read from the graph."""
+
+
+def given_sources(value: Any) -> GivenSources:
+    """An option's value, if it may be sources. Raises ValueError where it is something else."""
+    if not isinstance(value, Mapping) and not callable(value):
+        raise ValueError(value)
+    found: GivenSources = value
+    return found
 
 
 @dataclass(frozen=True, eq=False)

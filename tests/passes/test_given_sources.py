@@ -138,5 +138,5 @@ def test_inside_a_body_data_cannot_meet_them() -> None:
 
 def test_statistics_are_not_kept_of_them(tmp_path: Path) -> None:
     options: dict[str, Any] = {"mode": "int4_sym", "dataset": TOKENS, "statistics_path": tmp_path}
-    with pytest.raises(OptionError, match=r"statistics_path: .* told apart by the model's own constants"):
+    with pytest.raises(OptionError, match=r"statistics_path: means nothing with sources, which"):
         apply_weight_compression(llama(), sources={}, **options)
