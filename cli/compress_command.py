@@ -15,13 +15,15 @@ if TYPE_CHECKING:
 
 __all__ = ["add_compress_parser", "run_compress"]
 
+_MODEL = ".xml, .onnx, a folder with openvino_*.xml files, or a checkpoint's with config.json and *.safetensors"
+
 
 def add_compress_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Add the command to the `add_subparsers()` of a parser; `args.run` is set to `run_compress`."""
     command: argparse.ArgumentParser = subparsers.add_parser(
         "compress", help="compress a model's weights (the default command)"
     )
-    command.add_argument("model", metavar="MODEL", type=Path, help=".xml, .onnx, or a folder with openvino_*.xml files")
+    command.add_argument("model", metavar="MODEL", type=Path, help=_MODEL)
     command.add_argument("-o", "--output", metavar="OUT", type=Path, help=".xml file or folder to write")
     command.add_argument(
         "--rule",
@@ -36,6 +38,7 @@ def add_compress_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="leave alone: a layer's name, or name:N, re:REGEX, type:OPERATION; may be repeated",
     )
     command.add_argument("--no-validate", action="store_true", help="an --ignore that matches nothing is no error")
+    command.add_argument("--task", metavar="TASK", help="what a checkpoint is exported for, in optimum-intel's words")
     data = command.add_argument_group("with data")
     data.add_argument("--data", metavar="FILE", help="text, .npy or .npz; random or self for a language model")
     _add_declared(command, data)
@@ -105,11 +108,11 @@ def run_compress(parsed: argparse.Namespace) -> int:
     options = _options(parsed)
     target = None if parsed.dry_run else parsed.output
     if parsed.quiet:
-        results = compress_path(parsed.model, target, options, parsed.force, data=parsed.data)
+        results = compress_path(parsed.model, target, options, parsed.force, data=parsed.data, task=parsed.task)
         done()
     else:
         with _weights_bar() as progress:
-            results = compress_path(parsed.model, target, options, parsed.force, progress, parsed.data)
+            results = compress_path(parsed.model, target, options, parsed.force, progress, parsed.data, parsed.task)
             done()
         _summarise(results, parsed.dry_run)
     if report is not None:

@@ -1,21 +1,24 @@
-"""Compress model files: one IR or ONNX model, or a folder as exporters write them (see `ir_utils.model_folder`)."""
+"""Compress model files: one IR or ONNX model, a folder as exporters write them (see `ir_utils.model_folder`), or a
+checkpoint (see `cli.checkpoint_files`)."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ov_weight_compression.checkpoints.folder import is_checkpoint
+from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.ir_file import changed_since, read_model
 from ov_weight_compression.ir_utils.model_folder import convert_path, edit_config
 from ov_weight_compression.ir_utils.publish import expanded
 from ov_weight_compression.ir_utils.saving import save_model
-from ov_weight_compression.passes.report import Report
+from ov_weight_compression.passes.report import Report, with_origins
 from ov_weight_compression.passes.weight_compression import WeightCompression
 
-__all__ = ["FileResult", "Progress", "compress_path"]
+__all__ = ["FileResult", "Progress", "compress_model", "compress_path", "update_config"]
 
 _OPTIMUM_DTYPES = ("int4", "int8", "mxfp4", "nf4", "cb4")
 
@@ -41,16 +44,26 @@ def compress_path(
     force: bool = False,
     progress: Progress | None = None,
     data: str | None = None,
+    task: str | None = None,
 ) -> list[FileResult]:
-    """Compress a model file or a folder into `target`; with `target` None only decide and report (a dry run).
+    """Compress a model file, a folder of models or a checkpoint into `target`; with `target` None only decide and
+    report (a dry run).
 
-    `data` names a calibration dataset as the command line does: a file, "random" or "self".
+    `data` names a calibration dataset as the command line does: a file, "random" or "self". `task` is what a checkpoint
+    is exported for, in optimum-intel's words.
 
     Raises:
         ModelError: the source is no model, or not readable.
         OptionError: an option, or a destination that exists or is the source and `force` is not given.
         WorkError: computing or writing failed; what was at the destination is still there.
     """
+    source = expanded("MODEL", source)
+    if is_checkpoint(source):
+        from ov_weight_compression.cli.checkpoint_files import compress_checkpoint
+
+        return compress_checkpoint(source, target, options, force, progress, data, task)
+    if task is not None:
+        raise OptionError(f"task: {source} is no checkpoint; a model is exported already")
 
     @functools.cache
     def with_data() -> dict[str, Any]:
@@ -58,30 +71,49 @@ def compress_path(
             return options
         from ov_weight_compression.calibration import read_data
 
-        folder = expanded("MODEL", source)
-        return {**options, "dataset": read_data(data, folder if folder.is_dir() else folder.parent)}
+        return {**options, "dataset": read_data(data, source if source.is_dir() else source.parent)}
 
     def convert(model: Path, written: Path | None) -> Report:
         return _compress_file(model, written, with_data(), progress)
 
-    return [FileResult(*result) for result in convert_path(source, target, convert, _update_config, force)]
+    return [FileResult(*result) for result in convert_path(source, target, convert, update_config, force)]
 
 
 def _compress_file(source: Path, target: Path | None, options: dict[str, Any], progress: Progress | None) -> Report:
-    pass_ = WeightCompression(**options)
     check_unchanged = changed_since(source)
-    model = read_model(source)
+    return compress_model(read_model(source), source.name, target, options, progress, check_unchanged)
+
+
+def compress_model(
+    model: Any,
+    name: str,
+    target: Path | None,
+    options: dict[str, Any],
+    progress: Progress | None,
+    check_unchanged: Callable[[], None],
+    origins: Mapping[str, str] | None = None,
+    unused: Mapping[str, str] | None = None,
+) -> Report:
+    """Compress a model that has been read and write it to `target`, or with `target` None only decide.
+
+    Args:
+        name: the model's, for the progress bar.
+        check_unchanged: called before the files take their names; raises if what was read has been changed.
+        origins: where constants come from, by their names.
+        unused: what the source has and the model has not, and why.
+    """
+    pass_ = WeightCompression(**options)
     if target is None:
-        return pass_.preview(model)
+        return with_origins(pass_.preview(model), origins or {}, unused or {})
     pass_.run_on_model(model)
     if progress is not None:
-        advance, elements = progress(source.name, pass_.report), {row.name: row.elements for row in pass_.report.rows}
+        advance, elements = progress(name, pass_.report), {row.name: row.elements for row in pass_.report.rows}
         pass_.on_weight_finished(lambda job: advance(elements[job.name]))
     save_model(model, target, after_write=check_unchanged)
-    return pass_.report
+    return with_origins(pass_.report, origins or {}, unused or {})
 
 
-def _update_config(folder: Path, reports: list[Report]) -> None:
+def update_config(folder: Path, reports: list[Report]) -> None:
     """Say in the exporter's own file what the weights are."""
     recipe = next((report.recipe for report in reports if report.rows), None)
     if recipe is None:

@@ -17,7 +17,7 @@ from ov_weight_compression.ir_utils.errors import ModelError, OptionError, WorkE
 from ov_weight_compression.ir_utils.ir_file import stored_constants
 from ov_weight_compression.ir_utils.publish import Publication, cannot_write, expanded, mend, under_way, write_text
 
-__all__ = ["convert_path", "edit_config", "models_in", "the_model_of"]
+__all__ = ["build_folder", "convert_path", "edit_config", "models_in", "the_model_of"]
 
 _CONFIG_FILE = "openvino_config.json"
 _TOKENIZERS = ("openvino_tokenizer", "openvino_detokenizer")
@@ -86,11 +86,7 @@ def convert_path(
     """
     source = expanded("MODEL", source)
     if target is not None:
-        try:
-            target = _settle_target(source, expanded("output", target), force)
-            Publication(target).discard()  # a place where nothing can be written is found out before any work
-        except OSError as error:
-            raise cannot_write(target, error) from error
+        target = _checked_target(source, target, force)
     if not source.exists():
         mend(source)
     if not source.is_dir():
@@ -98,9 +94,16 @@ def convert_path(
     models = models_in(source)
     if target is None:
         return [(model, model, convert(model, None)) for model in models]
-    if source.resolve() in target.resolve().parents:
-        raise OptionError(f"output: {target} lies inside the input folder {source}; write somewhere else")
-    return _convert_folder(source, target, models, convert, finish)
+
+    def build(partial: Path) -> list[T]:
+        results = [convert(model, partial / model.relative_to(source)) for model in models]
+        _copy_rest(source, partial, models)
+        if finish is not None:
+            finish(partial, results)
+        return results
+
+    target, results = _build(source, target, build)
+    return [(model, target / model.relative_to(source), one) for model, one in zip(models, results, strict=True)]
 
 
 def _settle_target(source: Path, target: Path, force: bool) -> Path:
@@ -121,27 +124,43 @@ def _settle_target(source: Path, target: Path, force: bool) -> Path:
     return target
 
 
-def _convert_folder(
-    source: Path,
-    target: Path,
-    models: list[Path],
-    convert: Callable[[Path, Path | None], T],
-    finish: Callable[[Path, list[T]], None] | None,
-) -> list[tuple[Path, Path, T]]:
+def build_folder(source: Path, target: Path, build: Callable[[Path], T], force: bool = False) -> tuple[Path, T]:
+    """Make a folder from `source`: `build` fills the one that it is given, which then takes its name.
+
+    Returns:
+        The final target, and what `build` returned.
+
+    Raises:
+        OptionError: the destination exists or is the source and `force` is not given, or cannot be.
+        WorkError: writing failed; what was at the destination is still there.
+    """
+    return _build(source, _checked_target(source, target, force), build)
+
+
+def _checked_target(source: Path, target: Path, force: bool) -> Path:
+    """The destination, once it is certain that it can be written."""
+    try:
+        target = _settle_target(source, expanded("output", target), force)
+        Publication(target).discard()  # a place where nothing can be written is found out before any work
+    except OSError as error:
+        raise cannot_write(target, error) from error
+    if source.is_dir() and source.resolve() in target.resolve().parents:
+        raise OptionError(f"output: {target} lies inside the input folder {source}; write somewhere else")
+    return target
+
+
+def _build(source: Path, target: Path, build: Callable[[Path], T]) -> tuple[Path, T]:
     target = target.resolve() if target.is_symlink() else target
     partial = target
     try:
         with Publication(target) as partial:
             partial.mkdir()
-            results = [convert(model, partial / model.relative_to(source)) for model in models]
-            _copy_rest(source, partial, models)
-            if finish is not None:
-                finish(partial, results)
+            built = build(partial)
     except OSError as error:
         raise cannot_write(target, error) from error
     except WorkError as error:  # names a file where it lay for the time being, which means nothing to the caller
         raise WorkError(str(error).replace(str(partial), str(target))) from error
-    return [(model, target / model.relative_to(source), one) for model, one in zip(models, results, strict=True)]
+    return target, built
 
 
 def _copy_rest(source: Path, target: Path, models: list[Path]) -> None:

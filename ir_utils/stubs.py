@@ -50,7 +50,12 @@ def find_stubs(xml: bytes, weights: Path, stubs: Mapping[bytes, Stub]) -> dict[i
 
 
 def make_room(
-    xml: bytes, written: Path, target: Path, found: Mapping[int, bytes], stubs: Mapping[bytes, Stub]
+    xml: bytes,
+    written: Path,
+    target: Path,
+    found: Mapping[int, bytes],
+    stubs: Mapping[bytes, Stub],
+    sparse: bool = False,
 ) -> tuple[bytes, dict[bytes, int]]:
     """The .xml with the constants in place of the stubs, and a .bin at `target` with all that is known already.
 
@@ -60,6 +65,7 @@ def make_room(
         target: the .bin to write.
         found: what `find_stubs` found.
         stubs: what the marks stand for.
+        sparse: leave holes that take no space on the disk.
 
     Returns:
         the new .xml, and the offset of each mark's constant in `target`.
@@ -75,7 +81,10 @@ def make_room(
     places = {mark: room.moved(offset) for mark, offset in first.items()}
     with written.open("rb") as source, target.open("wb") as file:
         size = os.fstat(source.fileno()).st_size
-        _reserve(file.fileno(), size + growth[-1])
+        if sparse:
+            os.ftruncate(file.fileno(), size + growth[-1])
+        else:
+            _reserve(file.fileno(), size + growth[-1])
         ends = [*found, size]
         for start, stop in zip([0, *(offset + STUB_BYTES for offset in found)], ends, strict=True):
             _copy(source.fileno(), file.fileno(), start, stop, room.moved(start) if start < stop else 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ov_weight_compression.passes.lora import Correction
     from ov_weight_compression.passes.smoothing import Scaling
 
-__all__ = ["Report", "Row", "Share", "make_report"]
+__all__ = ["Report", "Row", "Share", "make_report", "with_origins"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ class Row:
     bytes_after: int
     reason: str
     in_ratio: bool
+    origin: str = ""
+    """Which file and tensor of a checkpoint it is; empty where the model itself is the source."""
 
     @property
     def bits_per_weight(self) -> float:
@@ -80,6 +82,9 @@ class Report:
     """AWQ: for each tensor that layers of few bits read, what took its factors, or why it has none."""
     corrections: tuple[Correction, ...] = ()
     """LoRA correction: for each weight of few bits, the adapters beside its layer, or why there are none."""
+
+    unused: Mapping[str, str] = field(default_factory=dict)
+    """Tensors of a checkpoint that are in no constant of its models, and why."""
 
     @property
     def bytes_before(self) -> int:
@@ -133,10 +138,11 @@ class Report:
             },
             "warnings": list(self.warnings),
             "shares": [asdict(share) for share in self.shares],
-            "weights": [{**asdict(row), "bits_per_weight": round(row.bits_per_weight, 4)} for row in self.rows],
+            "weights": [_row_as_dict(row) for row in self.rows],
             **({"scalings": [asdict(scaling) for scaling in self.scalings]} if self.scalings else {}),
             **({"corrections": [asdict(line) for line in self.corrections]} if self.corrections else {}),
             "skips": [asdict(skip) for skip in self.skips],
+            **({"unused": dict(self.unused)} if self.unused else {}),
         }
 
     def save(self, path: str | Path) -> None:
@@ -176,6 +182,19 @@ def make_report(
             f"{release_of(version)}: `ov-compress verify` does",
         )
     return Report(_rows(plan, equal), tuple(plan.skips), recipe, warnings, scalings, corrections)
+
+
+def with_origins(report: Report, origins: Mapping[str, str], unused: Mapping[str, str]) -> Report:
+    """A report that says of each weight where it came from, by the weight's name, and what was not needed."""
+    rows = tuple(replace(row, origin=origins.get(row.name, "")) for row in report.rows)
+    return replace(report, rows=rows, unused=unused)
+
+
+def _row_as_dict(row: Row) -> dict[str, Any]:
+    said = {**asdict(row), "bits_per_weight": round(row.bits_per_weight, 4)}
+    if not row.origin:
+        del said["origin"]
+    return said
 
 
 def _rows(plan: Plan, equal: Sequence[Sequence[int]]) -> tuple[Row, ...]:

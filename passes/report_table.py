@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 __all__ = ["print_report"]
 
+_NAMED = 3
+
 
 def _shares_table(report: Report) -> Any:
     numbers = ("group", "weights", "params", "in ratio", "before", "after", "bits")
@@ -111,5 +113,10 @@ def print_report(report: Report, console: Any) -> None:
         console.print(line, highlight=False, soft_wrap=True)
     if "data" in report.recipe:
         console.print(f"Calibrated with {report.recipe['data']}.", highlight=False, soft_wrap=True)
+    for reason, count in Counter(report.unused.values()).items():
+        names = [name for name, why in report.unused.items() if why == reason]
+        more = ", …" if count > _NAMED else ""
+        line = f"In no model: {count} of the checkpoint's tensors: {reason} ({', '.join(names[:_NAMED])}{more})."
+        console.print(line, highlight=False, soft_wrap=True)
     for warning in report.warnings:
         console.print(f"note: {warning}", style="yellow", highlight=False, soft_wrap=True)

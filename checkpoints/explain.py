@@ -1,0 +1,124 @@
+"""Whose bytes a constant is: which tensor of a checkpoint, by the address of its memory.
+
+transformers hands out parameters that are views of the mapped safetensors files, and OpenVINO's PyTorch frontend makes
+Constants that share that memory. So a constant's address says which file it lies in and where, hence which tensor it is
+(or which part of one), whatever either of them is called.
+
+The files are mapped private and writable: where somebody has changed a parameter in place the address is still that of
+the file, but the kernel has given the page a copy of its own, and says so. Such a constant is taken for computed.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from bisect import bisect_right
+from collections.abc import Iterable
+from dataclasses import dataclass
+from mmap import PAGESIZE
+from pathlib import Path
+from typing import Any
+
+from ov_weight_compression.checkpoints.safetensors_file import StoredTensor
+from ov_weight_compression.ir_utils.errors import ModelError
+
+__all__ = ["FileSpans", "Stretch", "TensorPlaces", "address_of"]
+
+_PRESENT, _SWAPPED, _OF_A_FILE = 1 << 63, 1 << 62, 1 << 61  # bits of an entry of /proc/self/pagemap
+_ENTRY_BYTES = 8
+_ENTRIES = 1 << 16  # read at a time
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Bytes of a tensor: all of them, or a part."""
+
+    tensor: StoredTensor
+    begin: int
+    """Where in the tensor's bytes they begin."""
+    nbytes: int
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is all of the tensor."""
+        return self.nbytes == self.tensor.nbytes
+
+
+@dataclass(frozen=True)
+class _Span:
+    start: int
+    stop: int
+    offset: int
+    path: str
+
+
+class FileSpans:
+    """Which file, and where in it, an address of this process belongs to, as it is now.
+
+    Raises:
+        ModelError: this system does not say (it is not Linux).
+    """
+
+    def __init__(self) -> None:
+        if not sys.platform.startswith("linux"):
+            raise ModelError("a checkpoint can be read on Linux only: other systems do not say what memory is a file's")
+        self._spans: list[_Span] = []
+        with open("/proc/self/maps") as lines:
+            for line in lines:
+                span, _, offset, _, inode, *path = line.split(maxsplit=5)
+                if inode != "0" and path:
+                    start, stop = (int(end, 16) for end in span.split("-"))
+                    self._spans.append(_Span(start, stop, int(offset, 16), path[0].rstrip("\n")))
+        self._starts = [span.start for span in self._spans]
+
+    def find(self, address: int, nbytes: int) -> tuple[str, int] | None:
+        """The file that has all bytes at an address, and where; None where they are memory, or have been written to."""
+        place = bisect_right(self._starts, address) - 1
+        if place < 0 or address + nbytes > self._spans[place].stop:
+            return None
+        span = self._spans[place]
+        return None if _written(address, nbytes) else (span.path, span.offset + address - span.start)
+
+
+def _written(address: int, nbytes: int) -> bool:
+    """Whether a page under bytes of a private mapping is no longer the file's."""
+    first, last = address // PAGESIZE, -(-(address + nbytes) // PAGESIZE)
+    with open("/proc/self/pagemap", "rb") as pages:
+        pages.seek(first * _ENTRY_BYTES)
+        for start in range(first, last, _ENTRIES):
+            read = pages.read(min(_ENTRIES, last - start) * _ENTRY_BYTES)
+            for entry in struct.unpack(f"<{len(read) // _ENTRY_BYTES}Q", read):
+                if entry & _SWAPPED or (entry & _PRESENT and not entry & _OF_A_FILE):
+                    return True
+    return False
+
+
+class TensorPlaces:
+    """The tensors of a checkpoint by where they lie in their files."""
+
+    def __init__(self, tensors: Iterable[StoredTensor]) -> None:
+        self._in_file: dict[str, tuple[list[int], list[StoredTensor]]] = {}
+        found: dict[Path, list[StoredTensor]] = {}
+        for tensor in tensors:
+            if tensor.nbytes:
+                found.setdefault(tensor.file, []).append(tensor)
+        for file, inside in found.items():
+            inside.sort(key=lambda tensor: tensor.offset)
+            self._in_file[str(file.resolve())] = [tensor.offset for tensor in inside], inside
+
+    def find(self, spans: FileSpans, address: int, nbytes: int) -> Stretch | None:
+        """The tensor that memory belongs to; None where it is no tensor's, or more than one's."""
+        place = spans.find(address, nbytes) if nbytes else None
+        offsets, inside = self._in_file.get(place[0], ([], [])) if place is not None else ([], [])
+        if place is None or not inside:
+            return None
+        number = bisect_right(offsets, place[1]) - 1
+        if number < 0 or place[1] + nbytes > inside[number].offset + inside[number].nbytes:
+            return None
+        return Stretch(inside[number], place[1] - inside[number].offset, nbytes)
+
+
+def address_of(constant: Any) -> tuple[int, int]:
+    """Where a Constant's memory is, and how many bytes."""
+    data = constant.data
+    return int(data.__array_interface__["data"][0]), int(data.nbytes)

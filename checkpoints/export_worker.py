@@ -1,0 +1,332 @@
+"""optimum-intel's export in a process of its own: `python -m ov_weight_compression.checkpoints.export_worker`.
+
+The graph, the names, the configs and the tokenizers are what optimum-intel writes. Only where it would write a model's
+weights it writes a skeleton (see `skeleton`): no weight is copied or read, unless the exporter computes with it. When
+the process ends, torch's memory is gone, before the first weight is compressed.
+
+    stdin    the caller's end of a pipe: when it closes, the caller is gone, and so is this process
+    argv[1]  a JSON file: what is asked for (`Request`)
+    argv[2]  a JSON file to write: what was found (`Answer`), or why it cannot be (`{"kind": …, "error": …}`)
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import re
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, astuple, dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ov_weight_compression.checkpoints.explain import FileSpans, Stretch, TensorPlaces, address_of
+from ov_weight_compression.checkpoints.folder import Checkpoint, read_checkpoint
+from ov_weight_compression.checkpoints.skeleton import explain_constants, write_skeleton
+from ov_weight_compression.ir_utils.constants import FLOAT_TYPES, float_values
+from ov_weight_compression.ir_utils.errors import CompressionError, ModelError
+
+__all__ = ["Answer", "Request", "main"]
+
+_TOKENIZERS = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
+_KNOWN_UNUSED = re.compile(
+    r"(^|\.)(rotary_emb\.inv_freq|inv_freq|masked_bias|attn\.bias|attention\.bias|position_ids|num_batches_tracked)$"
+    r"|(^|\.)(pooler|cls|lm_head|mlm|nsp|vocab_projector|vocab_transform|vocab_layer_norm|discriminator_predictions)\."
+)
+"""Buffers that are computed from the config, and heads that training had and the architecture has not."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be exported, and where to."""
+
+    folder: str
+    output: str
+    task: str | None
+    """optimum-intel's word; None for what the architecture is for."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was found."""
+
+    models: dict[str, Any]
+    """The skeletons' .xml relative to the output, each with its `holes` (`skeleton.Placed`), and by the names of its
+    `copies` the tensors that they are copies of, in another type."""
+    unused: dict[str, str]
+    """Tensors that are in no model, and why."""
+    task: str
+    versions: dict[str, str]
+
+
+def main(arguments: list[str]) -> int:
+    """Do what the request says; the exit code is 0 if an answer was written."""
+    asked, answer = (Path(word) for word in arguments)
+    threading.Thread(target=_end_with_caller, daemon=True).start()
+    try:
+        found = _export(Request(**json.loads(asked.read_text())))
+        answer.write_text(json.dumps(asdict(found)))
+    except (Exception, SystemExit) as error:
+        traceback.print_exc()
+        kind = "model" if isinstance(error, ModelError) else "other"
+        answer.write_text(json.dumps({"kind": kind, "error": _reason(error)}))
+        return 1
+    return 0
+
+
+def _end_with_caller() -> None:
+    while sys.stdin.buffer.read(1):
+        pass
+    os._exit(1)
+
+
+def _reason(error: BaseException) -> str:
+    """An error in one line, for libraries that raise essays."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, CompressionError):
+        return " ".join(lines)
+    telling = [line for line in lines if "size mismatch" in line]
+    return f"{type(error).__name__}: {(telling or lines or ['it does not say why'])[0]}"
+
+
+def _export(request: Request) -> Answer:
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # what OpenVINO's converter would report with
+    import openvino as ov
+    import optimum.exporters.openvino  # noqa: F401  (registers what it can export)
+    import torch
+    import transformers
+    from optimum.exporters.openvino import main_export
+    from optimum.intel.version import __version__ as optimum_version
+
+    checkpoint = read_checkpoint(Path(request.folder))
+    task = request.task or _task_of(checkpoint)
+    accounts = _Accounts(checkpoint)
+    transformers.logging.set_verbosity_error()
+    with _instead_of_saving(accounts.save), accounts.watching():
+        main_export(request.folder, Path(request.output), task=task, convert_tokenizer=True)
+    if not accounts.models:
+        raise ModelError(f"{checkpoint.folder}: optimum-intel wrote no model for the task {task}")
+    models = {str(path.relative_to(request.output)): found for path, found in accounts.models.items()}
+    versions = {
+        "optimum-intel": optimum_version,
+        "transformers": transformers.__version__,
+        "torch": torch.__version__,
+        "openvino": ov.get_version(),
+    }
+    return Answer(models, accounts.unused(), task, versions)
+
+
+def _task_of(checkpoint: Checkpoint) -> str:
+    """What an architecture is for: optimum only asks the hub for that.
+
+    Raises:
+        ModelError: transformers has no such architecture (code that comes with a checkpoint is not run), or
+            optimum-intel does not export it.
+    """
+    import transformers
+    from optimum.exporters.tasks import TasksManager
+
+    config, where = checkpoint.config, f"{checkpoint.folder}/config.json"
+    kind, names = config.get("model_type"), config.get("architectures")
+    name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
+    known = isinstance(kind, str) and kind in transformers.CONFIG_MAPPING
+    found = getattr(transformers, name, None) if name is not None and name.isidentifier() else None
+    if not known or found is None or not hasattr(found, "from_pretrained"):
+        own = "; code that comes with a checkpoint (auto_map) is not run" if "auto_map" in config else ""
+        what = f"model_type {kind!r}" if not known else f"architecture {name!r}"
+        raise ModelError(f"{where}: transformers {transformers.__version__} has no {what}{own}")
+    try:
+        task: str = TasksManager._infer_task_from_model_or_model_class(model_class=found)
+        tasks = TasksManager.get_supported_tasks_for_model_type(kind, exporter="openvino", library_name="transformers")
+    except (KeyError, ValueError) as error:
+        raise ModelError(f"{where}: optimum-intel does not export {kind} ({name}): {_reason(error)}") from error
+    if f"{task}-with-past" in tasks:
+        return f"{task}-with-past"
+    if task not in tasks:
+        raise ModelError(f"{where}: optimum-intel exports {kind} for {', '.join(tasks)}, and {name} is for {task}")
+    return task
+
+
+@contextmanager
+def _instead_of_saving(save: Any) -> Iterator[None]:
+    """While it lasts, what optimum-intel would save goes to `save(model, path)`; tokenizers' models excepted."""
+    from optimum.exporters.openvino import __main__ as command
+    from optimum.exporters.openvino import convert
+
+    own = convert.save_model
+    replaced = {
+        (convert, "save_model"): lambda model, path, *more, **named: (
+            own(model, path, *more, **named) if Path(path).name in _TOKENIZERS else save(model, Path(path))
+        ),
+        # Compresses what has more than a billion parameters to 8 bits.
+        (command, "_apply_model_size_based_quantization"): lambda *_, **__: None,
+        # Whether a model is traced once more to compare: twice the time.
+        (convert, "allow_skip_tracing_check"): lambda *_: True,
+    }
+    kept = {place: getattr(*place) for place in replaced}
+    for place, function in replaced.items():
+        setattr(*place, function)
+    try:
+        yield
+    finally:
+        for place, function in kept.items():
+            setattr(*place, function)
+
+
+class _Accounts:
+    """What became of each tensor of the checkpoint, while it is exported."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self.models: dict[Path, Any] = {}
+        self._places = TensorPlaces(checkpoint.tensors.values())
+        self._used: set[str] = set()
+        self._unexpected: set[str] = set()
+        self._made_up: dict[str, Any] = {}
+        """Parameters that the checkpoint lacks, by name: the loader has filled them with random numbers."""
+        self._copies: dict[int, str] = {}
+        """Addresses of parameters that are not in the files (they were cast to another type), with their names."""
+        self._spans = FileSpans()
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """While it lasts, models that are loaded and tensors that OpenVINO's frontend asks for are noted."""
+        import torch
+        from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+        from openvino.frontend.pytorch.utils import get_value_from_getattr
+        from transformers import PreTrainedModel
+
+        load, decode = PreTrainedModel.__dict__["from_pretrained"], TorchScriptPythonDecoder.try_decode_get_attr
+
+        def loaded(cls: Any, *arguments: Any, **named: Any) -> Any:
+            named.update(output_loading_info=True, use_safetensors=True)
+            model, told = load.__func__(cls, *arguments, **named)
+            self._note_loaded(model, told)
+            return model
+
+        def decoded(decoder: Any) -> Any:
+            value, path = get_value_from_getattr(decoder.graph_element, decoder.pt_module)
+            if isinstance(value, torch.Tensor):
+                self._note_used(value, path)
+            return decode(decoder)
+
+        PreTrainedModel.from_pretrained = classmethod(loaded)
+        TorchScriptPythonDecoder.try_decode_get_attr = decoded
+        try:
+            yield
+        finally:
+            PreTrainedModel.from_pretrained = load
+            TorchScriptPythonDecoder.try_decode_get_attr = decode
+
+    def save(self, model: Any, path: Path) -> None:
+        """Write a model that the exporter has made as a skeleton.
+
+        Raises:
+            ModelError: a constant of it was made from numbers that are not the checkpoint's.
+        """
+        explained = explain_constants(model, self._places)
+        for constant in explained.computed:
+            self._check_computed(constant, path.stem)
+        self._used |= {stretch.tensor.name for _, stretch in explained.stored}
+        copies = {constant.get_friendly_name(): self._copied(constant) for constant in explained.computed}
+        placed = write_skeleton(model, path, explained.stored)
+        self.models[path] = {
+            "holes": [astuple(one) for one in placed],
+            "copies": {name: tensor for name, tensor in copies.items() if tensor},
+        }
+        gc.collect()
+
+    def unused(self) -> dict[str, str]:
+        """The tensors that no constant of any model was made from, and why that is.
+
+        Raises:
+            ModelError: the architecture has no use for a tensor, and nothing explains it.
+        """
+        unexpected = {self._tensor_of(name) for name in self._unexpected}
+        found, unknown = {}, []
+        for name in self.checkpoint.tensors.keys() - self._used:
+            if name not in unexpected:
+                found[name] = "no output of the model needs it"
+            elif _KNOWN_UNUSED.search(name):
+                found[name] = "the architecture has no such part"
+            else:
+                unknown.append(name)
+        if unknown:
+            raise ModelError(
+                f"{self.checkpoint.folder}: the architecture has no place for {len(unknown)} of its tensors, "
+                f"{min(unknown)} ({self.checkpoint.tensors[min(unknown)].file.name}) among them"
+            )
+        return dict(sorted(found.items()))
+
+    def _copied(self, constant: Any) -> str:
+        """The tensor that a constant is named for and as large as; "" for none."""
+        tensor = self._tensor_of(_own_name(constant.get_friendly_name()))
+        if not tensor or self.checkpoint.tensors[tensor].elements != prod(constant.get_output_shape(0)):
+            return ""
+        return tensor
+
+    def _check_computed(self, constant: Any, model: str) -> None:
+        if not self._made_up or constant.get_element_type().to_string() not in FLOAT_TYPES:
+            return
+        first, nbytes = address_of(constant)
+        for name, value in self._made_up.items():
+            start = value.data_ptr()
+            if start < first + nbytes and first < start + value.numel() * value.element_size():
+                raise ModelError(f"{self.checkpoint.folder}: there is no tensor for {name}, which {model} needs")
+        if np.isnan(float_values(constant)).any():
+            names = ", ".join(sorted(self._made_up)[:3])
+            raise ModelError(
+                f"{self.checkpoint.folder}: there is no tensor for {names}, from which {model} has "
+                f"{constant.get_friendly_name()} computed"
+            )
+
+    def _note_loaded(self, model: Any, told: dict[str, Any]) -> None:
+        import torch
+
+        named = dict(model.named_parameters(remove_duplicate=False))
+        for name in set(told["missing_keys"]) & named.keys():
+            with torch.no_grad():  # whatever is computed from it can be told by its values
+                named[name].fill_(float("nan"))
+            self._made_up[name] = named[name]
+        self._unexpected |= set(told["unexpected_keys"])
+        self._spans = FileSpans()
+        for name, value in named.items():
+            if self._stretch_of(value) is None:
+                self._copies.setdefault(value.data_ptr(), name)
+
+    def _note_used(self, value: Any, path: str) -> None:
+        """A tensor that the frontend asks for under a path in the traced model, `self.model.norm.weight`."""
+        stretch = self._stretch_of(value)
+        if stretch is not None:
+            self._used.add(stretch.tensor.name)
+        else:
+            self._used.add(self._tensor_of(self._copies.get(value.data_ptr()) or _own_name(path)))
+
+    def _stretch_of(self, value: Any) -> Stretch | None:
+        return self._places.find(self._spans, value.data_ptr(), value.numel() * value.element_size())
+
+    def _tensor_of(self, name: str) -> str:
+        """The tensor that a loader's name means: its own, or the only one that ends alike; "" for none.
+
+        Loaders add or leave out what comes before the layers' own names (`model.`, `bert.`).
+        """
+        if name in self.checkpoint.tensors:
+            return name
+        alike = [one for one in self.checkpoint.tensors if one.endswith(f".{name}") or name.endswith(f".{one}")]
+        return max(alike, key=len) if alike else ""
+
+
+def _own_name(path: str) -> str:
+    """A parameter's name from its path in the traced model."""
+    return path.removeprefix("self.").replace("._openvino_orig_", ".")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
