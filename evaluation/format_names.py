@@ -29,7 +29,7 @@ def mode_of(weight: CompressedWeight) -> str:
     for row in FORMATS.values():
         if row.levels is None and storage[0] in "iu" and int(storage[1:]) == row.bits and symmetric != row.asymmetric:
             return row.name
-        if row.levels is not None and row.table_type is None and (storage, scale) == (row.storage, row.scale):
+        if row.levels is not None and row.codebook_type is None and (storage, scale) == (row.storage, row.scale):
             return row.name
     if storage[0] in "iu":
         return f"int{storage[1:]}_{'sym' if symmetric else 'asym'}"

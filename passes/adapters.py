@@ -22,7 +22,7 @@ from ov_weight_compression.passes.encode_job import WeightJob
 from ov_weight_compression.passes.lora import StoredAdapters, adapter_parts
 from ov_weight_compression.passes.stored import StoredWeight
 from ov_weight_compression.patterns import Weight
-from ov_weight_compression.quantization.calibrated.lora import ADAPTER_SPEC
+from ov_weight_compression.quantization.layerwise.lora import ADAPTER_SPEC
 
 __all__ = ["attach"]
 

@@ -50,7 +50,7 @@ def with_tables(
         histograms = (_histogram(choice, reader(choice.weight), importance(choice.weight)) for choice in choices)
         row = choices[0].spec.format
         fitted = fitted_format(
-            row, histograms, count=options.codebook_size, table_type=options.codebook_type, start=options.codebook
+            row, histograms, count=options.codebook_size, codebook_type=options.codebook_type, start=options.codebook
         )
         tables.update((choice.weight.name, fitted) for choice in choices)
     return replace(plan, choices=tuple(_with_table(choice, tables) for choice in plan.choices))

@@ -2,7 +2,7 @@
 
     groups of layers with one input (patterns.equalization)
       ─▸ E[x²] of that input, where there are data
-      ─▸ factors t, chosen on a sample of rows (quantization.calibrated.awq)
+      ─▸ factors t, chosen on a sample of rows (quantization.layerwise.awq)
       ─▸ rounded so that what absorbs them is exact, limited to what f16 holds
       ─▸ Fold: columns · t here; gain / t, rows / t or an inserted Multiply there
 
@@ -27,7 +27,7 @@ from ov_weight_compression.passes.tuning import Tuning
 from ov_weight_compression.patterns import Weight
 from ov_weight_compression.patterns.equalization import ScalingGroup, scaling_groups
 from ov_weight_compression.patterns.scale_folding import ProducerAbsorber
-from ov_weight_compression.quantization.calibrated.awq import ALPHAS, Factors, Sample, choose_factors, lift_factors
+from ov_weight_compression.quantization.layerwise.awq import ALPHAS, Factors, Sample, choose_factors, lift_factors
 
 __all__ = ["Energy", "ForEach", "choose_folds"]
 

@@ -25,7 +25,7 @@ import numpy as np
 from ov_weight_compression.ir_utils.constants import ConstantReader, float_values
 from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.patterns import Kind, NormGain, RowNormProduct, RowNorms, Weight, importance_sources
-from ov_weight_compression.quantization.row_sums import row_sums
+from ov_weight_compression.quantization.kernels import row_sums
 
 __all__ = ["ChannelImportance"]
 

@@ -66,7 +66,7 @@ def executed_variant(device: Device, weight: Weight, row: Format, group: int) ->
 def misreading(device: Device | None, weight: Weight, row: Format, group: int) -> str | None:
     """Why a CPU computes something else in one of the weight's layers from this format than its codes say; None where
     it does not, or where another device is named."""
-    if device not in (None, Device.CPU) or row.table_type is not None:
+    if device not in (None, Device.CPU) or row.codebook_type is not None:
         return None
     layers = (MATMUL if layer_of(use) == _SINGLE else layer_of(use) for use in weight.consumers)  # it runs as a matrix
     found = (misread(layer, row.storage, group, weight.columns, weight.rows) for layer in layers)
@@ -83,7 +83,7 @@ def refusal(device: Device | None, weight: Weight, row: Format, group: int) -> s
       compile it; with three it leaves the one out of the output's shape where the activation has fewer dimensions.
     - Convolutions of one tap, see `pointwise`.
     """
-    if device not in (None, Device.CPU) or row.table_type is not None:
+    if device not in (None, Device.CPU) or row.codebook_type is not None:
         return None
     batch = prod(weight.shape[axis] for axis in weight.batch_axes)
     for use in weight.consumers:
@@ -121,7 +121,7 @@ def device_warnings(device: Device | None, choices: Iterable[tuple[Weight, Forma
 def _expanding_layer(device: Device, weight: Weight, row: Format) -> str | None:
     """The first kind of layer that would read the weight expanded."""
     table = EXECUTED[device.value]
-    storage = "a codebook" if row.table_type is not None else row.storage
+    storage = "a codebook" if row.codebook_type is not None else row.storage
     for consumer in weight.consumers:
         layer = layer_of(consumer)
         if storage not in table.get(layer, {storage}):

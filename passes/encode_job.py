@@ -19,8 +19,9 @@ from ov_weight_compression.ir_utils.packing import pack
 from ov_weight_compression.ir_utils.types import Array, element_type
 from ov_weight_compression.passes.channel_importance import ChannelImportance
 from ov_weight_compression.passes.stored import StoredWeight
-from ov_weight_compression.quantization.encode import encode_rows, stored_table, turn_over_first_group
-from ov_weight_compression.quantization.scales import tensor_scale_of, unusable
+from ov_weight_compression.quantization.encode import encode_rows, turn_over_first_group
+from ov_weight_compression.quantization.formats import stored_codebook
+from ov_weight_compression.quantization.reference import tensor_scale_of, unusable
 from ov_weight_compression.quantization.spec import Encoded, Spec
 
 __all__ = ["Importance", "WeightJob", "stored_parts"]
@@ -42,9 +43,9 @@ def stored_parts(layout: Layout, spec: Spec, scale_type: str | None = None) -> d
     parts["scale"] = Part(scale_type or spec.scale_type, scales)
     if row.tensor_scale:
         parts["tensor_scale"] = Part("f32", ())
-    table = stored_table(row)
-    if table is not None and row.table_type is not None:
-        parts["table"] = Part(row.table_type, (table.size,))
+    table = stored_codebook(row)
+    if table is not None and row.codebook_type is not None:
+        parts["table"] = Part(row.codebook_type, (table.size,))
     return parts
 
 
@@ -216,7 +217,7 @@ class WeightJob:
         tensor_scale = tensor_scale_of(self.absmax, row)
         if tensor_scale is not None:
             values["tensor_scale"] = np.array([tensor_scale], dtype=np.float32)
-        table = stored_table(row)
+        table = stored_codebook(row)
         if table is not None:
             values["table"] = table
         return {name: filled(parts[name], data) for name, data in values.items()}

@@ -14,20 +14,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ov_weight_compression.ir_utils.types import Array, Float32
-from ov_weight_compression.quantization.calibrated.curvature import DAMPING, Curvature, curvature_of
-from ov_weight_compression.quantization.calibrated.layer import Effort, fit_rows
-from ov_weight_compression.quantization.calibrated.targets import input_correction
 from ov_weight_compression.quantization.encode import encode_rows
+from ov_weight_compression.quantization.layerwise.hessian import DAMPING, Hessian, hessian_of, input_correction
+from ov_weight_compression.quantization.layerwise.layer import Step, fit_rows
 from ov_weight_compression.quantization.spec import Encoded, Spec, join_rows
 
 if TYPE_CHECKING:
     from ov_weight_compression.calibration import Seen
 
-__all__ = ["InputKnowledge", "encode_layer", "knowledge_of"]
+__all__ = ["HessianInfo", "encode_layer", "hessian_info_of"]
 
 
 @dataclass(frozen=True, eq=False)
-class InputKnowledge:
+class HessianInfo:
     """What one input (of one expert) says to the layers that read it."""
 
     gram: Array
@@ -44,16 +43,16 @@ class InputKnowledge:
         return diagonal / np.float32(diagonal.mean(dtype=np.float64)) if np.any(diagonal) else None
 
     @cached_property
-    def curvature(self) -> Curvature:
+    def hessian(self) -> Hessian:
         """H, prepared for GPTQ."""
-        return curvature_of(self.gram, damping=DAMPING if self.damping is None else self.damping)
+        return hessian_of(self.gram, damping=DAMPING if self.damping is None else self.damping)
 
     def target(self, weight: Float32) -> Float32:
         """What the layer aims at, for rows of its weight."""
         return weight if self.correction is None else weight + weight @ self.correction
 
 
-def knowledge_of(seen: Seen, factors: Float32 | None = None, damping: float | None = None) -> list[InputKnowledge]:
+def hessian_info_of(seen: Seen, factors: Float32 | None = None, damping: float | None = None) -> list[HessianInfo]:
     """One entry, or one per expert. With `factors` [in], or [experts, in], the layers will see the input divided by
     them."""
     grams: Array = seen.gram if seen.gram.ndim == 3 else seen.gram[None]
@@ -65,29 +64,33 @@ def knowledge_of(seen: Seen, factors: Float32 | None = None, damping: float | No
     return [_of_one(one, None if crosses is None else crosses[number], damping) for number, one in enumerate(grams)]
 
 
-def _of_one(gram: Array, cross: Array | None, damping: float | None) -> InputKnowledge:
+def _of_one(gram: Array, cross: Array | None, damping: float | None) -> HessianInfo:
     if cross is None or not np.any(np.diagonal(gram)):
-        return InputKnowledge(gram, damping=damping)
-    return InputKnowledge(gram, input_correction(gram, cross), damping)
+        return HessianInfo(gram, damping=damping)
+    return HessianInfo(gram, input_correction(gram, cross), damping)
 
 
 def encode_layer(
-    weight: Float32, spec: Spec, known: list[InputKnowledge], effort: Effort | None, tensor_scale: np.float32 | None
+    weight: Float32,
+    spec: Spec,
+    known: list[HessianInfo],
+    steps: tuple[Step, ...] | None,
+    tensor_scale: np.float32 | None,
 ) -> Encoded:
     """Stored arrays of a weight `[rows, in]`, whose rows fall into as many experts as there are entries in `known`.
 
-    By GPTQ with that `effort`; with None by the scale search, weighted with the energy of the input's channels.
+    By these `steps`; with None by the scale search, weighted with the energy of the input's channels.
     """
     blocks = np.split(weight, len(known))
-    parts = [_encode_block(block, spec, one, effort, tensor_scale) for block, one in zip(blocks, known, strict=True)]
+    parts = [_encode_block(block, spec, one, steps, tensor_scale) for block, one in zip(blocks, known, strict=True)]
     return join_rows(parts)
 
 
 def _encode_block(
-    weight: Float32, spec: Spec, known: InputKnowledge, effort: Effort | None, tensor_scale: np.float32 | None
+    weight: Float32, spec: Spec, known: HessianInfo, steps: tuple[Step, ...] | None, tensor_scale: np.float32 | None
 ) -> Encoded:
     if known.energy is None:
         return encode_rows(weight, spec, tensor_scale=tensor_scale)
-    if effort is None:
+    if steps is None:
         return encode_rows(weight, spec, importance=known.energy, weighting="data", tensor_scale=tensor_scale)
-    return fit_rows(known.target(weight), spec, known.curvature, effort, tensor_scale=tensor_scale)
+    return fit_rows(known.target(weight), spec, known.hessian, steps, tensor_scale=tensor_scale)

@@ -16,18 +16,18 @@ from ov_weight_compression.ir_utils.errors import CompressionError, WorkError
 from ov_weight_compression.ir_utils.spool import Spool
 from ov_weight_compression.ir_utils.types import Float32
 from ov_weight_compression.passes.choice import Choice
-from ov_weight_compression.passes.layer_codes import encode_layer, knowledge_of
+from ov_weight_compression.passes.layer_codes import encode_layer, hessian_info_of
 from ov_weight_compression.passes.lora import StoredAdapters, fit_adapters, obstacle
 from ov_weight_compression.passes.method import Method
 from ov_weight_compression.passes.stored import StoredWeight, keep
 from ov_weight_compression.passes.tuning import Tuning
 from ov_weight_compression.patterns import Kind, Weight
 from ov_weight_compression.quantization.encode import decode_rows
-from ov_weight_compression.quantization.scales import tensor_scale_of
+from ov_weight_compression.quantization.reference import tensor_scale_of
 
 if TYPE_CHECKING:
     from ov_weight_compression.calibration import LayerInput, Stage
-    from ov_weight_compression.passes.layer_codes import InputKnowledge
+    from ov_weight_compression.passes.layer_codes import HessianInfo
 
 __all__ = ["LayerEncoder"]
 
@@ -74,12 +74,12 @@ class LayerEncoder:
         both = self._method.two_streams
         seen = layer_input.measure(cross=both)
         self.left_out += names if layer_input.left_out else []
-        known: dict[int, list[InputKnowledge]] = {}
+        known: dict[int, list[HessianInfo]] = {}
         for together in self._together(names):
             readers = [self._reader(self._wanted[name].weight) for name in together]
             columns = readers[0].columns
             if id(columns) not in known:
-                known[id(columns)] = knowledge_of(seen, columns, self._tuning.gptq_damping)
+                known[id(columns)] = hessian_info_of(seen, columns, self._tuning.gptq_damping)
             try:
                 values = self._encode(together, [reader.read_all() for reader in readers], known[id(columns)])
             except (ValueError, np.linalg.LinAlgError) as error:
@@ -116,12 +116,12 @@ class LayerEncoder:
     def _elements(self, names: Sequence[str]) -> int:
         return sum(self._wanted[name].weight.elements for name in names)
 
-    def _encode(self, names: Sequence[str], matrices: list[Float32], known: list[InputKnowledge]) -> list[Float32]:
+    def _encode(self, names: Sequence[str], matrices: list[Float32], known: list[HessianInfo]) -> list[Float32]:
         """Encode weights `[rows, in]` that are stored alike; their values as stored, without adapters."""
         choice = self._wanted[names[0]]
         scale = tensor_scale_of(choice.absmax, choice.spec.format)
         rows = matrices[0] if len(matrices) == 1 else np.concatenate(matrices)
-        encoded = encode_layer(rows, choice.spec, known, self._method.effort, scale)
+        encoded = encode_layer(rows, choice.spec, known, self._method.steps, scale)
         found = []
         begin = 0
         for name, matrix in zip(names, matrices, strict=True):

@@ -22,12 +22,12 @@ from ov_weight_compression.passes.choice import Choice
 from ov_weight_compression.passes.encode_job import stored_parts
 from ov_weight_compression.passes.stored import StoredWeight, keep
 from ov_weight_compression.patterns import Kind, Weight
-from ov_weight_compression.quantization.calibrated.lora import ADAPTER_SPEC, ROUNDS, lora_adapters
 from ov_weight_compression.quantization.encode import decode_rows
-from ov_weight_compression.quantization.scales import unusable
+from ov_weight_compression.quantization.layerwise.lora import ADAPTER_SPEC, ROUNDS, lora_adapters
+from ov_weight_compression.quantization.reference import unusable
 
 if TYPE_CHECKING:
-    from ov_weight_compression.passes.layer_codes import InputKnowledge
+    from ov_weight_compression.passes.layer_codes import HessianInfo
 
 __all__ = ["Correction", "StoredAdapters", "adapter_parts", "corrections", "fit_adapters", "obstacle"]
 
@@ -94,7 +94,7 @@ def adapter_parts(weight: Weight, rank: int) -> tuple[dict[str, Part], dict[str,
 
 
 def fit_adapters(
-    weight: Float32, values: Float32, known: InputKnowledge, rank: int, spool: Spool, rounds: int | None = None
+    weight: Float32, values: Float32, known: HessianInfo, rank: int, spool: Spool, rounds: int | None = None
 ) -> StoredAdapters | None:
     """Adapters for a weight `[rows, in]` that is stored as `values`; None where they would correct nothing."""
     if known.energy is None:

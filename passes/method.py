@@ -21,7 +21,7 @@ from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.passes.modes import Accuracy
 
 if TYPE_CHECKING:
-    from ov_weight_compression.quantization.calibrated.layer import Effort
+    from ov_weight_compression.quantization.layerwise.layer import Step
 
 __all__ = ["Method", "method_of"]
 
@@ -48,9 +48,9 @@ class Method:
         return self.gptq or self.lora
 
     @property
-    def effort(self) -> Effort | None:
-        """How hard GPTQ tries for each layer; None for the weighted search alone."""
-        from ov_weight_compression.quantization.calibrated.layer import BALANCED, BEST
+    def steps(self) -> tuple[Step, ...] | None:
+        """What is done with each layer's weight; None for the weighted search alone."""
+        from ov_weight_compression.quantization.layerwise.layer import BALANCED, BEST
 
         if not self.gptq:
             return None

@@ -51,7 +51,7 @@ from ov_weight_compression.passes.modes import (
 from ov_weight_compression.passes.rules import Rule, parse_rules
 from ov_weight_compression.passes.tuning import Tuning
 from ov_weight_compression.patterns import IgnoredScope
-from ov_weight_compression.quantization.formats import FORMATS, TABLE_TYPES, Format, with_table
+from ov_weight_compression.quantization.formats import CODEBOOK_TYPES, FORMATS, Format, with_codebook
 from ov_weight_compression.quantization.lloyd import stand_in
 
 __all__ = ["OPTIONS", "Need", "Option", "Options", "by_name", "read_options"]
@@ -217,7 +217,7 @@ class Options:
     )
     codebook_type: str = declared(
         None,
-        choice(TABLE_TYPES),
+        choice(CODEBOOK_TYPES),
         "what a table is stored as; that of the array that it is, or f8e4m3",
         need=_WITH_TABLE,
         make=lambda: "f8e4m3",
@@ -263,7 +263,7 @@ class Options:
         if mode is not Mode.CODEBOOK:
             return row
         assert self.codebook is not None
-        return with_table(row, self.codebook, self.codebook_type)
+        return with_codebook(row, self.codebook, self.codebook_type)
 
     @property
     def modes(self) -> tuple[Mode, ...]:
@@ -492,6 +492,6 @@ def _check_codebook(options: Options) -> None:
         raise OptionError("codebook_type: adaptive_codebook fits values of both signs, which u8 cannot hold; use i8")
     if options.codebook is not None:
         try:
-            with_table(FORMATS[Mode.CODEBOOK.value], options.codebook, options.codebook_type)
+            with_codebook(FORMATS[Mode.CODEBOOK.value], options.codebook, options.codebook_type)
         except ValueError as error:
             raise OptionError(str(error)) from None

@@ -57,7 +57,7 @@ def _may_equal(one: Choice, other: Choice) -> bool:
 
 def _would_tell(choice: Choice) -> bool:
     row = choice.spec.format
-    if choice.weight.body or row.table_type is not None:
+    if choice.weight.body or row.codebook_type is not None:
         return False
     if row.tensor_scale:
         return choice.spec.scale_type == "f8e4m3" and not choice.kept_from_codes  # the scales are codes of eight bits

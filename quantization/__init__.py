@@ -3,11 +3,18 @@
 Knows no graph but its own kernels'.
 """
 
-from ov_weight_compression.quantization.encode import Weighting, decode_rows, encode_rows, stored_table
-from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL, TABLE_TYPES, Format, get_format, with_table
-from ov_weight_compression.quantization.grid import decode_codes, nearest_codes
-from ov_weight_compression.quantization.scales import (
-    fits_f16,
+from ov_weight_compression.quantization.encode import Weighting, decode_rows, encode_rows
+from ov_weight_compression.quantization.formats import (
+    CODEBOOK_TYPES,
+    FORMATS,
+    PER_CHANNEL,
+    Format,
+    stored_codebook,
+    with_codebook,
+)
+from ov_weight_compression.quantization.reference import (
+    decode_codes,
+    nearest_codes,
     plain_scales,
     scale_values,
     store_scales,
@@ -16,9 +23,9 @@ from ov_weight_compression.quantization.scales import (
 from ov_weight_compression.quantization.spec import Encoded, Spec
 
 __all__ = [
+    "CODEBOOK_TYPES",
     "FORMATS",
     "PER_CHANNEL",
-    "TABLE_TYPES",
     "Encoded",
     "Format",
     "Spec",
@@ -26,13 +33,11 @@ __all__ = [
     "decode_codes",
     "decode_rows",
     "encode_rows",
-    "fits_f16",
-    "get_format",
     "nearest_codes",
     "plain_scales",
     "scale_values",
     "store_scales",
-    "stored_table",
+    "stored_codebook",
     "tensor_scale_of",
-    "with_table",
+    "with_codebook",
 ]

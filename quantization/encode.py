@@ -5,26 +5,30 @@ caller may cut them as it likes and use as many threads as it likes: the bytes a
 """
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from ov_weight_compression.ir_utils.packing import pack, packed_size
-from ov_weight_compression.quantization.formats import PER_CHANNEL, Format
-from ov_weight_compression.quantization.formats.levels import E4M3
-from ov_weight_compression.quantization.grid import code_dtype
-from ov_weight_compression.quantization.kernels import Kernel, Key, flip_mask, kernel_for
-from ov_weight_compression.quantization.reference import decode_groups, encode_groups
-from ov_weight_compression.quantization.refit import STARTS, refit
-from ov_weight_compression.quantization.scales import tensor_scale_of
+from ov_weight_compression.ir_utils.types import Array, Float32
+from ov_weight_compression.quantization.formats import PER_CHANNEL, stored_codebook
+from ov_weight_compression.quantization.kernels import Kernel, Key, flip_mask, kernel_for, repeated
+from ov_weight_compression.quantization.reference import (
+    code_dtype,
+    decode_codes,
+    nearest_codes,
+    plain_scales,
+    scale_values,
+    store_scales,
+    tensor_scale_of,
+)
+from ov_weight_compression.quantization.scale_search import STARTS, best_scales, group_weights, refit
 from ov_weight_compression.quantization.spec import Encoded, Spec
 
-__all__ = ["Weighting", "decode_rows", "encode_rows", "stored_table", "turn_over_first_group"]
+__all__ = ["Weighting", "decode_groups", "decode_rows", "encode_groups", "encode_rows", "turn_over_first_group"]
 
 Weighting = Literal["graph", "data", "trial"]
-
-Array = npt.NDArray[Any]
 
 _SCALE_DTYPES = {"f16": np.float16, "f32": np.float32, "f8e8m0": np.uint8, "f8e4m3": np.uint8}
 
@@ -36,7 +40,7 @@ def encode_rows(
     values: Array,
     spec: Spec,
     *,
-    importance: npt.NDArray[np.float32] | None = None,
+    importance: Float32 | None = None,
     weighting: Weighting = "graph",
     tensor_scale: np.float32 | None = None,
     packed: bool = False,
@@ -71,7 +75,7 @@ def encode_rows(
     groups = np.ascontiguousarray(values).reshape(-1, group)
     if spec.format.tensor_scale and tensor_scale is None:
         tensor_scale = tensor_scale_of(float(np.abs(groups).max(initial=0.0)), spec.format)
-    energy = _Importance.of(importance, spec, group)
+    energy = _per_group(importance, spec, group)
     refits = energy is not None and weighting != "graph"
     parts = _Parts(rows, width, group, spec, packed, into, whole=refits)
     _encode(groups, spec, tensor_scale, energy, weighting == "graph", parts)
@@ -86,11 +90,11 @@ def encode_rows(
         scale=parts.scale.reshape(rows, width // group),
         zero_point=None if zero_point is None else zero_point.reshape(rows, width // group),
         tensor_scale=tensor_scale if spec.format.tensor_scale else None,
-        table=stored_table(spec.format),
+        codebook=stored_codebook(spec.format),
     )
 
 
-def decode_rows(encoded: Encoded, spec: Spec) -> npt.NDArray[np.float32]:
+def decode_rows(encoded: Encoded, spec: Spec) -> Float32:
     """[rows, in] f32 from unpacked codes: exactly what OpenVINO computes from the stored chain with f32 inference."""
     rows, width = encoded.codes.shape
     zero_point = encoded.zero_point
@@ -132,22 +136,52 @@ def turn_over_first_group(encoded: Encoded, spec: Spec, *, packed: bool) -> Enco
     return replace(encoded, codes=codes, scale=scale, zero_point=zero_point)
 
 
-def stored_table(format: Format) -> Array | None:
-    """A codebook's levels as they are stored, in code order: uint8 bit patterns for f8e4m3; None for other formats."""
-    if format.table_type is None:
-        return None
-    levels = np.array(format.levels, dtype=np.float32)
-    if format.table_type == "f8e4m3":
-        bits = {value: code for code, value in reversed(list(enumerate(E4M3)))}
-        return np.array([bits[level] for level in levels.tolist()], dtype=np.uint8)
-    return levels.astype({"f16": np.float16, "f32": np.float32, "i8": np.int8, "u8": np.uint8}[format.table_type])
+def encode_groups(
+    groups: Float32,
+    spec: Spec,
+    tensor_scale: np.float32 | None = None,
+    importance: Float32 | None = None,
+    graph: bool = False,
+) -> tuple[Array, Array, npt.NDArray[np.uint8] | None]:
+    """Scales, plain or searched, and the codes nearest for them.
+
+    Args:
+        groups: [n, g] f32, a group a row.
+        spec: format, the scales' type, number of candidates.
+        tensor_scale: of the whole weight, for formats that have one.
+        importance: [n, g] f32 within [2^-40, 1] for a search, or None for all alike.
+        graph: the search multiplies importance by ``|W| + rms(W)``.
+
+    Returns:
+        codes [n, g], stored scales [n], zero points [n] uint8 or None.
+    """
+    scale, zero_point = plain_scales(groups, spec.format)
+    if spec.search > 1:
+        weights = group_weights(groups, importance, graph, spec.format)
+        scale = best_scales(groups, scale, zero_point, weights, spec, tensor_scale)
+    stored = store_scales(scale, spec, tensor_scale)
+    values = scale_values(stored, spec, tensor_scale)[:, None]
+    codes = nearest_codes(groups, values, None if zero_point is None else zero_point[:, None], spec.format)
+    return codes, stored, None if zero_point is None else zero_point.astype(np.uint8)
+
+
+def decode_groups(
+    codes: Array,
+    stored: Array,
+    zero_point: npt.NDArray[np.uint8] | None,
+    spec: Spec,
+    tensor_scale: np.float32 | None = None,
+) -> Float32:
+    """[n, g] f32 from what ``encode_groups`` returned."""
+    values = scale_values(stored, spec, tensor_scale)[:, None]
+    return decode_codes(codes, values, None if zero_point is None else zero_point[:, None], spec.format)
 
 
 def _encode(
     groups: Array,
     spec: Spec,
     tensor_scale: np.float32 | None,
-    importance: "_Importance | None",
+    importance: Float32 | None,
     graph: bool,
     parts: "_Parts",
 ) -> None:
@@ -159,7 +193,7 @@ def _encode(
     step = max(1, _REFERENCE_ELEMENTS // groups.shape[1])
     for start in range(0, len(groups), step):
         block = groups[start : start + step].astype(np.float32)
-        weights = None if importance is None else importance.rows(start, start + len(block))
+        weights = None if importance is None else repeated(importance, start, start + len(block))
         codes, scale, zero_point = encode_groups(block, spec, tensor_scale, weights, graph)
         mask = code_dtype(spec.format)(flip_mask(spec.format))
         parts.take(start, [codes ^ mask, scale, *([] if zero_point is None else [zero_point])])
@@ -169,7 +203,7 @@ def _refit(
     groups: Array,
     spec: Spec,
     tensor_scale: np.float32 | None,
-    importance: "_Importance",
+    importance: Float32,
     parts: "_Parts",
     starts: tuple[float, ...],
 ) -> None:
@@ -178,7 +212,7 @@ def _refit(
         block = groups[start : start + step].astype(np.float32, copy=False)
         span = slice(start, start + len(block))
         zero_point = None if parts.zero_point is None else parts.zero_point[span]
-        weights = importance.rows(span.start, span.stop)
+        weights = repeated(importance, span.start, span.stop)
         refit(block, parts.codes[span], parts.scale[span], zero_point, weights, spec, tensor_scale, starts)
 
 
@@ -244,28 +278,15 @@ class _Parts:
             self.zero_point[start:stop] = outputs[2]
 
 
-class _Importance:
-    """Importance of input channels, spread over the groups of a block."""
+def _per_group(importance: Float32 | None, spec: Spec, group: int) -> Float32 | None:
+    """[groups of a row, g]: importance scaled to the largest, nothing counts for less than 2^-40 of it.
 
-    def __init__(self, per_group: npt.NDArray[np.float32]) -> None:
-        self.per_group = per_group  # [groups of a row, g]
-
-    @classmethod
-    def of(cls, importance: npt.NDArray[np.float32] | None, spec: Spec, group: int) -> "_Importance | None":
-        """None where the search has no use for it. Scaled to the largest; nothing counts for less than 2^-40 of it."""
-        if importance is None or spec.search <= 1:
-            return None
-        largest = float(np.max(importance, initial=0.0))
-        if not 0 < largest < np.inf:
-            return None
-        scaled = np.clip(importance.astype(np.float64) / largest, 2.0**-40, 1).astype(np.float32)
-        return cls(scaled.reshape(-1, group))
-
-    @property
-    def period(self) -> int:
-        """Groups of a row."""
-        return len(self.per_group)
-
-    def rows(self, start: int, stop: int) -> npt.NDArray[np.float32]:
-        """[stop - start, g] importance of these groups of the weight."""
-        return self.per_group[np.arange(start, stop) % len(self.per_group)]
+    None where the search has no use for it.
+    """
+    if importance is None or spec.search <= 1:
+        return None
+    largest = float(np.max(importance, initial=0.0))
+    if not 0 < largest < np.inf:
+        return None
+    scaled = np.clip(importance.astype(np.float64) / largest, 2.0**-40, 1).astype(np.float32)
+    return scaled.reshape(-1, group)

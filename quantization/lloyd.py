@@ -16,13 +16,12 @@ of two than above, so a few multiples are tried.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ov_weight_compression.quantization.formats import Format, with_table
-from ov_weight_compression.quantization.formats.codebooks import round_to_type
+from ov_weight_compression.ir_utils.types import Array, Float32
+from ov_weight_compression.quantization.formats import Format, round_to_type, with_codebook
 
 __all__ = ["SAMPLE", "Histogram", "fitted_format", "sample_step", "stand_in"]
 
@@ -61,7 +60,7 @@ class Histogram:
         self.mass: Doubles = np.zeros(_CELLS)
         self.counted = 0
 
-    def add(self, rows: npt.NDArray[Any], importance: npt.NDArray[np.float32] | None = None) -> None:
+    def add(self, rows: Array, importance: Float32 | None = None) -> None:
         """Count ``rows`` [n, in] of the weight, each channel as often as ``importance`` [in] (0 .. 1) says."""
         groups = rows.astype(np.float64).reshape(-1, self.group)
         largest = np.abs(groups).max(axis=1, keepdims=True)
@@ -83,57 +82,57 @@ class Histogram:
 
 
 def fitted_format(
-    row: Format,
+    format: Format,
     histograms: Iterable[Histogram],
     *,
     count: int = 16,
-    table_type: str = "f8e4m3",
+    codebook_type: str = "f8e4m3",
     start: Sequence[float] | None = None,
 ) -> Format:
     """The format of one weight, or of several, with a fitted table.
 
     Args:
-        row: the mode's row (``adaptive_codebook``).
+        format: the mode's (``adaptive_codebook``).
         histograms: one for each weight that shares the table; all its rows, or a sample (see ``sample_step``).
         count: entries of the table, 2 to 65536. Where rounding makes some of them equal the last one is repeated, so
             that a table's size does not depend on what it is fitted to.
-        table_type: their stored type, one of ``TABLE_TYPES``.
+        codebook_type: their stored type, one of ``CODEBOOK_TYPES``.
         start: ``count`` values to begin with, in any multiple; chosen here where None.
     """
-    entries, unit = _table(sum((one.share() for one in histograms), np.zeros(_CELLS)), count, table_type, start)
+    entries, unit = _table(sum((one.share() for one in histograms), np.zeros(_CELLS)), count, codebook_type, start)
     if len(entries) == 1:  # a weight of one value
         entries = np.sort(np.append(entries, 0.0))
     filled = [*entries.tolist(), *[float(entries[-1])] * (count - len(entries))]
-    return replace(with_table(row, filled, table_type), unit=unit)
+    return replace(with_codebook(format, filled, codebook_type), unit=unit)
 
 
-def stand_in(row: Format, count: int, table_type: str) -> Format:
+def stand_in(format: Format, count: int, codebook_type: str) -> Format:
     """A format like those that ``fitted_format`` makes, for decisions that are taken before there is a table."""
-    unit = _MULTIPLES[table_type][0]
+    unit = _MULTIPLES[codebook_type][0]
     place = np.linspace(-1, 1, count)
     levels = (place + place**3) / 2 * unit  # denser around zero
-    return replace(with_table(row, levels.tolist(), table_type), unit=unit)
+    return replace(with_codebook(format, levels.tolist(), codebook_type), unit=unit)
 
 
-def _table(mass: Doubles, count: int, table_type: str, start: Sequence[float] | None) -> tuple[Doubles, float]:
-    """Up to ``count`` rising entries as ``table_type`` holds them, and the entry that 1 is mapped to."""
+def _table(mass: Doubles, count: int, codebook_type: str, start: Sequence[float] | None) -> tuple[Doubles, float]:
+    """Up to ``count`` rising entries as ``codebook_type`` holds them, and the entry that 1 is mapped to."""
     if not mass.any():
-        unit = _MULTIPLES[table_type][0]
+        unit = _MULTIPLES[codebook_type][0]
         return np.linspace(-unit, unit, count), unit
     best: Doubles = np.empty(0)
     unit, least = 1.0, np.inf
     free = _lloyd(_CENTRES, mass, _start(_CENTRES, mass, count) if start is None else _normalised(start))
-    for multiple in _MULTIPLES[table_type]:
+    for multiple in _MULTIPLES[codebook_type]:
         entries = free
         for _ in range(4):
-            stored = round_to_type((entries * multiple).astype(np.float32), table_type)
+            stored = round_to_type((entries * multiple).astype(np.float32), codebook_type)
             rounded = np.unique(stored).astype(np.float64) / multiple
             error = _error(_CENTRES, mass, rounded)
             if error < least and rounded.any():
                 best, unit, least = rounded * multiple, multiple, error
             entries = _centroids(_CENTRES, mass, rounded)
     if best.size == 0:  # entries so near to zero that they all become it: what is left to tell apart are the largest
-        unit = _MULTIPLES[table_type][0]
+        unit = _MULTIPLES[codebook_type][0]
         pairs = (np.array([-1.0, 0.0]), np.array([0.0, 1.0]))
         best = min(pairs, key=lambda pair: _error(_CENTRES, mass, pair)) * unit
     return best, unit

@@ -17,11 +17,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import sqrt
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ov_weight_compression.ir_utils.types import Array
 from ov_weight_compression.quantization.encode import decode_rows, encode_rows
 from ov_weight_compression.quantization.formats import FORMATS
 from ov_weight_compression.quantization.spec import Spec
@@ -60,7 +59,7 @@ class InputMeans:
     mean_max_abs: float
 
 
-def weight_noise(pieces: Iterable[NDArray[Any]], epsilon: float) -> WeightNoise:
+def weight_noise(pieces: Iterable[Array], epsilon: float) -> WeightNoise:
     """The noise of 8 bits on a weight given as pieces `[n, in]` of its rows, in any cut."""
     worst, total = 0.0, 0.0
     for piece in pieces:

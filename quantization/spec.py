@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ov_weight_compression.ir_utils.types import Array
 from ov_weight_compression.quantization.formats import PER_CHANNEL, Format
 
 __all__ = ["Encoded", "Spec", "join_rows"]
@@ -19,7 +19,7 @@ class Spec:
     """How one weight is stored and computed.
 
     Attributes:
-        format: the row of ``FORMATS`` (for a codebook the one ``with_table`` made).
+        format: one of ``FORMATS`` (for a codebook the one ``with_codebook`` made).
         group_size: weights that share a scale, or ``PER_CHANNEL`` (-1) for one scale a row.
         scale_type: ``format.scale``, or ``"f32"`` in place of ``"f16"`` where f16 cannot hold a scale of the weight.
         search: number of scale candidates to try in each group, 0 for the plain absmax or min-max scale.
@@ -45,16 +45,16 @@ class Spec:
         if self.search < 0:
             raise ValueError(f"search is {self.search}, must be 0 (no search) or a number of candidates")
 
-    def group_of(self, row: int) -> int:
-        """Weights in one group of a row of ``row`` weights.
+    def group_of(self, width: int) -> int:
+        """Weights in one group of a row of ``width`` weights.
 
         Raises:
             ValueError: the row cannot be cut into such groups.
         """
         if self.group_size == PER_CHANNEL:
-            return row
-        if row % self.group_size:
-            raise ValueError(f"a row of {row} weights cannot be cut into groups of {self.group_size}")
+            return width
+        if width % self.group_size:
+            raise ValueError(f"a row of {width} weights cannot be cut into groups of {self.group_size}")
         return self.group_size
 
 
@@ -67,14 +67,14 @@ class Encoded:
         scale: [rows, groups] float16 or float32, or uint8 bit patterns of f8e8m0 and f8e4m3.
         zero_point: [rows, groups] uint8, where each group has one, else None.
         tensor_scale: the weight's f32 scalar, where the format has one, else None.
-        table: codebooks: the levels as stored, in code order (uint8 bit patterns for f8e4m3), else None.
+        codebook: codebooks: the levels as stored, in code order (uint8 bit patterns for f8e4m3), else None.
     """
 
-    codes: npt.NDArray[Any]
-    scale: npt.NDArray[Any]
+    codes: Array
+    scale: Array
     zero_point: npt.NDArray[np.uint8] | None = None
     tensor_scale: np.float32 | None = None
-    table: npt.NDArray[Any] | None = None
+    codebook: Array | None = None
 
     def rows(self, start: int, stop: int) -> Encoded:
         """Some of the rows; views."""

@@ -28,7 +28,7 @@ from ov_weight_compression.checkpoints.layouts.quantised_weight import Quantised
 from ov_weight_compression.checkpoints.layouts.tensors import Tensors, checked, required, scale_values
 from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.types import Array, Float32
-from ov_weight_compression.quantization.formats import FORMATS, Format, with_table
+from ov_weight_compression.quantization.formats import FORMATS, Format, with_codebook
 
 __all__ = ["bitsandbytes_int8", "bitsandbytes_state", "bitsandbytes_weight"]
 
@@ -98,7 +98,7 @@ def bitsandbytes_weight(tensors: Tensors, name: str) -> QuantisedWeight:
 def _format(table: Float32) -> tuple[Format, tuple[str, ...]]:
     if np.array_equal(table, np.array(FORMATS["nf4"].levels, dtype=np.float32)):
         return FORMATS["nf4"], ()
-    return with_table(FORMATS["codebook"], table.tolist(), "f32"), ("codes kept, in a table that plugins expand",)
+    return with_codebook(FORMATS["codebook"], table.tolist(), "f32"), ("codes kept, in a table that plugins expand",)
 
 
 def _absmax(tensors: Tensors, name: str, said: _Description, nested: bool, places: Array) -> Float32:

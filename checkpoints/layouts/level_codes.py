@@ -12,9 +12,8 @@ from ov_weight_compression.checkpoints.layouts.groups import Grouping
 from ov_weight_compression.checkpoints.layouts.quantised_weight import QuantisedWeight, exact_scale_type, row_blocks
 from ov_weight_compression.ir_utils.errors import ModelError, WorkError
 from ov_weight_compression.ir_utils.types import Array
-from ov_weight_compression.quantization.encode import stored_table
-from ov_weight_compression.quantization.formats import PER_CHANNEL, Format
-from ov_weight_compression.quantization.scales import unusable
+from ov_weight_compression.quantization.formats import PER_CHANNEL, Format, stored_codebook
+from ov_weight_compression.quantization.reference import unusable
 from ov_weight_compression.quantization.spec import Encoded, Spec
 
 __all__ = ["LevelRows", "level_weight"]
@@ -61,7 +60,7 @@ def level_weight(
         if row.scale == "f16" and exact_scale_type(scales) == "f32":
             scale_type = "f32"
     spec = Spec(row, PER_CHANNEL if whole else grouping.size, scale_type)
-    table = stored_table(row)
+    table = stored_codebook(row)
 
     def read(first: int, last: int) -> Encoded:
         codes = grouping.ordered(source.codes(first, last))

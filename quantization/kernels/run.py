@@ -18,16 +18,14 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import openvino as ov
 
-from ov_weight_compression.quantization.kernels import codes
-from ov_weight_compression.quantization.kernels.build import Key, build
+from ov_weight_compression.ir_utils.types import Array, Float32
+from ov_weight_compression.quantization.kernels.graph import Key, build, searchable, supported
 
-__all__ = ["COMPILE_AFTER", "Kernel", "block_of", "kept_kernels", "kernel_for"]
+__all__ = ["COMPILE_AFTER", "Kernel", "block_of", "kept_kernels", "kernel_for", "repeated"]
 
 # Weights of one key that the reference works off before a kernel is compiled.
 COMPILE_AFTER = 1 << 17
@@ -95,9 +93,9 @@ def block_of(key: Key) -> int:
 
 def kernel_for(key: Key, elements: int) -> "Kernel | None":
     """The kernel to use for ``elements`` more weights of this kind, or None where the reference is better."""
-    if not _usable or key.group > _PLAIN_ELEMENTS or not codes.supported(key.spec.format):
+    if not _usable or key.group > _PLAIN_ELEMENTS or not supported(key.spec.format):
         return None
-    if key.spec.search > 1 and not codes.searchable(key.spec.format):
+    if key.spec.search > 1 and not searchable(key.spec.format):
         return None
     cache = _cache
     with cache.lock:
@@ -142,17 +140,9 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-class Periodic(Protocol):
-    """Importance of input channels, which repeats with every row of a weight."""
-
-    @property
-    def period(self) -> int:
-        """Groups in a row."""
-        ...
-
-    def rows(self, start: int, stop: int) -> npt.NDArray[np.float32]:
-        """[stop - start, g] f32 of these groups."""
-        ...
+def repeated(importance: Float32, start: int, stop: int) -> Float32:
+    """[stop - start, g]: the importance [groups of a row, g] of input channels, for these groups of the weight."""
+    return importance[np.arange(start, stop) % len(importance)]
 
 
 class Kernel:
@@ -168,16 +158,16 @@ class Kernel:
 
     def run(
         self,
-        groups: npt.NDArray[Any],
-        importance: "Periodic | None",
+        groups: Array,
+        importance: Float32 | None,
         tensor_scale: np.float32 | None,
-        take: Callable[[int, list[npt.NDArray[Any]]], None],
+        take: Callable[[int, list[Array]], None],
     ) -> None:
         """Run over all groups, block by block.
 
         Args:
             groups: [n, g] of the key's source type.
-            importance: that of the groups, for a key that has it.
+            importance: [groups of a row, g] f32, for a key that has it.
             tensor_scale: for a format that has one.
             take: called with each block's start and its outputs, cut to the groups it holds; they are the kernel's own
                 memory, to be read before ``take`` returns.
@@ -188,15 +178,15 @@ class Kernel:
             if tensor_scale is not None:
                 compiled.inputs["tensor_scale"][:] = tensor_scale
             step, refill = block, importance is not None
-            if importance is not None and importance.period * _WHOLE_PERIODS <= block:
+            if importance is not None and len(importance) * _WHOLE_PERIODS <= block:
                 # Blocks that begin where the importance does all have the same, at the price of some empty groups.
-                step, refill = block // importance.period * importance.period, False
-                compiled.fill("importance", importance.rows(0, min(step, len(groups))))
+                step, refill = block // len(importance) * len(importance), False
+                compiled.fill("importance", repeated(importance, 0, min(step, len(groups))))
             for start in range(0, len(groups), step):
                 size = min(step, len(groups) - start)
                 compiled.fill("groups", groups[start : start + size])
                 if importance is not None and refill:
-                    compiled.fill("importance", importance.rows(start, start + size))
+                    compiled.fill("importance", repeated(importance, start, start + size))
                 take(start, compiled.infer(size))
         finally:
             self._release(block, compiled)
@@ -224,11 +214,11 @@ class _Compiled:
         self.inputs = {port.get_any_name(): self._request.get_tensor(port).data for port in compiled.inputs}
         self._outputs = [self._request.get_tensor(port).data for port in compiled.outputs]
 
-    def fill(self, name: str, rows: npt.NDArray[Any]) -> None:
+    def fill(self, name: str, rows: Array) -> None:
         """Copy rows into an input. What is left of the block keeps what it held: nobody looks at its outputs."""
         self.inputs[name][: len(rows)] = rows
 
-    def infer(self, size: int) -> list[npt.NDArray[Any]]:
+    def infer(self, size: int) -> list[Array]:
         """Run, and the outputs of the first ``size`` groups: the kernel's own memory (a copy costs a tenth)."""
         self._request.infer(share_outputs=True)
         return self._outputs if size == len(self._outputs[0]) else [output[:size] for output in self._outputs]

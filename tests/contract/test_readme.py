@@ -45,7 +45,7 @@ def test_its_table_says_what_the_device_facts_say() -> None:
         for name in re.findall(r"`(\w+)`", cells[1]) if len(cells) == 7 else ():
             row = FORMATS[name]
             matmul, gather = (
-                row.table_type is None and row.storage in CPU_EXECUTED[layer] for layer in (MATMUL, GATHER)
+                row.codebook_type is None and row.storage in CPU_EXECUTED[layer] for layer in (MATMUL, GATHER)
             )
             assert (
                 cells[5]

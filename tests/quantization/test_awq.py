@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from ov_weight_compression.quantization import Spec, decode_rows, encode_rows
-from ov_weight_compression.quantization.calibrated.awq import Factors, Sample, choose_factors, lift_factors
-from tests.quantization.calibrated_cases import SPECS
+from ov_weight_compression.quantization.layerwise.awq import Factors, Sample, choose_factors, lift_factors
+from tests.quantization.layerwise_cases import SPECS
 
 FEW_BITS = sorted(name for name, spec in SPECS.items() if spec.format.bits <= 4)
 IDENTITY = range(96)

@@ -19,10 +19,10 @@ from ov_weight_compression.quantization import (
     nearest_codes,
     scale_values,
     tensor_scale_of,
-    with_table,
+    with_codebook,
 )
-from ov_weight_compression.quantization.grid import level_grid
 from ov_weight_compression.quantization.kernels import run
+from ov_weight_compression.quantization.reference import level_grid
 from tests.quantization.groups import nasty_groups
 
 ROWS = {name: row for name, row in FORMATS.items() if name not in ("codebook", "adaptive_codebook")}
@@ -99,8 +99,8 @@ def test_the_graph_computes_what_decode_rows_says(name: str) -> None:
         return op.convert(op.constant(tensor), "f32")
 
     codes = stored(encoded.codes, row.storage, row.bits, [6, groups, 64 // groups])
-    if row.table_type is not None:
-        table = stored(encoded.table, row.table_type, 8, [encoded.table.size])
+    if row.codebook_type is not None:
+        table = stored(encoded.codebook, row.codebook_type, 8, [encoded.codebook.size])
         codes = op.gather(table, op.convert(codes, "i32"), op.constant(np.int64(0)))
     if encoded.zero_point is not None:
         codes = op.subtract(codes, stored(encoded.zero_point, row.storage, row.bits, [6, groups, 1]))
@@ -192,12 +192,12 @@ def test_scales_beyond_f16_can_be_f32() -> None:
 
 def test_a_caller_s_table() -> None:
     table = [0.0, 1.0, -1.0, 0.25, -0.25]
-    row = with_table(FORMATS["codebook"], table, "f16")
+    row = with_codebook(FORMATS["codebook"], table, "f16")
     spec = Spec(row, 32)
     encoded = encode_rows(weights(8, 64), spec)
-    assert encoded.table.tolist() == table
+    assert encoded.codebook.tolist() == table
     np.testing.assert_array_equal(encoded.codes < 5, True)
-    wide = with_table(FORMATS["codebook"], np.linspace(-1, 1, 999), "f16")
+    wide = with_codebook(FORMATS["codebook"], np.linspace(-1, 1, 999), "f16")
     many = encode_rows(weights(8, 64), Spec(wide, 32))
     assert many.codes.dtype == np.uint16
     assert encode_rows(weights(8, 64), Spec(wide, 32), packed=True).codes.shape == (8, 128)

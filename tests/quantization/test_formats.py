@@ -8,10 +8,9 @@ import openvino.opset13 as op
 import pytest
 
 from ov_weight_compression.ir_utils.packing import pack
-from ov_weight_compression.quantization import FORMATS, PER_CHANNEL, Spec, get_format, stored_table, with_table
-from ov_weight_compression.quantization.formats.codebooks import round_to_type
-from ov_weight_compression.quantization.formats.levels import CB4, E2M1, E4M3, NF4
-from ov_weight_compression.quantization.grid import decode_codes
+from ov_weight_compression.quantization import FORMATS, PER_CHANNEL, Spec, stored_codebook, with_codebook
+from ov_weight_compression.quantization.formats import CB4, E2M1, E4M3, NF4, round_to_type
+from ov_weight_compression.quantization.reference import decode_codes
 
 
 def read_by_openvino(codes: np.ndarray, type_name: str, bits: int) -> np.ndarray:
@@ -21,7 +20,7 @@ def read_by_openvino(codes: np.ndarray, type_name: str, bits: int) -> np.ndarray
     return ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([])[0]
 
 
-@pytest.mark.parametrize("name", [name for name, row in FORMATS.items() if row.table_type is None])
+@pytest.mark.parametrize("name", [name for name, row in FORMATS.items() if row.codebook_type is None])
 def test_every_code_means_what_openvino_reads(name: str) -> None:
     """All 2^b codes of each storage type, with scale 1 and zero point 0 (or the format's own)."""
     row = FORMATS[name]
@@ -62,12 +61,6 @@ def test_every_format_of_four_bits_and_fewer_is_searched() -> None:
         assert (row.default_search > 0) == (row.bits <= 4), name
 
 
-def test_names_in_any_case_and_a_list_of_those_there_are() -> None:
-    assert get_format("NF4") is FORMATS["nf4"]
-    with pytest.raises(ValueError, match="no format is called 'int5'; there are int8_asym, "):
-        get_format("int5")
-
-
 def test_specs_refuse_what_cannot_be() -> None:
     assert Spec(FORMATS["int4_sym"]).group_size == PER_CHANNEL
     with pytest.raises(ValueError, match="group_size is 64, must be 32 for mxfp4"):
@@ -84,13 +77,13 @@ def test_specs_refuse_what_cannot_be() -> None:
 
 def test_tables_of_one_s_own() -> None:
     row = FORMATS["codebook"]
-    assert (with_table(row, [-1, 1], "i8").storage, with_table(row, range(17), "i8").storage) == ("u4", "u8")
-    assert with_table(row, np.linspace(-1, 1, 257), "f16").bits == 16
-    rounded = with_table(row, [-1.03, 0.2, 500, -1e9], "f8e4m3").levels
+    assert (with_codebook(row, [-1, 1], "i8").storage, with_codebook(row, range(17), "i8").storage) == ("u4", "u8")
+    assert with_codebook(row, np.linspace(-1, 1, 257), "f16").bits == 16
+    rounded = with_codebook(row, [-1.03, 0.2, 500, -1e9], "f8e4m3").levels
     assert rounded == (-1.0, 0.203125, 448.0, -448.0)
-    assert stored_table(with_table(row, [-1.0, 0.203125, 448], "f8e4m3")).tolist() == [0xB8, 0x25, 0x7E]
-    assert stored_table(with_table(row, [-3, 100], "i8")).dtype == np.int8
-    assert stored_table(FORMATS["nf4"]) is None
+    assert stored_codebook(with_codebook(row, [-1.0, 0.203125, 448], "f8e4m3")).tolist() == [0xB8, 0x25, 0x7E]
+    assert stored_codebook(with_codebook(row, [-3, 100], "i8")).dtype == np.int8
+    assert stored_codebook(FORMATS["nf4"]) is None
 
 
 @pytest.mark.parametrize(
@@ -105,7 +98,7 @@ def test_tables_of_one_s_own() -> None:
 )
 def test_tables_that_cannot_be_used(table: list, table_type: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        with_table(FORMATS["codebook"], table, table_type)
+        with_codebook(FORMATS["codebook"], table, table_type)
 
 
 def test_rounding_to_e4m3_is_openvino_s() -> None:

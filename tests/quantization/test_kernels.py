@@ -8,29 +8,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ov_weight_compression.quantization import FORMATS, Format, Spec, get_format, tensor_scale_of, with_table
+from ov_weight_compression.quantization import FORMATS, Format, Spec, tensor_scale_of, with_codebook
+from ov_weight_compression.quantization.encode import encode_groups
 from ov_weight_compression.quantization.kernels import Kernel, Key, flip_mask
-from ov_weight_compression.quantization.reference import encode_groups
 from tests.quantization.groups import nasty_groups
 
 TABLES = {
-    "unsorted_i8": with_table(FORMATS["codebook"], [3, -7, 0, 1, -1, 5, 11, -12, 2, -2], "i8"),
-    "no_zero_f16": with_table(FORMATS["codebook"], [-1.0, 1.0], "f16"),
-    "u8_f16": with_table(FORMATS["codebook"], np.sinh(np.linspace(-3, 3, 200)).tolist(), "f16"),
-    "u16_f16": with_table(FORMATS["codebook"], np.linspace(-1, 1, 1000), "f16"),
-    "u16_f32": with_table(FORMATS["codebook"], np.random.default_rng(0).permutation(np.linspace(-2, 2, 999)), "f32"),
+    "unsorted_i8": with_codebook(FORMATS["codebook"], [3, -7, 0, 1, -1, 5, 11, -12, 2, -2], "i8"),
+    "no_zero_f16": with_codebook(FORMATS["codebook"], [-1.0, 1.0], "f16"),
+    "u8_f16": with_codebook(FORMATS["codebook"], np.sinh(np.linspace(-3, 3, 200)).tolist(), "f16"),
+    "u16_f16": with_codebook(FORMATS["codebook"], np.linspace(-1, 1, 1000), "f16"),
+    "u16_f32": with_codebook(FORMATS["codebook"], np.random.default_rng(0).permutation(np.linspace(-2, 2, 999)), "f32"),
 }
 EVERY = {**{name: row for name, row in FORMATS.items() if name not in ("codebook", "adaptive_codebook")}, **TABLES}
-
-
-class Rows:
-    """Importance that does not repeat."""
-
-    def __init__(self, values: np.ndarray) -> None:
-        self.values, self.period = values, len(values)
-
-    def rows(self, start: int, stop: int) -> np.ndarray:
-        return self.values[start:stop]
 
 
 def check(groups: np.ndarray, spec: Spec, graph: bool = False, importance: np.ndarray | None = None) -> None:
@@ -39,8 +29,7 @@ def check(groups: np.ndarray, spec: Spec, graph: bool = False, importance: np.nd
     scalar = tensor_scale_of(float(np.abs(groups).max()), spec.format)
     kernel = compiled(Key(spec, groups.shape[1], source, graph, importance is not None))
     blocks: list[list[np.ndarray]] = []
-    rows = None if importance is None else Rows(importance)
-    kernel.run(groups, rows, scalar, lambda start, outputs: blocks.append([np.array(part) for part in outputs]))
+    kernel.run(groups, importance, scalar, lambda start, outputs: blocks.append([np.array(part) for part in outputs]))
     got = [np.concatenate(parts) for parts in zip(*blocks, strict=True)]
     with np.errstate(over="ignore"):
         codes, scale, zero_point = encode_groups(groups.astype(np.float32), spec, scalar, importance, graph)
@@ -105,7 +94,7 @@ HALVES = hnp.arrays(np.float16, (3, 8), elements=st.floats(width=16, allow_nan=F
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(HALVES, st.sampled_from(["int4_sym", "int4_asym", "nf4", "fp4", "int8_sym"]), st.sampled_from([0, 3]))
 def test_whatever_hypothesis_finds(groups: np.ndarray, name: str, search: int) -> None:
-    row = get_format(name)
+    row = FORMATS[name]
     check(groups, spec_of(row, search if row.default_search else 0), graph=search > 0)
 
 

@@ -28,10 +28,10 @@ def fit(values: np.ndarray, group: int, importance: np.ndarray | None = None, **
     return Spec(fitted_format(ROW, [counted(values, group, importance)], **options), group)
 
 
-@pytest.mark.parametrize("table_type", ["f8e4m3", "f16", "f32", "i8"])
-def test_a_fitted_table_beats_the_fixed_ones(table_type: str) -> None:
+@pytest.mark.parametrize("codebook_type", ["f8e4m3", "f16", "f32", "i8"])
+def test_a_fitted_table_beats_the_fixed_ones(codebook_type: str) -> None:
     values = weight()
-    fitted = error(values, fit(values, 64, table_type=table_type))
+    fitted = error(values, fit(values, 64, codebook_type=codebook_type))
     fixed = min(error(values, Spec(FORMATS[name], 64)) for name in ("cb4", "nf4"))
     assert fitted < 0.97 * fixed
 
@@ -39,20 +39,20 @@ def test_a_fitted_table_beats_the_fixed_ones(table_type: str) -> None:
 def test_values_of_few_kinds_are_met_exactly() -> None:
     values = np.random.default_rng(0).choice([-1.0, -0.25, 0.0, 0.5, 1.0], (32, 64)).astype(np.float32)
     values[:, 0] = 1.0
-    spec = fit(values, 64, count=5, table_type="f32")
+    spec = fit(values, 64, count=5, codebook_type="f32")
     assert error(values, spec) / (values**2).sum() < 1e-6
 
 
 def test_more_entries_help() -> None:
     values = weight()
-    errors = [error(values, fit(values, 64, count=count, table_type="f16")) for count in (4, 8, 16, 64, 256)]
+    errors = [error(values, fit(values, 64, count=count, codebook_type="f16")) for count in (4, 8, 16, 64, 256)]
     assert errors == sorted(errors, reverse=True)
-    assert fit(values, 64, count=256, table_type="f16").format.storage == "u8"
+    assert fit(values, 64, count=256, codebook_type="f16").format.storage == "u8"
 
 
 def test_entries_fit_their_type() -> None:
     values = weight()
-    eight_bits = fit(values, 256, table_type="i8").format.levels
+    eight_bits = fit(values, 256, codebook_type="i8").format.levels
     assert eight_bits is not None
     assert all(level == round(level) and abs(level) <= 127 for level in eight_bits)
     assert list(eight_bits) == sorted(eight_bits)
@@ -78,11 +78,11 @@ def test_pieces_in_any_order_give_the_same_table() -> None:
     assert fitted_format(ROW, [one]) == fitted_format(ROW, [other])
 
 
-@pytest.mark.parametrize("table_type", ["f8e4m3", "f16", "f32", "i8"])
+@pytest.mark.parametrize("codebook_type", ["f8e4m3", "f16", "f32", "i8"])
 @pytest.mark.parametrize("value", [0.0, 0.3, -0.3, 1e-30], ids=str)
-def test_a_weight_of_one_value_has_a_table_of_the_size_that_was_asked_for(table_type: str, value: float) -> None:
+def test_a_weight_of_one_value_has_a_table_of_the_size_that_was_asked_for(codebook_type: str, value: float) -> None:
     values = np.full((4, 64), value, np.float32)
-    spec = fit(values, 64, table_type=table_type, count=16)
+    spec = fit(values, 64, codebook_type=codebook_type, count=16)
     assert spec.format.levels is not None
     assert len(spec.format.levels) == 16
     assert spec.format.storage == "u4"
@@ -93,10 +93,10 @@ def test_a_weight_of_one_value_has_a_table_of_the_size_that_was_asked_for(table_
 def test_weights_that_share_a_table_count_alike_whatever_their_magnitude() -> None:
     large, small = weight(seed=1) * np.float16(100), weight(seed=2)
     small[:, ::2] = 0  # of another make, so that the tables differ
-    both = fitted_format(ROW, [counted(large, 64), counted(small, 64)], table_type="f16")
-    swapped = fitted_format(ROW, [counted(large / np.float16(100), 64), counted(small, 64)], table_type="f16")
+    both = fitted_format(ROW, [counted(large, 64), counted(small, 64)], codebook_type="f16")
+    swapped = fitted_format(ROW, [counted(large / np.float16(100), 64), counted(small, 64)], codebook_type="f16")
     np.testing.assert_allclose(both.levels, swapped.levels, atol=2e-3)
-    alone = fit(large, 64, table_type="f16").format
+    alone = fit(large, 64, codebook_type="f16").format
     assert error(small, Spec(both, 64)) < error(small, Spec(alone, 64))
 
 
@@ -105,12 +105,12 @@ def test_a_share_of_zeros_changes_nothing() -> None:
     assert fitted_format(ROW, [one]) == fitted_format(ROW, [one, counted(np.zeros((4, 64), np.float32), 64)])
 
 
-@pytest.mark.parametrize("table_type", ["f8e4m3", "f16", "f32", "i8"])
+@pytest.mark.parametrize("codebook_type", ["f8e4m3", "f16", "f32", "i8"])
 @pytest.mark.parametrize("count", [2, 16, 17, 256, 257])
-def test_a_stand_in_is_stored_as_the_fitted_table_will_be(table_type: str, count: int) -> None:
-    before = stand_in(ROW, count, table_type)
-    after = fit(weight(), 64, table_type=table_type, count=count).format
-    assert (before.storage, before.bits, before.table_type) == (after.storage, after.bits, after.table_type)
+def test_a_stand_in_is_stored_as_the_fitted_table_will_be(codebook_type: str, count: int) -> None:
+    before = stand_in(ROW, count, codebook_type)
+    after = fit(weight(), 64, codebook_type=codebook_type, count=count).format
+    assert (before.storage, before.bits, before.codebook_type) == (after.storage, after.bits, after.codebook_type)
     assert before.levels is not None
     assert after.levels is not None
     assert len(before.levels) == len(after.levels) == count
@@ -121,12 +121,12 @@ def test_large_weights_are_sampled() -> None:
     assert sample_step(50000, 4096) == 48
 
 
-@pytest.mark.parametrize("table_type", ["f8e4m3", "i8"])
+@pytest.mark.parametrize("codebook_type", ["f8e4m3", "i8"])
 @pytest.mark.parametrize("sign", [1, -1])
-def test_where_all_entries_would_become_zero_the_largest_value_has_one(table_type: str, sign: int) -> None:
+def test_where_all_entries_would_become_zero_the_largest_value_has_one(codebook_type: str, sign: int) -> None:
     values = np.full((1, 4096), 1e-5 * sign, np.float32)
     values[0, 7] = 65504 * sign
-    spec = fit(values, 4096, table_type=table_type, count=2)
+    spec = fit(values, 4096, codebook_type=codebook_type, count=2)
     assert spec.format.levels is not None
     wide = Spec(spec.format, 4096, "f32")
     found = decode_rows(encode_rows(values, wide), wide)

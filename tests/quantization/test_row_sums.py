@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ov_weight_compression.quantization.row_sums import row_sums
+from ov_weight_compression.quantization.kernels import row_sums
 
 
 @pytest.mark.parametrize("shape", [(3, 8), (1100, 1024), (4099, 256)])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ov_weight_compression.quantization import FORMATS, Spec, decode_rows, encode_rows, tensor_scale_of
-from ov_weight_compression.quantization.search import candidate_factors, group_weights, summand_limit
+from ov_weight_compression.quantization.scale_search import candidate_factors, group_weights, summand_limit
 from tests.quantization.groups import nasty_groups
 
 SEARCHED = [name for name, row in FORMATS.items() if row.default_search]

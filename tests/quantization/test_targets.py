@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from ov_weight_compression.quantization.calibrated import input_correction
-from tests.quantization.calibrated_cases import layer
+from ov_weight_compression.quantization.layerwise import input_correction
+from tests.quantization.layerwise_cases import layer
 
 
 def streams(seed: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

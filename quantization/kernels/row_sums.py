@@ -8,12 +8,12 @@ A small compiled OpenVINO model reads half-precision rows several times faster t
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import openvino as ov
 from openvino import opset13 as ops
+
+from ov_weight_compression.ir_utils.types import Array, Float32
 
 __all__ = ["row_sums"]
 
@@ -22,7 +22,7 @@ _COMPILE_FROM = 1 << 20
 """Elements below which numpy is done before a model is compiled."""
 
 
-def row_sums(values: npt.NDArray[Any], weights: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def row_sums(values: Array, weights: Float32) -> Float32:
     """[n] f32 for `values` [n, in] of f16 or f32 and `weights` [in]. Not for several threads at once."""
     rows, columns = values.shape
     if values.size < _COMPILE_FROM or values.dtype != np.float16:

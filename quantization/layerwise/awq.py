@@ -32,12 +32,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from ov_weight_compression.ir_utils.types import Float32
 from ov_weight_compression.quantization.encode import decode_rows, encode_rows
 from ov_weight_compression.quantization.spec import Spec
 
 __all__ = ["ALPHAS", "Factors", "Sample", "choose_factors", "lift_factors"]
-
-Floats = npt.NDArray[np.float32]
 
 ALPHAS = (0.1, 0.2, 0.3, 0.4, 0.5)
 _SEARCH = 5
@@ -52,7 +51,7 @@ _SMALLEST = 1e-6
 class Sample:
     """Some rows of one layer's weight, and how that weight is stored."""
 
-    values: Floats
+    values: Float32
     """[rows, in]."""
     spec: Spec
     share: float = 1.0
@@ -63,7 +62,7 @@ class Sample:
 class Factors:
     """What to multiply the columns with, and what that is worth."""
 
-    columns: Floats
+    columns: Float32
     """[in], t; positive, 1 where no scaling was better."""
     cost: float | None = None
     """The measured cost with them, as a share of the cost without, at most 1; None where nothing was measured."""
@@ -71,7 +70,7 @@ class Factors:
 
 def choose_factors(
     samples: Sequence[Sample],
-    energy: npt.NDArray[np.float32],
+    energy: Float32,
     classes: Sequence[int],
     alphas: Sequence[float] = ALPHAS,
     *,
@@ -112,13 +111,13 @@ def lift_factors(samples: Sequence[Sample], classes: Sequence[int], *, equal: bo
     return Factors(np.clip(np.exp(means[owner]), 1 / _LIMIT, _LIMIT).astype(np.float32))
 
 
-def _lifted(values: npt.NDArray[np.float32]) -> Floats:
+def _lifted(values: Float32) -> Float32:
     """Nothing far below the mean, so that no factor is extreme or undefined."""
     mean = float(np.mean(values, dtype=np.float64))
     return np.maximum(values, np.float32(_SMALLEST * mean if mean > 0 else 1)).astype(np.float32)
 
 
-def _mean_magnitude(samples: Sequence[Sample]) -> Floats:
+def _mean_magnitude(samples: Sequence[Sample]) -> Float32:
     """[in]: mean |W| over the rows of all layers, each counted in full."""
     total = sum(sample.share * np.abs(sample.values).sum(axis=0, dtype=np.float64) for sample in samples)
     rows = sum(sample.share * len(sample.values) for sample in samples)
@@ -145,7 +144,7 @@ def _bundles(owner: npt.NDArray[np.intp], groups: Sequence[int]) -> npt.NDArray[
     return np.unique(bundle, return_inverse=True)[1].reshape(-1)
 
 
-def _shared(factors: Floats, owner: npt.NDArray[np.intp], bundles: npt.NDArray[np.intp]) -> Floats:
+def _shared(factors: Float32, owner: npt.NDArray[np.intp], bundles: npt.NDArray[np.intp]) -> Float32:
     """One factor a class, with a geometric mean of 1 in each bundle, within the limits."""
     logs = np.log(factors.astype(np.float64))
     for key in (owner, bundles):
@@ -156,8 +155,8 @@ def _shared(factors: Floats, owner: npt.NDArray[np.intp], bundles: npt.NDArray[n
 
 def _costs(
     samples: Sequence[Sample],
-    energy: Floats,
-    factors: Floats,
+    energy: Float32,
+    factors: Float32,
     bundles: npt.NDArray[np.intp],
 ) -> npt.NDArray[np.float64]:
     """[bundles]: what rounding costs at the outputs of all layers with these factors."""

@@ -1,4 +1,4 @@
-"""Descent on a draft's codes and scales: after GPTQ, until nothing helps any more.
+"""Coordinate descent on a draft's codes and scales: after GPTQ, until nothing helps any more.
 
 The cost of one row is `(w − q)ᵀ H (w − q)`, and `r = H (w − q)` its slope. Given all other channels the best value of
 channel j is `q_j + r_j / H_jj`; it is rounded to the grid, and the slope follows (coordinate descent as in CDQuant,
@@ -13,61 +13,69 @@ the start once more at the end, row by row.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
-from ov_weight_compression.quantization.calibrated.curvature import Curvature
-from ov_weight_compression.quantization.calibrated.draft import Draft, Floats, Grid
+from ov_weight_compression.ir_utils.types import Float32
+from ov_weight_compression.quantization.layerwise.draft import Draft, Grid
+from ov_weight_compression.quantization.layerwise.hessian import Hessian
 
-__all__ = ["cost", "descend"]
+__all__ = ["CoordinateDescent", "cost"]
 
 _PANEL = 64
 _LARGEST_PANEL = 256
 
 
-def cost(target: Floats, draft: Draft, curvature: Curvature) -> npt.NDArray[np.float64]:
+def cost(target: Float32, draft: Draft, hessian: Hessian) -> npt.NDArray[np.float64]:
     """[rows]: `(w − q)ᵀ H (w − q)`."""
     error = target - draft.values()
-    return np.asarray(np.einsum("ij,ij->j", curvature.gram @ error, error, dtype=np.float64))
+    return np.asarray(np.einsum("ij,ij->j", hessian.matrix @ error, error, dtype=np.float64))
 
 
-def descend(target: Floats, draft: Draft, curvature: Curvature, grid: Grid, sweeps: int) -> Draft:
-    """Improve `draft` (not changed) by `sweeps` rounds over all codes and scales; no row's cost rises."""
-    zero = None if draft.zero is None else draft.zero.copy()
-    better = Draft(draft.levels.copy(), draft.scale.copy(), zero)
-    error = target - draft.values()
-    slope = curvature.gram @ error
-    start = np.einsum("ij,ij->j", slope, error, dtype=np.float64)
-    for _ in range(sweeps):
-        _sweep(better, slope, curvature, grid)
-    better.take(cost(target, better, curvature) > start, draft)
-    return better
+@dataclass(frozen=True)
+class CoordinateDescent:
+    """The step: so many sweeps over all codes and scales; no row's cost rises."""
+
+    sweeps: int
+
+    def __call__(self, target: Float32, draft: Draft, hessian: Hessian, grid: Grid) -> Draft:
+        """A better draft; see `layer.Step`."""
+        better = draft.copy()
+        error = target - draft.values()
+        slope = hessian.matrix @ error
+        start = np.einsum("ij,ij->j", slope, error, dtype=np.float64)
+        for _ in range(self.sweeps):
+            _sweep(better, slope, hessian, grid)
+        better.take(cost(target, better, hessian) > start, draft)
+        return better
 
 
-def _sweep(draft: Draft, slope: Floats, curvature: Curvature, grid: Grid) -> None:
+def _sweep(draft: Draft, slope: Float32, hessian: Hessian, grid: Grid) -> None:
     """One round over all panels of channels, those of the largest energy first; `slope` follows the draft.
 
     A panel is some whole groups, or a part of a group too large for one; then the scales wait for the end of the round.
     """
-    gram, group, width = curvature.gram, draft.group, len(slope)
+    matrix, group, width = hessian.matrix, draft.group, len(slope)
     whole = group <= _LARGEST_PANEL
     size = max(_PANEL // group, 1) * group if whole else _PANEL
     starts = np.arange(0, width, size)
-    for begin in starts[np.argsort(-np.add.reduceat(curvature.energy, starts), kind="stable")]:
+    for begin in starts[np.argsort(-np.add.reduceat(hessian.diagonal, starts), kind="stable")]:
         span = slice(begin, min(begin + size, width))
-        steps = _sweep_codes(draft, span, slope, curvature, grid)
+        steps = _sweep_codes(draft, span, slope, hessian, grid)
         if whole:
-            steps += _refit_scales(draft, span, slope[span] - gram[span, span] @ steps, curvature, grid)
-        slope -= gram[:, span] @ steps
+            steps += _refit_scales(draft, span, slope[span] - matrix[span, span] @ steps, hessian, grid)
+        slope -= matrix[:, span] @ steps
     if not whole:
-        slope -= gram @ _refit_scales(draft, slice(0, width), slope, curvature, grid)
+        slope -= matrix @ _refit_scales(draft, slice(0, width), slope, hessian, grid)
 
 
-def _sweep_codes(draft: Draft, span: slice, slope: Floats, curvature: Curvature, grid: Grid) -> Floats:
+def _sweep_codes(draft: Draft, span: slice, slope: Float32, hessian: Hessian, grid: Grid) -> Float32:
     """Give every channel of `span` its best code in turn, the largest `H_jj` first: by how much the values move."""
-    energy = curvature.energy[span]
+    energy = hessian.diagonal[span]
     order = np.argsort(-energy, kind="stable")
-    coupling = curvature.gram[span, span][np.ix_(order, order)]
+    coupling = hessian.matrix[span, span][np.ix_(order, order)]
     moves = np.empty((len(order), slope.shape[1]), np.float32)
     for place, offset in enumerate(order):
         channel = span.start + offset
@@ -85,7 +93,7 @@ def _sweep_codes(draft: Draft, span: slice, slope: Floats, curvature: Curvature,
     return steps
 
 
-def _refit_scales(draft: Draft, span: slice, slope: Floats, curvature: Curvature, grid: Grid) -> Floats:
+def _refit_scales(draft: Draft, span: slice, slope: Float32, hessian: Hessian, grid: Grid) -> Float32:
     """Move the scale of each group in `span` to the best one that can be stored: by how much the values move.
 
     `slope` is that of the span, [channels, rows], and not changed.
@@ -95,8 +103,8 @@ def _refit_scales(draft: Draft, span: slice, slope: Floats, curvature: Curvature
     for begin in range(span.start, span.stop, group):
         inside, part = slice(begin, begin + group), slice(begin - span.start, begin - span.start + group)
         levels, old = draft.levels[inside], draft.scale[begin // group]
-        before = curvature.gram[inside, span.start : begin] @ steps[: part.start]
-        bend = np.einsum("ij,ij->j", levels, curvature.gram[inside, inside] @ levels)
+        before = hessian.matrix[inside, span.start : begin] @ steps[: part.start]
+        bend = np.einsum("ij,ij->j", levels, hessian.matrix[inside, inside] @ levels)
         pull = np.einsum("ij,ij->j", levels, slope[part] - before)
         ideal = old + np.divide(pull, bend, out=np.zeros_like(old), where=bend > 0)
         gain, best = np.zeros_like(old), old.copy()

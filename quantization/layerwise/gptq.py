@@ -7,34 +7,35 @@ past errors ask of a channel, one matrix product per block of channels and one v
 
     c_j = w_j + Σ_{k<j} B_kj δ_k        q_j = nearest(c_j)        δ_j = w_j − q_j
 
-with B from `curvature`. Works for every format, as all it needs is the nearest level.
+with B from `hessian`. Works for every format, as all it needs is the nearest level.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from ov_weight_compression.quantization.calibrated.curvature import Curvature
-from ov_weight_compression.quantization.calibrated.draft import Draft, Floats, Grid
+from ov_weight_compression.ir_utils.types import Float32
+from ov_weight_compression.quantization.layerwise.draft import Draft, Grid
+from ov_weight_compression.quantization.layerwise.hessian import Hessian
 
 __all__ = ["gptq"]
 
 _BLOCK = 128
 
 
-def gptq(target: Floats, draft: Draft, curvature: Curvature, grid: Grid) -> Draft:
+def gptq(target: Float32, draft: Draft, hessian: Hessian, grid: Grid) -> Draft:
     """Choose all levels for the draft's scales and zero points.
 
     Args:
         target: [in, rows] the weights to approximate.
         draft: its scales and zero points count, its levels do not.
-        curvature: of the layer's input.
+        hessian: of the layer's input.
         grid: the format.
 
     Returns:
         A draft with levels of its own and the scales of `draft`.
     """
-    order, feedback = curvature.order, curvature.feedback
+    order, feedback = hessian.order, hessian.feedback
     width = len(order)
     group = order // draft.group
     carried = np.zeros_like(target)  # Σ B_kj δ_k over finished blocks, in the order of decision

@@ -21,27 +21,42 @@ Source: llama.cpp's make_qx_quants and AutoRound's search for the idea and range
 candidate, which both do, is done with data only (see ``refit``): it takes several times as long as the search.
 """
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
+from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.quantization.formats import Format
-from ov_weight_compression.quantization.grid import level_grid
-from ov_weight_compression.quantization.scales import scale_values, store_scales
+from ov_weight_compression.quantization.reference import (
+    decode_codes,
+    level_grid,
+    nearest_codes,
+    scale_values,
+    store_scales,
+)
 from ov_weight_compression.quantization.spec import Spec
 
-__all__ = ["MARGIN", "best_scales", "candidate_factors", "group_weights", "reach", "summand_limit"]
-
-Floats = npt.NDArray[np.float32]
+__all__ = [
+    "MARGIN",
+    "STARTS",
+    "best_scales",
+    "candidate_factors",
+    "group_weights",
+    "reach",
+    "refit",
+    "summand_limit",
+]
 
 # What a candidate's error is multiplied by before it is compared with the plain scale's.
 MARGIN = np.float32(1 + 2.0**-9)
 
 _SUM_LIMIT = 1 << 24
 
+_REFITS = 2
+STARTS = (1.0, 0.9, 1.1, 0.8)
+"""Of the scale that was found."""
+_ONE = np.ones(1, np.float32)
 
-def candidate_factors(spec: Spec) -> Floats:
+
+def candidate_factors(spec: Spec) -> Float32:
     """[candidates] f32: what the plain scale is multiplied by; the first is 1, the others are the format's chosen ones
     where it has so many, else evenly spaced."""
     if spec.scale_type == "f8e8m0":
@@ -65,7 +80,7 @@ def summand_limit(group: int) -> int:
     return _SUM_LIMIT // group
 
 
-def group_weights(groups: Floats, importance: Floats | None, graph: bool, format: Format) -> Floats:
+def group_weights(groups: Float32, importance: Float32 | None, graph: bool, format: Format) -> Float32:
     """[n, g] f32: ``w`` of each element, scaled so that the largest of a group times ``reach`` squared is the limit.
 
     Args:
@@ -88,13 +103,13 @@ def group_weights(groups: Floats, importance: Floats | None, graph: bool, format
 
 
 def best_scales(
-    groups: Floats,
-    scale: Floats,
-    zero_point: Floats | None,
-    weights: Floats,
+    groups: Float32,
+    scale: Float32,
+    zero_point: Float32 | None,
+    weights: Float32,
     spec: Spec,
     tensor_scale: np.float32 | None = None,
-) -> Floats:
+) -> Float32:
     """The candidate of each group with the least weighted error, unrounded.
 
     Args:
@@ -122,7 +137,7 @@ def best_scales(
     return np.asarray(candidates[np.arange(len(chosen)), chosen])
 
 
-def _distance(ratio: Floats, zero_point: Floats | None, format: Format) -> npt.NDArray[Any]:
+def _distance(ratio: Float32, zero_point: Float32 | None, format: Format) -> Array:
     """How far each ``w / s`` lies from its level, in levels."""
     if format.levels is not None:
         grid = level_grid(format)
@@ -131,3 +146,54 @@ def _distance(ratio: Floats, zero_point: Floats | None, format: Format) -> npt.N
         return np.asarray(ratio - np.clip(np.rint(ratio), format.low, format.high))
     low = -zero_point[:, None]
     return np.asarray(ratio - np.clip(np.rint(ratio), low, low + np.float32(format.high)))
+
+
+def refit(
+    groups: Float32,
+    codes: Array,
+    scale: Array,
+    zero_point: Array | None,
+    weights: Float32,
+    spec: Spec,
+    tensor_scale: np.float32 | None,
+    starts: tuple[float, ...] = STARTS,
+) -> None:
+    """Improve `codes` and `scale` in place; no group's weighted error rises.
+
+    Args:
+        groups: [n, g] f32.
+        codes: [n, g] bit patterns.
+        scale: [n] as stored.
+        zero_point: [n] uint8, not changed, or None.
+        weights: [n, g] f32, what an error in each element weighs, in any scale.
+        spec: what they are.
+        tensor_scale: of the whole weight, for formats that have one.
+        starts: scales to start from, in units of `scale`, its own first.
+    """
+    zero = None if zero_point is None else zero_point[:, None]
+    first = scale_values(scale, spec, tensor_scale)
+    least = _error(groups, decode_codes(codes, first[:, None], zero, spec.format), weights)
+    signed = spec.format.levels is None and not spec.format.asymmetric
+    for start in starts if spec.format.levels is None else starts[:1]:
+        stored = store_scales(first * np.float32(start), spec, tensor_scale)
+        for left in range(_REFITS, -1, -1):
+            current = scale_values(stored, spec, tensor_scale)
+            found = nearest_codes(groups, current[:, None], zero, spec.format)
+            levels = decode_codes(found, _ONE, zero, spec.format)
+            error = _error(groups, levels * current[:, None], weights)
+            better = error < least
+            codes[better], scale[better] = found[better], stored[better]
+            least = np.minimum(least, error)
+            if left:
+                weighted = weights * levels
+                bend, pull = (weighted * levels).sum(axis=1), (weighted * groups).sum(axis=1)
+                usable = (bend > 0) & (pull != 0 if signed else pull > 0)
+                stored = store_scales(np.divide(pull, bend, out=current.copy(), where=usable), spec, tensor_scale)
+
+
+def _error(groups: Float32, values: Float32, weights: Float32) -> Float32:
+    """[n]: the weighted squared error of each group."""
+    difference = groups - values
+    difference *= difference
+    difference *= weights
+    return np.asarray(difference.sum(axis=1))

@@ -12,15 +12,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from ov_weight_compression.ir_utils.types import Float32
 from ov_weight_compression.quantization.encode import decode_rows, encode_rows
 from ov_weight_compression.quantization.formats import FORMATS
 from ov_weight_compression.quantization.spec import Encoded, Spec
 
 __all__ = ["ADAPTER_SPEC", "ROUNDS", "Adapters", "lora_adapters"]
-
-Floats = npt.NDArray[np.float32]
 
 ADAPTER_SPEC = Spec(FORMATS["int8_asym"])
 ROUNDS = 2
@@ -37,19 +35,13 @@ class Adapters:
     up: Encoded  # B [rows, rank]
     left: float  # the objective as a share of that without adapters
 
-    def values(self) -> Floats:
-        """[rows, in]: B A as the device computes it."""
-        return decode_rows(self.up, ADAPTER_SPEC) @ decode_rows(self.down, ADAPTER_SPEC)
 
-
-def lora_adapters(
-    missing: Floats, gram: npt.NDArray[np.floating], rank: int, *, rounds: int = ROUNDS
-) -> Adapters | None:
+def lora_adapters(missing: Float32, gram: Float32, rank: int, *, rounds: int = ROUNDS) -> Adapters | None:
     """Fit adapters to what a layer's weight has lost.
 
     Args:
         missing: E [rows, in], the weight (or its target) less its stored values.
-        gram: H [in, in] of the layer's input, or [in] its diagonal, in any scale.
+        gram: H [in, in] of the layer's input, in any scale.
         rank: of the correction; at most min(rows, in) is of use.
         rounds: alternations of rounding one matrix and fitting the other.
 
@@ -64,7 +56,7 @@ def lora_adapters(
     best: Adapters | None = None
     for _ in range(max(rounds, 1)):
         down, down_values = _rounded(_balanced(_solve(up.T @ up, up.T @ missing), up))
-        weighted = _weigh(down_values, gram)
+        weighted = np.asarray(down_values @ gram, dtype=np.float32)
         inner, outer = weighted @ down_values.T, missing @ weighted.T
         up_stored, up = _rounded(_solve(inner, outer.T).T)
         saved = np.sum(up * (2 * outer - up @ inner), dtype=np.float64)
@@ -74,13 +66,13 @@ def lora_adapters(
     return best
 
 
-def _cost(missing: Floats, gram: npt.NDArray[np.floating]) -> float:
+def _cost(missing: Float32, gram: Float32) -> float:
     """`tr(E H Eᵀ)`."""
     pieces = (missing[begin : begin + _ROWS] for begin in range(0, len(missing), _ROWS))
-    return sum(float(np.einsum("ri,ri->", _weigh(piece, gram), piece, dtype=np.float64)) for piece in pieces)
+    return sum(float(np.einsum("ri,ri->", piece @ gram, piece, dtype=np.float64)) for piece in pieces)
 
 
-def _balanced(down: Floats, up: Floats) -> Floats:
+def _balanced(down: Float32, up: Float32) -> Float32:
     """A times a power of two, so that the B that fits it is as large: f16 scales hold neither tiny nor huge values."""
     ratio = float(np.abs(up).max()) / max(float(np.abs(down).max()), 1e-30)
     if not 0 < ratio < np.inf:  # nothing to balance: what is missing is too small for its squares
@@ -88,28 +80,23 @@ def _balanced(down: Floats, up: Floats) -> Floats:
     return np.asarray(np.ldexp(down, round(np.log2(ratio) / 2)), dtype=np.float32)
 
 
-def _weigh(rows: Floats, gram: npt.NDArray[np.floating]) -> Floats:
-    """`rows @ H`."""
-    return np.asarray(rows * gram if gram.ndim == 1 else rows @ gram, dtype=np.float32)
-
-
-def _leading(missing: Floats, gram: npt.NDArray[np.floating], rank: int) -> Floats:
+def _leading(missing: Float32, gram: Float32, rank: int) -> Float32:
     """[rows, rank] basis of the leading left singular vectors of `E H^½`, that is eigenvectors of `E H Eᵀ`."""
     columns = min(rank + _EXTRA, *missing.shape)
     basis = np.random.default_rng(0).standard_normal((len(missing), columns)).astype(np.float32)
     for _ in range(_ITERATIONS):
-        basis = np.linalg.qr(missing @ _weigh(basis.T @ missing, gram).T)[0]
+        basis = np.linalg.qr(missing @ ((basis.T @ missing) @ gram).T)[0]
     small = basis.T @ missing
-    _, vectors = np.linalg.eigh(_weigh(small, gram) @ small.T)
+    _, vectors = np.linalg.eigh(small @ gram @ small.T)
     return np.asarray(basis @ vectors[:, ::-1][:, :rank])
 
 
-def _solve(matrix: Floats, right: Floats) -> Floats:
+def _solve(matrix: Float32, right: Float32) -> Float32:
     """`matrix⁻¹ right` for a symmetric positive matrix that may be singular."""
     ridge = 1e-6 * float(np.trace(matrix)) / len(matrix)
     return np.asarray(np.linalg.solve(matrix + np.float32(ridge or 1.0) * np.eye(len(matrix), dtype=np.float32), right))
 
 
-def _rounded(matrix: Floats) -> tuple[Encoded, Floats]:
+def _rounded(matrix: Float32) -> tuple[Encoded, Float32]:
     encoded = encode_rows(np.ascontiguousarray(matrix), ADAPTER_SPEC)
     return encoded, decode_rows(encoded, ADAPTER_SPEC)

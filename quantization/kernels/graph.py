@@ -1,0 +1,430 @@
+"""The whole kernel for one kind of weight as a graph: a block of groups in, codes and scales out.
+
+It computes what ``quantization.reference`` and ``quantization.scale_search`` define, to the bit: read it beside them.
+The few operations that it is made of are chosen so that any IEEE machine computes the same bits as numpy.
+What the CPU plugin may do to a graph, and how the kernels keep clear of it:
+
+- it turns a division into a multiplication by the reciprocal unless the node is marked: ``divide`` marks it;
+- it removes a conversion to f16 and back, since f32 can hold the result: scales are rounded by arithmetic instead;
+- it fuses a multiplication with a following addition: products that are added are exact, or have a second consumer;
+- it sums in whatever order suits the machine: what is summed are integers small enough for f32 to hold every partial
+  sum;
+- it may flush subnormal numbers: scales keep everything that matters far above them.
+
+Numbers that belong to a group are [n] or [n, candidates], a small part of the work; so the rounding of scales to a
+stored type may take the long way round, by exact powers of two instead of bit operations, which OpenVINO lacks.
+Candidates of a search are one more axis, so that one pass of few operations tries them all.
+
+Levels come in four kinds, told apart by the format's row: integers; E2M1 and E4M3, whose codes follow from a few
+roundings; any other table of up to 16 levels, where a code is a sum of steps over its thresholds; and large tables,
+where a lookup in equal cells, each with one threshold at most, does the same.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import openvino.opset13 as op
+
+from ov_weight_compression.ir_utils.types import Array
+from ov_weight_compression.quantization.formats import E2M1, E4M3, Format
+from ov_weight_compression.quantization.reference import level_grid
+from ov_weight_compression.quantization.scale_search import MARGIN, candidate_factors, reach, summand_limit
+from ov_weight_compression.quantization.spec import Spec
+
+__all__ = ["Key", "build", "flip_mask", "searchable", "supported"]
+
+_SMALL = 16  # levels up to which a sum of steps is used
+_CELLS = 1 << 16  # most cells of a lookup
+_LIMIT, _TINY = 2.0**100, 2.0**-100
+
+Node = Any  # a node or output of openvino: its opset functions are untyped
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a compiled kernel depends on.
+
+    Attributes:
+        spec: format, scales' type, number of candidates; its group size does not matter.
+        group: weights in a group.
+        source: OpenVINO's name of the groups' element type, ``f16`` or ``f32``.
+        graph: the search multiplies importance by ``|W| + rms(W)``.
+        importance: the kernel has an input for it.
+    """
+
+    spec: Spec
+    group: int
+    source: str
+    graph: bool = False
+    importance: bool = False
+
+
+def build(key: Key, block: int) -> ov.Model:
+    """A model over ``block`` groups.
+
+    Inputs: ``groups`` [block, g]; ``importance`` [block, g] f32; ``tensor_scale`` [1] f32; the last two only where
+    used. Outputs: codes u8 (u16) [block, g], ``flip_mask`` still to be applied; scales as stored [block]; for an
+    asymmetric format zero points u8 [block].
+    """
+    spec = key.spec
+    format = spec.format
+    inputs = [parameter([block, key.group], key.source, "groups")]
+    groups: Node = op.convert(inputs[0], "f32")
+    importance = tensor_scale = None
+    if key.importance:
+        importance = parameter([block, key.group], "f32", "importance")
+        inputs.append(importance)
+    if format.tensor_scale:
+        tensor_scale = parameter([1], "f32", "tensor_scale")
+        inputs.append(tensor_scale)
+    scale, zero_point, absmax = _plain_scales(groups, format, block)
+    if spec.search > 1:
+        weight = _error_weights(groups, absmax, key.group, importance, key.graph, format)
+        scale = _best_scales(groups, key.group, scale, zero_point, weight, spec, tensor_scale)
+    value = _stored_value(scale, spec, tensor_scale)
+    ratio = divide(groups, column(value))
+    pattern = _patterns(ratio, None if zero_point is None else column(zero_point), format)
+    outputs = [
+        op.convert(pattern, "u8" if format.bits <= 8 else "u16"),
+        _stored_pattern(scale, value, spec, tensor_scale),
+    ]
+    if zero_point is not None:
+        outputs.append(op.convert(zero_point, "u8"))
+    return ov.Model([op.result(output) for output in outputs], inputs, f"{format.name}_{key.group}")
+
+
+def supported(format: Format) -> bool:
+    """Whether a kernel can be built: not for a large table whose thresholds lie too close together for its cells."""
+    return format.levels is None or len(format.levels) <= _SMALL or format.levels == E4M3 or _cells(format) is not None
+
+
+def searchable(format: Format) -> bool:
+    """Whether ``_distance`` can be built: integers and tables of up to 16 levels."""
+    return format.levels is None or len(format.levels) <= _SMALL
+
+
+def flip_mask(format: Format) -> int:
+    """What ``_patterns`` must still be XORed with: kernels count signed codes from the lowest, storage is two's
+    complement."""
+    signed = format.levels is None and format.zero_point is None
+    return 1 << (format.bits - 1) if signed else 0
+
+
+def _patterns(ratio: Node, zero_point: Node | None, format: Format) -> Node:
+    """Codes, as f32 numbers, of ``ratio = w / s`` [n, g]; ``flip_mask`` of them still to be applied.
+
+    ``zero_point`` is [n, 1]. Integers: ``clip(rint(w / s) + z, low, high) - low``.
+    """
+    if format.levels is None:
+        levels = rint(ratio)
+        if zero_point is not None:
+            levels = op.add(levels, zero_point)
+        levels = op.clamp(levels, float(format.low), float(format.high))
+        return op.subtract(levels, constant(format.low)) if format.low else levels
+    if format.levels == E2M1:
+        # Zero is always +0, so the sign begins where the magnitude rounds to more than zero.
+        return op.add(_e2m1(op.abs(ratio)), step(op.negative(ratio), 0.25, 8))
+    if format.levels == E4M3:
+        code, _ = _e4m3(op.minimum(op.abs(ratio), constant(448)))
+        return op.add(code, step(op.negative(ratio), 2.0**-10, 128))
+    grid = level_grid(format)
+    if len(grid.values) > _SMALL:
+        return _lookup(ratio, format)
+    return _steps(ratio, grid.thresholds, grid.codes)
+
+
+def _distance(ratio: Node, bounds: tuple[Node, Node] | None, format: Format) -> Node:
+    """How far ``ratio`` lies from the level that its code stands for, in levels; the sign does not matter.
+
+    ``bounds`` are an asymmetric format's lowest and highest levels less the zero point, broadcast against ``ratio``.
+    """
+    if format.levels is None:
+        levels = rint(ratio)
+        if bounds is not None:
+            levels = op.minimum(op.maximum(levels, bounds[0]), bounds[1])
+        else:
+            levels = op.clamp(levels, float(format.low), float(format.high))
+        return op.subtract(ratio, levels)
+    if format.levels == E2M1:
+        magnitude = op.abs(ratio)
+        code = _e2m1(magnitude)
+        steep = op.subtract(op.multiply(code, constant(2)), constant(8))
+        levels = op.maximum(op.maximum(op.multiply(code, constant(0.5)), op.subtract(code, constant(2))), steep)
+        return op.subtract(magnitude, levels)
+    distances = [op.abs(op.subtract(ratio, constant(value))) for value in level_grid(format).values]
+    while len(distances) > 1:
+        distances = [op.minimum(*pair) if len(pair) > 1 else pair[0] for pair in _pairs(distances)]
+    return distances[0]
+
+
+def _pairs(nodes: list[Node]) -> list[list[Node]]:
+    return [nodes[k : k + 2] for k in range(0, len(nodes), 2)]
+
+
+def _steps(ratio: Node, thresholds: Array, codes: Array) -> Node:
+    """The first code, and at each threshold that ``ratio`` exceeds the step to the next code."""
+    rise = np.diff(codes.astype(np.float32))
+    parts = [step(ratio, threshold, height) for threshold, height in zip(thresholds, rise, strict=True)]
+    if codes[0]:
+        parts.append(constant(codes[0]))
+    while len(parts) > 1:
+        parts = [op.add(*pair) if len(pair) > 1 else pair[0] for pair in _pairs(parts)]
+    return parts[0]
+
+
+def _e2m1(magnitude: Node) -> Node:
+    """Code 0 .. 7 of a magnitude: 0, 0.5, 1, 1.5, 2, 3, 4, 6.
+
+    Each of the three spacings (1/2 up to 2, 1 up to 4, 2 above) gives a code by one rounding, ties to even as the
+    codes want it, and the right one is the smallest.
+    """
+    half = rint(op.multiply(magnitude, constant(2)))
+    one = op.add(rint(magnitude), constant(2))
+    two = op.add(rint(op.multiply(magnitude, constant(0.5))), constant(4))
+    return op.minimum(op.minimum(half, one), op.minimum(two, constant(7)))
+
+
+def _cells(format: Format) -> tuple[Array, Array, float, float] | None:
+    """Equal cells over the thresholds, each holding one at most: threshold in it (or infinity) and level index below
+    it.
+
+    Returns:
+        thresholds [cells], indices [cells], the left end and the inverse width; None where 2^16 cells are not enough.
+    """
+    thresholds = level_grid(format).thresholds
+    left = float(np.nextafter(thresholds[0], np.float32(-np.inf)))
+    count = 64
+    while count <= _CELLS:
+        inverse = np.float32((count - 2) / max(float(thresholds[-1]) - left, 2.0**-60))
+        # In f32: rounding keeps the order, so a value beyond a threshold never falls before its cell, nor one before it
+        # beyond; but see _lookup.
+        cell = np.floor((thresholds - np.float32(left)) * inverse).astype(np.int64)
+        if len(np.unique(cell)) == len(cell) and cell[0] >= 0 and cell[-1] < count:
+            held = np.full(count, np.inf, dtype=np.float32)
+            held[cell] = thresholds
+            below = np.searchsorted(cell, np.arange(count), side="left").astype(np.float32)
+            return held, below, left, float(inverse)
+        count *= 2
+    return None
+
+
+def _lookup(ratio: Node, format: Format) -> Node:
+    cells = _cells(format)
+    assert cells is not None
+    held, below, left, inverse = cells
+    place = op.floor(op.multiply(op.subtract(ratio, constant(left)), constant(inverse)))
+    place = op.convert(op.clamp(place, 0.0, float(len(held) - 1)), "i32")
+    axis = op.constant(np.int64(0))
+    above = op.convert(op.greater(ratio, op.gather(constant(held), place, axis)), "f32")
+    index = op.add(op.gather(constant(below), place, axis), above)
+    # The plugin may fuse the subtraction with the product, and a ratio at the border of two cells lands in the other
+    # one: its index is then one off, which the thresholds on either side of it tell.
+    thresholds = level_grid(format).thresholds
+    ends = np.concatenate([[-np.inf], thresholds, [np.inf]]).astype(np.float32)
+    found = op.convert(index, "i32")
+    low = op.greater(ratio, op.gather(constant(ends[1:]), found, axis))
+    high = op.less_equal(ratio, op.gather(constant(ends[:-1]), found, axis))
+    index = op.subtract(op.add(index, op.convert(low, "f32")), op.convert(high, "f32"))
+    codes = level_grid(format).codes.astype(np.float32)
+    if (codes == np.arange(len(codes))).all():
+        return index
+    return op.gather(constant(codes), op.convert(index, "i32"), axis)
+
+
+def _plain_scales(groups: Node, format: Format, block: int) -> tuple[Node, Node | None, Node]:
+    """The plain scales (``reference.plain_scales``) of groups [block, g].
+
+    Returns:
+        unrounded scale [n]; zero point [n] for an asymmetric format, else None; largest magnitude [n].
+    """
+    # One divisor per group, all the same: a division by one number would become part of the reduction before it, and
+    # there a multiplication.
+    top = constant(np.full(block, format.top))
+    if format.levels is not None:
+        absmax = op.reduce_max(op.abs(groups), [1], keep_dims=False)
+        return divide(absmax, top), None, absmax
+    low = op.reduce_min(groups, [1], keep_dims=False)
+    high = op.reduce_max(groups, [1], keep_dims=False)
+    absmax = op.maximum(op.negative(low), high)
+    if format.asymmetric:
+        low, high = op.minimum(low, constant(0)), op.maximum(high, constant(0))
+        scale = op.maximum(divide(op.subtract(high, low), top), constant(_TINY))
+        return scale, op.clamp(rint(divide(op.negative(low), scale)), 0.0, float(format.high)), absmax
+    flipped = op.greater(high, op.negative(low))
+    scale = divide(op.select(flipped, op.negative(high), op.negative(low)), top)
+    return scale, None, absmax
+
+
+def _stored_value(scale: Node, spec: Spec, tensor_scale: Node | None) -> Node:
+    """The f32 value of each scale as stored, same shape (``scale_values(store_scales(...))``)."""
+    if spec.scale_type == "f8e8m0":
+        power, _ = _power_above(scale)
+        return power
+    if spec.scale_type == "f8e4m3":
+        _, value = _e4m3_scale(scale, tensor_scale)
+        return op.multiply(value, tensor_scale)
+    smallest, largest = (_TINY, _LIMIT) if spec.scale_type == "f32" else (2.0**-24, 65504.0)
+    magnitude = op.clamp(op.abs(scale), smallest, largest)
+    if spec.scale_type == "f16":
+        # f16 keeps eleven bits of a number, and no bit below 2^-24.
+        power, _ = power_of_two_below(magnitude, -14, (16, 8, 4, 2, 1))
+        unit = op.multiply(power, constant(2.0**-10))
+        magnitude = op.multiply(rint(divide(magnitude, unit)), unit)
+    return op.select(op.less(scale, constant(0)), op.negative(magnitude), magnitude)
+
+
+def _stored_pattern(scale: Node, value: Node, spec: Spec, tensor_scale: Node | None) -> Node:
+    """What is stored for each scale: f16 or f32 from its stored ``value``, or the u8 bits of an f8 type."""
+    if spec.scale_type == "f8e8m0":
+        _, exponent = _power_above(scale)
+        return op.convert(op.add(exponent, constant(27)), "u8")
+    if spec.scale_type == "f8e4m3":
+        pattern, _ = _e4m3_scale(scale, tensor_scale)
+        return op.convert(pattern, "u8")
+    return op.convert(value, spec.scale_type) if spec.scale_type == "f16" else value
+
+
+def _power_above(scale: Node) -> tuple[Node, Node]:
+    """The smallest power of two not below ``scale``, within 2^-100 .. 2^100, and its exponent plus 100."""
+    magnitude = op.clamp(op.abs(scale), _TINY, _LIMIT)
+    power, exponent = power_of_two_below(magnitude, -100, (64, 64, 64, 32, 16, 8, 4, 2, 1))
+    exact = op.equal(power, magnitude)
+    return (
+        op.select(exact, power, op.multiply(power, constant(2))),
+        op.select(exact, exponent, op.add(exponent, constant(1))),
+    )
+
+
+def _e4m3(magnitude: Node) -> tuple[Node, Node]:
+    """Bits 0 .. 126, as f32 numbers, and value of a magnitude of up to 448 rounded to E4M3."""
+    power, exponent = power_of_two_below(magnitude, -6, (8, 4, 2, 1))
+    unit = op.multiply(power, constant(0.125))
+    count = rint(divide(magnitude, unit))  # 8 .. 16, the leading bit included; 0 .. 8 for subnormals
+    return op.add(op.multiply(exponent, constant(8)), count), op.multiply(count, unit)
+
+
+def _e4m3_scale(scale: Node, tensor_scale: Node | None) -> tuple[Node, Node]:
+    """Bits and value of ``scale / tensor_scale`` rounded to E4M3, within 2^-9 .. 448."""
+    return _e4m3(op.clamp(divide(op.abs(scale), tensor_scale), 2.0**-9, 448.0))
+
+
+def _error_weights(
+    groups: Node, absmax: Node, group: int, importance: Node | None, graph: bool, format: Format
+) -> Node:
+    """[n, g] weights of the elements' errors (``scale_search.group_weights``); ``absmax`` is [n]."""
+    result = importance
+    if graph:
+        fraction = column(divide(constant(1024), op.maximum(absmax, constant(2.0**-100))))
+        magnitude = rint(op.multiply(op.abs(groups), fraction))
+        unit = 2.0 ** -max(0, int(np.ceil(np.log2(group))) - 4)
+        squares = rint(op.multiply(op.multiply(magnitude, magnitude), constant(unit)))
+        mean = divide(op.reduce_sum(squares, [1], keep_dims=False), constant(np.float32(group) * unit))
+        shaped = op.add(magnitude, column(op.sqrt(mean)))
+        result = shaped if result is None else op.multiply(result, shaped)
+    limit = np.float32(summand_limit(group) / reach(format) ** 2)
+    if result is None:
+        return constant([[limit]])
+    largest = op.maximum(op.reduce_max(result, [1], keep_dims=False), constant(2.0**-60))
+    return op.multiply(result, column(divide(constant(limit), largest)))
+
+
+def _best_scales(
+    groups: Node, group: int, scale: Node, zero_point: Node | None, weight: Node, spec: Spec, tensor_scale: Node | None
+) -> Node:
+    """[n] unrounded scale of each group's best candidate (``scale_search.best_scales``)."""
+    factors = candidate_factors(spec)
+    count = len(factors)
+    # Rounded as [count, n], so that vectors run along the long axis, then turned round: they are few.
+    candidates = op.multiply(unsqueeze(scale, 0), constant(factors[:, None]))
+    values = _transposed(_stored_value(candidates, spec, tensor_scale))  # [n, count]
+    bounds = None
+    if zero_point is not None:
+        lowest = unsqueeze(column(op.negative(zero_point)), 2)
+        bounds = (lowest, op.add(lowest, constant(spec.format.high)))
+    ratio = op.multiply(unsqueeze(groups, 1), unsqueeze(divide(constant(1), values), 2))  # [n, count, g]
+    apart = _distance(ratio, bounds, spec.format)
+    summands = op.multiply(op.multiply(apart, apart), unsqueeze(weight, 1))
+    summands = rint(op.minimum(summands, constant(summand_limit(group))))
+    relative = divide(values, column(_stored_value(scale, spec, tensor_scale)))
+    errors = op.multiply(op.multiply(op.reduce_sum(summands, [2], keep_dims=False), relative), relative)
+    errors = op.multiply(errors, constant(np.where(np.arange(count) == 0, 1, MARGIN)[None]))
+    order = constant(np.arange(count)[None])
+    least = op.reduce_min(errors, [1], keep_dims=True)
+    place = op.reduce_min(op.select(op.less_equal(errors, least), order, constant(count)), [1], keep_dims=True)
+    return op.reduce_sum(op.select(op.equal(order, place), _transposed(candidates), constant(0)), [1], keep_dims=False)
+
+
+def _transposed(x: Node) -> Node:
+    return op.transpose(x, op.constant(np.array([1, 0], dtype=np.int64)))
+
+
+def constant(value: Any) -> Node:
+    """f32 constant."""
+    return op.constant(np.asarray(value, dtype=np.float32))
+
+
+def divide(a: Node, b: Node) -> Node:
+    """A true division, correctly rounded: the mark stops the rewrite into a multiplication by 1 / b."""
+    node = op.divide(a, b)
+    node.get_rt_info()["nonconvertable_divide_0"] = True
+    return node
+
+
+def rint(x: Node) -> Node:
+    """To the nearest integer, ties to even."""
+    return op.round(x, "half_to_even")
+
+
+def unsqueeze(x: Node, axis: int) -> Node:
+    """A new axis of length one."""
+    return op.unsqueeze(x, op.constant(np.int64(axis)))
+
+
+def column(x: Node) -> Node:
+    """[n] -> [n, 1]. Numbers that belong to a group are computed on [n], where vectors run across groups."""
+    return unsqueeze(x, 1)
+
+
+def step(x: Node, threshold: float, height: float) -> Node:
+    """``height`` where ``x > threshold``, else 0, as f32; ``height`` up to 2^16, of either sign.
+
+    A clamp is cheaper than a comparison and a selection, and as exact: two f32 numbers, one of them above 2^-60 in
+    magnitude, differ by nothing or by at least 2^-84.
+    """
+    threshold, height = float(threshold), float(height)
+    if abs(threshold) < 2.0**-60:
+        return op.select(op.greater(x, constant(threshold)), constant(height), constant(0))
+    steep = op.multiply(op.subtract(x, constant(threshold)), constant(2.0**100))
+    return op.clamp(steep, 0.0, height) if height > 0 else op.negative(op.clamp(steep, 0.0, -height))
+
+
+def power_of_two_below(x: Node, lowest: int, steps: Sequence[int]) -> tuple[Node, Node]:
+    """The largest power of two not above ``x``, from 2^lowest to 2^(lowest + sum(steps)), by bisection of the exponent.
+
+    Args:
+        x: f32, positive.
+        lowest: exponent of the result for any smaller ``x``.
+        steps: falling powers of two, 64 at most (they may repeat), down to 1; their sum is the range of exponents.
+
+    Returns:
+        the power as f32, and its exponent less ``lowest``, as f32. Comparisons and exact products only.
+    """
+    power = constant(2.0**lowest)
+    exponent = constant(0.0)
+    for size in steps:
+        higher = op.multiply(power, constant(2.0**size))
+        take = op.greater_equal(x, higher)
+        power = op.select(take, higher, power)
+        exponent = op.select(take, op.add(exponent, constant(float(size))), exponent)
+    return power, exponent
+
+
+def parameter(shape: Sequence[int], element_type: str, name: str) -> Node:
+    """A named input."""
+    node = op.parameter(list(shape), getattr(ov.Type, element_type))
+    node.set_friendly_name(name)
+    node.output(0).get_tensor().set_names({name})
+    return node
