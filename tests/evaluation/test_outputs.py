@@ -37,7 +37,7 @@ def plain_overlap(a: np.ndarray, b: np.ndarray) -> float:
 @pytest.mark.parametrize("batch", [None, 7])
 def test_figures_equal_plain_arithmetic(batch: int | None) -> None:
     base, other = perceptron(), perceptron(noise=0.1)
-    found = compare(base, other, {"x": INPUT}, batch=batch, layers=False)
+    found = compare(base, other, {"x": INPUT}, layers=False, protocol=ComparisonProtocol(batch=batch))
     assert found.language is None
     assert [one.name for one in found.outputs] == ["embedding", "scores"]
     for one, a, b in zip(found.outputs, run(base, INPUT), run(other, INPUT), strict=True):
