@@ -24,6 +24,7 @@ import numpy as np
 import openvino as ov
 import openvino.opset13 as ops
 
+from ov_weight_compression.calibration.language_model import input_label
 from ov_weight_compression.patterns import Weight
 
 __all__ = ["ActivationGraph", "Tap", "TensorKey", "read_graph", "stateless_copy"]
@@ -77,7 +78,7 @@ class ActivationGraph:
     loads: dict[int, tuple[tuple[int, int], ...]]
     """By place in `order`: the larger constants that the operation needs, as (index, bytes when compiled)."""
     parameters: dict[str, TensorKey]
-    """The model's inputs by friendly name."""
+    """The model's inputs by their labels."""
     last_use: dict[TensorKey, int]
     """The last place in `order` that reads a tensor."""
     routes: tuple[TensorKey, ...]
@@ -148,7 +149,7 @@ def read_graph(model: ov.Model, weights: Sequence[Weight], *, tapped: frozenset[
             weight.name: twin[weight.constant.get_name()] for weight in weights if weight.constant.get_name() in twin
         },
         loads=_loads(order, nodes, sources, constant),
-        parameters={node.get_friendly_name(): (index[node.get_name()], 0) for node in clone.get_parameters()},
+        parameters={input_label(node): (index[node.get_name()], 0) for node in clone.get_parameters()},
         last_use={key: position for position, number in enumerate(order) for key in sources[number]},
         routes=tuple((number, 0) for number in order if nodes[number].get_type_name() == "NonZero"),
     )

@@ -32,6 +32,7 @@ from ov_weight_compression.patterns.graphs import constant_of
 __all__ = ["LanguageModel", "input_label", "input_names", "longest_window", "read_language_model"]
 
 _IDS = ("input_ids", "decoder_input_ids")
+_EXPORTED = (*_IDS, "attention_mask", "position_ids", "token_type_ids", "beam_idx", "cache_position")
 _PASSING = ("Convert", "Reshape", "Unsqueeze", "Squeeze", "Add", "Clamp", "Maximum")
 
 
@@ -40,7 +41,7 @@ class LanguageModel:
     """A model whose data is token ids, and everything else can be made up."""
 
     ids: str
-    """Friendly name of the input that takes the token ids."""
+    """The input that takes the token ids, by its label (see `input_label`)."""
     vocabulary: int
     """Number of token ids that the model knows."""
     positions: int | None
@@ -57,30 +58,37 @@ class LanguageModel:
     @property
     def needs_only_ids(self) -> bool:
         """Whether all other inputs follow from the token ids: not where it looks at a picture or at an encoder."""
-        try:
-            self.inputs(np.zeros((self.batch or 1, 1), np.int64))
-        except OptionError:
-            return False
-        return True
+        return all(input_label(node) == self.ids or self.follows(node) for node in self.parameters)
+
+    def follows(self, node: ov.Node) -> bool:
+        """Whether one of the model's other inputs follows from the token ids."""
+        return self._made_up(node, 1, 1, 0) is not None
 
     def inputs(
         self, ids: NDArray[Any], given: dict[str, NDArray[Any]] | None = None, *, past: int = 0
     ) -> dict[str, NDArray[Any]]:
-        """All inputs of the model by friendly name, for token ids `[batch, length]`; those `given` are kept.
+        """All inputs of the model by their labels, for token ids `[batch, length]`; those `given` are kept.
 
         `past` is the number of tokens that a stateful model has read already and holds in its cache.
         Raises OptionError where an input is neither given nor follows from the token ids.
         """
         found = dict(given or {})
         for node in self.parameters:
-            name = node.get_friendly_name()
+            name = input_label(node)
             if name == self.ids:
                 found[name] = ids.astype(_dtype(node))
             elif name not in found:
-                found[name] = self._made_up(node, ids.shape[0], ids.shape[1], past).astype(_dtype(node))
+                made = self._made_up(node, ids.shape[0], ids.shape[1], past)
+                if made is None:
+                    raise OptionError(
+                        f"dataset: the model's input '{name}' {node.get_output_partial_shape(0)} does not follow from "
+                        "token ids: give dictionaries that hold it, with the keys "
+                        f"{', '.join(map(input_label, self.parameters))}"
+                    )
+                found[name] = made.astype(_dtype(node))
         return found
 
-    def _made_up(self, node: ov.Node, batch: int, length: int, past: int) -> NDArray[Any]:
+    def _made_up(self, node: ov.Node, batch: int, length: int, past: int) -> NDArray[Any] | None:
         names = input_names(node)
         shape = node.get_output_partial_shape(0)
         if "attention_mask" in names and len(shape) == 2:
@@ -99,10 +107,7 @@ class LanguageModel:
         if any(name.startswith("past") for name in names):
             sizes = [dim.get_length() if dim.is_static else 0 for dim in shape]
             return np.zeros([batch, *sizes[1:]])
-        raise OptionError(
-            f"dataset: the model's input '{input_label(node)}' {shape} does not follow from token ids: "
-            f"give dictionaries that hold it, with the keys {', '.join(map(input_label, self.parameters))}"
-        )
+        return None
 
 
 def read_language_model(model: ov.Model) -> LanguageModel | None:
@@ -125,7 +130,7 @@ def read_language_model(model: ov.Model) -> LanguageModel | None:
         return None
     batch, length = (dim.get_length() if dim.is_static else None for dim in ids.get_output_partial_shape(0))
     return LanguageModel(
-        ids=str(ids.get_friendly_name()),
+        ids=input_label(ids),
         vocabulary=vocabulary,
         positions=longest_window(model, parameters, ids) if length is None else None,
         length=length,
@@ -138,8 +143,10 @@ def read_language_model(model: ov.Model) -> LanguageModel | None:
 
 
 def input_label(node: ov.Node) -> str:
-    """The name to call a model input by: the first of its tensor's, else its friendly name."""
-    return min(map(str, node.output(0).get_names()), default=str(node.get_friendly_name()))
+    """The name to call a model input by: the one that exporters use where its tensor has several, else the first of
+    them; its friendly name where the tensor has none."""
+    names = sorted(map(str, node.output(0).get_names())) or [str(node.get_friendly_name())]
+    return next((name for name in names if name in _EXPORTED), names[0])
 
 
 def _dtype(node: ov.Node) -> np.dtype[Any]:

@@ -25,7 +25,7 @@ import openvino as ov
 from ov_weight_compression.ir_utils.errors import CompressionError, MissingExtraError, ModelError, OptionError
 from ov_weight_compression.ir_utils.ir_file import openvino_reason
 
-__all__ = ["TOKENIZERS", "Tokenizer", "find_tokenizer"]
+__all__ = ["TOKENIZERS", "Tokenizer", "find_tokenizer", "tokenizer_files"]
 
 TOKENIZERS = ("openvino_tokenizer.xml", "tokenizer.json")
 """By their names, the first of which is preferred."""
@@ -59,19 +59,24 @@ def find_tokenizer(folders: Sequence[Path | None]) -> Tokenizer:
         OptionError: there is none.
         MissingExtraError: there is one, and what it needs is not installed.
     """
-    places = [place for place in folders if place is not None]
-    files = [file for place in places for file in _candidates(place)]
+    files = tokenizer_files(folders)
     for file in files:
         if find_spec(_NEEDS[file.suffix][0]) is not None:
             return _open_xml(file) if file.suffix == ".xml" else _open_json(file)
     if files:
         module, extra = _NEEDS[files[-1].suffix]
         raise MissingExtraError(module, extra, f"reading text with {files[-1]}")
-    looked = ", ".join(str(place) for place in dict.fromkeys(places)) or "nowhere: the models were not given as files"
+    places = dict.fromkeys(str(place) for place in folders if place is not None)
+    looked = ", ".join(places) or "nowhere: the models were not given as files"
     raise OptionError(
         "data: text needs a tokenizer, openvino_tokenizer.xml or tokenizer.json beside the model "
-        f"(looked in {looked}): name one as tokenizer, or give token ids (.npy)"
+        f"(looked in {looked}): put one there or, to compare, name one as tokenizer; or give token ids (.npy)"
     )
+
+
+def tokenizer_files(folders: Sequence[Path | None]) -> list[Path]:
+    """Those that lie in some folders, the ones to be preferred first; raises OptionError for a file of another kind."""
+    return [file for place in folders if place is not None for file in _candidates(place)]
 
 
 _NEEDS = {".xml": ("openvino_tokenizers", "genai"), ".json": ("tokenizers", "text")}

@@ -19,9 +19,8 @@ from pathlib import Path
 import openvino as ov
 
 from ov_weight_compression.calibration.statistics import fingerprint
-from ov_weight_compression.calibration.tokenizer import find_tokenizer
+from ov_weight_compression.calibration.tokenizer import find_tokenizer, tokenizer_files
 from ov_weight_compression.evaluation.comparison import Comparison, ModelFigures
-from ov_weight_compression.evaluation.data import Source
 from ov_weight_compression.evaluation.figures import (
     LanguageFigures,
     Passage,
@@ -45,7 +44,7 @@ from ov_weight_compression.evaluation.predictions import (
     run_language,
 )
 from ov_weight_compression.evaluation.request import CompareRequest, ComparisonProtocol
-from ov_weight_compression.evaluation.samples import Samples, prepare
+from ov_weight_compression.evaluation.samples import Samples, Source, prepare
 from ov_weight_compression.evaluation.windows import Windows, of_inputs, of_windows
 from ov_weight_compression.ir_utils.errors import CompressionError, ModelError, OptionError, WorkError
 from ov_weight_compression.ir_utils.kinds import flag, optional, path, word
@@ -159,11 +158,14 @@ def _compare_text(pair: Pair, samples: Samples, request: CompareRequest, progres
     figures = summarise(Scores.concatenate([one.scores for one in scored]))
     positions, passages = worst_positions(scored, _WORST_POSITIONS), worst_passages(scored, _WORST_PASSAGES)
     notes = []
+    places = pair.tokenizer_places(request.tokenizer)
     try:
-        tokenizer = find_tokenizer(pair.tokenizer_places(request.tokenizer))
-        positions, passages = with_text(positions, passages, tokenizer)
+        if tokenizer_files(places):
+            positions, passages = with_text(positions, passages, find_tokenizer(places))
+        else:
+            notes.append("Tokens are shown as ids: there is no tokenizer beside the models.")
     except (CompressionError, ImportError) as error:
-        notes.append(f"Tokens are shown as ids: {str(error).removeprefix('data: ')}")
+        notes.append(f"Tokens are shown as ids: {error}")
     return _TextFound(figures, tuple(positions), tuple(passages), len(scored), tuple(notes))
 
 
@@ -205,7 +207,7 @@ def _compare_outputs(pair: Pair, samples: Samples, progress: OnProgress) -> tupl
     count = 0
     for inputs in samples.sets:
         progress("samples", count, None)
-        ours, theirs = base.run(base.feeder.complete(inputs)), compressed.run(compressed.feeder.complete(inputs))
+        ours, theirs = base.run(base.inputs.complete(inputs)), compressed.run(compressed.inputs.complete(inputs))
         for index, total in enumerate(totals):
             a, b = ours[index], theirs[order[index]]
             if a.shape != b.shape:

@@ -20,10 +20,10 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as ops
 
-from ov_weight_compression.evaluation.data import Inputs
 from ov_weight_compression.evaluation.layers import ChannelFactors, LayerFigures, PairedLayer
 from ov_weight_compression.evaluation.models import Pair, Runner
 from ov_weight_compression.evaluation.outputs import SignalNoise
+from ov_weight_compression.evaluation.samples import Inputs
 from ov_weight_compression.ir_utils.chain_values import is_constant
 from ov_weight_compression.ir_utils.types import Float32
 
@@ -132,7 +132,7 @@ def _run(pair: Pair, layers: Sequence[PairedLayer], taps: list[_Tap], samples: S
     second = Runner(pair.compressed, pair.arithmetic, theirs)
     start = len(theirs.outputs) - len(taps)
     for sample in samples:
-        here, there = first.run(first.feeder.complete(sample)), second.run(second.feeder.complete(sample))
+        here, there = first.run(first.inputs.complete(sample)), second.run(second.inputs.complete(sample))
         for number, tap in enumerate(taps):
             y = here[plain + number]
             tap.comparable &= y.shape == there[start + number].shape

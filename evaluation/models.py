@@ -27,10 +27,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import openvino as ov
 
-from ov_weight_compression.calibration.language_model import read_language_model
+from ov_weight_compression.calibration.model_inputs import ModelInputs
 from ov_weight_compression.calibration.runner import EXACT
 from ov_weight_compression.evaluation.windows import DEFAULT_WINDOW
 from ov_weight_compression.ir_utils import kinds
@@ -42,14 +41,12 @@ from ov_weight_compression.patterns.graphs import graphs_of, is_postponed
 
 __all__ = [
     "Arithmetic",
-    "Feeder",
     "Loaded",
     "LogitsPort",
     "Pair",
     "Runner",
     "choose",
     "core",
-    "input_name",
     "load",
     "open_pair",
     "output_name",
@@ -122,96 +119,6 @@ def _supported(device: str) -> list[str]:
 
 _NOT_MODELS = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
 _LIMITS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
-_FOLLOWING = ("attention_mask", "position_ids", "token_type_ids", "beam_idx", "cache_position")
-"""Inputs that follow from token ids; so do those whose name begins with `past`."""
-_KNOWN = ("input_ids", "decoder_input_ids", *_FOLLOWING)
-
-
-def input_name(port: Any) -> str:
-    """The name by which an input is known: the one that exporters use, where it has several."""
-    names = sorted(port.get_names()) or [port.get_node().get_friendly_name()]
-    return str(next((name for name in names if name in _KNOWN), names[0]))
-
-
-class Feeder:
-    """Makes complete inputs for one model; inputs go by the names of `input_name`.
-
-    What follows from token ids (masks, positions, beam indices, empty caches) is known to `LanguageModel`; here it is
-    completed with what the caller gave, under the names that inputs have in the model, and given the model's types.
-    So a decoder that also wants `encoder_hidden_states` gets those from the caller and the rest from here.
-    """
-
-    def __init__(self, model: ov.Model, what: str) -> None:
-        self.what = what
-        self._ports = {input_name(port): port for port in model.inputs}
-        self.language = read_language_model(model)
-        self._friendly = {port.get_node().get_friendly_name(): name for name, port in self._ports.items()}
-        self.ids = self._friendly[self.language.ids] if self.language else "input_ids"
-        """The input of token ids."""
-
-    @property
-    def names(self) -> list[str]:
-        """The model's inputs, in its own order."""
-        return list(self._ports)
-
-    @property
-    def takes_tokens(self) -> bool:
-        """Whether token ids alone are enough."""
-        return self.language is not None and not self.unknown({self.ids})
-
-    def rank(self, name: str) -> int | None:
-        """Number of axes of an input; None for one that is not there or of no fixed rank."""
-        rank = self._ports[name].get_partial_shape().rank if name in self._ports else None
-        return int(rank.get_length()) if rank is not None and rank.is_static else None
-
-    def unknown(self, given: set[str]) -> list[str]:
-        """Inputs that are neither given nor follow from token ids."""
-        missing = [name for name in self._ports if name not in given]
-        if self.language is None or self.ids not in given:
-            return missing
-        return [name for name in missing if name not in _FOLLOWING and not name.startswith("past")]
-
-    def tokens(self, tokens: npt.NDArray[np.int64]) -> dict[str, Array]:
-        """What stands for one sequence of token ids `[n]`, to be completed."""
-        return {self.ids: tokens[None]}
-
-    def complete(self, given: Mapping[str, Any]) -> dict[str, Array]:
-        """Given inputs in the model's own types, with the rest filled in, in the model's order.
-
-        Raises:
-            OptionError: an input is missing that does not follow from others, one is given that the model does not
-                have, or one is of another shape.
-        """
-        strange = [name for name in given if name not in self._ports]
-        if strange:
-            raise OptionError(f"data: {self.what} has no input {_quoted(strange)}, only {_quoted(self.names)}")
-        missing = self.unknown(set(given))
-        if missing:
-            raise OptionError(f"data: {self.what} also needs {_quoted(missing)}: give them in a dict or an .npz file")
-        values = {name: np.asarray(value) for name, value in given.items()}
-        if self.language is not None and self.ids in values and len(values) < len(self._ports):
-            ids = values[self.ids]
-            if ids.ndim != 2:
-                raise OptionError(f"data: '{self.ids}' is {list(ids.shape)}, but {self.what} takes [batch, n]")
-            friendly = {own: values[name] for own, name in self._friendly.items() if name in values}
-            made = self.language.inputs(ids, friendly)
-            values.update({self._friendly[own]: value for own, value in made.items() if own not in friendly})
-        return {name: self._fit(name, port, values[name]) for name, port in self._ports.items()}
-
-    def _fit(self, name: str, port: Any, value: Array) -> Array:
-        shape = port.get_partial_shape()
-        if not shape.compatible(ov.PartialShape(list(value.shape))):
-            raise OptionError(f"data: '{name}' is {list(value.shape)}, but {self.what} takes {shape}")
-        try:
-            kind = np.dtype(port.get_element_type().to_dtype())
-        except RuntimeError as error:
-            told = port.get_element_type().to_string()
-            raise ModelError(f"input '{name}' of {self.what} is of type {told}, which cannot be fed here") from error
-        return np.ascontiguousarray(value, dtype=kind)
-
-
-def _quoted(names: list[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names)
 
 
 @dataclass(frozen=True)
@@ -232,15 +139,15 @@ class Loaded:
     """What it is called in reports: after its folder or file, or "base" and "compressed"."""
     path: Path | None
     """The .xml file; None for a model that was given as an object."""
-    feeder: Feeder
+    inputs: ModelInputs
     logits: LogitsPort | None
     """None for a model that is no language model."""
 
     @staticmethod
     def of(model: ov.Model, role: str, name: str, path: Path | None) -> Loaded:
         """Look at a model; messages call it "the base model pylm"."""
-        feeder = Feeder(model, f"the {role} model" + (f" {name}" if path else ""))
-        return Loaded(model, name, path, feeder, _find_logits(model) if feeder.language else None)
+        inputs = ModelInputs(model, "data", f"the {role} model" + (f" {name}" if path else ""))
+        return Loaded(model, name, path, inputs, _find_logits(model) if inputs.language else None)
 
     @property
     def folder(self) -> Path | None:
@@ -261,7 +168,7 @@ class Loaded:
     def usual_window(self) -> int:
         """Windows where none were asked for: 256 tokens, or fewer where the model takes no more; the length that its
         input has, where that is fixed."""
-        fixed = self.feeder.language.length if self.feeder.language else None
+        fixed = self.inputs.language.length if self.inputs.language else None
         return fixed or min(DEFAULT_WINDOW, self.longest_window() or DEFAULT_WINDOW)
 
     def longest_window(self) -> int | None:
@@ -269,7 +176,7 @@ class Loaded:
         it: behind the end of such a table OpenVINO reads zeros and says nothing."""
         config = self.config()
         found = [config[key] for key in _LIMITS if isinstance(config.get(key), int) and config[key] > 1]
-        language = self.feeder.language
+        language = self.inputs.language
         if language is not None:
             found += [limit for limit in (language.positions, language.length) if limit]
         return min(found, default=None)
@@ -371,8 +278,8 @@ class Runner:
 
     def __init__(self, loaded: Loaded, arithmetic: Arithmetic, model: ov.Model | None = None) -> None:
         """`model`: to run in place of the one that was loaded, with the same inputs and more outputs."""
-        self.feeder = loaded.feeder
-        self.what = loaded.feeder.what if model is None else f"{loaded.feeder.what} with its layers' outputs"
+        self.inputs = loaded.inputs
+        self.what = loaded.inputs.what if model is None else f"{loaded.inputs.what} with its layers' outputs"
         self._port = loaded.logits
         model = model or loaded.model
         self._stateful = bool(model.get_variables())
@@ -383,7 +290,7 @@ class Runner:
         try:
             if self._stateful:
                 self._request.reset_state()
-            feed = dict(enumerate(inputs[name] for name in self.feeder.names))
+            feed = dict(enumerate(inputs[name] for name in self.inputs.names))
             results = self._request.infer(feed, share_inputs=True, share_outputs=True)
         except RuntimeError as error:
             shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in inputs.items())
@@ -423,7 +330,7 @@ def open_pair(
         ModelError: one of them cannot be read, or they take different inputs.
     """
     ours, theirs = load(base, "base", stack), load(compressed, "compressed", stack)
-    names = [set(one.feeder.names) for one in (ours, theirs)]
+    names = [set(one.inputs.names) for one in (ours, theirs)]
     if names[0] != names[1]:
         listed = [", ".join(sorted(side)) for side in names]
         raise ModelError(f"the models take different inputs: base {listed[0]}; compressed {listed[1]}")

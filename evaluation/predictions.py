@@ -227,7 +227,7 @@ def _score_piece(base: BaseSource, compressed: Runner, batch: Batch, number: int
 
 
 def _logits(runner: Runner, batch: Batch) -> Float32:
-    logits = runner.logits(runner.feeder.complete(batch.inputs))
+    logits = runner.logits(runner.inputs.complete(batch.inputs))
     if logits.shape[:2] != batch.tokens.shape:
         raise ModelError(
             f"{runner.what} gives logits {list(logits.shape)} for tokens {list(batch.tokens.shape)}: "

@@ -9,6 +9,7 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as op
 
+from ov_weight_compression.calibration.language_model import input_label
 from ov_weight_compression.patterns import Weight, find_weights
 from tests.models import constant, in_f32
 
@@ -124,7 +125,7 @@ def activations(
     copy.add_results(list(results.values()))
     first = len(model.get_results())
     request = ov.Core().compile_model(copy, "CPU", EXACT).create_infer_request()
-    ports = {node.get_friendly_name(): port for port, node in enumerate(copy.get_parameters())}
+    ports = {input_label(node): port for port, node in enumerate(copy.get_parameters())}
     found: dict[str, list[np.ndarray]] = {name: [] for name in taps}
     for window in windows:
         request.reset_state()

@@ -13,9 +13,9 @@ import pytest
 from openvino import opset13 as op
 
 from ov_weight_compression.calibration import make_samples, read_data
-from ov_weight_compression.calibration.generate import _draw
+from ov_weight_compression.calibration.generate import _drawn
 from ov_weight_compression.calibration.tokenizer import find_tokenizer
-from ov_weight_compression.ir_utils.errors import MissingExtraError, ModelError, OptionError
+from ov_weight_compression.ir_utils.errors import MissingExtraError, OptionError
 from ov_weight_compression.passes import WeightCompression
 from tests import models
 from tests.calibration import small
@@ -101,9 +101,9 @@ def test_dictionaries_tuples_and_arrays() -> None:
     x, y = np.ones((3, 64), np.float64), np.zeros((3, 64), np.float32)
     for item in ({"left": x, "y": y}, {"x": x, "y": y}, (x, y), [x, y], {0: x, 1: y}, {"x": ov.Tensor(x), "y": y}):
         (window,) = make_samples(model, [item])
-        assert set(window) == {"x", "y"}
-        assert window["x"].dtype == np.float32
-        np.testing.assert_array_equal(window["x"], x)
+        assert set(window) == {"left", "y"}
+        assert window["left"].dtype == np.float32
+        np.testing.assert_array_equal(window["left"], x)
     (window,) = make_samples(models.linear(), [x])
     np.testing.assert_array_equal(window["x"], x)
 
@@ -147,7 +147,7 @@ def test_dataset_of_torch() -> None:
 def test_draws_follow_the_softmax() -> None:
     logits = np.random.default_rng(1).standard_normal((1, 600)).astype(np.float32) * 2
     expected = np.exp(logits[0]) / np.exp(logits[0]).sum()
-    drawn = _draw(np.repeat(logits, 20_000, 0), np.random.default_rng(0))
+    drawn = _drawn(np.repeat(logits, 20_000, 0), np.random.default_rng(0))
     found = np.bincount(drawn, minlength=600) / len(drawn)
     assert len(found) == 600
     assert np.abs(found - expected).max() < 5 * np.sqrt(expected.max() / len(drawn))
@@ -282,7 +282,14 @@ REFUSED = {
     "nothing": (LANGUAGE, [], "dataset: it is empty"),
     "no tokens": (LANGUAGE, np.zeros(0, np.int64), "dataset: it is empty"),
     "not iterable": (PLAIN, 7, "dataset: int is not a sequence of model inputs"),
-    "one dictionary": (PLAIN, {"x": np.ones((1, 64))}, "dataset: dict is not a sequence"),
+    "an empty dictionary": (PLAIN, {}, "dataset: there is no array in it"),
+    "arrays of other lengths": (
+        two_inputs,
+        {"x": np.ones((3, 64)), "y": np.ones((2, 64))},
+        r"dataset: its arrays disagree about the number of rows, or have none: left \[3, 64\], y \[2, 64\]",
+    ),
+    "one array for two inputs": (two_inputs, np.ones((3, 64)), "dataset: one array is not enough .* left, y"),
+    "floats for tokens": (LANGUAGE, np.ones((2, 5)), "token ids must be whole numbers, this array holds float64"),
     "another word": (LANGUAGE, "wiki", "dataset='wiki': allowed are 'random', 'self'"),
     "tokens for a plain model": (PLAIN, TOKENS, "no input for those: give dictionaries with the keys x"),
     "random for a plain model": (PLAIN, "random", "dataset='random': only a language model .* with the keys x"),
@@ -291,9 +298,13 @@ REFUSED = {
     "negative id": (LANGUAGE, [[1, -2]], "token id -2"),
     "window too long": (LANGUAGE, TOKENS.reshape(8, 50), "a window of 50 tokens: the model takes at most 40"),
     "unknown name": (PLAIN, [{"pixels": np.ones((1, 64))}], "the model has no input 'pixels': its inputs are x"),
-    "missing input": (two_inputs, [{"left": np.ones((1, 64))}], "the inputs y are not in it: the model needs left, y"),
+    "missing input": (
+        two_inputs,
+        [{"left": np.ones((1, 64))}],
+        "the model also needs 'y': give dictionaries or an .npz file with the keys left, y",
+    ),
     "too many arrays": (PLAIN, [(np.ones((1, 64)), np.ones(3))], "2 arrays for 1 inputs: x"),
-    "wrong shape": (PLAIN, [np.ones((1, 32))], r"input 'x' has the shape \[\?,64\], and the data \[1, 32\]"),
+    "wrong shape": (PLAIN, [np.ones((1, 32))], r"input 'x' is \[1, 32\], but the model takes \[\?,64\]"),
     "wrong type": (
         LANGUAGE,
         [{"input_ids": np.full((1, 3), 1.5)}],
@@ -340,10 +351,13 @@ def test_files(tmp_path: Path) -> None:
     np.save(tmp_path / "tokens.npy", TOKENS)
     np.testing.assert_array_equal(read_data(tmp_path / "tokens.npy", tmp_path), TOKENS)
     np.savez(tmp_path / "tokens.npz", ids=TOKENS)
-    np.testing.assert_array_equal(read_data(tmp_path / "tokens.npz", tmp_path), TOKENS)
+    read = read_data(tmp_path / "tokens.npz", tmp_path)
+    np.testing.assert_array_equal(
+        ids(make_samples(small.language_model(), read, context_length=20)).reshape(-1), TOKENS
+    )
     np.savez(tmp_path / "inputs.npz", x=np.ones((3, 64), np.float32), y=np.zeros((3, 64), np.float32))
     windows = list(make_samples(two_inputs(), read_data(tmp_path / "inputs.npz", tmp_path)))
-    assert [window["x"].shape for window in windows] == [(1, 64)] * 3
+    assert [window["left"].shape for window in windows] == [(1, 64)] * 3
 
 
 def test_refused_files(tmp_path: Path) -> None:
@@ -355,15 +369,15 @@ def test_refused_files(tmp_path: Path) -> None:
     np.save(tmp_path / "objects.npy", np.array([{}, 1], dtype=object))
     with pytest.raises(OptionError, match="cannot be read as numpy arrays"):
         read_data(tmp_path / "objects.npy", tmp_path)
-    np.savez(tmp_path / "uneven.npz", x=np.ones((3, 64)), y=np.ones((2, 64)))
-    with pytest.raises(OptionError, match=r"disagree about the number of windows: \[2, 3\]"):
-        read_data(tmp_path / "uneven.npz", tmp_path)
     (tmp_path / "empty.txt").write_text("  \n")
     with pytest.raises(OptionError, match="holds no text"):
         read_data(tmp_path / "empty.txt", tmp_path)
     (tmp_path / "text.txt").write_text("hello")
-    with pytest.raises(ModelError, match=r"no openvino_tokenizer.xml and no tokenizer.json"):
+    with pytest.raises(OptionError, match=r"text needs a tokenizer, openvino_tokenizer.xml or tokenizer.json"):
         read_data(tmp_path / "text.txt", tmp_path)
+    (tmp_path / "latin.txt").write_bytes("Käse".encode("latin-1"))
+    with pytest.raises(OptionError, match=r"latin.txt': cannot be read as text .*position 1"):
+        read_data(tmp_path / "latin.txt", tmp_path)
 
 
 def test_text_needs_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
