@@ -1,5 +1,6 @@
 """What activations look like: data, the statistics of every layer input, and two streams through a model."""
 
+from ov_weight_compression.calibration.activation_graph import filled_copy
 from ov_weight_compression.calibration.collect import DEFAULT_MEMORY, collect
 from ov_weight_compression.calibration.datasets import (
     CONTEXT_LENGTH,
@@ -30,6 +31,7 @@ __all__ = [
     "Statistics",
     "Streams",
     "collect",
+    "filled_copy",
     "load_statistics",
     "make_samples",
     "open_streams",

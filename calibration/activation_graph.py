@@ -16,8 +16,9 @@ that needs it takes it along.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 
 import numpy as np
@@ -25,9 +26,11 @@ import openvino as ov
 import openvino.opset13 as ops
 
 from ov_weight_compression.calibration.language_model import input_label
-from ov_weight_compression.patterns import Weight
+from ov_weight_compression.ir_utils.errors import OptionError
+from ov_weight_compression.ir_utils.kinds import shown
+from ov_weight_compression.patterns import Sources, Weight
 
-__all__ = ["ActivationGraph", "Tap", "TensorKey", "read_graph", "stateless_copy"]
+__all__ = ["ActivationGraph", "Tap", "TensorKey", "filled_copy", "read_graph", "stateless_copy"]
 
 TensorKey = tuple[int, int]
 """An operation's index in `ActivationGraph.nodes`, and the index of one of its outputs."""
@@ -43,12 +46,12 @@ class Tap:
     name: str
     """The friendly name of the operation that makes it."""
     key: TensorKey
-    transposed: bool
-    """The input channels are the last dimension but one."""
+    reduction: tuple[int, ...]
+    """Its dimensions that hold the input channels, counted from the end."""
     width: int
     """Number of input channels."""
-    batch: tuple[int, ...]
-    """Batch dimensions of the weights (experts), empty for a plain layer."""
+    batch: tuple[tuple[int, int], ...]
+    """Its dimensions that number experts, where it has them, and how many experts; empty for a plain layer."""
     weights: tuple[str, ...]
     """Names of the weights that are multiplied with it."""
     level: int
@@ -84,6 +87,10 @@ class ActivationGraph:
     routes: tuple[TensorKey, ...]
     """Outputs of NonZero: a router's choice of the rows that go to an expert. They decide which rows a tap holds, so
     a second stream has to take them from the first for the rows of the two to be pairs."""
+    given: Mapping[str, Callable[[], ov.Node]]
+    """What makes the Constants of the weights whose constants in the model only keep a place, by the weight's name."""
+    given_at: Mapping[int, frozenset[str]]
+    """By place in `order`: the names of those weights that the operation needs, in whatever way."""
 
     def inputs_of(self, begin: int, end: int) -> list[TensorKey]:
         """Tensors made before place `begin` and read in `[begin, end)`."""
@@ -104,20 +111,30 @@ class ActivationGraph:
         ]
 
 
+_Reading = tuple[TensorKey, tuple[int, ...], int, tuple[tuple[int, int], ...]]
+"""A tensor that a layer reads, and how: a tap's `key`, `reduction`, `width` and `batch`."""
+
+
 @dataclass(frozen=True)
 class _Use:
     """A place where a weight meets an activation."""
 
     weight: Weight
     layer: int
-    tap: tuple[TensorKey, bool, int, tuple[int, ...]] | None
+    tap: _Reading | None
 
 
-def read_graph(model: ov.Model, weights: Sequence[Weight], *, tapped: frozenset[str] | None = None) -> ActivationGraph:
+def read_graph(
+    model: ov.Model, weights: Sequence[Weight], *, tapped: frozenset[str] | None = None, values: Sources | None = None
+) -> ActivationGraph:
     """Work out levels, order and taps of `model` for `weights`.
 
     Only activations of the weights named in `tapped` (default: of all) are wanted. Weights inside bodies of If, Loop
-    and TensorIterator have none: their layers run somewhere inside one operation.
+    and TensorIterator have none: their layers run somewhere inside one operation. `values` says where the weights'
+    values come from, the model's constants by default.
+
+    Raises:
+        OptionError: a weight inside such a body has been given another source than the model's constant.
     """
     clone, twins = stateless_copy(model)
     nodes = tuple(clone.get_ordered_ops())
@@ -135,6 +152,10 @@ def read_graph(model: ov.Model, weights: Sequence[Weight], *, tapped: frozenset[
         if use.layer in place:
             layers[place[use.layer]] = (*layers.get(place[use.layer], ()), use.weight.name)
     top = max((levels[number] for number in order), default=0)
+    weight_nodes = {
+        weight.name: twin[weight.constant.get_name()] for weight in weights if weight.constant.get_name() in twin
+    }
+    given = _given(weights, values)
     return ActivationGraph(
         model=clone,
         nodes=nodes,
@@ -145,14 +166,50 @@ def read_graph(model: ov.Model, weights: Sequence[Weight], *, tapped: frozenset[
         level_ends=tuple(sum(levels[number] <= level for number in order) for level in range(top + 1)),
         taps=taps,
         layers=layers,
-        weight_nodes={
-            weight.name: twin[weight.constant.get_name()] for weight in weights if weight.constant.get_name() in twin
-        },
+        weight_nodes=weight_nodes,
         loads=_loads(order, nodes, sources, constant),
         parameters={input_label(node): (index[node.get_name()], 0) for node in clone.get_parameters()},
         last_use={key: position for position, number in enumerate(order) for key in sources[number]},
         routes=tuple((number, 0) for number in order if nodes[number].get_type_name() == "NonZero"),
+        given=given,
+        given_at=_needed(given.keys() & weight_nodes.keys(), weight_nodes, order, sources, constant),
     )
+
+
+def _given(weights: Iterable[Weight], values: Sources | None) -> dict[str, Callable[[], ov.Node]]:
+    if values is None:
+        return {}
+    found = [weight for weight in weights if weight.name in values.given]
+    for weight in found:
+        if weight.body:
+            raise OptionError(
+                f"sources: {shown(weight.name)} lies inside {shown(weight.body)}, where data meets the constant of the "
+                "model alone: compress without data, or put its values into the model"
+            )
+    return {weight.name: partial(values.constant, weight) for weight in found}
+
+
+def _needed(
+    names: Iterable[str],
+    weight_nodes: Mapping[str, int],
+    order: Sequence[int],
+    sources: Sequence[Sequence[TensorKey]],
+    constant: Sequence[bool],
+) -> dict[int, frozenset[str]]:
+    """By place in `order`: those of the named weights that the operation there reads, through constants or not."""
+    owners = {weight_nodes[name]: name for name in names}
+    needed: dict[int, frozenset[str]] = {}
+    for place, number in enumerate(order if owners else ()):
+        pending, found = [source for source, _ in sources[number] if constant[source]], set()
+        while pending:
+            source = pending.pop()
+            if source in owners:
+                found.add(owners[source])
+            else:
+                pending.extend(below for below, _ in sources[source])
+        if found:
+            needed[place] = frozenset(found)
+    return needed
 
 
 def _key(value: ov.Output, index: dict[str, int]) -> TensorKey:
@@ -176,25 +233,15 @@ def _uses_of(
         layer = twin.get(consumer.node.get_name())
         if layer is None:
             continue
-        tap = None
-        node = nodes[layer]
+        tap, role = None, consumer.role
         in_order = weight.input_axes == weight.reduction_axes  # else what is seen has another order than its columns
-        if node.get_type_name() in ("MatMul", "GroupedMatMul") and in_order:
-            shape = node.get_input_partial_shape(consumer.port)
-            batch = tuple(dim.get_length() for dim in list(shape)[:-2])
-            other = 1 - consumer.port
-            transposed = _transposed(node, other)
-            tap = (sources[layer][other], transposed, weight.columns, batch if prod(batch) > 1 else ())
+        if role is not None and role.activation is not None and in_order:
+            shape = nodes[layer].get_input_partial_shape(consumer.port)
+            sizes = [shape[dim].get_length() for dim in role.batch]
+            batch = tuple(zip(role.activation.batch, sizes, strict=True)) if prod(sizes) > 1 else ()
+            tap = (sources[layer][role.activation.port], role.activation.reduction, weight.columns, batch)
         found.append(_Use(weight, layer, tap))
     return found
-
-
-def _transposed(node: ov.Node, port: int) -> bool:
-    """Whether a MatMul sums over the last dimension but one of the tensor at `port`."""
-    if node.get_type_name() != "MatMul" or len(node.get_input_partial_shape(port)) < 2:
-        return False
-    attributes = node.get_attributes()
-    return bool(attributes["transpose_a"]) if port == 0 else not attributes["transpose_b"]
 
 
 def _levels(sources: Sequence[Sequence[TensorKey]], constant: Sequence[bool], layers: set[int]) -> list[int]:
@@ -209,15 +256,15 @@ def _taps(
     uses: Sequence[_Use], nodes: Sequence[ov.Node], levels: Sequence[int], tapped: frozenset[str] | None
 ) -> tuple[Tap, ...]:
     """One tap for all layers that read the same tensor in the same way."""
-    readers: dict[tuple[TensorKey, bool, int, tuple[int, ...]], list[str]] = {}
+    readers: dict[_Reading, list[str]] = {}
     for use in uses:
         if use.tap is not None and (tapped is None or use.weight.name in tapped):
             names = readers.setdefault(use.tap, [])
             if use.weight.name not in names:
                 names.append(use.weight.name)
     taps = [
-        Tap(str(nodes[key[0]].get_friendly_name()), key, transposed, width, batch, tuple(names), levels[key[0]])
-        for (key, transposed, width, batch), names in readers.items()
+        Tap(str(nodes[key[0]].get_friendly_name()), key, reduction, width, batch, tuple(names), levels[key[0]])
+        for (key, reduction, width, batch), names in readers.items()
     ]
     return tuple(sorted(taps, key=lambda tap: (tap.level, tap.key)))
 
@@ -263,6 +310,19 @@ def _loads(
         if found:
             loads[place] = tuple(found.items())
     return loads
+
+
+def filled_copy(model: ov.Model, weights: Iterable[Weight], sources: Sources) -> ov.Model:
+    """A clone in which the weights' constants that only keep a place have their values; the model where none does."""
+    if not sources.given:
+        return model
+    clone = model.clone()
+    twins = dict(zip((one.get_name() for one in model.get_ordered_ops()), clone.get_ordered_ops(), strict=True))
+    for weight in weights:
+        twin = twins.get(weight.constant.get_name())
+        if weight.name in sources.given and twin is not None:
+            _bypass(twin, sources.constant(weight).output(0))
+    return clone
 
 
 def stateless_copy(model: ov.Model) -> tuple[ov.Model, dict[str, ov.Node]]:

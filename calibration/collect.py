@@ -15,7 +15,7 @@ from ov_weight_compression.calibration.sums import Accumulator, rows_by_expert
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.progress import progress_bar
 from ov_weight_compression.ir_utils.types import Array
-from ov_weight_compression.patterns import Weight
+from ov_weight_compression.patterns import Sources, Weight
 
 __all__ = ["DEFAULT_MEMORY", "collect"]
 
@@ -32,14 +32,16 @@ def collect(
     *,
     calibration_memory: int = DEFAULT_MEMORY,
     quiet: bool = False,
+    sources: Sources | None = None,
 ) -> Statistics:
     """Statistics of the inputs of the layers that use `weights`, over all `samples`.
 
-    Every layer runs once per window. The model itself is not changed.
+    `sources` says where the weights' values come from, the model's constants by default. Every layer runs once per
+    window. The model itself is not changed.
 
     Raises OptionError where the statistics themselves would take more than half of `calibration_memory`.
     """
-    graph = read_graph(model, weights)
+    graph = read_graph(model, weights, values=sources)
     sums = {tap: Accumulator(tap.width) for tap in graph.taps}
     _check_memory(graph.taps, calibration_memory)
     with Pool(calibration_memory // 4) as pool:
@@ -60,7 +62,7 @@ def collect(
 
 
 def _check_memory(taps: Sequence[Tap], limit: int) -> None:
-    total = sum(_BYTES * tap.width * prod(tap.batch) for tap in taps)
+    total = sum(_BYTES * tap.width * prod(size for _, size in tap.batch) for tap in taps)
     if total > limit // 2:
         raise OptionError(
             f"calibration_memory={limit}: the statistics of {len(taps)} layer inputs alone take {total} bytes, "
@@ -77,7 +79,7 @@ def _readers(sums: Mapping[Tap, Accumulator]) -> dict[TensorKey, Receive]:
     def reader(taps: list[Tap]) -> Receive:
         def receive(window: int, key: TensorKey, array: Array) -> None:
             for tap in taps:
-                sums[tap].add(rows_by_expert(array, tap.batch, transposed=tap.transposed))
+                sums[tap].add(rows_by_expert(array, tap.reduction, tap.batch))
 
         return receive
 

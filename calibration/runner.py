@@ -347,9 +347,11 @@ class Stream:
         self._replaced = {name: node for name, node in self._replaced.items() if name in ahead}
 
     def _in_use(self, begin: int, end: int) -> dict[str, ov.Node]:
-        """The replaced weights that operations in `[begin, end)` read."""
+        """What stands for weights that operations in `[begin, end)` read, where it is not the model's constant."""
         names = {name for place in range(begin, end) for name in self._graph.layers.get(place, ())}
-        return {name: node for name, node in self._replaced.items() if name in names}
+        given = {name for place in range(begin, end) for name in self._graph.given_at.get(place, ())}
+        made = {name: self._graph.given[name]() for name in sorted(given - self._replaced.keys())}
+        return {**made, **{name: node for name, node in self._replaced.items() if name in names}}
 
 
 def feed(graph: ActivationGraph, store: Store, inputs: Iterable[Mapping[str, NDArray[Any]]]) -> int:

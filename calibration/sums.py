@@ -77,22 +77,24 @@ _PANEL = 1024
 """Rows of a Gram matrix that are computed at a time: bounds the temporary product to `_PANEL · in` floats."""
 
 
-def rows_by_expert(x: NDArray[Any], batch: Sequence[int], *, transposed: bool = False) -> Float32:
+def rows_by_expert(x: NDArray[Any], reduction: Sequence[int] = (-1,), batch: Sequence[tuple[int, int]] = ()) -> Float32:
     """An activation as `[experts, sequences, tokens, in]`, f32.
 
-    `batch` are the batch dimensions of the weight that it is multiplied with. Where the activation has them too, each
-    expert has rows of its own; where it is broadcast to them, all experts share its rows and `experts` is 1.
+    Args:
+        x: of any rank. Its last dimension that is neither below counts tokens, those before it sequences.
+        reduction: its dimensions that hold the input channels, counted from the end.
+        batch: its dimensions that number experts, and how many of them there are in each. Where it has them, each
+            expert has rows of its own; where it is broadcast to them, all experts share its rows and `experts` is 1.
     """
     x = np.asarray(x, np.float32)
-    x = x.reshape(1, -1) if x.ndim == 1 else x
-    x = x.swapaxes(-1, -2) if transposed else x
-    tokens, width = x.shape[-2:]
-    lead = x.shape[:-2]
-    own = len(batch)
-    if own and prod(batch) > 1 and lead[-own:] == tuple(batch):
-        x = x.reshape(-1, prod(batch), tokens, width)
-        return x.swapaxes(0, 1)
-    return x.reshape(1, prod(lead), tokens, width)
+    inner = [x.ndim + dim for dim in reduction]
+    own = [x.ndim + dim for dim, _ in batch]
+    if any(place < 0 or x.shape[place] != size for place, (_, size) in zip(own, batch, strict=True)):
+        own = []
+    rows = [place for place in range(x.ndim) if place not in own and place not in inner]
+    sizes = [x.shape[place] for place in rows] or [1]
+    experts, width = (prod(x.shape[place] for place in places) for places in (own, inner))
+    return x.transpose(*own, *rows, *inner).reshape(experts, prod(sizes[:-1]), sizes[-1], width)
 
 
 def add_gram(total: Float32, x: Float32) -> None:

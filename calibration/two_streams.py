@@ -36,7 +36,7 @@ from ov_weight_compression.calibration.sums import add_cross, add_gram, mirror, 
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.progress import progress_bar
 from ov_weight_compression.ir_utils.types import Float32
-from ov_weight_compression.patterns import Weight
+from ov_weight_compression.patterns import Sources, Weight
 
 __all__ = ["LayerInput", "Seen", "Stage", "Streams", "open_streams"]
 
@@ -121,7 +121,7 @@ class LayerInput:
         return hat[:, kept], x[:, kept]
 
     def _rows(self, stream: Stream, window: int) -> Float32:
-        x = rows_by_expert(stream.store.get(self._tap.key, window), self._tap.batch, transposed=self._tap.transposed)
+        x = rows_by_expert(stream.store.get(self._tap.key, window), self._tap.reduction, self._tap.batch)
         return x.reshape(len(x), -1, self.width)
 
 
@@ -192,13 +192,15 @@ def open_streams(
     compressed: bool = True,
     calibration_memory: int = DEFAULT_MEMORY,
     quiet: bool = False,
+    sources: Sources | None = None,
 ) -> Iterator[Streams]:
     """Run `samples` through `model` stage by stage; see the module for how it is used.
 
     `weights` are those that the caller may replace; the model itself is not changed. With `compressed=False` there is
-    the float stream only, at half the time: replacements change nothing and every `LayerInput` is `same`.
+    the float stream only, at half the time: replacements change nothing and every `LayerInput` is `same`. `sources` say
+    where the weights' values come from, the model's constants by default.
     """
-    graph = read_graph(model, weights)
+    graph = read_graph(model, weights, values=sources)
     with Pool(calibration_memory // 4) as pool:
         store = Store(pool)
         windows = feed(graph, store, samples)

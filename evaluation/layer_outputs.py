@@ -26,6 +26,7 @@ from ov_weight_compression.evaluation.outputs import SignalNoise
 from ov_weight_compression.evaluation.samples import Inputs
 from ov_weight_compression.ir_utils.chain_values import is_constant
 from ov_weight_compression.ir_utils.types import Float32
+from ov_weight_compression.patterns import Role
 
 __all__ = ["measure_outputs"]
 
@@ -122,10 +123,11 @@ def _run(pair: Pair, layers: Sequence[PairedLayer], taps: list[_Tap], samples: S
     own_nodes, their_nodes, donors = _by_name(ours), _by_name(theirs), _by_name(donor)
     plain, grafted = len(ours.outputs), []
     for tap in taps:
-        port = layers[tap.place].weight.consumers[0].port
+        consumer = layers[tap.place].weight.consumers[0]
+        port = consumer.port
         ours.add_results([ops.result(own_nodes[tap.name])])  # add_outputs would skip what is an output already
         factors = layers[tap.place].factors
-        theirs.add_results([ops.result(_unscaled(their_nodes[tap.name], port, factors))])
+        theirs.add_results([ops.result(_unscaled(their_nodes[tap.name], consumer.role, factors))])
         grafted.append(_graft(donors[tap.name], own_nodes[tap.name], port, factors))
     ours.add_results([ops.result(node) for node in grafted])
     first = Runner(pair.base, pair.arithmetic, ours)
@@ -153,14 +155,13 @@ def _by_name(model: ov.Model) -> dict[str, Any]:
     return nodes
 
 
-def _unscaled(layer: Any, port: int, factors: ChannelFactors | None) -> Any:
+def _unscaled(layer: Any, role: Role | None, factors: ChannelFactors | None) -> Any:
     """The layer's output in the base model's units: whose rows or columns are output channels is scaled with them."""
-    if factors is None or layer.get_type_name() != "MatMul":
+    if factors is None or role is None or role.activation is None:
         return layer
-    attributes = layer.get_attributes()
-    along_rows = attributes["transpose_b"] if port == 1 else not attributes["transpose_a"]
-    channels = (factors.rows if along_rows else factors.columns).reshape(-1)
-    return _times(layer.output(0), channels if port == 1 else channels[:, None])
+    channels = factors.rows if role.channel == (0,) else factors.columns
+    (output,) = role.activation.output
+    return _times(layer.output(0), channels.reshape(-1, *[1] * (-output - 1)))
 
 
 def _graft(layer: Any, original: Any, port: int, factors: ChannelFactors | None) -> Any:

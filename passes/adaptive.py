@@ -14,17 +14,17 @@ and large ones by a sample of their rows, so any number of them takes the memory
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
-from ov_weight_compression.ir_utils.constants import ConstantReader
 from ov_weight_compression.ir_utils.types import Array
+from ov_weight_compression.ir_utils.weight_source import WeightSource
 from ov_weight_compression.passes.choice import Choice, Plan
 from ov_weight_compression.passes.modes import CodebookSharing
 from ov_weight_compression.passes.options import Options
-from ov_weight_compression.patterns import Weight
+from ov_weight_compression.patterns import Sources, Weight
 from ov_weight_compression.quantization.formats import Format
 from ov_weight_compression.quantization.lloyd import Histogram, fitted_format, sample_step
 
@@ -37,9 +37,7 @@ _PIECE_ELEMENTS = 1 << 19
 _BLOCK_NUMBER = re.compile(r"(?<=[./_])\d+(?=[./])")
 
 
-def with_tables(
-    plan: Plan, reader: Callable[[Weight], ConstantReader], options: Options, importance: Importance
-) -> Plan:
+def with_tables(plan: Plan, sources: Sources, options: Options, importance: Importance) -> Plan:
     """The plan with fitted tables of `codebook_size` entries in place of the stand-ins of `adaptive_codebook`."""
     sharing: dict[str, list[Choice]] = {}
     for choice in plan.choices:
@@ -47,7 +45,7 @@ def with_tables(
             sharing.setdefault(_key(choice.weight, options.codebook_sharing), []).append(choice)
     tables: dict[str, Format] = {}
     for choices in sharing.values():
-        histograms = (_histogram(choice, reader(choice.weight), importance(choice.weight)) for choice in choices)
+        histograms = (_histogram(choice, sources[choice.weight], importance(choice.weight)) for choice in choices)
         row = choices[0].spec.format
         fitted = fitted_format(
             row, histograms, count=options.codebook_size, codebook_type=options.codebook_type, start=options.codebook
@@ -71,25 +69,17 @@ def _key(weight: Weight, sharing: CodebookSharing) -> str:
     return f"own: {weight.name}"
 
 
-def _histogram(choice: Choice, reader: ConstantReader, importance: Array | None) -> Histogram:
-    histogram = Histogram(choice.absmax, choice.spec.group_of(reader.layout.columns))
-    rows, experts = reader.layout.rows, 1 if importance is None or importance.ndim == 1 else len(importance)
+def _histogram(choice: Choice, source: WeightSource, importance: Array | None) -> Histogram:
+    layout = source.layout
+    histogram = Histogram(choice.absmax, choice.spec.group_of(layout.columns))
+    experts = 1 if importance is None or importance.ndim == 1 else len(importance)
     largest = 0.0 if importance is None else float(importance.max(initial=0.0))
-    for first, piece in _sample(reader, rows // experts):
+    step = sample_step(layout.rows, layout.columns)
+    elements = layout.columns if step > 1 else _PIECE_ELEMENTS
+    for slab, piece in source.pieces(elements, layout.rows // experts, every=step):
         shares = None
         if importance is not None and largest > 0:
-            own = importance if importance.ndim == 1 else importance[first * experts // rows]
+            own = importance if importance.ndim == 1 else importance[slab.start * experts // layout.rows]
             shares = (own / largest).astype(np.float32)
         histogram.add(piece, shares)
     return histogram
-
-
-def _sample(reader: ConstantReader, block: int) -> Iterator[tuple[int, Array]]:
-    """The first row's number and the values of pieces of a weight, none of which goes across a multiple of `block`."""
-    layout = reader.layout
-    step = sample_step(layout.rows, layout.columns)
-    size = 1 if step > 1 else max(1, _PIECE_ELEMENTS // max(1, layout.columns))
-    for number, slab in enumerate(layout.slabs(size, block)):
-        if number % step == 0:
-            yield slab.start, reader.read(slab)
-            reader.release(slab)

@@ -18,13 +18,14 @@ from dataclasses import replace
 import numpy as np
 import openvino as ov
 
-from ov_weight_compression.ir_utils.constants import ConstantReader, float_values
+from ov_weight_compression.ir_utils.constants import float_values
 from ov_weight_compression.ir_utils.types import Array, Float32
+from ov_weight_compression.ir_utils.weight_source import WeightSource
 from ov_weight_compression.passes.choice import Choice
 from ov_weight_compression.passes.folding import rounded_to
 from ov_weight_compression.passes.smoothing import Fold, Scaling, Smoothing
 from ov_weight_compression.passes.tuning import Tuning
-from ov_weight_compression.patterns import Weight
+from ov_weight_compression.patterns import Sources, Weight
 from ov_weight_compression.patterns.equalization import ScalingGroup, scaling_groups
 from ov_weight_compression.patterns.scale_folding import ProducerAbsorber
 from ov_weight_compression.quantization.layerwise.awq import ALPHAS, Factors, Sample, choose_factors, lift_factors
@@ -51,7 +52,7 @@ ForEach = Callable[[Callable[[ScalingGroup], "Fold | Scaling"], Sequence[Scaling
 def choose_folds(
     model: ov.Model,
     choices: Sequence[Choice],
-    reader: Callable[[Weight], ConstantReader],
+    sources: Sources,
     energy: Energy,
     for_each: ForEach,
     *,
@@ -63,7 +64,7 @@ def choose_folds(
     Args:
         model: the model, not changed.
         choices: all weights that will be compressed. Weights of 4 bits and fewer decide, the others follow.
-        reader: reads a weight as it is.
+        sources: the weights as they are.
         energy, for_each: see there.
         insert: whether a Multiply may be inserted behind an activation function, where nothing absorbs.
         tuning: the exponents to try, and for which channels.
@@ -71,13 +72,13 @@ def choose_folds(
     by_name = {choice.weight.name: choice for choice in choices}
 
     def decide(group: ScalingGroup) -> Fold | Scaling:
-        found = _fold(group, by_name, reader, energy, insert, tuning)
+        found = _fold(group, by_name, sources, energy, insert, tuning)
         return found if isinstance(found, Fold) else Scaling(_names(group), "", "", None, found)
 
     groups = scaling_groups(model, [choice.weight for choice in choices])
     decided = for_each(decide, [group for group in groups if _has_few_bits(group, by_name)])
     folds = [entry for entry in decided if isinstance(entry, Fold)]
-    return _within_f16(Smoothing(folds, [entry for entry in decided if isinstance(entry, Scaling)]), choices)
+    return _within_f16(Smoothing(folds, [entry for entry in decided if isinstance(entry, Scaling)]), choices, sources)
 
 
 def _has_few_bits(group: ScalingGroup, choices: Mapping[str, Choice]) -> bool:
@@ -91,7 +92,7 @@ def _names(group: ScalingGroup) -> tuple[str, ...]:
 def _fold(
     group: ScalingGroup,
     choices: Mapping[str, Choice],
-    reader: Callable[[Weight], ConstantReader],
+    sources: Sources,
     energy: Energy,
     insert: bool,
     tuning: Tuning,
@@ -99,7 +100,7 @@ def _fold(
     """The group's fold, or why there is none."""
     if group.absorber is None and not (insert and group.behind_activation):
         return group.reason
-    factors = (_of_experts if group.experts > 1 else _of_layers)(group, choices, reader, energy, tuning)
+    factors = (_of_experts if group.experts > 1 else _of_layers)(group, choices, sources, energy, tuning)
     if group.absorber is None and factors.cost is None and _spread(factors.columns) < _SPREAD_INSERTED:
         return "columns too much alike for a Multiply to pay"
     columns = _absorbable(group, factors.columns)
@@ -112,27 +113,27 @@ def _fold(
 def _of_layers(
     group: ScalingGroup,
     choices: Mapping[str, Choice],
-    reader: Callable[[Weight], ConstantReader],
+    sources: Sources,
     energy: Energy,
     tuning: Tuning,
 ) -> Factors:
     """The factors of layers with one input, [in]."""
     seen = next((found for found in map(energy, group.weights) if found is not None), None)
     rows = max(1, _SAMPLE_ROWS // len(group.weights))
-    samples = [_sample(reader(weight), choices[weight.name], rows) for weight in group.weights]
+    samples = [_sample(sources[weight], choices[weight.name], rows) for weight in group.weights]
     return _choose(group, samples, seen, tuning)
 
 
 def _of_experts(
     group: ScalingGroup,
     choices: Mapping[str, Choice],
-    reader: Callable[[Weight], ConstantReader],
+    sources: Sources,
     energy: Energy,
     tuning: Tuning,
 ) -> Factors:
     """The factors of experts side by side, [experts, in]: each expert's by itself, from the first of its rows."""
     weight = group.weights[0]
-    source, seen, spec = reader(weight), energy(weight), choices[weight.name].spec
+    source, seen, spec = sources[weight], energy(weight), choices[weight.name].spec
     own = source.layout.rows // group.experts
     found = []
     for slab in source.layout.slabs(min(_SAMPLE_ROWS, own), own):
@@ -156,10 +157,10 @@ def _spread(columns: Float32) -> float:
     return float(np.std(np.log(columns)))
 
 
-def _sample(reader: ConstantReader, choice: Choice, count: int) -> Sample:
+def _sample(source: WeightSource, choice: Choice, count: int) -> Sample:
     """Some rows of a weight, spread evenly over it."""
-    values = reader.sample(count)
-    return Sample(values, choice.spec, reader.layout.rows / len(values))
+    values = source.sample(count)
+    return Sample(values, choice.spec, source.layout.rows / len(values))
 
 
 def _absorbable(group: ScalingGroup, columns: Float32) -> Float32:
@@ -194,26 +195,26 @@ def _exact_gain(gain: Float32, columns: Float32, constant: ov.Node) -> Float32:
     return np.asarray(np.where(fits, np.abs(gain) / np.where(fits, rounded, 1), 1), dtype=np.float32)
 
 
-def _within_f16(smoothing: Smoothing, choices: Sequence[Choice]) -> tuple[Smoothing, list[Choice]]:
+def _within_f16(smoothing: Smoothing, choices: Sequence[Choice], sources: Sources) -> tuple[Smoothing, list[Choice]]:
     """Without the folds after which f16 could not hold a weight's scales."""
-    settled = []
+    settled, folded = [], sources.folded(smoothing.columns, smoothing.rows)
     for choice in choices:
         scaled = choice
         if smoothing.touches(choice.weight):
-            scaled = _scaled(choice, smoothing)
+            scaled = _scaled(choice, smoothing, folded)
         if scaled.spec.scale_type == "f16" and scaled.beyond_f16 and not choice.beyond_f16:
             reason = f"f16 could not hold the scales of {choice.weight.name}"
-            return _within_f16(smoothing.without(choice.weight, reason), choices)
+            return _within_f16(smoothing.without(choice.weight, reason), choices, sources)
         settled.append(scaled)
     return smoothing, settled
 
 
-def _scaled(choice: Choice, smoothing: Smoothing) -> Choice:
+def _scaled(choice: Choice, smoothing: Smoothing, folded: Sources) -> Choice:
     """The choice with the largest magnitude of the scaled weight; a bound of it where that is enough."""
     name = choice.weight.name
     factors = [part for part in (smoothing.columns.get(name), smoothing.rows.get(name)) if part is not None]
     bounds = [choice.absmax * float(np.prod([limit(part) for part in factors])) for limit in (np.min, np.max)]
     ends = [replace(choice, absmax=bound) for bound in bounds]
     if choice.spec.format.tensor_scale or any(end.beyond_f16 for end in ends):
-        return replace(choice, absmax=smoothing.reader(choice.weight).scan().absmax)
+        return replace(choice, absmax=folded[choice.weight].scan().absmax)
     return ends[1]

@@ -7,19 +7,18 @@ samples ─▸ streams ───▸ GPTQ or LoRA correction stage by stage, code
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ov_weight_compression.ir_utils.constants import ConstantReader
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.types import Array
 from ov_weight_compression.passes.choice import Choice
 from ov_weight_compression.passes.method import Method, method_of
 from ov_weight_compression.passes.options import Options
-from ov_weight_compression.patterns import Weight
+from ov_weight_compression.patterns import Sources, Weight
 from ov_weight_compression.quantization.sensitivity import InputMeans
 
 if TYPE_CHECKING:
@@ -47,9 +46,9 @@ class Calibration:
         model: Any,
         weights: Sequence[Weight],
         options: Options,
-        reader: Callable[[Weight], ConstantReader],
+        sources: Sources,
     ) -> None:
-        self._model, self._weights, self._options, self._reader = model, weights, options, reader
+        self._model, self._weights, self._options, self._sources = model, weights, options, sources
         self._made: dict[int | None, Samples] = {}
         self._measured: dict[int | None, Statistics] = {}
 
@@ -112,6 +111,7 @@ class Calibration:
             self._samples_of(subset),
             calibration_memory=self._options.calibration_memory or DEFAULT_MEMORY,
             quiet=self._options.quiet,
+            sources=self._sources,
         )
         if path is not None:
             save_statistics(found, path)
@@ -174,8 +174,9 @@ class Calibration:
             for weight in weights
         ]
 
-    def encode(self, choices: Sequence[Choice]) -> LayerEncoder | None:
-        """Codes, and adapters where they are asked for, of every weight of 4 bits or fewer that meets activations.
+    def encode(self, choices: Sequence[Choice], sources: Sources) -> LayerEncoder | None:
+        """Codes, and adapters where they are asked for, of every weight of 4 bits or fewer that meets activations;
+        `sources` are the weights as they are to be quantised.
 
         None where the method makes codes without looking at one layer after the other.
         """
@@ -186,7 +187,7 @@ class Calibration:
         from ov_weight_compression.passes.layer_encoder import LayerEncoder
 
         tuning = self._options.tuning
-        encoder = LayerEncoder(wanted, self._reader, self.method, self._options.lora_rank, tuning)
+        encoder = LayerEncoder(wanted, sources, self.method, self._options.lora_rank, tuning)
         subset = self._fewer(tuning.gptq_subset if self.method.gptq else tuning.lora_subset)
         with open_streams(
             self._model,
@@ -195,6 +196,7 @@ class Calibration:
             compressed=self.method.two_streams,
             calibration_memory=self._options.calibration_memory or DEFAULT_MEMORY,
             quiet=self._options.quiet,
+            sources=self._sources,
         ) as streams:
             for stage in streams:
                 for layer_input in stage.inputs:
@@ -213,14 +215,15 @@ class Calibration:
 
     def _samples_of(self, subset: int | None) -> Samples:
         """The samples, or the first few of them."""
-        from ov_weight_compression.calibration import CONTEXT_LENGTH, make_samples
+        from ov_weight_compression.calibration import CONTEXT_LENGTH, filled_copy, make_samples
 
         options = self._options
         if self.method.dataset is None:
             raise OptionError("dataset: needed for what was asked for")
         if subset not in self._made:
+            writes = isinstance(self.method.dataset, str) and self.method.dataset == "self"
             self._made[subset] = make_samples(
-                self._model,
+                filled_copy(self._model, self._weights, self._sources) if writes else self._model,
                 self._dataset,
                 subset_size=subset or options.subset_size,
                 context_length=options.context_length or CONTEXT_LENGTH,

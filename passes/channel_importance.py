@@ -9,7 +9,7 @@ column whose mean magnitude s_j is well under the usual s̃ (the median) counts 
 On a model with outlier channels that takes 2 to 3 % off the divergence.
 
 The graph is read when a `ChannelImportance` is made, so that nothing that happens to it afterwards matters. What has to
-be computed from weights is computed from their readers when a scale search first asks for it, and kept: a layer's
+be computed from weights is read from their sources when a scale search first asks for it, and kept: a layer's
 channels are few numbers.
 """
 
@@ -17,14 +17,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
-from ov_weight_compression.ir_utils.constants import ConstantReader, float_values
+from ov_weight_compression.ir_utils.constants import float_values
 from ov_weight_compression.ir_utils.types import Array, Float32
-from ov_weight_compression.patterns import Kind, NormGain, RowNormProduct, RowNorms, Weight, importance_sources
+from ov_weight_compression.patterns import Kind, NormGain, RowNormProduct, RowNorms, Sources, Weight, importance_sources
 from ov_weight_compression.quantization.kernels import row_sums
 
 __all__ = ["ChannelImportance"]
@@ -57,9 +57,9 @@ class _Told:
 class ChannelImportance:
     """The importance of the input channels of every weight about which the graph says something."""
 
-    def __init__(self, weights: Iterable[Weight], reader: Callable[[Weight], ConstantReader]) -> None:
+    def __init__(self, weights: Iterable[Weight], sources: Sources) -> None:
         weights = list(weights)
-        self._readers = {weight.name: reader(weight) for weight in weights}
+        self._sources = sources.by_name
         self._lifted = {
             weight.name for weight in weights if not weight.is_embedding and weight.kind is not Kind.CONVOLUTION
         }
@@ -95,7 +95,7 @@ class ChannelImportance:
         """What small columns count for, f32 [columns], from some of the rows; None where no column is small."""
         if name not in self._lifted:
             return None
-        size = np.abs(self._readers[name].sample(_SAMPLE_ROWS)).mean(axis=0)
+        size = np.abs(self._sources[name].sample(_SAMPLE_ROWS)).mean(axis=0)
         usual = np.median(size)
         small = size < _FAR_BELOW * usual
         if not small.any():
@@ -114,14 +114,12 @@ class ChannelImportance:
     def _sums_of(self, name: str) -> Float32:
         """Weighted sums of squares of a weight's rows, f32 [rows]."""
         if name not in self._row_sums:
-            reader, channel = self._readers[name], self.of(name)
-            layout = reader.layout
-            sums = np.empty(layout.rows, dtype=np.float32)
+            source, channel = self._sources[name], self.of(name)
+            sums = np.empty(source.layout.rows, dtype=np.float32)
             if channel is None:
-                channel = np.ones(layout.columns, dtype=np.float32)
-            for slab in layout.slabs(max(1, _PIECE_ELEMENTS // max(1, layout.columns))):
-                sums[slab.start : slab.stop] = row_sums(reader.read(slab), channel)
-                reader.release(slab)
+                channel = np.ones(source.layout.columns, dtype=np.float32)
+            for slab, piece in source.pieces(_PIECE_ELEMENTS):
+                sums[slab.start : slab.stop] = row_sums(piece, channel)
             self._row_sums[name] = sums
         return self._row_sums[name]
 

@@ -39,6 +39,8 @@ class Choice:
     """By this weight OpenVINO recognises that the model is compressed (see `telltale`)."""
     scales_in_f32: bool = False
     """Its f16 scales are stored as f32: the same numbers, and the same codes."""
+    exact: bool = False
+    """Its codes were not made here, for scales as the chain rounds them to f16, so the chain must not round them."""
 
     @property
     def stored_scale_type(self) -> str:
@@ -68,6 +70,8 @@ class Choice:
     def beyond_f16(self) -> bool:
         """Whether f16 cannot hold values of this size, a level or a power of two above included, or their scales."""
         coarse = min(_F16_NORMAL, _F16_COARSE * 2.0 ** max(0, self.spec.format.bits - 4))
+        if self.exact and self.spec.format.tensor_scale:
+            return True
         too_small = self.absmax / self.spec.format.top < coarse
         return self.absmax > 0 and (too_small or 2 * self.absmax > _F16_MAX)
 

@@ -21,9 +21,9 @@ import openvino as ov
 from openvino.passes import ModelPass
 
 from ov_weight_compression.ir_utils.chain_values import ConstantValues, detached
-from ov_weight_compression.ir_utils.constants import FileMappings
 from ov_weight_compression.ir_utils.dequantization import replace_constant
 from ov_weight_compression.ir_utils.errors import WorkError
+from ov_weight_compression.ir_utils.file_mappings import FileMappings
 from ov_weight_compression.ir_utils.jobs import Task
 from ov_weight_compression.ir_utils.kinds import Kind, check_model, choice, flag
 from ov_weight_compression.ir_utils.lazy_weight import LazyWeight, Part, Sink

@@ -10,15 +10,15 @@ from typing import ClassVar
 import numpy as np
 import openvino as ov
 
-from ov_weight_compression.ir_utils.constants import ConstantReader
 from ov_weight_compression.ir_utils.errors import WorkError
 from ov_weight_compression.ir_utils.jobs import Task
 from ov_weight_compression.ir_utils.layout import Layout, Slab
 from ov_weight_compression.ir_utils.lazy_weight import Part, Sink, filled
 from ov_weight_compression.ir_utils.packing import pack
 from ov_weight_compression.ir_utils.types import Array, element_type
+from ov_weight_compression.ir_utils.weight_source import WeightSource
 from ov_weight_compression.passes.channel_importance import ChannelImportance
-from ov_weight_compression.passes.stored import StoredWeight
+from ov_weight_compression.passes.stored import StoredRows
 from ov_weight_compression.quantization.encode import encode_rows, turn_over_first_group
 from ov_weight_compression.quantization.formats import stored_codebook
 from ov_weight_compression.quantization.reference import tensor_scale_of, unusable
@@ -91,9 +91,9 @@ class WeightJob:
     layout: Layout
     spec: Spec
     absmax: float
-    reader: ConstantReader | None = None
+    source: WeightSource | None = None
     """What its values are read from; None where they are `stored`."""
-    stored: StoredWeight | None = None
+    stored: StoredRows | None = None
     """The weight's codes, where they have been computed already."""
     importance: Importance | None = None
     """Of the input channels, for a scale search."""
@@ -104,16 +104,16 @@ class WeightJob:
     def alike(self) -> Hashable | None:
         """Equal for weights that are encoded to the same bytes if their values are equal; None where that cannot be
         told beforehand."""
-        if self.stored is not None or self.reader is None or not self.reader.as_it_is:
+        if self.stored is not None or self.source is None or self.source.identity is None:
             return None
         importance = None if self.importance is None else self.importance.identity
-        return self.reader.kind, self.layout, self.spec, self.scale_type, self.absmax, importance
+        return self.source.element_type, self.layout, self.spec, self.scale_type, self.absmax, importance
 
     @property
     def identity(self) -> Hashable | None:
         """Equal for weights that are encoded to the same bytes; None where that cannot be told beforehand."""
         alike = self.alike
-        return None if alike is None or self.reader is None else (alike, self.reader.identity)
+        return None if alike is None or self.source is None else (alike, self.source.identity)
 
     @cached_property
     def parts(self) -> dict[str, Part]:
@@ -138,7 +138,7 @@ class WeightJob:
         unpacked: Array | None = None
         if not layout.contiguous:
             unpacked = np.empty(layout.shape, dtype=np.uint16 if row.bits == 16 else np.uint8)
-        tensor_scale = tensor_scale_of(self.absmax, row)
+        tensor_scale = self._tensor_scale
 
         def run(slab: Slab) -> None:
             offset, size = (slab.start * layout.columns * row.bits // 8, (slab.stop - slab.start) * layout.columns)
@@ -192,12 +192,12 @@ class WeightJob:
     def _encode(self, slab: Slab, tensor_scale: np.float32 | None, into: Encoded | None) -> Encoded:
         if self.stored is not None:
             return self.stored.rows(slab)
-        assert self.reader is not None
+        assert self.source is not None
         importance = None if self.importance is None else self.importance.energy()
         if importance is not None and importance.ndim == 2:
             importance = importance[slab.start * len(importance) // self.layout.rows]
         encoded = encode_rows(
-            self.reader.read(slab),
+            self.source.read(slab),
             self.spec,
             importance=importance,
             weighting="graph" if self.importance is None or self.importance.seen is None else "data",
@@ -205,8 +205,12 @@ class WeightJob:
             packed=self._packs,
             into=into,
         )
-        self.reader.release(slab)
+        self.source.release(slab)
         return encoded
+
+    @property
+    def _tensor_scale(self) -> np.float32 | None:
+        return tensor_scale_of(self.absmax, self.spec.format) if self.stored is None else self.stored.tensor_scale
 
     def known_parts(self) -> dict[str, ov.Tensor]:
         """The parts that are known before anything is computed: scalars and tables."""
@@ -214,7 +218,7 @@ class WeightJob:
         values: dict[str, Array] = {}
         if row.zero_point == "scalar":
             values["zero_point"] = np.array([row.zero_value], dtype=np.int8)
-        tensor_scale = tensor_scale_of(self.absmax, row)
+        tensor_scale = self._tensor_scale
         if tensor_scale is not None:
             values["tensor_scale"] = np.array([tensor_scale], dtype=np.float32)
         table = stored_codebook(row)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ov_weight_compression.ir_utils.constants import ValueRange
 from ov_weight_compression.ir_utils.device_facts import CHECKED, working_groups
 from ov_weight_compression.ir_utils.errors import OptionError
+from ov_weight_compression.ir_utils.weight_source import ValueRange
 from ov_weight_compression.passes.choice import Choice, Wish, skipped
 from ov_weight_compression.passes.device_rules import executed_variant, misreading, refusal
 from ov_weight_compression.passes.modes import BackupMode, GroupSizeFallback, Mode

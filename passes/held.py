@@ -12,7 +12,7 @@ from typing import Any
 
 import openvino as ov
 
-from ov_weight_compression.ir_utils.constants import FileMappings
+from ov_weight_compression.ir_utils.file_mappings import FileMappings
 from ov_weight_compression.patterns.graphs import graphs_of, is_postponed
 
 __all__ = ["hold_small_constants"]

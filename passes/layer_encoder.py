@@ -6,22 +6,22 @@ search), and adapters for what the codes have lost. Where two streams run, the l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ov_weight_compression.ir_utils.constants import ConstantReader
 from ov_weight_compression.ir_utils.errors import CompressionError, WorkError
 from ov_weight_compression.ir_utils.spool import Spool
 from ov_weight_compression.ir_utils.types import Float32
+from ov_weight_compression.ir_utils.weight_source import FoldedSource
 from ov_weight_compression.passes.choice import Choice
 from ov_weight_compression.passes.layer_codes import encode_layer, hessian_info_of
 from ov_weight_compression.passes.lora import StoredAdapters, fit_adapters, obstacle
 from ov_weight_compression.passes.method import Method
 from ov_weight_compression.passes.stored import StoredWeight, keep
 from ov_weight_compression.passes.tuning import Tuning
-from ov_weight_compression.patterns import Kind, Weight
+from ov_weight_compression.patterns import Kind, Sources
 from ov_weight_compression.quantization.encode import decode_rows
 from ov_weight_compression.quantization.reference import tensor_scale_of
 
@@ -40,7 +40,7 @@ class LayerEncoder:
 
     Args:
         wanted: the weights to encode, by name.
-        reader: reads a weight as it is to be quantised.
+        sources: the weights as they are to be quantised.
         method: what to do with the data.
         rank: of the adapters, where the method wants any.
         tuning: what GPTQ adds to the diagonal, and how often adapters are fitted.
@@ -49,12 +49,12 @@ class LayerEncoder:
     def __init__(
         self,
         wanted: Mapping[str, Choice],
-        reader: Callable[[Weight], ConstantReader],
+        sources: Sources,
         method: Method,
         rank: int,
         tuning: Tuning,
     ) -> None:
-        self._wanted, self._reader, self._method, self._rank, self._tuning = wanted, reader, method, rank, tuning
+        self._wanted, self._sources, self._method, self._rank, self._tuning = wanted, sources, method, rank, tuning
         self._spool = Spool()
         self.weights: dict[str, StoredWeight] = {}
         self.left_out: list[str] = []
@@ -76,21 +76,27 @@ class LayerEncoder:
         self.left_out += names if layer_input.left_out else []
         known: dict[int, list[HessianInfo]] = {}
         for together in self._together(names):
-            readers = [self._reader(self._wanted[name].weight) for name in together]
-            columns = readers[0].columns
+            sources = [self._sources.by_name[name] for name in together]
+            columns = self._columns(together[0])
             if id(columns) not in known:
                 known[id(columns)] = hessian_info_of(seen, columns, self._tuning.gptq_damping)
             try:
-                values = self._encode(together, [reader.read_all() for reader in readers], known[id(columns)])
+                values = self._encode(together, [source.read_all() for source in sources], known[id(columns)])
             except (ValueError, np.linalg.LinAlgError) as error:
                 if isinstance(error, CompressionError):
                     raise
                 raise WorkError(f"{', '.join(together)}: {error}") from error
             if both:
-                for name, reader, found in zip(together, readers, values, strict=True):
+                for name, source, found in zip(together, sources, values, strict=True):
                     adapters = self.adapters.get(name)
                     corrected = found if adapters is None else found + adapters.values()
-                    stage.replace(name, reader.layout.from_matrix(reader.unscaled(corrected)))
+                    own = source.unfolded(corrected) if isinstance(source, FoldedSource) else corrected
+                    stage.replace(name, source.layout.from_matrix(own))
+
+    def _columns(self, name: str) -> Float32 | None:
+        """The factors that a weight's columns have been multiplied with; the same array where the same fold did it."""
+        source = self._sources.by_name[name]
+        return source.columns if isinstance(source, FoldedSource) else None
 
     def _together(self, names: Sequence[str]) -> Iterator[list[str]]:
         """Weights whose rows can be encoded as those of one: stored alike, scaled alike, without experts."""
@@ -111,7 +117,7 @@ class LayerEncoder:
             or Kind.EXPERTS in (one.weight.kind, other.weight.kind)
         ):
             return False
-        return self._reader(one.weight).columns is self._reader(other.weight).columns
+        return self._columns(first) is self._columns(second)
 
     def _elements(self, names: Sequence[str]) -> int:
         return sum(self._wanted[name].weight.elements for name in names)

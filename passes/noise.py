@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from ov_weight_compression.ir_utils.constants import ConstantReader
-from ov_weight_compression.ir_utils.types import Array
+from ov_weight_compression.ir_utils.weight_source import WeightSource
 from ov_weight_compression.quantization.sensitivity import WeightNoise, weight_noise
 
 __all__ = ["noise_of"]
 
 _PIECE_ELEMENTS = 1 << 19
-_EPSILON = {2: 2.0**-10, 4: 2.0**-23, 8: 2.0**-52}
-"""Machine epsilon by bytes of an element."""
+_EPSILON = {"f16": 2.0**-10, "bf16": 2.0**-10, "f32": 2.0**-23, "f64": 2.0**-52}
 
 
-def noise_of(reader: ConstantReader) -> WeightNoise:
+def noise_of(source: WeightSource) -> WeightNoise:
     """The noise of one weight, whatever its size, in a bounded amount of memory."""
-    return weight_noise(_pieces(reader), _EPSILON[reader.element_bytes])
-
-
-def _pieces(reader: ConstantReader) -> Iterator[Array]:
-    for slab in reader.layout.slabs(max(1, _PIECE_ELEMENTS // max(1, reader.layout.columns))):
-        yield reader.read(slab)
-        reader.release(slab)
+    return weight_noise((piece for _, piece in source.pieces(_PIECE_ELEMENTS)), _EPSILON[source.element_type])

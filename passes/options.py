@@ -50,7 +50,7 @@ from ov_weight_compression.passes.modes import (
 )
 from ov_weight_compression.passes.rules import Rule, parse_rules
 from ov_weight_compression.passes.tuning import Tuning
-from ov_weight_compression.patterns import IgnoredScope
+from ov_weight_compression.patterns import GivenSources, IgnoredScope, given_sources
 from ov_weight_compression.quantization.formats import CODEBOOK_TYPES, FORMATS, Format, with_codebook
 from ov_weight_compression.quantization.lloyd import stand_in
 
@@ -125,6 +125,7 @@ def _read_format(value: Any) -> str:
 _SEARCH = Kind("'auto', 'off' or a number of candidates up to 256", _read_search, "str | int")
 _RULES = Kind("a list of (pattern, mode) pairs", parse_rules, "RulesLike")
 _SCOPE = Kind("", IgnoredScope.of, "Any")
+_SOURCES = Kind("a mapping from the names of weights to their sources, or a function", given_sources, "GivenSources")
 
 _WITH_TABLE = Need(
     lambda options: options.uses(Mode.CODEBOOK) or options.uses(Mode.ADAPTIVE_CODEBOOK),
@@ -134,6 +135,7 @@ _WITH_FITTED_TABLE = Need(
     lambda options: options.uses(Mode.ADAPTIVE_CODEBOOK),
     "means nothing with {mode}, only with adaptive_codebook; leave it out",
 )
+_OWN_VALUES = Need(lambda options: options.sources is None, "means nothing with sources, which it cannot tell apart")
 _COMPUTED = Need(lambda options: not options.lazy, "{value} means nothing without lazy=False")
 _WITH_LORA = Need(lambda options: options.lora_correction, "{value} means nothing without lora_correction=True")
 
@@ -207,6 +209,7 @@ class Options:
         "folder to keep statistics in, and to read them from if they are there",
         recorded="never",
         below_8_bits=True,
+        need=_OWN_VALUES,
         with_data=True,
     )
     calibration_memory: int | None = declared(
@@ -251,6 +254,7 @@ class Options:
     advanced_parameters: Any = declared(
         None, anything("Any"), "NNCF's; what has a counterpart here is taken", flag=None, recorded="never"
     )
+    sources: GivenSources | None = declared(None, _SOURCES, "where values come from", flag=None, recorded="never")
     tuning: Tuning = field(default_factory=Tuning)
     """No option: what NNCF's advanced parameters say of the algorithms."""
 
@@ -454,12 +458,10 @@ def _check_together(options: Options, asked: Mapping[str, Any]) -> None:
     _check_codebook(options)
     _check_few_bits(options, asked)
     for place, rule in enumerate(options.rules):
-        if rule.mode is None:
-            continue
-        row = FORMATS[rule.mode.value]
-        if rule.group_size is not None and row.fixed_group and rule.group_size != row.default_group:
+        row = None if rule.mode is None else FORMATS[rule.mode.value]
+        if row is not None and row.fixed_group and rule.group_size not in (None, row.default_group):
             raise OptionError(
-                f"rules[{place}]: {rule.mode.value} is defined for groups of {row.default_group}, got {rule.group_size}"
+                f"rules[{place}]: {row.name} is defined for groups of {row.default_group}, got {rule.group_size}"
             )
 
 

@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from ov_weight_compression.ir_utils.constants import ValueRange
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.kinds import shown
+from ov_weight_compression.ir_utils.weight_source import ValueRange
 from ov_weight_compression.passes.choice import Choice, Plan, Wish, skipped
 from ov_weight_compression.passes.fit import fit
 from ov_weight_compression.passes.modes import BackupMode, Mode

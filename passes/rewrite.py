@@ -65,9 +65,9 @@ def equal_weights(choices: Sequence[Choice], jobs: Sequence[WeightJob]) -> list[
     candidates: dict[Hashable, list[list[int]]] = {}
     for place, (choice, job) in enumerate(zip(choices, jobs, strict=True)):
         others: list[list[int]] = []
-        if job.alike is not None and job.reader is not None:
+        if job.alike is not None and job.source is not None:
             chain = (choice.weight.body, choice.expanded, choice.kept_from_codes)
-            others = candidates.setdefault((job.alike, chain, job.reader.fingerprint), [])
+            others = candidates.setdefault((job.alike, chain, job.source.fingerprint), [])
         equals = next((places for places in others if _same_values(jobs[places[0]], job)), None)
         if equals is None:
             equals = []
@@ -78,7 +78,7 @@ def equal_weights(choices: Sequence[Choice], jobs: Sequence[WeightJob]) -> list[
 
 
 def _same_values(one: WeightJob, other: WeightJob) -> bool:
-    return one.reader is not None and other.reader is not None and one.reader.equals(other.reader)
+    return one.source is not None and other.source is not None and one.source.equals(other.source)
 
 
 def _merged(choices: Sequence[Choice]) -> Choice:

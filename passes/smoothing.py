@@ -12,9 +12,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ov_weight_compression.ir_utils.constants import ConstantReader, FileMappings
-from ov_weight_compression.ir_utils.layout import Layout
-from ov_weight_compression.ir_utils.scaled_reader import ScaledReader
 from ov_weight_compression.ir_utils.types import Float32
 from ov_weight_compression.patterns import Weight
 
@@ -96,14 +93,6 @@ class Smoothing:
     def touches(self, weight: Weight) -> bool:
         """Whether a weight's values change."""
         return weight.name in self.columns or weight.name in self.rows
-
-    def reader(self, weight: Weight, mappings: FileMappings | None = None) -> ConstantReader:
-        """What reads a weight's values as they are to be quantised."""
-        layout = Layout.of(weight.shape, weight.reduction_axes)
-        if not self.touches(weight):
-            return ConstantReader(weight.source, layout, mappings)
-        columns, rows = self.columns.get(weight.name), self.rows.get(weight.name)
-        return ScaledReader(weight.source, layout, mappings, columns=columns, rows=rows)
 
     def apply(self) -> None:
         """Edit the graph: gains, biases, and Multiplies where nothing absorbs. Weights are somebody else's business."""

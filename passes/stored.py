@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -10,7 +11,20 @@ from ov_weight_compression.ir_utils.layout import Slab
 from ov_weight_compression.ir_utils.spool import Spool, Spooled
 from ov_weight_compression.quantization.spec import Encoded
 
-__all__ = ["StoredWeight", "keep"]
+__all__ = ["StoredRows", "StoredWeight", "keep"]
+
+
+class StoredRows(Protocol):
+    """A weight that is encoded already, whoever did it and wherever it lies."""
+
+    @property
+    def tensor_scale(self) -> np.float32 | None:
+        """The weight's f32 scalar, where its format has one."""
+        ...
+
+    def rows(self, slab: Slab) -> Encoded:
+        """Some rows of the weight, codes unpacked."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -22,6 +36,11 @@ class StoredWeight:
     zero_point: Spooled | None
     rest: Encoded
     """`Encoded` without its arrays: tensor scale and table."""
+
+    @property
+    def tensor_scale(self) -> np.float32 | None:
+        """The weight's f32 scalar, where its format has one."""
+        return self.rest.tensor_scale
 
     def rows(self, slab: Slab) -> Encoded:
         """Some rows of the weight."""

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from openvino.passes import ModelPass
 
 import ov_weight_compression
-from ov_weight_compression.ir_utils.constants import ConstantReader, FileMappings, ValueRange
 from ov_weight_compression.ir_utils.errors import CompressionWarning, OptionError, WorkError
 from ov_weight_compression.ir_utils.jobs import Job
 from ov_weight_compression.ir_utils.kinds import check_model, shown
 from ov_weight_compression.ir_utils.pipeline import Pipeline
 from ov_weight_compression.ir_utils.recipe import OWN_SECTION, leave_recipe, read_recipe
+from ov_weight_compression.ir_utils.weight_source import ValueRange
 from ov_weight_compression.passes.calibrate import Calibration
 from ov_weight_compression.passes.channel_importance import ChannelImportance
 from ov_weight_compression.passes.choice import Choice, Plan
@@ -43,7 +43,7 @@ from ov_weight_compression.passes.rewrite import equal_weights, rewrite
 from ov_weight_compression.passes.rules import RulesLike
 from ov_weight_compression.passes.smoothing import Smoothing
 from ov_weight_compression.passes.telltale import with_telltale
-from ov_weight_compression.patterns import Weight, find_weights
+from ov_weight_compression.patterns import GivenSources, Weight, find_weights, sources_of
 from ov_weight_compression.quantization.kernels import kept_kernels
 from ov_weight_compression.quantization.sensitivity import sensitivity
 
@@ -104,6 +104,9 @@ class WeightCompression(ModelPass):
         compression_format: NNCF's; only `"dequantize"` is written.
         advanced_parameters: NNCF's object; what has a counterpart here is taken, anything else is refused. See
             `ov_weight_compression.passes.advanced`.
+        sources: where weights' values come from if not from the model, whose constants only keep their places then: a
+            mapping from the names of weights to `ir_utils.weight_source.WeightSource`s, or a function from a
+            `patterns.Weight` to one or None. What is left alone keeps the model's constant.
 
     Attributes:
         report: what was done to every constant and why (`Report`), after the pass has run.
@@ -149,6 +152,7 @@ class WeightCompression(ModelPass):
         quiet: bool = True,
         compression_format: str = "dequantize",
         advanced_parameters: Any = None,
+        sources: GivenSources | None = None,
     ) -> None:
         given = {name: value for name, value in locals().items() if name in OPTIONS}
         super().__init__()
@@ -251,6 +255,7 @@ def apply_weight_compression(
     quiet: bool = True,
     compression_format: str = "dequantize",
     advanced_parameters: Any = None,
+    sources: GivenSources | None = None,
 ) -> ov.Model:
     """Compress the weights of a model in place, and return it; `model.clone()` first keeps the original.
 
@@ -274,26 +279,21 @@ class _Run:
     def __init__(self, model: Any, options: Options, weights: Sequence[Weight]) -> None:
         self._model, self.options = model, options
         self.pipeline = Pipeline(threads=options.threads, held=kept_kernels)
-        self._mappings = FileMappings()
         self._weights = weights
-        self._calibration = Calibration(model, weights, options, self.reader)
+        self._original = sources_of(weights, options.sources)
+        self.sources = self._original
+        """The weights as they are to be quantised."""
+        self._calibration = Calibration(model, weights, options, self._original)
         self._encoded: LayerEncoder | None = None
         self.smoothing = Smoothing()
 
-    def reader(self, weight: Weight) -> ConstantReader:
-        """What reads a weight's values as they are to be quantised."""
-        return self.smoothing.reader(weight, self._mappings)
-
-    def _original(self, weight: Weight) -> ConstantReader:
-        return Smoothing().reader(weight, self._mappings)
-
     def scan(self, weights: Sequence[Weight]) -> Sequence[ValueRange]:
-        return self._for_each(lambda weight: self.reader(weight).scan(), weights)
+        return self._for_each(lambda weight: self.sources[weight].scan(), weights)
 
     def sensitivity(self, weights: Sequence[Weight]) -> Sequence[float]:
         metric = self.options.sensitivity_metric
         means = self._calibration.means(weights) if metric.needs_data else [None] * len(weights)
-        noises = self._for_each(lambda weight: noise_of(self.reader(weight)), weights)
+        noises = self._for_each(lambda weight: noise_of(self.sources[weight]), weights)
         return [sensitivity(metric.value, noise, seen) for noise, seen in zip(noises, means, strict=True)]
 
     def smooth(self, plan: Plan) -> Plan:
@@ -313,6 +313,7 @@ class _Run:
             insert=bool(self.options.awq),
             tuning=self.options.tuning,
         )
+        self.sources = self._original.folded(self.smoothing.columns, self.smoothing.rows)
         return replace(plan, choices=tuple(choices))
 
     def fit_tables(self, plan: Plan) -> Plan:
@@ -322,11 +323,11 @@ class _Run:
         from ov_weight_compression.passes.adaptive import with_tables
 
         plain = self.options.scale_search == "off"
-        return with_tables(plan, self.reader, self.options, (lambda weight: None) if plain else self._energy)
+        return with_tables(plan, self.sources, self.options, (lambda weight: None) if plain else self._energy)
 
     def calibrate(self, choices: Sequence[Choice]) -> tuple[str, ...]:
         """Run what the options want to know from data, before anything is edited; what is to be said about it."""
-        self._encoded = self._calibration.encode(choices)
+        self._encoded = self._calibration.encode(choices, self.sources)
         names = (*self._calibration.learn(choices), *(self._encoded.left_out if self._encoded else ()))
         if not names:
             return ()
@@ -370,15 +371,15 @@ class _Run:
 
     def job(self, choice: Choice) -> WeightJob:
         """How a weight's constants are computed. All that it takes is read from the graph now."""
-        weight, reader = choice.weight, self.reader(choice.weight)
+        weight, source = choice.weight, self.sources[choice.weight]
         stored = self._encoded.weights.get(weight.name) if self._encoded is not None else None
         searched = stored is None and choice.spec.search
         return WeightJob(
             weight.name,
-            reader.layout,
+            source.layout,
             choice.spec,
             choice.absmax,
-            reader if stored is None else None,
+            source if stored is None else None,
             stored,
             self._importance(weight) if searched else None,
             choice.stored_scale_type,

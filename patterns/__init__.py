@@ -7,11 +7,13 @@ from ov_weight_compression.patterns.importance import NormGain, RowNormProduct, 
 from ov_weight_compression.patterns.matching import matching
 from ov_weight_compression.patterns.roles import Activation, Kind, Refusal, Role, Roles
 from ov_weight_compression.patterns.weight import Consumer, Skip, Weight
+from ov_weight_compression.patterns.weight_values import GivenSources, Sources, given_sources, sources_of
 
 __all__ = [
     "Activation",
     "CompressedWeight",
     "Consumer",
+    "GivenSources",
     "IgnoredScope",
     "Kind",
     "NormGain",
@@ -21,10 +23,13 @@ __all__ = [
     "RowNormProduct",
     "RowNorms",
     "Skip",
+    "Sources",
     "Subgraph",
     "Weight",
     "find_compressed",
     "find_weights",
+    "given_sources",
     "importance_sources",
     "matching",
+    "sources_of",
 ]

@@ -32,7 +32,7 @@ from ov_weight_compression.patterns.scale_folding import (
     is_float,
     readers,
 )
-from ov_weight_compression.patterns.weight import Weight
+from ov_weight_compression.patterns.weight import Consumer, Weight
 
 __all__ = ["ScalingGroup", "scaling_groups"]
 
@@ -51,7 +51,7 @@ class ScalingGroup:
     weights: tuple[Weight, ...]
     """Each with two axes, in graph order. Column j of all of them meets channel j."""
     layers: tuple[Reader, ...]
-    """The MatMuls and the ports through which they read the activation."""
+    """The layers and the ports through which they read the activation."""
     columns: int
     classes: tuple[int, ...]
     """The class of every channel, from 0: channels of one class must have the same factor."""
@@ -105,8 +105,8 @@ def _experts(weight: Weight) -> ScalingGroup | None:
     plain = weight.kind is Kind.EXPERTS and len(weight.shape) == 3 and weight.batch_axes == (0,)
     if not plain or weight.other_uses or len(weight.consumers) != 1 or len(weight.input_axes) != 1:
         return None
-    node, own = weight.consumers[0].node, weight.consumers[0].port
-    port = _activation_port(node, own)
+    layer = weight.consumers[0]
+    node, port = layer.node, _activation_port(layer)
     sizes = None if port is None else dimensions(node.input_value(port))
     if port is None or sizes is None or len(sizes) < 3 or sizes[-3] != weight.shape[0]:
         return None
@@ -124,13 +124,13 @@ def _experts(weight: Weight) -> ScalingGroup | None:
 
 
 class _Layers:
-    """The MatMuls that sum over the last dimension of an activation, by the port that reads it."""
+    """The layers that sum over the last dimension of an activation, by the port that reads it."""
 
     def __init__(self, weights: Iterable[Weight]) -> None:
         self._layers: dict[Reader, Weight] = {}
         self._ports: dict[str, list[Reader]] = {}
         for weight in weights:
-            ports = [_activation_port(consumer.node, consumer.port) for consumer in weight.consumers]
+            ports = [_activation_port(consumer) for consumer in weight.consumers]
             plain = weight.kind is Kind.MATMUL and len(weight.shape) == 2 and len(weight.input_axes) == 1
             if not plain or weight.other_uses or any(port is None for port in ports):
                 continue
@@ -161,13 +161,11 @@ class _Layers:
         return tuple(weights.values())
 
 
-def _activation_port(node: ov.Node, port: int) -> int | None:
-    """The activation's port of a MatMul that sums over its last dimension."""
-    if node.get_type_name() != "MatMul":
-        return None
-    attributes = node.get_attributes()
-    last = not attributes["transpose_a"] if port == 1 else bool(attributes["transpose_b"])
-    return 1 - port if last else None
+def _activation_port(layer: Consumer) -> int | None:
+    """The activation's port of a layer that sums over its last dimension."""
+    meets = layer.activation
+    plain = meets is not None and meets.reduction == (-1,) and meets.batch in ((), (-3,))
+    return meets.port if meets is not None and plain else None
 
 
 def _group_of(value: ov.Output, columns: int, layers: _Layers, tracer: Tracer) -> ScalingGroup | None:

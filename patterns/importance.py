@@ -18,7 +18,6 @@ from math import prod
 from ov_weight_compression.patterns.graphs import dimensions
 from ov_weight_compression.patterns.norms import NormGain, norm_gain
 from ov_weight_compression.patterns.provenance import Origin, Origins
-from ov_weight_compression.patterns.roles import Kind
 from ov_weight_compression.patterns.weight import Consumer, Weight
 
 __all__ = ["NormGain", "RowNormProduct", "RowNorms", "Source", "importance_sources"]
@@ -75,9 +74,9 @@ def importance_sources(weights: Iterable[Weight]) -> dict[str, Source]:
 
 def _source(weight: Weight, origins: Origins) -> Source | None:
     """What all the layers that use a weight have in common; one that gathers its rows has no input channels."""
-    if len(weight.input_axes) != 1:
+    layers = [consumer for consumer in weight.consumers if consumer.activation is not None]
+    if len(weight.input_axes) != 1 or any(len(layer.activation.reduction) != 1 for layer in layers if layer.activation):
         return None
-    layers = [consumer for consumer in weight.consumers if consumer.kind in (Kind.MATMUL, Kind.EXPERTS)]
     found = [_of_layer(layer, weight.columns, origins) for layer in layers]
     first = found[0] if found else None
     if first is None or any(other is None or other.signature != first.signature for other in found):
@@ -86,11 +85,10 @@ def _source(weight: Weight, origins: Origins) -> Source | None:
 
 
 def _of_layer(layer: Consumer, columns: int, origins: Origins) -> Source | None:
-    value = layer.node.input_value(0 if layer.node.get_type_name() == "GroupedMatMul" else 1 - layer.port)
-    sizes = dimensions(value)
-    if sizes is None:
+    value, sizes = layer.input, None if layer.input is None else dimensions(layer.input)
+    if layer.activation is None or value is None or sizes is None:
         return None
-    place = _contracted(layer, len(sizes))
+    place = len(sizes) + layer.activation.reduction[0]
     if sizes[place] not in (columns, None):
         return None
     if place == len(sizes) - 1:
@@ -101,15 +99,6 @@ def _of_layer(layer: Consumer, columns: int, origins: Origins) -> Source | None:
     if len(rows) == 1:
         return rows[0]
     return RowNormProduct((rows[0], rows[1])) if len(rows) == 2 else None
-
-
-def _contracted(layer: Consumer, rank: int) -> int:
-    """The dimension of the activation that the layer sums over."""
-    if layer.node.get_type_name() == "GroupedMatMul" or rank == 1:
-        return rank - 1
-    attributes = layer.node.get_attributes()
-    last = not attributes["transpose_a"] if layer.port == 1 else attributes["transpose_b"]
-    return rank - 1 if last else rank - 2
 
 
 def _rows(found: Iterable[Origin], place: int, columns: int) -> Iterator[RowNorms]:

@@ -22,7 +22,6 @@ from math import prod
 import openvino as ov
 
 from ov_weight_compression.patterns.graphs import constant_of, dimensions
-from ov_weight_compression.patterns.roles import Kind
 from ov_weight_compression.patterns.views import Piece, View, cut, repeat, reshape_partly, transpose, whole
 from ov_weight_compression.patterns.weight import Weight
 
@@ -121,7 +120,7 @@ class Origins:
             for weight in weights
             if len(weight.reduction_axes) == 1 and len(weight.channel_axes) == 1
             for consumer in weight.consumers
-            if consumer.kind in (Kind.MATMUL, Kind.EXPERTS) and consumer.port == 1
+            if consumer.activation is not None and consumer.activation.output == (-1,)
         }
         self._known: dict[tuple[ov.Node, int], tuple[Origin, ...] | None] = {}
 
@@ -159,7 +158,7 @@ class Origins:
         return rule(self, node, value.get_index(), depth) if rule else None
 
     def _layer(self, node: ov.Node) -> tuple[Origin, ...] | None:
-        """A MatMul by a weight: its last dimension counts the rows of the weight."""
+        """A layer whose last dimension counts the rows of its weight."""
         weight, sizes = self._layers[node], dimensions(node.output(0))
         if sizes is None or sizes[-1] != weight.shape[weight.channel_axes[0]]:
             return None

@@ -191,7 +191,8 @@ class Tracer:
             weight.consumers[0].node: weight
             for weight in weights
             if weight.kind is Kind.MATMUL and len(weight.shape) == 2 and not weight.other_uses
-            if len(weight.consumers) == 1 and weight.consumers[0].port == 1
+            if len(weight.consumers) == 1
+            if (meets := weight.consumers[0].activation) is not None and meets.output == (-1,)
         }
 
     def absorb_into_producer(self, value: ov.Output, columns: int) -> ProducerAbsorber | None:

@@ -21,6 +21,7 @@ from math import prod
 
 import openvino as ov
 
+from ov_weight_compression.ir_utils.layout import Layout
 from ov_weight_compression.patterns.roles import Activation, Kind, Role
 
 __all__ = ["FLOAT_TYPES", "Consumer", "Skip", "Weight"]
@@ -103,6 +104,11 @@ class Weight:
     def stored_name(self) -> str:
         """Friendly name of the constant that holds its values or codes; not unique, unlike `name`."""
         return str((self.parts or (self.constant,))[0].get_friendly_name())
+
+    @property
+    def layout(self) -> Layout:
+        """How it is seen as a matrix `[rows, columns]`."""
+        return Layout.of(self.shape, self.reduction_axes)
 
     @property
     def order(self) -> tuple[int, ...]:

@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 import openvino as ov
+import pytest
+
+linux = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads /proc/self/maps")
 
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0, "KV_CACHE_PRECISION": "f32"}
 LENGTH = 6
@@ -94,3 +97,14 @@ def operations(model: ov.Model) -> list[str]:
 def constants(model: ov.Model) -> dict[str, ov.Node]:
     """The constants by name."""
     return {node.get_friendly_name(): node for node in model.get_ops() if node.get_type_name() == "Constant"}
+
+
+def resident_of(path: Path) -> int:
+    """Bytes of a file that are in this process's memory."""
+    found, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split(" ", 1)[0]:
+            inside = line.endswith(str(path))
+        elif inside and line.startswith("Rss:"):
+            found += int(line.split()[1]) * 1024
+    return found

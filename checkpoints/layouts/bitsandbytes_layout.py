@@ -91,14 +91,14 @@ def bitsandbytes_weight(tensors: Tensors, name: str) -> QuantisedWeight:
     grouping = plain_grouping(columns, size, columns // size, name)
     source = LevelRows(codes, scales)
     kind = f"bitsandbytes {said.type}"
-    weight = level_weight(name, kind, (rows, columns), row, grouping, source, tuple(names), notes=notes)
+    weight = level_weight(name, kind, (rows, columns), row, grouping, source, tuple(names), None, notes, block)
     return requantised(weight, f"blocks of {block} run across rows") if size < _SMALLEST_GROUP else weight
 
 
 def _format(table: Float32) -> tuple[Format, tuple[str, ...]]:
     if np.array_equal(table, np.array(FORMATS["nf4"].levels, dtype=np.float32)):
         return FORMATS["nf4"], ()
-    return with_codebook(FORMATS["codebook"], table.tolist(), "f32"), ("codes kept, in a table that plugins expand",)
+    return with_codebook(FORMATS["codebook"], table.tolist(), "f32"), ("in a table that plugins expand",)
 
 
 def _absmax(tensors: Tensors, name: str, said: _Description, nested: bool, places: Array) -> Float32:

@@ -83,7 +83,10 @@ def gptq_weight(tensors: Tensors, layer: str, variant: GptqVariant) -> Quantised
         zeros=None if zeros is None else lambda first, last: _zero_points(zeros.values(), first, last, word, variant),
     )
     kind = f"{variant.kind} {bits} bit"
-    return integer_weight(f"{layer}.weight", kind, (rows, columns), bits, grouping, source, tuple(names))
+    said = -(-columns // groups)  # what all groups but the last have
+    return integer_weight(
+        f"{layer}.weight", kind, (rows, columns), bits, grouping, source, tuple(names), said_group=said
+    )
 
 
 def _grouping(tensors: Tensors, layer: str, columns: int, groups: int, variant: GptqVariant) -> tuple[Grouping, bool]:

@@ -26,6 +26,7 @@ from ov_weight_compression.checkpoints.layouts.groups import Grouping
 from ov_weight_compression.checkpoints.layouts.quantised_weight import (
     QuantisedWeight,
     exact_scale_type,
+    group_word,
     requantised,
     row_blocks,
 )
@@ -63,19 +64,23 @@ def integer_weight(
     source: IntegerRows,
     tensors: tuple[str, ...],
     notes: tuple[str, ...] = (),
+    said_group: int = 0,
 ) -> QuantisedWeight:
     """The weight of a layer with `bits` of 2 to 8. Scales and zero points are looked at now, codes when asked for.
+
+    `said_group` is the group size that people know, where groups had to be cut.
 
     Raises:
         ModelError: a scale is not finite.
     """
     rows = int(np.prod(shape[:-1]))
     middle = 1 << (bits - 1)
-    symmetric, scale_type = True, "f16"
+    symmetric, scale_type, largest = True, "f16", 0.0
     for first, last in row_blocks(rows, grouping.columns):
         scales = source.scales(first, last)
         if not np.isfinite(scales).all():
             raise ModelError(f"{name}: a scale is not finite: the checkpoint is broken")
+        largest = max(largest, float(np.abs(scales).max(initial=0)))
         if exact_scale_type(scales) == "f32":
             scale_type = "f32"
         if source.zeros is not None and symmetric:
@@ -97,7 +102,9 @@ def integer_weight(
 
     if width != bits:
         notes = (*notes, f"{bits}-bit codes kept in {width} bits")
-    weight = QuantisedWeight(name, kind, shape, spec, read, tensors, grouping.order, None, notes)
+    kind = f"{kind} {group_word(said_group or grouping.size, grouping.columns)}"
+    absmax = largest * spec.format.top
+    weight = QuantisedWeight(name, kind, shape, spec, read, tensors, absmax, grouping.order, None, notes)
     if grouping.size < _SMALLEST_GROUP and grouping.size < grouping.columns:
         return requantised(weight, "its groups have no common size")
     return weight

@@ -9,11 +9,16 @@ from math import prod
 import numpy as np
 
 from ov_weight_compression.checkpoints.layouts.groups import Grouping
-from ov_weight_compression.checkpoints.layouts.quantised_weight import QuantisedWeight, exact_scale_type, row_blocks
+from ov_weight_compression.checkpoints.layouts.quantised_weight import (
+    QuantisedWeight,
+    exact_scale_type,
+    group_word,
+    row_blocks,
+)
 from ov_weight_compression.ir_utils.errors import ModelError, WorkError
 from ov_weight_compression.ir_utils.types import Array
 from ov_weight_compression.quantization.formats import PER_CHANNEL, Format, stored_codebook
-from ov_weight_compression.quantization.reference import unusable
+from ov_weight_compression.quantization.reference import scale_values, unusable
 from ov_weight_compression.quantization.spec import Encoded, Spec
 
 __all__ = ["LevelRows", "level_weight"]
@@ -43,8 +48,11 @@ def level_weight(
     tensors: tuple[str, ...],
     tensor_scale: np.float32 | None = None,
     notes: tuple[str, ...] = (),
+    said_group: int = 0,
 ) -> QuantisedWeight:
     """The weight of a layer in the format `row`. Scales are looked at now, codes when they are asked for.
+
+    `said_group` is the group size that people know, where groups had to be cut.
 
     Raises:
         ModelError: a scale is not finite, or the format does not have groups of this size.
@@ -52,11 +60,14 @@ def level_weight(
     whole = grouping.size == grouping.columns and not row.fixed_group
     if row.fixed_group and grouping.size != row.default_group:
         raise ModelError(f"{name}: groups of {grouping.size}, where {row.name} has groups of {row.default_group}")
-    scale_type = row.scale
+    scale_type, largest = row.scale, 0.0
+    wide = Spec(row, row.default_group, "f32" if row.scale == "f16" else row.scale)
     for first, last in row_blocks(prod(shape[:-1]), grouping.columns):
         scales = source.scales(first, last)
         if unusable(scales, row.scale if row.scale != "f16" else "f32"):
             raise ModelError(f"{name}: a scale is not finite: the checkpoint is broken")
+        values = scale_values(scales, wide, tensor_scale)
+        largest = max(largest, float(np.abs(values).max(initial=0)))
         if row.scale == "f16" and exact_scale_type(scales) == "f32":
             scale_type = "f32"
     spec = Spec(row, PER_CHANNEL if whole else grouping.size, scale_type)
@@ -69,4 +80,7 @@ def level_weight(
         scales = grouping.spread(source.scales(first, last)).astype(_DTYPES[scale_type], copy=False)
         return Encoded(codes, np.ascontiguousarray(scales), None, tensor_scale, table)
 
-    return QuantisedWeight(name, kind, shape, spec, read, tensors, grouping.order, tensor_scale, notes)
+    group = said_group or grouping.size
+    kind = f"{kind} " + (f"g{group}" if row.fixed_group else group_word(group, grouping.columns))
+    absmax = largest * row.top
+    return QuantisedWeight(name, kind, shape, spec, read, tensors, absmax, grouping.order, tensor_scale, notes)

@@ -13,7 +13,7 @@ from ov_weight_compression.quantization.encode import decode_rows, encode_rows
 from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL
 from ov_weight_compression.quantization.spec import Encoded, Spec
 
-__all__ = ["QuantisedWeight", "Rows", "exact_scale_type", "requantised", "row_blocks"]
+__all__ = ["QuantisedWeight", "Rows", "exact_scale_type", "finer", "group_word", "requantised", "row_blocks"]
 
 Rows = Callable[[int, int], Encoded]
 
@@ -27,7 +27,7 @@ class QuantisedWeight:
     name: str
     """The float weight's, `model.layers.0.mlp.up_proj.weight`."""
     kind: str
-    """What the checkpoint has, for people: `GPTQ 4 bit`."""
+    """What the checkpoint has, for people: `GPTQ 4 bit g128`."""
     shape: tuple[int, ...]
     """`[out, in]`, experts before them."""
     spec: Spec
@@ -36,12 +36,16 @@ class QuantisedWeight:
     """`rows(first, last)`: these rows, codes unpacked and in OpenVINO's bit patterns."""
     tensors: tuple[str, ...]
     """What it is made of in the checkpoint."""
+    absmax: float
+    """No value is larger in magnitude."""
     order: Array | None = field(default=None, repr=False)
     """[in]: the input channel that each column of the codes is for; None where they are in order."""
     tensor_scale: np.float32 | None = None
     """What multiplies all scales."""
     notes: tuple[str, ...] = ()
-    """Where the values, or the width of the codes, are not the checkpoint's own."""
+    """Where the values, the groups or the width of the codes are not the checkpoint's own."""
+    codes_kept: bool = True
+    """Whether the codes are the checkpoint's."""
     float_shape: tuple[int, ...] = ()
     """Of the float weight that it stands for, where that is not `shape`: `[experts, in, out]`."""
 
@@ -63,8 +67,8 @@ class QuantisedWeight:
     @property
     def described(self) -> str:
         """What the checkpoint has and what became of it, in one phrase."""
-        group = "per channel" if self.spec.group_size == PER_CHANNEL else f"g{self.spec.group_size}"
-        return f"{self.kind} {group}, " + ("; ".join(self.notes) or "codes kept")
+        said = (*(["codes kept"] if self.codes_kept else []), *self.notes)
+        return f"{self.kind}, {'; '.join(said)}"
 
     def values(self, first: int, last: int) -> Float32:
         """[last − first, in] what these rows stand for, input channels in the checkpoint's order."""
@@ -74,6 +78,11 @@ class QuantisedWeight:
         values = np.empty_like(decoded)
         values[:, self.order] = decoded
         return values
+
+
+def group_word(size: int, columns: int) -> str:
+    """Groups of a size, for people."""
+    return "per channel" if size < 0 or size == columns else f"g{size}"
 
 
 def row_blocks(rows: int, columns: int) -> list[tuple[int, int]]:
@@ -99,4 +108,17 @@ def requantised(weight: QuantisedWeight, reason: str) -> QuantisedWeight:
         return encode_rows(weight.values(first, last), spec)
 
     notes = (*weight.notes, f"requantised to int8_asym: {reason}")
-    return replace(weight, spec=spec, rows=rows, order=None, tensor_scale=None, notes=notes)
+    return replace(weight, spec=spec, rows=rows, order=None, tensor_scale=None, notes=notes, codes_kept=False)
+
+
+def finer(weight: QuantisedWeight, size: int) -> QuantisedWeight:
+    """The same values in groups of a size that divides theirs: each scale, and zero point, is there several times."""
+    times = weight.group // size
+
+    def rows(first: int, last: int) -> Encoded:
+        wide = weight.rows(first, last)
+        zeros = None if wide.zero_point is None else np.repeat(wide.zero_point, times, axis=1)
+        return replace(wide, scale=np.repeat(wide.scale, times, axis=1), zero_point=zeros)
+
+    notes = (*weight.notes, f"in groups of {size}, because CPUs misread groups of {weight.group}")
+    return replace(weight, spec=replace(weight.spec, group_size=size), rows=rows, notes=notes)

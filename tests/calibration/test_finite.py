@@ -53,7 +53,7 @@ def stored(model: ov.Model) -> Iterator[tuple[str, Any]]:
     """Every constant's values."""
     for node in model.get_ordered_ops():
         if node.get_type_name() == "Constant":
-            yield node.get_friendly_name(), np.asarray(node.get_tensor_view().data)
+            yield node.get_friendly_name(), np.array(node.get_tensor_view().data)
 
 
 def check_finite(model: ov.Model, x: Any) -> None:

@@ -158,7 +158,8 @@ def test_rows_by_expert(
     shape: tuple[int, ...], batch: tuple[int, ...], transposed: bool, expected: tuple[int, ...]
 ) -> None:
     x = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
-    found = arithmetic.rows_by_expert(x, batch, transposed=transposed)
+    experts = tuple(zip(range(-2 - len(batch), -2), batch, strict=True))
+    found = arithmetic.rows_by_expert(x, (-2,) if transposed else (-1,), experts)
     assert found.shape == expected
     if transposed:
         np.testing.assert_array_equal(found[0, 0], x.T)
@@ -166,3 +167,11 @@ def test_rows_by_expert(
         np.testing.assert_array_equal(found[1, 1], x[1, 1])
     else:
         np.testing.assert_array_equal(found.reshape(-1), x.reshape(-1))
+
+
+def test_rows_by_expert_of_an_operation_with_dimensions_of_its_own() -> None:
+    """Channels on two axes, experts behind them: `[sequence, a, b, token, expert]`."""
+    x = np.arange(2 * 3 * 4 * 5 * 6, dtype=np.float32).reshape(2, 3, 4, 5, 6)
+    found = arithmetic.rows_by_expert(x, (-4, -3), ((-1, 6),))
+    assert found.shape == (6, 2, 5, 12)
+    np.testing.assert_array_equal(found[4, 1, 3], x[1, :, :, 3, 4].reshape(-1))

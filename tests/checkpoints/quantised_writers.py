@@ -5,6 +5,7 @@ A row of codes is packed as one big whole number, code i at bit i·b; nothing of
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -151,3 +152,16 @@ def e4m3_value(code: int) -> float:
 
 E4M3_VALUES = np.array([e4m3_value(code) for code in range(256)], np.float32)
 E4M3_CODES = np.array([code for code in range(256) if code & 0x7F != 0x7F], np.uint8)
+
+
+def bitsandbytes(name: str, codes: Array, table: Array, absmax: Array, block: int) -> dict[str, MemoryTensor]:
+    """A weight of 4 bits as bitsandbytes has it, its scales not quantised in turn."""
+    kind = "nf4" if table is NF4_VALUES else "fp4"
+    said = {"quant_type": kind, "blocksize": block, "dtype": "bfloat16", "shape": list(codes.shape)}
+    state = np.frombuffer(json.dumps(said).encode(), np.uint8)
+    return {
+        name: tensor("U8", nibble_pairs(codes.reshape(-1), high_first=True)[:, None]),
+        f"{name}.quant_map": tensor("F32", table),
+        f"{name}.absmax": tensor("F32", absmax),
+        f"{name}.quant_state.bitsandbytes__{kind}": tensor("U8", state),
+    }

@@ -18,9 +18,9 @@ import openvino as ov
 import pytest
 from openvino import opset13 as op
 
-from ov_weight_compression.ir_utils.constants import ConstantReader
 from ov_weight_compression.ir_utils.jobs import Job
 from ov_weight_compression.ir_utils.saving import save_model
+from ov_weight_compression.ir_utils.weight_source import ConstantSource
 from ov_weight_compression.passes import DecompressWeights, WeightCompression, WorkError, apply_weight_compression
 from ov_weight_compression.quantization.kernels import run as kernels
 from tests.models import llama
@@ -202,9 +202,9 @@ def test_nothing_is_read_from_the_graph_after_the_pass(options: dict[str, Any], 
 def test_ctrl_c_is_a_keyboard_interrupt(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = lazy(mode="int4_sym")
     expected = written(model, tmp_path, "package")
-    read = ConstantReader.read
+    read = ConstantSource.read
 
-    def slow(self: ConstantReader, *arguments: Any) -> Any:
+    def slow(self: ConstantSource, *arguments: Any) -> Any:
         time.sleep(0.02)
         return read(self, *arguments)
 
@@ -214,7 +214,7 @@ def test_ctrl_c_is_a_keyboard_interrupt(how: str, tmp_path: Path, monkeypatch: p
     handler = signal.getsignal(signal.SIGINT)
     for delay in (0.03, 0.06, 0.09, 0.12):
         with monkeypatch.context() as patch:
-            patch.setattr(ConstantReader, "read", slow)
+            patch.setattr(ConstantSource, "read", slow)
             timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT))
             timer.start()
             with pytest.raises(KeyboardInterrupt):
@@ -232,12 +232,12 @@ def test_a_weight_that_fails_leaves_the_model_usable(tmp_path: Path, monkeypatch
     expected = written(model, tmp_path, "openvino")
     name = next(iter(constants(small())))
 
-    def broken(self: ConstantReader, *arguments: Any) -> Any:
+    def broken(self: ConstantSource, *arguments: Any) -> Any:
         raise ArithmeticError("no luck")
 
     for how in ("openvino", "package", "compile"):
         with monkeypatch.context() as patch:
-            patch.setattr(ConstantReader, "read", broken)
+            patch.setattr(ConstantSource, "read", broken)
             with pytest.raises(WorkError, match=r"^\S+: ArithmeticError: no luck$"):
                 ov.Core().compile_model(model, "CPU") if how == "compile" else written(model, tmp_path, how, "bad")
         assert written(model, tmp_path, "openvino") == expected, (how, name)
@@ -408,7 +408,7 @@ def test_weights_of_few_values_are_not_compared_pair_by_pair(monkeypatch: pytest
     values = np.random.default_rng(0).integers(-1, 2, (60, 16, 16)).astype(np.float32)
     ends = [op.result(op.matmul(x, op.constant(each), False, True)) for each in values]
     compared: list[int] = []
-    equals = ConstantReader.equals
-    monkeypatch.setattr(ConstantReader, "equals", lambda *pair: (compared.append(1), equals(*pair))[1])
+    equals = ConstantSource.equals
+    monkeypatch.setattr(ConstantSource, "equals", lambda *pair: (compared.append(1), equals(*pair))[1])
     apply_weight_compression(ov.Model(ends, [x]), mode="int8_sym")
     assert len(compared) <= 2

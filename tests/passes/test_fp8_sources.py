@@ -9,9 +9,9 @@ import openvino as ov
 import pytest
 
 from ov_weight_compression.evaluation import inspect
-from ov_weight_compression.ir_utils.constants import ConstantReader, FileMappings
-from ov_weight_compression.ir_utils.layout import Layout
+from ov_weight_compression.ir_utils.file_mappings import FileMappings
 from ov_weight_compression.ir_utils.saving import save_model
+from ov_weight_compression.ir_utils.weight_source import ChainSource
 from ov_weight_compression.passes import WeightCompression, apply_weight_compression, apply_weight_decompression
 from ov_weight_compression.patterns import find_weights
 from tests.models import fp8_checkpoint
@@ -101,21 +101,21 @@ def test_fp8_to_fp8_is_refused() -> None:
 
 @pytest.mark.parametrize("out", [0, 1])
 @pytest.mark.parametrize("scales", KINDS)
-def test_the_reader_in_pieces(scales: str, out: int, tmp_path: Path) -> None:
+def test_chains_in_pieces(scales: str, out: int, tmp_path: Path) -> None:
     shape = (128, 64) if out else (64, 128)
     model = stored(fp8_checkpoint(scales, shape=shape, out=out), tmp_path, "model")
     whole = matrix_of(model, 128).T
     (weight,), _ = find_weights(model)
-    reader = ConstantReader(weight.constant, Layout.of(weight.shape, weight.reduction_axes), FileMappings())
-    np.testing.assert_array_equal(reader.read_all(), whole)
+    source = ChainSource(weight.constant, weight.layout, FileMappings())
+    np.testing.assert_array_equal(source.read_all(), whole)
     for rows in (1, 5, 64):
         for _ in range(2):  # what has been released can be read again
-            for slab in reader.layout.slabs(rows):
-                np.testing.assert_array_equal(reader.read(slab), whole[slab.start : slab.stop])
-                reader.release(slab)
-    found = reader.scan()
+            for slab in source.layout.slabs(rows):
+                np.testing.assert_array_equal(source.read(slab), whole[slab.start : slab.stop])
+                source.release(slab)
+    found = source.scan()
     assert (found.absmax, found.bad) == (float(np.abs(whole).max()), 0)
-    assert reader.nbytes == 64 * 128 * 4
+    assert source.element_type == "f32"
 
 
 def test_nan_codes_are_counted_and_skipped() -> None:

@@ -27,7 +27,7 @@ def test_codes_zero_points_and_scales_are_the_writers(group: int) -> None:
     values = scales.astype(np.float32)[:, index] * (codes - zeros[:, index]).astype(np.float32)
     np.testing.assert_array_equal(weight.values(0, 40), values)
     assert (weight.spec.format.name, weight.spec.group_size) == ("int4_asym", -1 if group in (64, -1) else group)
-    assert weight.kind == "AWQ 4 bit"
+    assert weight.kind == f"AWQ 4 bit {'g16' if group == 16 else 'per channel'}"
 
 
 def test_shapes_are_checked() -> None:

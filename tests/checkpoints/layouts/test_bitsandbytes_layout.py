@@ -65,7 +65,7 @@ def test_values_are_those_of_the_definition(columns: int, nested: bool) -> None:
 def test_blocks_that_run_across_rows_of_an_odd_size_are_requantised() -> None:
     tensors, _, values = four_bits(12, 34)
     weight = bitsandbytes_weight(tensors, "up.weight")
-    assert weight.described == "bitsandbytes nf4 per channel, requantised to int8_asym: blocks of 64 run across rows"
+    assert weight.described == "bitsandbytes nf4 g64, requantised to int8_asym: blocks of 64 run across rows"
     span = values.max(axis=1) - values.min(axis=1)
     assert (np.abs(weight.values(0, 12) - values).max(axis=1) <= span / 255).all()
 
@@ -76,7 +76,7 @@ def test_fp4_is_a_table_of_its_own() -> None:
     np.testing.assert_array_equal(weight.values(0, 12), values)
     np.testing.assert_array_equal(weight.rows(0, 12).codes, codes)
     assert weight.spec.format.storage == "u4"
-    assert weight.described == "bitsandbytes fp4 per channel, codes kept, in a table that plugins expand"
+    assert weight.described == "bitsandbytes fp4 per channel, codes kept; in a table that plugins expand"
 
 
 def test_eight_bits() -> None:

@@ -107,7 +107,7 @@ def test_groups_without_a_common_size_are_requantised_and_said_to_be() -> None:
     index = np.repeat([0, 1, 2], [15, 32, 17])
     codes, scales, zeros, values = layer(8, 4, 32, index, symmetric=False)
     weight = gptq_weight(gptq("up", codes, scales, zeros, 4, index), "up", GptqVariant(4, 32))
-    assert weight.described == "GPTQ 4 bit per channel, requantised to int8_asym: its groups have no common size"
+    assert weight.described == "GPTQ 4 bit g22, requantised to int8_asym: its groups have no common size"
     span = values.max(axis=1) - values.min(axis=1)
     assert (np.abs(weight.values(0, 32) - values).max(axis=1) <= span / 255).all()
 

@@ -1,0 +1,144 @@
+"""A checkpoint's own codes in place of a model's float weights.
+
+    constant ─ [Convert] ─▸ layer      →      codes ─ Convert ─ [Subtract] ─ Multiply ─ [Reshape] ─▸ layer
+
+The chain is the one that compression makes, and its constants are postponed like compression's: codes are read from the
+checkpoint and repacked while the model is saved. Where a CPU would misread codes in groups as large as the
+checkpoint's, they are cut into groups that it reads, or the chain is one that it expands; both are said in the report.
+
+Codes whose input channels are in an order of their own (act-order) want their layer's input in that order: see
+`channel_order`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ov_weight_compression.checkpoints.channel_order import bring_into_order
+from ov_weight_compression.checkpoints.layouts.quantised_weight import QuantisedWeight, finer
+from ov_weight_compression.ir_utils.errors import ModelError
+from ov_weight_compression.ir_utils.layout import Layout, Slab
+from ov_weight_compression.ir_utils.pipeline import Pipeline
+from ov_weight_compression.passes.choice import Choice, Plan
+from ov_weight_compression.passes.device_rules import misreading, refusal
+from ov_weight_compression.passes.encode_job import WeightJob
+from ov_weight_compression.passes.held import hold_small_constants
+from ov_weight_compression.passes.modes import Device
+from ov_weight_compression.passes.report import Report, make_report
+from ov_weight_compression.passes.rewrite import equal_weights, rewrite
+from ov_weight_compression.passes.telltale import with_telltale
+from ov_weight_compression.patterns import Kind, Weight, find_weights
+from ov_weight_compression.quantization.spec import Encoded
+
+__all__ = ["insert_codes"]
+
+_SMALLEST_GROUP = 16
+"""Smaller groups are not cut: their scales would take half as many bytes as the codes."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """A quantised weight's rows as a job asks for them."""
+
+    weight: QuantisedWeight
+
+    @property
+    def tensor_scale(self) -> np.float32 | None:
+        return self.weight.tensor_scale
+
+    def rows(self, slab: Slab) -> Encoded:
+        """Those of a slab."""
+        return self.weight.rows(slab.start, slab.stop)
+
+
+def insert_codes(
+    model: Any, found: Mapping[Any, QuantisedWeight], device: Device | None = None, lazy: bool = True
+) -> Report:
+    """Put quantised weights into the graph, in place.
+
+    Args:
+        model: changed in place; not at all where an error is raised.
+        found: by the Constant that each of them is to take the place of, whose values do not matter.
+        device: where the model will run; by default anywhere, CPUs included.
+        lazy: False computes everything now.
+
+    Returns:
+        What became of each weight, its `reason` what the checkpoint had.
+
+    Raises:
+        ModelError: a constant is no layer's weight, or its shape is not that of the quantised weight; names both.
+        WorkError: a weight cannot be read (with `lazy=False`; otherwise when the model is saved).
+    """
+    weights = {weight.source: weight for weight in find_weights(model)[0]}
+    for constant, quantised in found.items():
+        _check(constant, weights.get(constant), quantised)
+    pairs = [(weight, found[constant]) for constant, weight in weights.items() if constant in found]
+    pairs, edits = bring_into_order(pairs)
+    fitted = [_fitted(weight, quantised, device) for weight, quantised in pairs]
+    choices = with_telltale(Plan(tuple(choice for choice, _ in fitted), ())).choices
+    rows = {choice.weight.name: _Rows(quantised) for choice, (_, quantised) in zip(choices, fitted, strict=True)}
+
+    def job(choice: Choice) -> WeightJob:
+        weight = choice.weight
+        layout = Layout.of(weight.shape, weight.reduction_axes)
+        stored = rows[weight.name]
+        return WeightJob(weight.name, layout, choice.spec, choice.absmax, stored=stored)
+
+    plan = Plan(choices, ())
+    recipe = {"mode": "checkpoint"} | ({} if device is None else {"device": device.value})
+    report = make_report(plan, recipe, equal_weights(choices, [job(choice) for choice in choices]))
+    rewrite(choices, job, Pipeline(), lazy)
+    for edit in edits:
+        edit()
+    if lazy:
+        hold_small_constants(model)
+    return report
+
+
+def _check(constant: Any, weight: Weight | None, quantised: QuantisedWeight) -> None:
+    if weight is None:
+        raise ModelError(
+            f"{quantised.name}: the graph uses '{constant.get_friendly_name()}' otherwise than as a layer's weight, so "
+            "the checkpoint's codes cannot stand there"
+        )
+    inputs_in_order = tuple(weight.input_axes) == tuple(weight.reduction_axes)
+    if (weight.rows, weight.columns) != (quantised.row_count, quantised.columns) or not inputs_in_order:
+        raise ModelError(
+            f"{quantised.name}: has {quantised.row_count} rows of {quantised.columns}, the graph's '{weight.name}' has "
+            f"{weight.rows} of {weight.columns} (shape {list(weight.shape)})"
+        )
+
+
+def _fitted(weight: Weight, quantised: QuantisedWeight, device: Device | None) -> tuple[Choice, QuantisedWeight]:
+    """How a weight is stored: as it is, unless a CPU would misread that."""
+    row = quantised.spec.format
+    problem = misreading(device, weight, row, quantised.spec.group_size)
+    if problem is not None and not row.fixed_group:
+        smaller = quantised.group & -quantised.group
+        if smaller >= _SMALLEST_GROUP and misreading(device, weight, row, smaller) is None:
+            quantised, problem = finer(quantised, smaller), None
+    problem = problem or refusal(device, weight, row, quantised.spec.group_size) or _gather_problem(weight, quantised)
+    if problem is not None:
+        note = f"{problem}, so it is stored in a way that they expand"
+        quantised = replace(quantised, notes=(*quantised.notes, note))
+    choice = Choice(
+        weight=weight,
+        spec=quantised.spec,
+        absmax=quantised.absmax,
+        reason=quantised.described,
+        kept_from_codes=problem is not None,
+        exact=True,
+    )
+    return choice, quantised
+
+
+def _gather_problem(weight: Weight, quantised: QuantisedWeight) -> str | None:
+    """A table in groups must have its scales in f16, or a CPU does not compile it."""
+    gathered = any(consumer.kind is Kind.GATHER for consumer in weight.consumers)
+    if gathered and quantised.spec.group_size != -1 and quantised.spec.scale_type == "f32":
+        return "CPUs refuse an embedding in groups with scales in f32"
+    return None

@@ -1,0 +1,174 @@
+"""Memory that is a file's: reading it without touching pages that the file no longer has, and giving it back.
+
+A model read from an IR maps its .bin file: a constant's memory is the file's. Pages that were read through the mapping
+count as resident memory until they are given back, which is done only where the memory is certain to be a read-only
+mapping of a file (anonymous memory would lose its contents).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import mmap
+import os
+import sys
+import weakref
+from bisect import bisect_right
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ov_weight_compression.ir_utils.errors import WorkError
+from ov_weight_compression.ir_utils.types import Array
+
+__all__ = ["FileMappings"]
+
+_MADV_DONTNEED = 4
+_MADV_POPULATE_READ = 22
+
+
+@dataclass(eq=False)
+class _Range:
+    """A mapping of a part of a file."""
+
+    start: int
+    stop: int
+    offset: int
+    inode: int
+    path: str
+    _file: int | None = None
+    _known: bool = False
+
+    def check(self, size: int) -> None:
+        """Raise where the file does not have the first `size` bytes of the mapping."""
+        if not self.opened() or self._file is None:
+            return
+        there = os.fstat(self._file).st_size
+        if there < self.offset + size:
+            raise WorkError(
+                f"{self.path}: became shorter while it was read ({there} bytes, {self.offset + size} are needed); a "
+                "model must not be written over the file that it was read from, except by save_model of this package"
+            )
+
+    def opened(self) -> bool:
+        """Whether the file can be asked and read."""
+        if not self._known:
+            self._open()
+        return self._file is not None
+
+    def read(self, address: int, values: Array) -> None:
+        """Read what lies at an address of the mapping from the file. Raises where the file no longer has it."""
+        assert self._file is not None
+        view, place = values.reshape(-1).view(np.uint8).data, self.offset + address - self.start
+        while view:
+            count = os.preadv(self._file, [view], place)
+            if not count:
+                self.check(address - self.start + values.nbytes)
+                raise WorkError(f"{self.path}: cannot be read any more")
+            view, place = view[count:], place + count
+
+    def _open(self) -> None:
+        """Keep the file itself, whoever has its name later; it may have lost its name already."""
+        with contextlib.suppress(OSError):
+            descriptor = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))
+            if os.fstat(descriptor).st_ino == self.inode:
+                self._file = descriptor
+                weakref.finalize(self, os.close, descriptor)
+            else:
+                os.close(descriptor)
+        self._known = True
+
+
+class FileMappings:
+    """The address ranges of this process that are read-only mappings of files, as they are now.
+
+    Make it while every constant that it will be asked about is alive: memory that is unmapped later may be used again
+    for something else at the same address.
+
+    Touching a mapped page that its file no longer has ends the process (SIGBUS), as when somebody has cut the file
+    short or written another model over it, `ov.save_model` over a model's own source included. So pieces are read from
+    the file and not through the mapping, which costs 3 to 6 % of a run's processor time. Where that is not possible (a
+    weight whose axes are permuted, a chain of constants) the file is asked for its size before each piece; what is left
+    is the moment until the piece has been read, and what OpenVINO reads itself.
+    """
+
+    def __init__(self) -> None:
+        self._ranges: list[_Range] = []
+        self._starts: list[int] = []
+        if not sys.platform.startswith("linux"):
+            return
+        with open("/proc/self/maps") as lines:
+            for line in lines:
+                span, permissions, offset, _, inode, *path = line.split(maxsplit=5)
+                if permissions[:2] == "r-" and inode != "0" and path:
+                    start, stop = (int(end, 16) for end in span.split("-"))
+                    self._ranges.append(_Range(start, stop, int(offset, 16), int(inode), path[0].rstrip("\n")))
+                    self._starts.append(start)
+
+    def check(self, values: Array) -> None:
+        """Whether the file still has what is about to be read.
+
+        Raises:
+            WorkError: it does not; names the file.
+        """
+        one = self._around(values)
+        if one is not None:
+            one.check(values.__array_interface__["data"][0] - one.start + values.nbytes)
+
+    def _around(self, values: Array) -> _Range | None:
+        return self._at(values.__array_interface__["data"][0])
+
+    def _at(self, address: int) -> _Range | None:
+        """The mapping that an address lies in; they do not overlap, and the kernel lists them rising."""
+        place = bisect_right(self._starts, address) - 1
+        return self._ranges[place] if place >= 0 and address < self._ranges[place].stop else None
+
+    def fetch(self, values: Array) -> None:
+        """Map the pages under `values`, which are about to be read, in one call instead of a fault for every few.
+
+        Raises:
+            WorkError: the file is shorter than it was; names it.
+        """
+        self.check(values)
+        self._advise(values, _MADV_POPULATE_READ)
+
+    def holds(self, values: Array) -> bool:
+        """Whether an array's memory is a file's."""
+        address = values.__array_interface__["data"][0]
+        return any(one.start <= address < one.stop for one in self._ranges)
+
+    def read(self, values: Array, buffer: Array | None = None) -> Array:
+        """The values, read from the file and not through the mapping where that is possible: in a copy, or in `buffer`.
+
+        Raises:
+            WorkError: the file is shorter than it was; names it.
+        """
+        one = self._around(values) if values.flags.c_contiguous and values.nbytes else None
+        if one is None or not one.opened():
+            self.fetch(values)
+            return values
+        copy = np.empty(values.shape, values.dtype) if buffer is None else buffer[: values.size].reshape(values.shape)
+        one.read(values.__array_interface__["data"][0], copy)
+        return copy
+
+    def drop(self, values: Array) -> None:
+        """Give back the whole pages under `values`; the file keeps them, so a later read finds them again."""
+        self._advise(values, _MADV_DONTNEED)
+
+    def _advise(self, values: Array, advice: int) -> None:
+        """`madvise` for whole pages of a mapped file. A kernel that does not know the advice refuses: no harm done."""
+        if not values.flags.c_contiguous:
+            return
+        address = values.__array_interface__["data"][0]
+        first = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
+        last = (address + values.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        one = self._at(first)
+        if last > first and one is not None and last <= one.stop:
+            _libc().madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), advice)
+
+
+@functools.cache
+def _libc() -> Any:
+    return ctypes.CDLL(None)

@@ -1,0 +1,319 @@
+"""Where a weight's values come from, and how they are read: a piece of rows at a time, never a copy of the whole.
+
+    ConstantSource    a float Constant, most often of a mapped file
+    ChainSource       the end of a chain of constants: codes behind a scale, as in fp8 checkpoints
+    FoldedSource      another source, multiplied by factors of its rows and columns (AWQ)
+
+Whatever reads a weight does so through a `WeightSource` and asks nothing about its kind, so values may come from
+anywhere: derive from the protocol, and say how some rows are read.
+"""
+
+from __future__ import annotations
+
+import threading
+import zlib
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from ov_weight_compression.ir_utils.chain_values import ConstantValues, detached
+from ov_weight_compression.ir_utils.constants import bf16_to_f32
+from ov_weight_compression.ir_utils.file_mappings import FileMappings
+from ov_weight_compression.ir_utils.layout import Layout, Slab
+from ov_weight_compression.ir_utils.types import Array, Float32
+
+__all__ = ["ChainSource", "ConstantSource", "FoldedSource", "ValueRange", "WeightSource"]
+
+_PIECE_ELEMENTS = 1 << 18
+_SCAN_BYTES = 1 << 20
+_SCAN_BLOCKS = 8  # mapped and given back at a time
+_STRETCH_BYTES = 1 << 12
+_ELEMENT_BYTES = {"f64": 8, "f32": 4}
+
+
+@dataclass(frozen=True)
+class ValueRange:
+    """What one look at a weight's values tells: the largest finite magnitude, and how many are NaN or infinite."""
+
+    absmax: float
+    bad: int
+
+
+class WeightSource(Protocol):
+    """A weight's values as a matrix `[rows, columns]` (see `layout`).
+
+    Derived classes have `layout`, `element_type` and `read`; everything else follows from those, and may be done
+    better. Methods are called from several threads at once, and again each time the model is saved or compiled.
+    """
+
+    layout: Layout
+    element_type: str
+    """OpenVINO's name of the floating-point type in which the values are exact: `f16`, `bf16`, `f32` or `f64`."""
+
+    def read(self, slab: Slab) -> Array:
+        """The rows of a slab as contiguous `[n, columns]`, float16 or float32. Not written to by whoever gets them."""
+        ...
+
+    def release(self, slab: Slab) -> None:
+        """Rows that have been read and will not be asked for again soon."""
+
+    @property
+    def identity(self) -> Hashable | None:
+        """Equal for sources of the same values, which are then encoded once; None where that cannot be told."""
+        return None
+
+    @property
+    def fingerprint(self) -> int:
+        """Equal for sources that are `equal`; seldom for others. Asked only where `identity` is not None."""
+        return hash(self.identity)
+
+    def equals(self, other: WeightSource) -> bool:
+        """Whether another source, of the same layout and type, has the same values."""
+        return self.identity is not None and self.identity == other.identity
+
+    def pieces(self, elements: int = _PIECE_ELEMENTS, block: int = 0, every: int = 1) -> Iterator[tuple[Slab, Array]]:
+        """All rows in order, at most so many `elements` at a time (but at least one row), each released before the
+        next is read.
+
+        Args:
+            elements: of a piece.
+            block: no piece goes across a multiple of so many rows; 0 where any may.
+            every: read only each so manieth piece, from the first on.
+        """
+        for number, slab in enumerate(self.layout.slabs(max(1, elements // max(1, self.layout.columns)), block)):
+            if number % every == 0:
+                yield slab, self.read(slab)
+                self.release(slab)
+
+    def sample(self, count: int) -> Float32:
+        """About `count` rows, evenly spread, as float32."""
+        return np.concatenate([self.read(slab).astype(np.float32) for slab in self.layout.spread(count)])
+
+    def read_all(self) -> Float32:
+        """The whole matrix as float32."""
+        whole = np.empty((self.layout.rows, self.layout.columns), dtype=np.float32)
+        for slab, values in self.pieces():
+            whole[slab.start : slab.stop] = values
+        return whole
+
+    def scan(self) -> ValueRange:
+        """Largest finite magnitude and count of NaN and infinite values."""
+        found = [_scan_half(piece) if piece.dtype == np.float16 else _scan_wide(piece) for _, piece in self.pieces()]
+        return ValueRange(max((peak for peak, _ in found), default=0.0), sum(bad for _, bad in found))
+
+
+class ConstantSource(WeightSource):
+    """The values of one float Constant, in whatever shape it has.
+
+    Keeps the node, and with it the mapped file, alive for as long as the weight may still be asked for. Where the
+    memory is a file's (see `FileMappings`) pieces are read from the file itself, and its pages are given back.
+    """
+
+    def __init__(self, constant: Any, layout: Layout, mappings: FileMappings | None = None) -> None:
+        self.layout = layout
+        self.element_type = str(constant.get_output_element_type(0).get_type_name())
+        self._constant, self._mappings = constant, mappings
+
+    def read(self, slab: Slab) -> Array:
+        """float16 as it is (a view where possible), else float32."""
+        view = self.layout.matrix_view(self._values().reshape(self.layout.shape))[slab.index]
+        return self._widen(np.ascontiguousarray(self._in_memory(view)).reshape(-1, self.layout.columns))
+
+    def release(self, slab: Slab) -> None:
+        """Give back the file's pages under the slab."""
+        if self._mappings is not None and self.layout.contiguous:
+            self._mappings.drop(self._values().reshape(self.layout.rows, self.layout.columns)[slab.index])
+
+    @property
+    def identity(self) -> Hashable | None:
+        """The memory, and how it is read."""
+        return self._values().__array_interface__["data"][0], self.element_type, self.layout
+
+    @property
+    def fingerprint(self) -> int:
+        """Of a few stretches of the bits."""
+        flat, found = self._bytes(), 0
+        for start in sorted({0, flat.size // 2, max(0, flat.size - _STRETCH_BYTES)}):
+            found = zlib.crc32(self._in_memory(flat[start : start + _STRETCH_BYTES]).tobytes(), found)
+        return found
+
+    def equals(self, other: WeightSource) -> bool:
+        """Whether another Constant holds the same bits; at the speed of memory where it does."""
+        if not isinstance(other, ConstantSource):
+            return False
+        mine, theirs = self._bytes(), other._bytes()
+        if mine.size != theirs.size or mine.__array_interface__["data"] == theirs.__array_interface__["data"]:
+            return mine.size == theirs.size
+        places = (slice(start, start + _SCAN_BYTES) for start in range(0, mine.size, _SCAN_BYTES))
+        return all(np.array_equal(self._in_memory(mine[at]), other._in_memory(theirs[at])) for at in places)
+
+    def read_all(self) -> Float32:
+        """The whole matrix as float32."""
+        whole = self._widen(self.layout.to_matrix(self._in_memory(self._values())))
+        return np.asarray(whole, dtype=np.float32)
+
+    def scan(self) -> ValueRange:
+        """In the constant's own order, at the speed of memory."""
+        flat = self._values().reshape(-1)
+        step = _SCAN_BYTES // _ELEMENT_BYTES.get(self.element_type, 2)
+        absmax, bad = 0.0, 0
+        buffer: Array = np.empty(min(step, flat.size), flat.dtype)
+        for first in range(0, flat.size, step * _SCAN_BLOCKS):
+            window = flat[first : first + step * _SCAN_BLOCKS]
+            for start in range(0, window.size, step):
+                block = self._in_memory(window[start : start + step], buffer)
+                peak, count = _scan_half(block) if self.element_type == "f16" else _scan_wide(self._widen(block))
+                absmax, bad = max(absmax, peak), bad + count
+            if self._mappings is not None:
+                self._mappings.drop(window)
+        return ValueRange(absmax, bad)
+
+    def _values(self) -> Array:
+        values: Array = self._constant.data
+        return values
+
+    def _bytes(self) -> Array:
+        return self._values().reshape(-1).view(np.uint8)
+
+    def _in_memory(self, values: Array, buffer: Array | None = None) -> Array:
+        return values if self._mappings is None else self._mappings.read(values, buffer)
+
+    def _widen(self, values: Array) -> Array:
+        if self.element_type == "f16":
+            return values
+        if self.element_type == "bf16":
+            return bf16_to_f32(values)
+        with np.errstate(over="ignore"):  # a double beyond float32 becomes infinite, and is counted as such
+            return values.astype(np.float32, copy=False)
+
+
+class ChainSource(WeightSource):
+    """What a chain of constants comes to, in f32.
+
+    Only where the axes have to be permuted the whole matrix is computed, and kept until every row has been released.
+    """
+
+    element_type = "f32"
+
+    def __init__(self, last: Any, layout: Layout, mappings: FileMappings | None = None) -> None:
+        self.layout = layout
+        self._end, self._mappings = detached(last.output(0)), mappings
+        self._matrix: Float32 | None = None
+        self._released = 0
+        self._lock = threading.Lock()
+
+    def read(self, slab: Slab) -> Array:
+        """float32 `[n, columns]`."""
+        codes = self._codes(slab)
+        if self._mappings is not None and codes is not None:
+            self._mappings.check(codes)
+        if self.layout.contiguous:
+            values = ConstantValues(self._end, max(1, len(self.layout.lead)))
+            return values.rows(slab.start, slab.stop).reshape(-1, self.layout.columns)
+        with self._lock:
+            if self._matrix is None:
+                self._matrix = self.read_all()
+            return self._matrix[slab.start : slab.stop]
+
+    def release(self, slab: Slab) -> None:
+        """Drop the matrix with its last rows, and give back the file's pages under the slab."""
+        with self._lock:
+            self._released += slab.stop - slab.start
+            if self._released >= self.layout.rows:
+                self._released, self._matrix = 0, None
+        codes = self._codes(slab)
+        if self._mappings is not None and codes is not None:
+            self._mappings.drop(codes)
+
+    def read_all(self) -> Float32:
+        """The whole matrix as float32."""
+        return np.asarray(self.layout.to_matrix(ConstantValues(self._end).whole()), dtype=np.float32)
+
+    def scan(self) -> ValueRange:
+        """In the constant's own order, so that nothing is kept."""
+        found = [_scan_wide(piece) for piece in ConstantValues(self._end).pieces()]
+        return ValueRange(max(peak for peak, _ in found), sum(bad for _, bad in found))
+
+    def _codes(self, slab: Slab) -> Array | None:
+        """The bytes of the file that a slab is made of, where they lie together."""
+        node = self._end.get_node()
+        while node.get_type_name() != "Constant":
+            node = node.input_value(0).get_node()
+        if not self.layout.contiguous or node.get_output_element_type(0).bitwidth != 8:
+            return None
+        data: Array = node.get_tensor_view().data.reshape(-1).view(np.uint8)
+        return data[slab.start * self.layout.columns : slab.stop * self.layout.columns]
+
+
+class FoldedSource(WeightSource):
+    """Another source with factors folded into it, None for none:
+
+        values[r, j] · rows[r] · columns[j]         or, of experts side by side, columns[expert of r, j]
+
+    in f32, so a weight that is stored in f16 is not rounded to f16 once more before it is quantised.
+    """
+
+    element_type = "f32"
+
+    def __init__(self, source: WeightSource, columns: Float32 | None = None, rows: Float32 | None = None) -> None:
+        self.layout = source.layout
+        self.source, self.columns, self.rows = source, columns, rows
+
+    def read(self, slab: Slab) -> Array:
+        """float32 `[n, columns]`."""
+        return self._times(self.source.read(slab).astype(np.float32), slab.start)
+
+    def release(self, slab: Slab) -> None:
+        """As the source does."""
+        self.source.release(slab)
+
+    def read_all(self) -> Float32:
+        """The whole matrix as float32."""
+        return self._times(self.source.read_all().copy(), 0)
+
+    def unfolded(self, matrix: Array) -> Float32:
+        """What a matrix `[rows, columns]` of folded values stands for in terms of the source's own."""
+        values = np.array(matrix, dtype=np.float32)
+        if self.columns is not None:
+            values /= self._columns_of(0, len(values))
+        if self.rows is not None:
+            values /= self.rows[:, None]
+        return values
+
+    def _times(self, values: Float32, start: int) -> Float32:
+        if self.columns is not None:
+            values *= self._columns_of(start, start + len(values))
+        if self.rows is not None:
+            values *= self.rows[start : start + len(values), None]
+        return values
+
+    def _columns_of(self, start: int, stop: int) -> Float32:
+        """The factors of some rows' columns, `[in]` or `[rows, in]`."""
+        assert self.columns is not None
+        if self.columns.ndim == 1:
+            return self.columns
+        return np.asarray(self.columns[np.arange(start, stop) // (self.layout.rows // len(self.columns))])
+
+
+def _scan_half(block: Array) -> tuple[float, int]:
+    """On the bit patterns: integer maxima are several times faster than float16 arithmetic and see NaN as large."""
+    bits = block.view(np.uint16)
+    largest = int(bits.max(initial=0))
+    peak = max(int(block.view(np.int16).max(initial=0)), largest & 0x7FFF if largest >> 15 else 0)
+    if peak < 0x7C00:
+        return float(np.uint16(peak).view(np.float16)), 0
+    magnitudes = bits & 0x7FFF
+    finite = magnitudes[magnitudes < 0x7C00]
+    return float(finite.max(initial=0).view(np.float16)), int(magnitudes.size - finite.size)
+
+
+def _scan_wide(block: Float32) -> tuple[float, int]:
+    if block.size == 0:
+        return 0.0, 0
+    peak = max(float(block.max()), -float(block.min()))
+    if np.isfinite(peak):
+        return peak, 0
+    finite = block[np.isfinite(block)]
+    return float(np.abs(finite).max(initial=0.0)), int(block.size - finite.size)
