@@ -6,11 +6,14 @@ A row of codes is packed as one big whole number, code i at bit i·b; nothing of
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from tests.checkpoints.files import write_file
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -165,3 +168,25 @@ def bitsandbytes(name: str, codes: Array, table: Array, absmax: Array, block: in
         f"{name}.absmax": tensor("F32", absmax),
         f"{name}.quant_state.bitsandbytes__{kind}": tensor("U8", state),
     }
+
+
+def write_checkpoint(
+    folder: Path, tensors: Mapping[str, MemoryTensor], config: Mapping[str, Any], shards: int = 1
+) -> Path:
+    """A checkpoint's folder with these tensors, in so many files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    names, weight_map = list(tensors), {}
+    for number in range(shards):
+        file = "model.safetensors" if shards == 1 else f"model-{number + 1:05}-of-{shards:05}.safetensors"
+        entries, data = {}, b""
+        for name in names[number::shards]:
+            values = tensors[name].data.tobytes()
+            place = [len(data), len(data) + len(values)]
+            entries[name] = {"dtype": tensors[name].dtype, "shape": list(tensors[name].shape), "data_offsets": place}
+            data += values
+            weight_map[name] = file
+        write_file(folder / file, entries, data)
+    if shards > 1:
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return folder
