@@ -27,7 +27,7 @@ import openvino.opset13 as ops
 
 from ov_weight_compression.calibration.language_model import input_label
 from ov_weight_compression.ir_utils.errors import OptionError
-from ov_weight_compression.ir_utils.kinds import shown
+from ov_weight_compression.ir_utils.option_kinds import shown
 from ov_weight_compression.patterns import Sources, Weight
 
 __all__ = ["ActivationGraph", "Tap", "TensorKey", "filled_copy", "read_graph", "stateless_copy"]

@@ -20,9 +20,9 @@ import numpy as np
 
 from ov_weight_compression.calibration.model_inputs import ModelInputs
 from ov_weight_compression.calibration.tokenizer import find_tokenizer
-from ov_weight_compression.ir_utils import kinds
+from ov_weight_compression.ir_utils import option_kinds
 from ov_weight_compression.ir_utils.errors import OptionError
-from ov_weight_compression.ir_utils.kinds import one_line
+from ov_weight_compression.ir_utils.option_kinds import one_line
 from ov_weight_compression.ir_utils.types import Array
 
 __all__ = ["Arrays", "is_text", "read_file", "rows_of", "sort_arrays"]
@@ -49,7 +49,7 @@ def read_file(file: object, places: Sequence[Path | None], most: int | None = No
         ModelError: the tokenizer is damaged.
         MissingExtraError: the tokenizer needs a package that is not installed.
     """
-    path: Path = kinds.path().parse("data", file)
+    path: Path = option_kinds.path().parse("data", file)
     if not path.is_file():
         raise OptionError(f"data={str(path)!r}: there is no such file")
     if not is_text(path):

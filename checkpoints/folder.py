@@ -18,7 +18,7 @@ from typing import Any
 
 from ov_weight_compression.checkpoints.safetensors_file import StoredTensor, read_header
 from ov_weight_compression.ir_utils.errors import ModelError
-from ov_weight_compression.ir_utils.kinds import shown
+from ov_weight_compression.ir_utils.option_kinds import shown
 
 __all__ = ["Checkpoint", "is_checkpoint", "read_checkpoint"]
 

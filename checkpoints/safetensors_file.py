@@ -22,7 +22,7 @@ import numpy as np
 import openvino as ov
 
 from ov_weight_compression.ir_utils.errors import ModelError
-from ov_weight_compression.ir_utils.kinds import shown
+from ov_weight_compression.ir_utils.option_kinds import shown
 from ov_weight_compression.ir_utils.types import Array
 
 __all__ = ["DTYPES", "Dtype", "SafetensorsFile", "StoredTensor", "read_header", "stored_constants"]

@@ -24,10 +24,10 @@ from ov_weight_compression.checkpoints.safetensors_file import DTYPES, StoredTen
 from ov_weight_compression.ir_utils.deferral import FileSink, active_deferral, deferring
 from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.ir_file import read_model
-from ov_weight_compression.ir_utils.jobs import Job
 from ov_weight_compression.ir_utils.pipeline import Pipeline
-from ov_weight_compression.ir_utils.postponed import postponed_constant
-from ov_weight_compression.ir_utils.stubs import find_stubs, make_room
+from ov_weight_compression.ir_utils.postponed_constants import postponed_constant
+from ov_weight_compression.ir_utils.save_model import find_stubs, make_room
+from ov_weight_compression.ir_utils.worker_pool import Job
 from ov_weight_compression.patterns.graphs import graphs_of, is_postponed
 
 __all__ = ["Explained", "Hole", "Placed", "explain_constants", "fill", "read_skeleton", "write_skeleton"]

@@ -47,7 +47,7 @@ from ov_weight_compression.evaluation.request import CompareRequest, ComparisonP
 from ov_weight_compression.evaluation.samples import Samples, Source, prepare
 from ov_weight_compression.evaluation.windows import Windows, of_inputs, of_windows
 from ov_weight_compression.ir_utils.errors import CompressionError, ModelError, OptionError, WorkError
-from ov_weight_compression.ir_utils.kinds import flag, optional, path, word
+from ov_weight_compression.ir_utils.option_kinds import flag, optional, path, word
 from ov_weight_compression.patterns.graphs import graphs_of
 
 __all__ = ["compare"]

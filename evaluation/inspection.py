@@ -12,11 +12,11 @@ import openvino as ov
 
 from ov_weight_compression.evaluation.device import DeviceCheck, Execution, check_device
 from ov_weight_compression.evaluation.format_names import mode_of, zero_point_of
-from ov_weight_compression.ir_utils import kinds
+from ov_weight_compression.ir_utils import option_kinds
 from ov_weight_compression.ir_utils.ir_file import read_model
+from ov_weight_compression.ir_utils.metadata import read_metadata
 from ov_weight_compression.ir_utils.model_folder import the_model_of
 from ov_weight_compression.ir_utils.publish import expanded
-from ov_weight_compression.ir_utils.recipe import read_recipe
 from ov_weight_compression.patterns import CompressedWeight, Skip, Weight, find_compressed, find_weights
 from ov_weight_compression.patterns.find import REPORTED_ELEMENTS
 from ov_weight_compression.patterns.graphs import bytes_of, graphs_of
@@ -219,11 +219,11 @@ def inspect(model: ov.Model | str | PathLike[str], device: str | None = None) ->
         OptionError: there is no such device.
         WorkError: the device cannot compile a layer of the model.
     """
-    device = kinds.optional(kinds.word(), "device", device)
+    device = option_kinds.optional(option_kinds.word(), "device", device)
     if isinstance(model, ov.Model):
         name, read = str(model.get_friendly_name()), model
     else:
-        path = expanded("model", kinds.path().parse("model", model))
+        path = expanded("model", option_kinds.path().parse("model", model))
         path = the_model_of(path) if path.is_dir() else path
         name, read = str(path), read_model(path)
     found = find_compressed(read)
@@ -233,7 +233,7 @@ def inspect(model: ov.Model | str | PathLike[str], device: str | None = None) ->
         weights=_weights(found, check),
         floats=_floats(*find_weights(read)),
         constants_bytes=sum(bytes_of(node) for graph in graphs_of(read) for node, _ in graph.constants),
-        recipe=read_recipe(read),
+        recipe=read_metadata(read),
         device=_told(check) if check is not None else None,
     )
 

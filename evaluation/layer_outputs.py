@@ -24,7 +24,7 @@ from ov_weight_compression.evaluation.layers import ChannelFactors, LayerFigures
 from ov_weight_compression.evaluation.models import Pair, Runner
 from ov_weight_compression.evaluation.outputs import SignalNoise
 from ov_weight_compression.evaluation.samples import Inputs
-from ov_weight_compression.ir_utils.chain_values import is_constant
+from ov_weight_compression.ir_utils.constant_values import depends_on_constants
 from ov_weight_compression.ir_utils.types import Float32
 from ov_weight_compression.patterns import Role
 
@@ -171,7 +171,7 @@ def _graft(layer: Any, original: Any, port: int, factors: ChannelFactors | None)
         layer.input(port).replace_source_output(weight.output(0))
     for place in range(layer.get_input_size()):
         value = original.input_value(place)
-        if place != port and not is_constant(value.get_node()):
+        if place != port and not depends_on_constants(value.get_node()):
             layer.input(place).replace_source_output(value)
     return layer
 

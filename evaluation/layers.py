@@ -31,7 +31,7 @@ import openvino as ov
 
 from ov_weight_compression.evaluation.format_names import mode_of
 from ov_weight_compression.evaluation.outputs import SignalNoise
-from ov_weight_compression.ir_utils.chain_values import ConstantValues, is_constant
+from ov_weight_compression.ir_utils.constant_values import ConstantValues, depends_on_constants
 from ov_weight_compression.ir_utils.types import Float32
 from ov_weight_compression.patterns import CompressedWeight, find_compressed
 from ov_weight_compression.patterns.graphs import graphs_of
@@ -196,7 +196,7 @@ def _pair(
     node = nodes.get((weight.body, consumer.name))
     if node is not None and node.get_type_name() == consumer.node.get_type_name():
         value = node.input_value(consumer.port)
-        if not is_constant(value.get_node()):
+        if not depends_on_constants(value.get_node()):
             return PairedLayer(weight, None, 0, "in the base model its weight is not a constant")
         if tuple(value.get_partial_shape().to_shape()) == _shape_at(weight):
             return PairedLayer(weight, node, consumer.port)

@@ -32,7 +32,7 @@ import openvino as ov
 from ov_weight_compression.calibration.model_inputs import ModelInputs
 from ov_weight_compression.calibration.runner import EXACT
 from ov_weight_compression.evaluation.windows import DEFAULT_WINDOW
-from ov_weight_compression.ir_utils import kinds
+from ov_weight_compression.ir_utils import option_kinds
 from ov_weight_compression.ir_utils.errors import ModelError, OptionError, WorkError
 from ov_weight_compression.ir_utils.ir_file import openvino_reason, read_model
 from ov_weight_compression.ir_utils.publish import TemporaryFolder
@@ -196,7 +196,7 @@ def load(source: ov.Model | str | PathLike[str], role: str, stack: ExitStack | N
     """
     if isinstance(source, ov.Model):
         return Loaded.of(_settled(source, stack), role, role, None)
-    path = kinds.path().parse(f"the {role} model", source)
+    path = option_kinds.path().parse(f"the {role} model", source)
     if path.is_dir():
         path = _model_in(path, role)
     if not path.is_file():

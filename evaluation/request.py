@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ov_weight_compression.evaluation.windows import Cut
 from ov_weight_compression.ir_utils.errors import OptionError
-from ov_weight_compression.ir_utils.kinds import count, flag, optional, path, shapes, shown
+from ov_weight_compression.ir_utils.option_kinds import count, flag, optional, path, shapes, shown
 
 __all__ = ["CompareRequest", "ComparisonProtocol"]
 

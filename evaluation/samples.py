@@ -21,7 +21,7 @@ from ov_weight_compression.evaluation.comparison import DataFigures
 from ov_weight_compression.evaluation.models import Pair
 from ov_weight_compression.evaluation.request import CompareRequest
 from ov_weight_compression.evaluation.windows import Windows, cut_windows
-from ov_weight_compression.ir_utils import kinds
+from ov_weight_compression.ir_utils import option_kinds
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.types import Array
 
@@ -118,7 +118,7 @@ def read_data(data: Source, inputs: ModelInputs, places: Sequence[Path | None], 
         OptionError: the data is missing, of no known kind, or does not fit the model's inputs.
     """
     if isinstance(data, (str, PathLike)):
-        return _read_file(kinds.path().parse("data", data), inputs, places, batch)
+        return _read_file(option_kinds.path().parse("data", data), inputs, places, batch)
     if isinstance(data, np.ndarray):
         return _sorted(sort_arrays(data, inputs), "an array", inputs, batch)
     if isinstance(data, Mapping):

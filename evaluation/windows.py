@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ov_weight_compression.ir_utils.errors import OptionError
-from ov_weight_compression.ir_utils.kinds import count, flag, optional
+from ov_weight_compression.ir_utils.option_kinds import count, flag, optional
 from ov_weight_compression.ir_utils.types import Array, Float32
 
 __all__ = ["DEFAULT_WINDOW", "Batch", "Cut", "Windows", "cut_windows", "of_inputs", "of_windows"]

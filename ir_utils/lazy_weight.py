@@ -18,11 +18,11 @@ import numpy as np
 import openvino as ov
 
 from ov_weight_compression.ir_utils.deferral import FileSink, active_deferral
-from ov_weight_compression.ir_utils.jobs import Job, Task
 from ov_weight_compression.ir_utils.packing import packed_size
 from ov_weight_compression.ir_utils.pipeline import Pipeline
-from ov_weight_compression.ir_utils.postponed import postponed_constant
+from ov_weight_compression.ir_utils.postponed_constants import postponed_constant
 from ov_weight_compression.ir_utils.types import Array, element_type
+from ov_weight_compression.ir_utils.worker_pool import Job, Task
 
 __all__ = ["Encoding", "LazyWeight", "Part", "Sink", "filled"]
 
@@ -140,7 +140,7 @@ class LazyWeight:
         return tensor
 
     def constant(self, name: str, plain_in_clones: bool = False) -> Any:
-        """A part as a postponed constant; `plain_in_clones` as in `ir_utils.postponed`."""
+        """A part as a postponed constant; `plain_in_clones` as in `ir_utils.postponed_constants`."""
         part = self.encoding.parts[name]
         plain = partial(self._plain, name) if plain_in_clones else None
         return postponed_constant(element_type(part.type), ov.Shape(list(part.shape)), partial(self.part, name), plain)

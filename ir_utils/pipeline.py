@@ -21,8 +21,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from ov_weight_compression.ir_utils.crew import Crew, Held, Run
-from ov_weight_compression.ir_utils.jobs import Job, default_threads
+from ov_weight_compression.ir_utils.worker_pool import Held, Job, Run, WorkerPool, default_threads
 
 __all__ = ["Pipeline"]
 
@@ -66,7 +65,7 @@ class Pipeline:
         Raises:
             WorkError: a computation failed; names the weight.
         """
-        runs = Crew(self.threads, self.held, self.on_finished, jobs).run_all()
+        runs = WorkerPool(self.threads, self.held, self.on_finished, jobs).run_all()
         for run in runs:
             if run.error is not None:
                 raise run.error
@@ -89,7 +88,7 @@ class _Walk:
     def __init__(self, pipeline: Pipeline) -> None:
         self.process = os.getpid()
         self._pipeline = pipeline
-        self._crew = self._new_crew()
+        self._pool = self._new_pool()
         self._runs: dict[int, Run] = {}
         self._held = 0
         """Bytes of the runs."""
@@ -104,10 +103,10 @@ class _Walk:
             if run is None or (run.over and run.error is None and part not in run.parts):
                 run = self._begin_anew(number)
             self._begin_ahead(number)
-            self._crew.wait(run)
+            self._pool.wait(run)
             if run.error is None and part not in run.parts:  # computed, but that part has been fetched meanwhile
                 run = self._begin_anew(number)
-                self._crew.wait(run)
+                self._pool.wait(run)
             if run.error is not None:
                 raise run.error
         except BaseException:
@@ -119,17 +118,17 @@ class _Walk:
             self._taken.add(number)
             self._begin_ahead(number)
             if len(self._taken) == len(self._pipeline._jobs):  # everything is saved
-                self._crew.dismiss()
-                self._crew = self._new_crew()
+                self._pool.dismiss()
+                self._pool = self._new_pool()
         return value
 
     def stop(self) -> None:
         self._forget_all()
-        self._crew.close()
-        self._crew = self._new_crew()
+        self._pool.close()
+        self._pool = self._new_pool()
 
-    def _new_crew(self) -> Crew:
-        return Crew(self._pipeline.threads, self._pipeline.held, self._tell)
+    def _new_pool(self) -> WorkerPool:
+        return WorkerPool(self._pipeline.threads, self._pipeline.held, self._tell)
 
     def _tell(self, job: Job) -> None:
         if self._pipeline.on_finished is not None:
@@ -139,7 +138,7 @@ class _Walk:
         """Begin a job that was not foreseen: out of order, or asked for once more."""
         if number in self._taken:  # the model is being saved or compiled once more
             self._taken.clear()
-        self._crew.drop()
+        self._pool.drop()
         for key in [key for key, run in self._runs.items() if key == number or not run.over]:
             self._forget(key)
         self._following = number + 1
@@ -148,7 +147,7 @@ class _Walk:
     def _begin(self, number: int) -> Run:
         job = self._pipeline._jobs[number]
         self._held += job.nbytes
-        run = self._runs[number] = self._crew.begin(job)
+        run = self._runs[number] = self._pool.begin(job)
         return run
 
     def _begin_ahead(self, number: int) -> None:
@@ -173,6 +172,6 @@ class _Walk:
         self._held -= self._pipeline._jobs[number].nbytes
 
     def _forget_all(self) -> None:
-        self._crew.drop()
+        self._pool.drop()
         self._runs.clear()
         self._held = 0

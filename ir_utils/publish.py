@@ -34,10 +34,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from ov_weight_compression.ir_utils import kinds
+from ov_weight_compression.ir_utils import option_kinds
 from ov_weight_compression.ir_utils.errors import OptionError, WorkError
-from ov_weight_compression.ir_utils.folder_locks import PATIENCE, hold, sync_folder, turn
-from ov_weight_compression.ir_utils.swapping import BEGUN, finish_links, finish_moves, prefix, swap_files, swap_folder
+from ov_weight_compression.ir_utils.swapping import (
+    BEGUN,
+    PATIENCE,
+    finish_links,
+    finish_moves,
+    hold,
+    prefix,
+    swap_files,
+    swap_folder,
+    sync_folder,
+    turn,
+)
 
 __all__ = [
     "Publication",
@@ -229,7 +239,7 @@ def expanded(option: str, path: Path) -> Path:
         OptionError: there is no such home, or no file can have this name.
     """
     try:
-        return Path(kinds.path().parse(option, path)).expanduser()
+        return Path(option_kinds.path().parse(option, path)).expanduser()
     except RuntimeError as error:
         raise OptionError(f"{option}: {path}: there is no such home") from error
 

@@ -1,20 +1,39 @@
 """New files or a new folder in the place of old ones, in one step for whoever reads (see `ir_utils.publish`).
 
-All of it is for one writer at a time, in its turn.
+All of it is for one writer at a time, in its turn: under locks on folders (`flock`), which end with the process that
+has them. They are no files of their own, and never stale.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from ov_weight_compression.ir_utils.folder_locks import sync_folder
+_fcntl: Any
+try:
+    import fcntl as _fcntl
+except ImportError:  # Windows: no locks, and nothing of others is removed
+    _fcntl = None
 
-__all__ = ["BEGUN", "finish_links", "finish_moves", "prefix", "swap_files", "swap_folder"]
+__all__ = [
+    "BEGUN",
+    "PATIENCE",
+    "finish_links",
+    "finish_moves",
+    "hold",
+    "prefix",
+    "swap_files",
+    "swap_folder",
+    "sync_folder",
+    "turn",
+]
 
 BEGUN = "begun"
 """A file of the hidden folder: where there are no links, the moves of new files to their places have begun."""
@@ -22,6 +41,8 @@ _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.E
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
 _LONGEST_NAME = 120  # bytes of the target's name in the hidden folder's, which must fit in 255 itself
+PATIENCE = 60.0
+"""Seconds for the turn of others, which takes milliseconds."""
 
 
 def prefix(name: str) -> str:
@@ -127,3 +148,57 @@ def _exchange(one: Path, other: Path) -> bool:
     except (OSError, AttributeError, TypeError):
         return False
     return rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0
+
+
+def hold(folder: Path, wait: bool = False) -> int | None:
+    """The locked descriptor of a folder; None where it is another's, or there are no locks."""
+    if _fcntl is None:
+        return None
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:  # its owner has just removed it
+        if wait:
+            raise
+        return None
+    deadline = time.monotonic() + PATIENCE
+    try:
+        while True:
+            try:
+                _fcntl.flock(descriptor, _fcntl.LOCK_EX | _fcntl.LOCK_NB)
+                return descriptor
+            except BlockingIOError:
+                if not wait:
+                    break
+                if time.monotonic() > deadline:
+                    raise OSError(errno.EBUSY, f"another process has been writing in {folder} for a minute") from None
+                time.sleep(0.005)
+            except OSError:  # a file system without locks
+                break
+    except BaseException:
+        os.close(descriptor)
+        raise
+    os.close(descriptor)
+    return None
+
+
+@contextlib.contextmanager
+def turn(folder: Path) -> Iterator[None]:
+    """Alone among those that change names in a folder."""
+    descriptor = hold(folder, wait=True)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            # Unlocked by name: a forked child that shares the descriptor would keep the lock.
+            _fcntl.flock(descriptor, _fcntl.LOCK_UN)
+            os.close(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have a folder's names on the disk."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

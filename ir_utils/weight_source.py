@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ov_weight_compression.ir_utils.chain_values import ConstantValues, detached
+from ov_weight_compression.ir_utils.constant_values import ConstantValues, detached
 from ov_weight_compression.ir_utils.constants import bf16_to_f32
 from ov_weight_compression.ir_utils.file_mappings import FileMappings
 from ov_weight_compression.ir_utils.layout import Layout, Slab

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ov_weight_compression.ir_utils.errors import CompressionError, OptionError
-from ov_weight_compression.ir_utils.kinds import Kind, count, flag, number, shown
+from ov_weight_compression.ir_utils.option_kinds import OptionKind, count, flag, number, shown
 from ov_weight_compression.passes.tuning import Tuning
 
 __all__ = [
@@ -135,7 +135,7 @@ _VALUE_TYPES = {
     **{"float16": "f16", "float32": "f32", "int8": "i8", "uint8": "u8", "f8e4m3": "f8e4m3"},
     **{"f16": "f16", "f32": "f32", "i8": "i8", "u8": "u8"},
 }
-_TUNING: Mapping[str, tuple[str, Kind]] = {
+_TUNING: Mapping[str, tuple[str, OptionKind]] = {
     "awq_params.subset_size": ("awq_subset", count(1)),
     "awq_params.percent_to_apply": ("awq_share", number(0, 1)),
     "awq_params.prefer_data_aware_scaling": ("awq_from_data", flag()),

@@ -6,7 +6,7 @@ from collections.abc import Sized
 from dataclasses import dataclass
 
 from ov_weight_compression.ir_utils.device_facts import CPU_EXECUTED
-from ov_weight_compression.ir_utils.kinds import shown
+from ov_weight_compression.ir_utils.option_kinds import shown
 from ov_weight_compression.passes.modes import Mode
 from ov_weight_compression.patterns import Kind, Skip, Weight
 from ov_weight_compression.quantization.spec import Spec

@@ -20,23 +20,23 @@ import numpy as np
 import openvino as ov
 from openvino.passes import ModelPass
 
-from ov_weight_compression.ir_utils.chain_values import ConstantValues, detached
+from ov_weight_compression.ir_utils.constant_values import ConstantValues, detached
 from ov_weight_compression.ir_utils.dequantization import replace_constant
 from ov_weight_compression.ir_utils.errors import WorkError
 from ov_weight_compression.ir_utils.file_mappings import FileMappings
-from ov_weight_compression.ir_utils.jobs import Task
-from ov_weight_compression.ir_utils.kinds import Kind, check_model, choice, flag
 from ov_weight_compression.ir_utils.lazy_weight import LazyWeight, Part, Sink
+from ov_weight_compression.ir_utils.metadata import drop_metadata
+from ov_weight_compression.ir_utils.option_kinds import OptionKind, check_model, choice, flag
 from ov_weight_compression.ir_utils.pipeline import Pipeline
-from ov_weight_compression.ir_utils.recipe import drop_recipe
 from ov_weight_compression.ir_utils.types import Array
+from ov_weight_compression.ir_utils.worker_pool import Task
 from ov_weight_compression.patterns import CompressedWeight, find_compressed
 from ov_weight_compression.patterns.graphs import graphs_of, is_postponed
 
 __all__ = ["DecompressWeights", "Decompressed", "apply_weight_decompression"]
 
 _DTYPES: dict[str, type] = {"f16": np.float16, "f32": np.float32}
-_DTYPE = Kind("'f16' or 'f32', or None for the type of each chain", choice(list(_DTYPES)).read, "str")
+_DTYPE = OptionKind("'f16' or 'f32', or None for the type of each chain", choice(list(_DTYPES)).read, "str")
 _F16_MAX = 65504.0
 _LARGEST = {"nf4": 1.0, "f4e2m1": 6.0, "f8e4m3": 448.0, "f8e5m2": 57344.0}
 """The largest magnitude of a code; integers of n bits are taken to reach 2ⁿ."""
@@ -98,7 +98,7 @@ class DecompressWeights(ModelPass):
             replace_constant(one.end, constant, one.name)
         self.weights = tuple(one.row() for one in replaced)
         if found:
-            drop_recipe(model)
+            drop_metadata(model)
         return bool(found)
 
     def _type_of(self, weight: CompressedWeight) -> str:

@@ -11,12 +11,12 @@ import numpy as np
 import openvino as ov
 
 from ov_weight_compression.ir_utils.errors import WorkError
-from ov_weight_compression.ir_utils.jobs import Task
 from ov_weight_compression.ir_utils.layout import Layout, Slab
 from ov_weight_compression.ir_utils.lazy_weight import Part, Sink, filled
 from ov_weight_compression.ir_utils.packing import pack
 from ov_weight_compression.ir_utils.types import Array, element_type
 from ov_weight_compression.ir_utils.weight_source import WeightSource
+from ov_weight_compression.ir_utils.worker_pool import Task
 from ov_weight_compression.passes.channel_importance import ChannelImportance
 from ov_weight_compression.passes.stored import StoredRows
 from ov_weight_compression.quantization.encode import encode_rows, turn_over_first_group

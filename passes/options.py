@@ -16,14 +16,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from difflib import get_close_matches
 from enum import Enum
-from functools import lru_cache, wraps
+from functools import wraps
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from ov_weight_compression.ir_utils.errors import OptionError
-from ov_weight_compression.ir_utils.jobs import default_threads
-from ov_weight_compression.ir_utils.kinds import (
-    Kind,
+from ov_weight_compression.ir_utils.option_kinds import (
+    OptionKind,
     anything,
     choice,
     count,
@@ -38,6 +37,7 @@ from ov_weight_compression.ir_utils.kinds import (
     whole,
     whole_from_text,
 )
+from ov_weight_compression.ir_utils.worker_pool import default_threads
 from ov_weight_compression.passes.advanced import read_advanced
 from ov_weight_compression.passes.modes import (
     Accuracy,
@@ -78,7 +78,7 @@ class Option:
     name: str
     default: Any
     """In a signature: None where it depends on other options or on the machine."""
-    kind: Kind
+    kind: OptionKind
     help: str
     flag: str | None
     """On the command line; None where it has none, or one that the command reads itself."""
@@ -92,7 +92,7 @@ class Option:
 
 def declared(
     default: Any,
-    kind: Kind,
+    kind: OptionKind,
     help: str,
     *,
     flag: str | None = "",
@@ -122,10 +122,12 @@ def _read_format(value: Any) -> str:
     return "dequantize"
 
 
-_SEARCH = Kind("'auto', 'off' or a number of candidates up to 256", _read_search, "str | int")
-_RULES = Kind("a list of (pattern, mode) pairs", parse_rules, "RulesLike")
-_SCOPE = Kind("", IgnoredScope.of, "Any")
-_SOURCES = Kind("a mapping from the names of weights to their sources, or a function", given_sources, "GivenSources")
+_SEARCH = OptionKind("'auto', 'off' or a number of candidates up to 256", _read_search, "str | int")
+_RULES = OptionKind("a list of (pattern, mode) pairs", parse_rules, "RulesLike")
+_SCOPE = OptionKind("", IgnoredScope.of, "Any")
+_SOURCES = OptionKind(
+    "a mapping from the names of weights to their sources, or a function", given_sources, "GivenSources"
+)
 
 _WITH_TABLE = Need(
     lambda options: options.uses(Mode.CODEBOOK) or options.uses(Mode.ADAPTIVE_CODEBOOK),
@@ -249,7 +251,7 @@ class Options:
     )
     quiet: bool = declared(True, flag(), "show no progress while calibrating", flag=None, recorded="never")
     compression_format: str = declared(
-        "dequantize", Kind("", _read_format, "str"), "NNCF's; no other is written", flag=None, recorded="never"
+        "dequantize", OptionKind("", _read_format, "str"), "NNCF's; no other is written", flag=None, recorded="never"
     )
     advanced_parameters: Any = declared(
         None, anything("Any"), "NNCF's; what has a counterpart here is taken", flag=None, recorded="never"
@@ -263,7 +265,7 @@ class Options:
         stand-in for the tables that will be fitted."""
         row = FORMATS[mode.value]
         if mode is Mode.ADAPTIVE_CODEBOOK:
-            return _stand_in(row, self.codebook_size, self.codebook_type)
+            return stand_in(row, self.codebook_size, self.codebook_type)
         if mode is not Mode.CODEBOOK:
             return row
         assert self.codebook is not None
@@ -477,11 +479,6 @@ def _check_few_bits(options: Options, asked: Mapping[str, Any]) -> None:
                 f"{name}: changes only weights of 4 bits or fewer, of which {told} makes none; leave it out, or use a "
                 "mode or a rule of 4 bits"
             )
-
-
-@lru_cache(maxsize=8)
-def _stand_in(row: Format, size: int, table_type: str) -> Format:
-    return stand_in(row, size, table_type)
 
 
 def _check_codebook(options: Options) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from ov_weight_compression.ir_utils.errors import OptionError
-from ov_weight_compression.ir_utils.kinds import shown
+from ov_weight_compression.ir_utils.option_kinds import shown
 from ov_weight_compression.ir_utils.weight_source import ValueRange
 from ov_weight_compression.passes.choice import Choice, Plan, Wish, skipped
 from ov_weight_compression.passes.fit import fit

@@ -16,7 +16,7 @@ import openvino as ov
 from ov_weight_compression.ir_utils.dequantization import ChainParts, build_dequantization, replace_constant
 from ov_weight_compression.ir_utils.lazy_weight import LazyWeight
 from ov_weight_compression.ir_utils.pipeline import Pipeline
-from ov_weight_compression.ir_utils.postponed import postponed_constant
+from ov_weight_compression.ir_utils.postponed_constants import postponed_constant
 from ov_weight_compression.ir_utils.types import element_type
 from ov_weight_compression.passes.choice import Choice
 from ov_weight_compression.passes.encode_job import WeightJob

@@ -17,7 +17,7 @@ from itertools import islice
 from typing import Any, TypeAlias
 
 from ov_weight_compression.ir_utils.errors import OptionError
-from ov_weight_compression.ir_utils.kinds import group, parse_enum, shown, whole_from_text
+from ov_weight_compression.ir_utils.option_kinds import group, parse_enum, shown, whole_from_text
 from ov_weight_compression.passes.modes import Mode
 from ov_weight_compression.patterns.matching import check_pattern
 
@@ -48,7 +48,7 @@ def parse_rules(value: Any) -> tuple[Rule, ...]:
 
     Raises:
         OptionError: a pair is none; an unknown mode or key; a regular expression that does not compile.
-        Exception: of any kind where the value is no list (see `ir_utils.kinds`).
+        Exception: of any kind where the value is no list (see `ir_utils.option_kinds`).
     """
     pairs = list(islice(value.items() if isinstance(value, Mapping) else value, _MOST_RULES + 1))
     if isinstance(value, (str, bytes, bytearray)) or len(pairs) > _MOST_RULES:

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
-from ov_weight_compression.ir_utils.chain_values import ConstantValues
+from ov_weight_compression.ir_utils.constant_values import ConstantValues
 from ov_weight_compression.ir_utils.device_facts import CHECKED, is_checked
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.types import Array

@@ -16,11 +16,11 @@ from openvino.passes import ModelPass
 
 import ov_weight_compression
 from ov_weight_compression.ir_utils.errors import CompressionWarning, OptionError, WorkError
-from ov_weight_compression.ir_utils.jobs import Job
-from ov_weight_compression.ir_utils.kinds import check_model, shown
+from ov_weight_compression.ir_utils.metadata import OWN_SECTION, read_metadata, write_metadata
+from ov_weight_compression.ir_utils.option_kinds import check_model, shown
 from ov_weight_compression.ir_utils.pipeline import Pipeline
-from ov_weight_compression.ir_utils.recipe import OWN_SECTION, leave_recipe, read_recipe
 from ov_weight_compression.ir_utils.weight_source import ValueRange
+from ov_weight_compression.ir_utils.worker_pool import Job
 from ov_weight_compression.passes.calibrate import Calibration
 from ov_weight_compression.passes.channel_importance import ChannelImportance
 from ov_weight_compression.passes.choice import Choice, Plan
@@ -420,7 +420,7 @@ def _verify(model: ov.Model, device: Device | None) -> None:
 
 def _says_the_same(model: Any, recipe: dict[str, str]) -> bool:
     """Whether a model says that it has been compressed with these options."""
-    said = read_recipe(model).get(OWN_SECTION)
+    said = read_metadata(model).get(OWN_SECTION)
     return isinstance(said, dict) and all(str(said.get(name)) == value for name, value in recipe.items())
 
 
@@ -428,4 +428,4 @@ def _leave_recipe(model: Any, report: Report, options: Options) -> None:
     """Write into the model how it was made, so that a saved IR can say so."""
     version = ov_weight_compression.__version__
     own = {**report.recipe, "version": version, "openvino_version": ov.get_version()}
-    leave_recipe(model, own, options.nncf_recipe(), version)
+    write_metadata(model, own, options.nncf_recipe(), version)

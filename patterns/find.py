@@ -24,7 +24,7 @@ from math import prod
 
 import openvino as ov
 
-from ov_weight_compression.ir_utils.recipe import is_compressed
+from ov_weight_compression.ir_utils.metadata import is_compressed
 from ov_weight_compression.patterns.compressed import CompressedWeight, compressed_in
 from ov_weight_compression.patterns.follow import Use, follow, reshaped
 from ov_weight_compression.patterns.graphs import BODY_OPERATIONS, Graph, bytes_of, graphs_of, is_postponed

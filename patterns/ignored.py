@@ -21,7 +21,7 @@ from typing import Any
 import openvino as ov
 
 from ov_weight_compression.ir_utils.errors import OptionError
-from ov_weight_compression.ir_utils.kinds import Kind, flag, one_line, shown
+from ov_weight_compression.ir_utils.option_kinds import OptionKind, flag, one_line, shown
 from ov_weight_compression.patterns.graphs import Graph
 
 __all__ = ["IgnoredScope", "Subgraph"]
@@ -183,4 +183,4 @@ def _subgraph(value: Any) -> Subgraph:
     return Subgraph(_strings("subgraph inputs", inputs), _strings("subgraph outputs", outputs))
 
 
-_SCOPE = Kind("an IgnoredScope, a dict or a list of names", IgnoredScope._of, "Any")
+_SCOPE = OptionKind("an IgnoredScope, a dict or a list of names", IgnoredScope._of, "Any")

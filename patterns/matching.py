@@ -14,7 +14,7 @@ from fnmatch import translate
 from functools import lru_cache
 
 from ov_weight_compression.ir_utils.errors import OptionError
-from ov_weight_compression.ir_utils.kinds import one_line, shown
+from ov_weight_compression.ir_utils.option_kinds import one_line, shown
 from ov_weight_compression.patterns.weight import Weight
 
 __all__ = ["check_pattern", "matching", "names_of"]

@@ -17,7 +17,7 @@ from openvino import opset13 as ops
 
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.file_mappings import FileMappings
-from ov_weight_compression.ir_utils.kinds import shown
+from ov_weight_compression.ir_utils.option_kinds import shown
 from ov_weight_compression.ir_utils.types import Float32
 from ov_weight_compression.ir_utils.weight_source import ChainSource, ConstantSource, FoldedSource, WeightSource
 from ov_weight_compression.patterns.weight import Weight

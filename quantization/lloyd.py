@@ -16,6 +16,7 @@ of two than above, so a few multiples are tried.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -106,6 +107,7 @@ def fitted_format(
     return replace(with_codebook(format, filled, codebook_type), unit=unit)
 
 
+@lru_cache(maxsize=8)
 def stand_in(format: Format, count: int, codebook_type: str) -> Format:
     """A format like those that ``fitted_format`` makes, for decisions that are taken before there is a table."""
     unit = _MULTIPLES[codebook_type][0]

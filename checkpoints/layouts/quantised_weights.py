@@ -27,7 +27,7 @@ from ov_weight_compression.checkpoints.layouts.quantised_weight import Quantised
 from ov_weight_compression.checkpoints.layouts.tensors import Tensors
 from ov_weight_compression.checkpoints.layouts.torchao_layout import torchao_weight, torchao_weights
 from ov_weight_compression.ir_utils.errors import ModelError
-from ov_weight_compression.ir_utils.kinds import shown
+from ov_weight_compression.ir_utils.option_kinds import shown
 
 __all__ = ["METHODS", "quantised_weights"]
 

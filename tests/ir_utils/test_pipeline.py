@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ov_weight_compression.ir_utils.errors import OptionError, WorkError
-from ov_weight_compression.ir_utils.jobs import default_threads
 from ov_weight_compression.ir_utils.pipeline import Pipeline
+from ov_weight_compression.ir_utils.worker_pool import default_threads
 
 
 @dataclass

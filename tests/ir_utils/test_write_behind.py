@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ov_weight_compression.ir_utils import write_behind as module
-from ov_weight_compression.ir_utils.deferral import FileSink
-from ov_weight_compression.ir_utils.write_behind import WriteBehind
+from ov_weight_compression.ir_utils import deferral as module
+from ov_weight_compression.ir_utils.deferral import FileSink, WriteBehind
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="needs posix_fadvise")
 

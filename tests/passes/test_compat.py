@@ -13,7 +13,7 @@ import pytest
 from openvino import opset13 as op
 
 import ov_weight_compression.passes.compat as nncf
-from ov_weight_compression.ir_utils.recipe import _plain, read_recipe
+from ov_weight_compression.ir_utils.metadata import _plain, read_metadata
 from ov_weight_compression.passes import OptionError, WeightCompression, apply_weight_decompression
 from ov_weight_compression.passes.tuning import Tuning
 from tests.models import layers, llama
@@ -333,7 +333,7 @@ def test_other_tools_find_what_they_look_for() -> None:
         "compression_format": "dequantize",
     }
     assert section["version"].startswith("ov-weight-compression ")
-    assert list(read_recipe(model)) == ["weight_compression"]  # once is enough for a reader
+    assert list(read_metadata(model)) == ["weight_compression"]  # once is enough for a reader
     apply_weight_decompression(model)
     assert "nncf" not in model.get_rt_info()
     assert "weight_compression" not in model.get_rt_info()

@@ -12,12 +12,12 @@ import pytest
 from openvino import opset13 as op
 from openvino.passes import Manager
 
-import ov_weight_compression.ir_utils.saving as saving
+import ov_weight_compression.ir_utils.save_model as saving
 from ov_weight_compression.cli import main
-from ov_weight_compression.ir_utils import chain_values
+from ov_weight_compression.ir_utils import constant_values
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.lazy_weight import LazyWeight
-from ov_weight_compression.ir_utils.saving import save_model
+from ov_weight_compression.ir_utils.save_model import save_model
 from ov_weight_compression.passes import (
     DecompressWeights,
     WeightCompression,
@@ -186,8 +186,8 @@ def test_both_writers_give_the_same_values(tmp_path: Path, monkeypatch: pytest.M
     model = compressed(models.llama(hidden=64, dtype="f16"), "int4_sym", tmp_path, group_size=32)
     apply_weight_decompression(model)
     ov.serialize(model, tmp_path / "whole.xml", tmp_path / "whole.bin")
-    monkeypatch.setattr(chain_values, "_PIECE_ELEMENTS", 1 << 10)
-    monkeypatch.setattr(chain_values, "_ALIGN", 8)
+    monkeypatch.setattr(constant_values, "_PIECE_ELEMENTS", 1 << 10)
+    monkeypatch.setattr(constant_values, "_ALIGN", 8)
     monkeypatch.setattr(LazyWeight, "computed", None)
     save_model(model, tmp_path / "pieces.xml")
     assert files_of(tmp_path / "whole.xml") == files_of(tmp_path / "pieces.xml")

@@ -1,10 +1,18 @@
-"""An IR that was written with stubs, made into one that has room for the constants that they stand for.
+"""Writing a model so that neither memory nor a crash matters.
+
+`ov.save_model` holds one weight at a time, but all of it: the table of a large vocabulary is hundreds of megabytes. And
+it writes on one thread. Here the graph is written first, with stubs for its weights (see `ir_utils.deferral`), and then
+all weights are computed straight into their places in the .bin. For that the .xml is made into one that has room for
+what the stubs stand for:
 
     <data element_type="u8" shape="16" offset="4" size="16" />                 before
     <data element_type="u4" shape="64, 8, 128" offset="4" size="32768" />      after; all that follows lies 32752 later
 
 OpenVINO writes constants in the order of the .xml, so the result is, byte for byte, what it would have written from the
 constants themselves.
+
+Both files are written beside the destination and take their places at once (see `ir_utils.publish`): whenever a process
+is killed, the old model or the new one is there, never a mixture.
 """
 
 from __future__ import annotations
@@ -13,13 +21,20 @@ import errno
 import os
 import re
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ov_weight_compression.ir_utils.deferral import STUB_BYTES, Stub
+import openvino as ov
 
-__all__ = ["Room", "find_stubs", "make_room"]
+from ov_weight_compression.ir_utils import option_kinds
+from ov_weight_compression.ir_utils.deferral import STUB_BYTES, Deferral, Stub, deferring
+from ov_weight_compression.ir_utils.errors import CompressionError, OptionError, WorkError
+from ov_weight_compression.ir_utils.ir_file import stored_constants
+from ov_weight_compression.ir_utils.publish import Publication, cannot_write
+
+__all__ = ["find_stubs", "make_room", "save_model"]
 
 _DATA = re.compile(rb'<data element_type="[^"]*" shape="[^"]*" offset="(\d+)" size="(\d+)" />')
 _PORT = re.compile(rb'precision="U8"([^>]*)>(\s*)<dim>%d</dim>(\s*</port>)' % STUB_BYTES)
@@ -27,8 +42,77 @@ _PRECISIONS = {"bf16": "BF16", "f16": "FP16", "f32": "FP32", "f64": "FP64", "boo
 _COPY_BYTES = 4 << 20
 
 
+def save_model(model: Any, path: str | Path, after_write: Callable[[], None] | None = None) -> None:
+    """Write `model` as `path` (.xml) and its .bin, in bounded memory and all or nothing.
+
+    Unlike `ov.save_model` it leaves the precision of everything that was not compressed as it is. `after_write` is
+    called when both files are complete and before they take their names: what it raises leaves the destination as it
+    was.
+
+    Raises:
+        WorkError: the disk is full or the files cannot be written, or a weight could not be computed.
+    """
+    option_kinds.check_model(model)
+    path = Path(option_kinds.path().parse("path", path))
+    if path.suffix != ".xml":
+        raise OptionError(f"path: {path} must end in .xml")
+    try:
+        with Publication(path, [path.with_suffix(".bin").name]) as partial:
+            weights, stubs = partial.with_suffix(".bin"), partial.with_suffix(".stubs.bin")
+            with deferring() as deferral:
+                ov.serialize(model, str(partial), str(stubs))
+            _check_complete(partial, stubs)
+            _fill(partial, stubs, weights, deferral)
+            if after_write is not None:
+                after_write()
+    except (OSError, ValueError) as error:
+        if isinstance(error, CompressionError):
+            raise
+        raise cannot_write(path, error) from error
+    except RuntimeError as error:
+        if isinstance(error.__cause__, OSError):
+            raise cannot_write(path, error.__cause__) from error
+        if isinstance(error, CompressionError):
+            raise
+        raise WorkError(f"{path}: cannot be written: {_reason(error)}") from error
+
+
+def _fill(xml: Path, stubs: Path, weights: Path, deferral: Deferral) -> None:
+    """Put what the stubs stand for in their place."""
+    if not deferral.stubs:
+        stubs.replace(weights)
+        return
+    text = xml.read_bytes()
+    found = find_stubs(text, stubs, deferral.stubs)
+    for mark in deferral.stubs.keys() - set(found.values()):
+        stub = deferral.stubs[mark]
+        raise WorkError(f"{stub.owner.name}: its {stub.part} were not found in {stubs}")
+    text, places = make_room(text, stubs, weights, found, deferral.stubs)
+    stubs.unlink()
+    xml.write_bytes(text)
+    descriptor = os.open(weights, os.O_WRONLY)
+    try:
+        deferral.compute(descriptor, places)
+    finally:
+        os.close(descriptor)
+
+
+def _reason(error: RuntimeError) -> str:
+    """The last line of what OpenVINO says; in plain words where that is only that a stream failed."""
+    line = (str(error).strip() or "no reason given").splitlines()[-1]
+    return f"the disk is full, or refuses more for another reason ({line})" if "iostream" in line else line
+
+
+def _check_complete(xml: Path, weights: Path) -> None:
+    """OpenVINO does not notice a full disk."""
+    needed = max((constant.offset + constant.size for constant in stored_constants(xml)), default=0)
+    size = weights.stat().st_size if weights.exists() else 0
+    if size < needed:
+        raise OSError(28, f"the disk is full ({size} of {needed} bytes were written)")
+
+
 @dataclass(frozen=True)
-class Room:
+class _Room:
     """Where everything of a .bin goes."""
 
     offsets: tuple[int, ...]
@@ -77,7 +161,7 @@ def make_room(
     for offset, mark in found.items():
         grown = stubs[mark].nbytes if first.setdefault(mark, offset) == offset else 0
         growth.append(growth[-1] + grown - STUB_BYTES)
-    room = Room(tuple(found), tuple(growth))
+    room = _Room(tuple(found), tuple(growth))
     places = {mark: room.moved(offset) for mark, offset in first.items()}
     with written.open("rb") as source, target.open("wb") as file:
         size = os.fstat(source.fileno()).st_size
@@ -92,7 +176,7 @@ def make_room(
 
 
 def _edited(
-    xml: bytes, room: Room, found: Mapping[int, bytes], stubs: Mapping[bytes, Stub], places: Mapping[bytes, int]
+    xml: bytes, room: _Room, found: Mapping[int, bytes], stubs: Mapping[bytes, Stub], places: Mapping[bytes, int]
 ) -> bytes:
     pieces, done = [], 0
     for data in _DATA.finditer(xml):

@@ -14,7 +14,7 @@ from typing import Any
 
 import openvino as ov
 
-__all__ = ["OWN_SECTION", "drop_recipe", "is_compressed", "leave_recipe", "read_recipe"]
+__all__ = ["OWN_SECTION", "drop_metadata", "is_compressed", "read_metadata", "write_metadata"]
 
 OWN_SECTION = "weight_compression"
 _NNCF = "nncf"
@@ -23,7 +23,7 @@ _WRITER = "ov-weight-compression"
 _SECTIONS = (OWN_SECTION, _NNCF, "optimum")
 
 
-def read_recipe(model: Any) -> dict[str, Any]:
+def read_metadata(model: Any) -> dict[str, Any]:
     """The sections that are there, as plain JSON types; without that of NNCF where it repeats the package's own."""
     info = model.get_rt_info()
     sections = {section: _plain(info[section]) for section in _SECTIONS if section in info}
@@ -32,7 +32,7 @@ def read_recipe(model: Any) -> dict[str, Any]:
     return sections
 
 
-def leave_recipe(model: Any, own: dict[str, str], nncf: dict[str, Any], version: str) -> None:
+def write_metadata(model: Any, own: dict[str, str], nncf: dict[str, Any], version: str) -> None:
     """Write into a model how it was made: the package's section, and NNCF's with its words."""
     for key, value in own.items():
         _set(model, [OWN_SECTION, key], value)
@@ -44,12 +44,12 @@ def leave_recipe(model: Any, own: dict[str, str], nncf: dict[str, Any], version:
 
 def is_compressed(model: Any) -> bool:
     """Whether a compressor says that it has been here: this package, or NNCF."""
-    recipe = read_recipe(model)
+    recipe = read_metadata(model)
     nncf = recipe.get(_NNCF)
     return OWN_SECTION in recipe or (isinstance(nncf, dict) and OWN_SECTION in nncf)
 
 
-def drop_recipe(model: Any) -> None:
+def drop_metadata(model: Any) -> None:
     """Remove what no longer holds once the weights are floats again: both sections on compression."""
     info = model.get_rt_info()
     if OWN_SECTION in info:

@@ -1,28 +1,56 @@
-"""Threads that work off jobs for one caller.
+"""Threads that work off jobs for one caller. A job is one weight, cut into tasks that threads run in any order.
 
-Whoever wants jobs computed has a crew of its own: one call of `run_all`, or one thread that asks for constants. So
-nothing is shared between callers but the jobs, which are not changed by running them. A crew's threads start with its
+Whoever wants jobs computed has a pool of its own: one call of `run_all`, or one thread that asks for constants. So
+nothing is shared between callers but the jobs, which are not changed by running them. A pool's threads start with its
 first task and end by themselves when they have had nothing to do for a while.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Protocol
 
 from ov_weight_compression.ir_utils.errors import CompressionError, WorkError
-from ov_weight_compression.ir_utils.jobs import Job, Task
 
-__all__ = ["Crew", "Held", "Run"]
+__all__ = ["Held", "Job", "Run", "Task", "WorkerPool", "default_threads"]
+
+Task = Callable[[], None]
 
 Held = Callable[[], AbstractContextManager[object]]
 """What each thread enters for as long as it works: resources that are freed with the last one."""
 
 _IDLE_SECONDS = 0.1
 _IDLE_TIMES = 10  # with a look in between at whether the interpreter ends
+
+
+class Job(Protocol):
+    """One weight's computation. `begin` allocates and cuts; `finish` hands over the parts once every task has run."""
+
+    @property
+    def name(self) -> str:
+        """The weight's, for errors."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held from `begin` until the parts are taken."""
+        ...
+
+    def begin(self) -> tuple[Sequence[Task], Callable[[], dict[str, Any]]]:
+        """The tasks, to be run in any order and thread, and what returns the parts by name after the last."""
+        ...
+
+
+def default_threads() -> int:
+    """Threads to compute with: OMP_NUM_THREADS where it is set, else the processors that this process may use."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    if wanted.isdigit() and int(wanted) > 0:
+        return int(wanted)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Run:
@@ -52,7 +80,7 @@ class Run:
                 self.error.__cause__ = caught
 
 
-class Crew:
+class WorkerPool:
     """Up to `threads` threads for the jobs that are begun here, and then for those of `jobs`.
 
     Tasks are done in the order in which their jobs were begun. `tell` is called in whichever thread finishes a job,
@@ -68,7 +96,7 @@ class Crew:
         self._waiting: deque[Run] = deque()
         self._lock = threading.Lock()
         self._more, self._changed = threading.Condition(self._lock), threading.Condition(self._lock)
-        self._hired = 0
+        self._working = 0
         self._closed = jobs is not None
         self.taken: list[Run] = []
         """The runs of `jobs`, in their order."""
@@ -79,7 +107,7 @@ class Crew:
         with self._lock:
             if run.tasks:
                 self._waiting.append(run)
-                self._hire()
+                self._start_threads()
                 self._more.notify(len(run.tasks))
                 return run
         self._conclude(run)
@@ -88,7 +116,7 @@ class Crew:
     def wait(self, run: Run) -> None:
         """Until a run is over."""
         with self._lock:
-            while not run.over and self._hired:
+            while not run.over and self._working:
                 self._changed.wait()
         if not run.over:  # no thread could be started
             self._work_here(lambda: run.over)
@@ -96,7 +124,7 @@ class Crew:
     def run_all(self) -> list[Run]:
         """Work off all of `jobs`; those that are begun when one has failed are the last."""
         with self._lock:
-            self._hire()
+            self._start_threads()
         try:
             self.join()
             self._work_here(lambda: False)
@@ -125,7 +153,7 @@ class Crew:
     def join(self) -> None:
         """Wait until the threads have ended, which they do without being told only where `jobs` were given."""
         with self._lock:
-            while self._hired:
+            while self._working:
                 self._changed.wait()
 
     def _clear(self) -> None:
@@ -134,14 +162,14 @@ class Crew:
         self._waiting.clear()
         self._jobs = None
 
-    def _hire(self) -> None:
-        while self._hired < self._threads:
+    def _start_threads(self) -> None:
+        while self._working < self._threads:
             thread = threading.Thread(target=self._work, name="ov-weight-compression")
-            self._hired += 1
+            self._working += 1
             try:
                 thread.start()
             except RuntimeError:  # the interpreter ends, or the system has no more threads: those that are there do it
-                self._hired -= 1
+                self._working -= 1
                 return
 
     def _work(self) -> None:
@@ -151,9 +179,9 @@ class Crew:
                     self._do(*piece)
         finally:
             with self._lock:
-                self._hired -= 1
+                self._working -= 1
                 if self._waiting and threading.main_thread().is_alive():  # begun while this thread was leaving
-                    self._hire()
+                    self._start_threads()
                 self._changed.notify_all()
 
     def _work_here(self, done: Callable[[], bool]) -> None:

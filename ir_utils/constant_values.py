@@ -23,18 +23,18 @@ from openvino.utils.postponed_constant import PostponedConstant
 
 from ov_weight_compression.ir_utils.types import Array, Float32
 
-__all__ = ["ConstantValues", "detached", "is_constant"]
+__all__ = ["ConstantValues", "depends_on_constants", "detached"]
 
 _PIECE_ELEMENTS = 1 << 21
 _ALIGN = 1 << 10
 """Pieces begin at multiples of this many rows, so that groups and packed codes are never cut in the middle."""
 
 
-def is_constant(node: ov.Node, depth: int = 24) -> bool:
+def depends_on_constants(node: ov.Node, depth: int = 24) -> bool:
     """Whether a node's output depends on no input and no state of the model."""
     if node.get_type_name() in ("Parameter", "ReadValue", "RandomUniform") or depth == 0:
         return False
-    return all(is_constant(value.get_node(), depth - 1) for value in node.input_values())
+    return all(depends_on_constants(value.get_node(), depth - 1) for value in node.input_values())
 
 
 def detached(output: Any) -> Any:

@@ -24,7 +24,7 @@ from ov_weight_compression.ir_utils.types import Array
 
 __all__ = [
     "MOST",
-    "Kind",
+    "OptionKind",
     "anything",
     "check_model",
     "choice",
@@ -76,7 +76,7 @@ def shown(value: object) -> str:
 
 
 @dataclass(frozen=True)
-class Kind:
+class OptionKind:
     """What an option takes."""
 
     takes: str
@@ -111,7 +111,7 @@ def _refuse_unless(fine: bool) -> None:
         raise ValueError
 
 
-def number(low: float, high: float) -> Kind:
+def number(low: float, high: float) -> OptionKind:
     """A number between two limits, both included."""
 
     def read(value: Any) -> float:
@@ -120,10 +120,10 @@ def number(low: float, high: float) -> Kind:
         _refuse_unless(math.isfinite(found) and low <= found <= high)
         return found
 
-    return Kind(f"a number from {low:g} to {high:g}", read, "float", from_text=_number_from_text)
+    return OptionKind(f"a number from {low:g} to {high:g}", read, "float", from_text=_number_from_text)
 
 
-def count(low: int, high: int = MOST) -> Kind:
+def count(low: int, high: int = MOST) -> OptionKind:
     """A whole number that is neither too small nor too large."""
     limits = f"of at least {low}" if high >= MOST else f"from {low} to {high}"
 
@@ -132,10 +132,10 @@ def count(low: int, high: int = MOST) -> Kind:
         _refuse_unless(low <= found <= high)
         return found
 
-    return Kind(f"a whole number {limits}", read, "int", from_text=whole_from_text)
+    return OptionKind(f"a whole number {limits}", read, "int", from_text=whole_from_text)
 
 
-def group() -> Kind:
+def group() -> OptionKind:
     """A group size: a whole number from 2 up, or -1 for one group a channel."""
 
     def read(value: Any) -> int:
@@ -143,7 +143,7 @@ def group() -> Kind:
         _refuse_unless(found == -1 or 2 <= found <= MOST)
         return found
 
-    return Kind("-1 (per channel) or a whole number of at least 2", read, "int", from_text=whole_from_text)
+    return OptionKind("-1 (per channel) or a whole number of at least 2", read, "int", from_text=whole_from_text)
 
 
 def whole(value: Any) -> int:
@@ -166,27 +166,27 @@ def _number_from_text(text: str) -> object:
         return text
 
 
-def flag() -> Kind:
+def flag() -> OptionKind:
     """True or False."""
 
     def read(value: Any) -> bool:
         _refuse_unless(isinstance(value, (bool, np.bool_)))
         return bool(value)
 
-    return Kind("True or False", read, "bool")
+    return OptionKind("True or False", read, "bool")
 
 
-def word() -> Kind:
+def word() -> OptionKind:
     """A name: some printable text."""
 
     def read(value: Any) -> str:
         _refuse_unless(isinstance(value, str) and 0 < len(value) <= _LONGEST_NAME and value.isprintable())
         return str(value)
 
-    return Kind("a name", read, "str")
+    return OptionKind("a name", read, "str")
 
 
-def shapes() -> Kind:
+def shapes() -> OptionKind:
     """Shapes by the names of inputs."""
 
     def read(value: Any) -> dict[str, tuple[int, ...]]:
@@ -195,15 +195,15 @@ def shapes() -> Kind:
         _refuse_unless(all(0 < size <= MOST for sizes in found.values() for size in sizes))
         return found
 
-    return Kind("a dict of inputs' names and shapes", read, "Mapping[str, Sequence[int]]")
+    return OptionKind("a dict of inputs' names and shapes", read, "Mapping[str, Sequence[int]]")
 
 
-def optional(kind: Kind, name: str, value: object) -> Any:
+def optional(kind: OptionKind, name: str, value: object) -> Any:
     """The value of an option that may be None."""
     return None if value is None else kind.parse(name, value)
 
 
-def path() -> Kind:
+def path() -> OptionKind:
     """A path as text or object."""
 
     def read(value: Any) -> Path:
@@ -213,20 +213,20 @@ def path() -> Kind:
         _refuse_unless(size <= _LONGEST_PATH and all(len(os.fsencode(n)) <= _LONGEST_NAME for n in Path(text).parts))
         return Path(text)
 
-    return Kind("a path", read, "str | PathLike[str]")
+    return OptionKind("a path", read, "str | PathLike[str]")
 
 
-def choice(allowed: Sequence[str]) -> Kind:
+def choice(allowed: Sequence[str]) -> OptionKind:
     """One of some words, in any case."""
 
     def read(value: Any) -> str:
         _refuse_unless(isinstance(value, str) and value.lower() in allowed)
         return str(value).lower()
 
-    return Kind("", read, "str", tuple(allowed))
+    return OptionKind("", read, "str", tuple(allowed))
 
 
-def one_of(kind: type[_E]) -> Kind:
+def one_of(kind: type[_E]) -> OptionKind:
     """A member of an enum: itself, another library's with the same value, or its value in any case."""
 
     def read(value: Any) -> _E:
@@ -236,7 +236,7 @@ def one_of(kind: type[_E]) -> Kind:
         _refuse_unless(isinstance(text, str))
         return next(member for member in kind if text.strip().lower() == str(member.value).lower())
 
-    return Kind("", read, f"{kind.__name__} | str", tuple(str(member.value) for member in kind))
+    return OptionKind("", read, f"{kind.__name__} | str", tuple(str(member.value) for member in kind))
 
 
 def parse_enum(kind: type[_E], value: object, field: str) -> _E:
@@ -249,7 +249,7 @@ def parse_enum(kind: type[_E], value: object, field: str) -> _E:
     return found
 
 
-def table() -> Kind:
+def table() -> OptionKind:
     """A list of finite numbers: a sequence, an array, or a tensor of OpenVINO of whatever type."""
 
     def read(value: Any) -> tuple[float, ...]:
@@ -263,7 +263,7 @@ def table() -> Kind:
     def from_text(text: str) -> object:
         return [_number_from_text(part) for part in text.split(",")]
 
-    return Kind("one list of finite numbers", read, "Sequence[float] | NDArray[Any]", from_text=from_text)
+    return OptionKind("one list of finite numbers", read, "Sequence[float] | NDArray[Any]", from_text=from_text)
 
 
 def table_type(value: Any) -> str | None:
@@ -303,9 +303,9 @@ def _numbers(value: Any) -> Array:
     return tensor_values(value) if isinstance(value, ov.Tensor) else np.asarray(value)
 
 
-def anything(annotation: str) -> Kind:
+def anything(annotation: str) -> OptionKind:
     """What is read later, by those who know more."""
-    return Kind("", lambda value: value, annotation)
+    return OptionKind("", lambda value: value, annotation)
 
 
 def check_model(model: object) -> None:
