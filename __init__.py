@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ov_weight_compression.evaluation import inspect as inspect
     from ov_weight_compression.evaluation import verify as verify
     from ov_weight_compression.passes import Accuracy as Accuracy
+    from ov_weight_compression.passes import Activation as Activation
     from ov_weight_compression.passes import BackupMode as BackupMode
     from ov_weight_compression.passes import CompressionError as CompressionError
     from ov_weight_compression.passes import CompressionWarning as CompressionWarning
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
     from ov_weight_compression.passes import Mode as Mode
     from ov_weight_compression.passes import ModelError as ModelError
     from ov_weight_compression.passes import OptionError as OptionError
+    from ov_weight_compression.passes import Refusal as Refusal
     from ov_weight_compression.passes import Report as Report
+    from ov_weight_compression.passes import Role as Role
     from ov_weight_compression.passes import SensitivityMetric as SensitivityMetric
     from ov_weight_compression.passes import Subgraph as Subgraph
     from ov_weight_compression.passes import WeightCompression as WeightCompression
@@ -39,6 +42,7 @@ __version__ = "0.1.0"
 _EVALUATION = ("Comparison", "ComparisonProtocol", "Inspection", "Verification", "compare", "inspect", "verify")
 _PASSES = (
     "Accuracy",
+    "Activation",
     "BackupMode",
     "CompressionError",
     "CompressionWarning",
@@ -50,7 +54,9 @@ _PASSES = (
     "Mode",
     "ModelError",
     "OptionError",
+    "Refusal",
     "Report",
+    "Role",
     "SensitivityMetric",
     "Subgraph",
     "WeightCompression",

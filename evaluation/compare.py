@@ -48,6 +48,7 @@ from ov_weight_compression.evaluation.samples import Samples, Source, prepare
 from ov_weight_compression.evaluation.windows import Windows, of_inputs, of_windows
 from ov_weight_compression.ir_utils.errors import CompressionError, ModelError, OptionError, WorkError
 from ov_weight_compression.ir_utils.option_kinds import flag, optional, path, word
+from ov_weight_compression.patterns import Roles, parse_roles
 from ov_weight_compression.patterns.graphs import graphs_of
 
 __all__ = ["compare"]
@@ -68,6 +69,7 @@ def compare(
     as_deployed: bool = False,
     layers: bool = True,
     protocol: ComparisonProtocol | None = None,
+    roles: Roles | None = None,
     progress: OnProgress | None = None,
 ) -> Comparison:
     """Say what compression cost.
@@ -87,6 +89,7 @@ def compare(
         as_deployed: with the device's own precision and quantised activations, instead of f32.
         layers: whether to compare weights and layers.
         protocol: what else may be said of windows, batches, made-up inputs and kept logits.
+        roles: what operations of your own make of their weights, as `WeightCompression` takes it.
         progress: called with (stage, done, total or None).
 
     Raises:
@@ -96,7 +99,9 @@ def compare(
         MissingExtraError: a tokenizer needs a package that is not installed.
     """
     place = optional(path(), "tokenizer", tokenizer)
-    request = CompareRequest(window, windows, place, layers, ComparisonProtocol() if protocol is None else protocol)
+    own = None if roles is None else parse_roles(roles)
+    protocol = ComparisonProtocol() if protocol is None else protocol
+    request = CompareRequest(window, windows, place, layers, protocol, own)
     arithmetic = choose(word().parse("device", device), flag().parse("as_deployed", as_deployed))
     with ExitStack() as stack:
         return _compare(open_pair(base, compressed, arithmetic, stack), data, request, progress or _silent)
@@ -236,7 +241,7 @@ def _compare_layers(
     pair: Pair, samples: Samples, request: CompareRequest, progress: OnProgress
 ) -> tuple[tuple[LayerFigures, ...], tuple[FormatFigures, ...]]:
     """Every compressed weight, and all constants by format."""
-    pairs = pair_layers(pair.base.model, pair.compressed.model)
+    pairs = pair_layers(pair.base.model, pair.compressed.model, request.roles)
     figures, energies = [], []
     for number, one in enumerate(pairs):
         progress("weights", number, len(pairs))

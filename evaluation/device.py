@@ -31,7 +31,7 @@ from ov_weight_compression.ir_utils.device_facts import misread
 from ov_weight_compression.ir_utils.errors import WorkError
 from ov_weight_compression.ir_utils.ir_file import openvino_reason
 from ov_weight_compression.passes.device_rules import layer_of
-from ov_weight_compression.patterns import CompressedWeight, Consumer, find_compressed
+from ov_weight_compression.patterns import CompressedWeight, Consumer, Roles, find_compressed
 from ov_weight_compression.patterns.device_layer import cut_rows, layer_kind, single_layer
 from ov_weight_compression.patterns.graphs import graphs_of
 
@@ -149,7 +149,11 @@ class DeviceCheck:
 
 
 def check_device(
-    model: ov.Model, weights: Sequence[CompressedWeight], device: str, whole_elements: int = WHOLE_ELEMENTS
+    model: ov.Model,
+    weights: Sequence[CompressedWeight],
+    device: str,
+    whole_elements: int = WHOLE_ELEMENTS,
+    roles: Roles | None = None,
 ) -> DeviceCheck:
     """Compile a model, or a layer of each kind, and say how each of its compressed weights is executed.
 
@@ -158,6 +162,7 @@ def check_device(
         weights: its compressed weights, as `find_compressed` gives them.
         device: a name that OpenVINO knows: `CPU`, `GPU.1`, `NPU`, …
         whole_elements: compile the whole model if its compressed weights have at most so many elements.
+        roles: those that the weights were found with.
 
     Raises:
         OptionError: there is no such device; the message lists those there are.
@@ -171,7 +176,7 @@ def check_device(
     left = [(number, use) for number, weight in enumerate(weights) for use in range(len(weight.consumers))]
     left = [pair for pair in left if _key(weights[pair[0]], weights[pair[0]].consumers[pair[1]]) not in found]
     if left:
-        methods.append(_layers(model, weights, left, arithmetic, found))
+        methods.append(_layers(model, weights, left, arithmetic, found, roles))
     return DeviceCheck(
         device=device,
         name=_name(device),
@@ -210,9 +215,10 @@ def _layers(
     left: Sequence[tuple[int, int]],
     arithmetic: Arithmetic,
     found: Found,
+    roles: Roles | None,
 ) -> str:
     """Compile one layer of each kind among those that are left, and take the others of its kind to be like it."""
-    copies = find_compressed(model.clone())
+    copies = find_compressed(model.clone(), roles)
     kinds: dict[tuple[object, ...], list[tuple[int, int]]] = {}
     for number, use in left:
         kinds.setdefault(layer_kind(weights[number], weights[number].consumers[use]), []).append((number, use))

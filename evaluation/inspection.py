@@ -17,7 +17,15 @@ from ov_weight_compression.ir_utils.ir_file import read_model
 from ov_weight_compression.ir_utils.metadata import read_metadata
 from ov_weight_compression.ir_utils.model_folder import the_model_of
 from ov_weight_compression.ir_utils.publish import expanded
-from ov_weight_compression.patterns import CompressedWeight, Skip, Weight, find_compressed, find_weights
+from ov_weight_compression.patterns import (
+    CompressedWeight,
+    Roles,
+    Skip,
+    Weight,
+    find_compressed,
+    find_weights,
+    parse_roles,
+)
 from ov_weight_compression.patterns.find import REPORTED_ELEMENTS
 from ov_weight_compression.patterns.graphs import bytes_of, graphs_of
 from ov_weight_compression.patterns.weight import FLOAT_TYPES
@@ -205,7 +213,9 @@ def _total(members: Iterable[Any], field: str) -> int:
     return sum(getattr(one, field) for one in members)
 
 
-def inspect(model: ov.Model | str | PathLike[str], device: str | None = None) -> Inspection:
+def inspect(
+    model: ov.Model | str | PathLike[str], device: str | None = None, *, roles: Roles | None = None
+) -> Inspection:
     """What a model's weights are stored as.
 
         print(inspect("int4/openvino_model.xml", device="CPU"))
@@ -213,6 +223,7 @@ def inspect(model: ov.Model | str | PathLike[str], device: str | None = None) ->
     Args:
         model: an `ov.Model`, which is not changed; an .xml or .onnx file; or a folder with one openvino_*.xml.
         device: look what this device makes of each weight, too; see `check_device`.
+        roles: what operations of your own make of their weights, as `WeightCompression` takes it.
 
     Raises:
         ModelError: the file cannot be read, or the folder holds no model, or several.
@@ -226,12 +237,13 @@ def inspect(model: ov.Model | str | PathLike[str], device: str | None = None) ->
         path = expanded("model", option_kinds.path().parse("model", model))
         path = the_model_of(path) if path.is_dir() else path
         name, read = str(path), read_model(path)
-    found = find_compressed(read)
-    check = check_device(read, found, device) if device is not None else None
+    own = None if roles is None else parse_roles(roles)
+    found = find_compressed(read, own)
+    check = check_device(read, found, device, roles=own) if device is not None else None
     return Inspection(
         model=name,
         weights=_weights(found, check),
-        floats=_floats(*find_weights(read)),
+        floats=_floats(*find_weights(read, roles=own)),
         constants_bytes=sum(bytes_of(node) for graph in graphs_of(read) for node, _ in graph.constants),
         recipe=read_metadata(read),
         device=_told(check) if check is not None else None,

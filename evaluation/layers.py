@@ -33,7 +33,7 @@ from ov_weight_compression.evaluation.format_names import mode_of
 from ov_weight_compression.evaluation.outputs import SignalNoise
 from ov_weight_compression.ir_utils.constant_values import ConstantValues, depends_on_constants
 from ov_weight_compression.ir_utils.types import Float32
-from ov_weight_compression.patterns import CompressedWeight, find_compressed
+from ov_weight_compression.patterns import CompressedWeight, Roles, find_compressed
 from ov_weight_compression.patterns.graphs import graphs_of
 
 __all__ = [
@@ -177,16 +177,16 @@ class FormatFigures:
     weight_snr_db_min: float | None
 
 
-def pair_layers(base: ov.Model, compressed: ov.Model) -> list[PairedLayer]:
-    """Every compressed weight, in graph order, with its original."""
+def pair_layers(base: ov.Model, compressed: ov.Model, roles: Roles | None = None) -> list[PairedLayer]:
+    """Every compressed weight, in graph order, with its original; `roles` as `find_compressed` takes them."""
     nodes: dict[tuple[str, str], ov.Node] = {}
-    constants: dict[str, ov.Node] = {one.name: one.end for one in find_compressed(base)}
+    constants: dict[str, ov.Node] = {one.name: one.end for one in find_compressed(base, roles)}
     for graph in graphs_of(base):
         for node, kind in zip(graph.operations, graph.types, strict=True):
             nodes.setdefault((graph.path, node.get_friendly_name()), node)
             if kind == "Constant":
                 constants.setdefault(node.get_friendly_name(), node)
-    return [_pair(weight, nodes, constants) for weight in find_compressed(compressed)]
+    return [_pair(weight, nodes, constants) for weight in find_compressed(compressed, roles)]
 
 
 def _pair(

@@ -10,6 +10,7 @@ from pathlib import Path
 from ov_weight_compression.evaluation.windows import Cut
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.option_kinds import count, flag, optional, path, shapes, shown
+from ov_weight_compression.patterns import Roles
 
 __all__ = ["CompareRequest", "ComparisonProtocol"]
 
@@ -71,6 +72,7 @@ class CompareRequest:
     tokenizer: Path | None = None
     layers: bool = True
     protocol: ComparisonProtocol = field(default_factory=ComparisonProtocol)
+    roles: Roles | None = None
 
     def __post_init__(self) -> None:
         optional(count(2), "window", self.window)

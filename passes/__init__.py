@@ -13,10 +13,11 @@ from ov_weight_compression.passes.decompress import DecompressWeights, apply_wei
 from ov_weight_compression.passes.modes import Accuracy, BackupMode, Device, GroupSizeFallback, Mode, SensitivityMetric
 from ov_weight_compression.passes.report import Report
 from ov_weight_compression.passes.weight_compression import WeightCompression, apply_weight_compression
-from ov_weight_compression.patterns import IgnoredScope, Subgraph
+from ov_weight_compression.patterns import Activation, IgnoredScope, Refusal, Role, Subgraph
 
 __all__ = [
     "Accuracy",
+    "Activation",
     "BackupMode",
     "CompressionError",
     "CompressionWarning",
@@ -28,7 +29,9 @@ __all__ = [
     "Mode",
     "ModelError",
     "OptionError",
+    "Refusal",
     "Report",
+    "Role",
     "SensitivityMetric",
     "Subgraph",
     "WeightCompression",

@@ -28,24 +28,25 @@ __all__ = ["attach"]
 
 
 def attach(weight: Weight, adapters: StoredAdapters, pipeline: Pipeline, lazy: bool, tells: bool = False) -> None:
-    """Add adapters beside the only layer of `weight`, a MatMul whose weight may be either input.
+    """Add adapters beside the only layer of `weight`, whose channels may be the last dimension or the one before.
 
     With `lazy` the pipeline reads the constants from where the adapters are kept when the model is saved or compiled.
     `tells`: by these adapters OpenVINO recognises that the model is compressed (see `telltale`).
     """
-    layer, port = weight.consumers[0].node, weight.consumers[0].port
-    name, flags = str(layer.get_friendly_name()), layer.get_attributes()
-    x = layer.input_value(1 - port)
+    layer, meets, x = weight.consumers[0].node, weight.consumers[0].activation, weight.consumers[0].input
+    assert meets is not None, "see lora.obstacle"
+    assert x is not None
+    name, last = str(layer.get_friendly_name()), meets.reduction == (-1,)
     parts = adapter_parts(weight, adapters.down.codes.shape[0])
     down, up = (
         _matrix(_lazy(stored, side, f"{name}/lora_{letter}", pipeline), x.get_element_type(), lazy, tells)
         for stored, side, letter in zip((adapters.down, adapters.up), parts, "AB", strict=True)
     )
-    if port == 1:
-        thin = ops.matmul(x, down, flags["transpose_a"], True)
+    if meets.output == (-1,):
+        thin = ops.matmul(x, down, not last, True)
         correction = ops.matmul(thin, up, False, True)
     else:
-        thin = ops.matmul(down, x, False, flags["transpose_b"])
+        thin = ops.matmul(down, x, False, last)
         correction = ops.matmul(up, thin, False, False)
     readers = list(layer.output(0).get_target_inputs())
     total = ops.add(layer, correction)

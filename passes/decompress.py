@@ -30,7 +30,7 @@ from ov_weight_compression.ir_utils.option_kinds import OptionKind, check_model,
 from ov_weight_compression.ir_utils.pipeline import Pipeline
 from ov_weight_compression.ir_utils.types import Array
 from ov_weight_compression.ir_utils.worker_pool import Task
-from ov_weight_compression.patterns import CompressedWeight, find_compressed
+from ov_weight_compression.patterns import CompressedWeight, Roles, find_compressed, parse_roles
 from ov_weight_compression.patterns.graphs import graphs_of, is_postponed
 
 __all__ = ["DecompressWeights", "Decompressed", "apply_weight_decompression"]
@@ -63,6 +63,7 @@ class DecompressWeights(ModelPass):
         dtype: `"f16"` or `"f32"`; by default the type that each weight's own chain computes in, f16 for most. With
             `"f16"` a weight whose values might lie beyond its range (65504) becomes f32 all the same.
         lazy: False computes everything now and inserts plain constants.
+        roles: what operations of your own make of their weights, as `WeightCompression` takes it.
 
     Attributes:
         weights: what has become of each compressed weight, after the pass has run.
@@ -71,15 +72,16 @@ class DecompressWeights(ModelPass):
         OptionError: another dtype.
     """
 
-    def __init__(self, dtype: str | None = None, lazy: bool = True) -> None:
+    def __init__(self, dtype: str | None = None, lazy: bool = True, *, roles: Roles | None = None) -> None:
         super().__init__()
         self.dtype: str | None = None if dtype is None else _DTYPE.parse("dtype", dtype)
         self.lazy: bool = flag().parse("lazy", lazy)
+        self.roles: Roles | None = None if roles is None else parse_roles(roles)
         self.weights: tuple[Decompressed, ...] = ()
 
     def run_on_model(self, model: Any) -> bool:
         """Rewrite `model` in place; whether anything changed."""
-        found = find_compressed(model)
+        found = find_compressed(model, self.roles)
         mappings = FileMappings()
         pipeline = Pipeline()
         replaced = [_FloatWeight(one, self._type_of(one), mappings) for one in found]
@@ -108,7 +110,9 @@ class DecompressWeights(ModelPass):
         return "f16" if _bound(weight) <= _F16_MAX else "f32"
 
 
-def apply_weight_decompression(model: ov.Model, dtype: str | None = None, lazy: bool = True) -> ov.Model:
+def apply_weight_decompression(
+    model: ov.Model, dtype: str | None = None, lazy: bool = True, *, roles: Roles | None = None
+) -> ov.Model:
     """Make the compressed weights of a model float constants, in place, and return it; see `DecompressWeights`.
 
     Raises:
@@ -116,7 +120,7 @@ def apply_weight_decompression(model: ov.Model, dtype: str | None = None, lazy: 
         WorkError: a weight could not be computed (with `lazy=False`; otherwise when saving or compiling does it).
     """
     check_model(model)
-    DecompressWeights(dtype, lazy).run_on_model(model)
+    DecompressWeights(dtype, lazy, roles=roles).run_on_model(model)
     return model
 
 

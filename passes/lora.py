@@ -2,8 +2,8 @@
 
     y = x Wᵀ            becomes            y = x Qᵀ + (x Aᵀ) Bᵀ,        A [rank, in], B [rows, rank], both in 8 bits
 
-A layer has them beside it if it is a MatMul that has a weight of 4 bits or fewer to itself. For everything else the
-report says why not.
+A layer has them beside it if it multiplies its input with a weight of 4 bits or fewer that it has to itself. For
+everything else the report says why not.
 """
 
 from __future__ import annotations
@@ -76,8 +76,10 @@ def obstacle(weight: Weight) -> str:
         return "several layers read the weight"
     if weight.kind is Kind.EXPERTS:
         return "experts side by side"
-    if layer.node.get_type_name() != "MatMul":
+    if layer.activation is None:
         return f"a {layer.node.get_type_name()} reads the weight"
+    if any(dims not in ((-1,), (-2,)) for dims in (layer.activation.reduction, layer.activation.output)):
+        return "its channels are not one of the last two dimensions"
     if sum(weight.shape[axis] > 1 for axis in (*weight.channel_axes, *weight.batch_axes)) > 1:
         return "its output channels lie on several axes"
     if weight.input_axes != weight.reduction_axes:

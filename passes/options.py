@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from difflib import get_close_matches
 from enum import Enum
-from functools import wraps
+from functools import lru_cache, wraps
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -50,7 +50,7 @@ from ov_weight_compression.passes.modes import (
 )
 from ov_weight_compression.passes.rules import Rule, parse_rules
 from ov_weight_compression.passes.tuning import Tuning
-from ov_weight_compression.patterns import GivenSources, IgnoredScope, given_sources
+from ov_weight_compression.patterns import GivenSources, IgnoredScope, Roles, given_sources, parse_roles
 from ov_weight_compression.quantization.formats import CODEBOOK_TYPES, FORMATS, Format, with_codebook
 from ov_weight_compression.quantization.lloyd import stand_in
 
@@ -124,10 +124,10 @@ def _read_format(value: Any) -> str:
 
 _SEARCH = OptionKind("'auto', 'off' or a number of candidates up to 256", _read_search, "str | int")
 _RULES = OptionKind("a list of (pattern, mode) pairs", parse_rules, "RulesLike")
+_ROLES = OptionKind("", parse_roles, "Roles")
+_stand_in = lru_cache(maxsize=8)(stand_in)
 _SCOPE = OptionKind("", IgnoredScope.of, "Any")
-_SOURCES = OptionKind(
-    "a mapping from the names of weights to their sources, or a function", given_sources, "GivenSources"
-)
+_SOURCES = OptionKind("a mapping from weights' names to their sources, or a function", given_sources, "GivenSources")
 
 _WITH_TABLE = Need(
     lambda options: options.uses(Mode.CODEBOOK) or options.uses(Mode.ADAPTIVE_CODEBOOK),
@@ -177,6 +177,7 @@ class Options:
     )
     min_adjusted_group_size: int = declared(16, count(2), "the smallest group that a group size is adjusted to")
     rules: tuple[Rule, ...] = declared((), _RULES, "what particular weights get, by name", flag=None)
+    roles: Roles | None = declared(None, _ROLES, "what operations of one's own make of their weights", flag=None)
     scale_search: str | int = declared(
         "auto", _SEARCH, "better scales for 4 bits and fewer: auto, off, or a number of candidates", recorded="always"
     )
@@ -339,6 +340,8 @@ def _told(value: Any) -> str:
     if isinstance(value, IgnoredScope):
         parts = [(part.name, getattr(value, part.name)) for part in fields(value)]
         return "; ".join(f"{name}={own}" for name, own in parts if own)
+    if isinstance(value, Mapping):
+        return "; ".join(f"{operation}:{port}" for operation, port in value)
     if isinstance(value, tuple):
         return "; ".join(map(str, value))
     return str(value) if isinstance(value, (str, bool, int, float)) else type(value).__name__

@@ -29,7 +29,7 @@ from ov_weight_compression.ir_utils.constant_values import ConstantValues
 from ov_weight_compression.ir_utils.device_facts import CHECKED, is_checked
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.types import Array
-from ov_weight_compression.patterns import CompressedWeight, Consumer, find_compressed
+from ov_weight_compression.patterns import CompressedWeight, Consumer, Roles, find_compressed
 from ov_weight_compression.patterns.device_layer import layer_kind, single_layer
 
 __all__ = ["Check", "Run", "Verification", "verify"]
@@ -127,7 +127,14 @@ class Verification:
         return "\n".join(lines)
 
 
-def verify(model: ov.Model, device: str = "CPU", *, every: bool = False, run: Run | None = None) -> Verification:
+def verify(
+    model: ov.Model,
+    device: str = "CPU",
+    *,
+    every: bool = False,
+    run: Run | None = None,
+    roles: Roles | None = None,
+) -> Verification:
     """Run the layers with compressed weights on a device, and compare with numpy on the stored constants.
 
         print(verify(openvino.Core().read_model("int4/openvino_model.xml")))
@@ -137,13 +144,14 @@ def verify(model: ov.Model, device: str = "CPU", *, every: bool = False, run: Ru
         device: a name that OpenVINO knows.
         every: run each layer, not one of each kind (operation, format, group, channels).
         run: what runs a layer in place of the device.
+        roles: what operations of your own make of their weights, as `WeightCompression` takes it.
 
     Raises:
         OptionError: there is no such device.
     """
     arithmetic = _arithmetic(device) if run is None else _ARITHMETIC
     runner = run or _runner(device)
-    weights = find_compressed(model.clone())
+    weights = find_compressed(model.clone(), roles)
     kinds: dict[object, list[tuple[CompressedWeight, Consumer]]] = {}
     for number, weight in enumerate(weights):
         for use, consumer in enumerate(weight.consumers):

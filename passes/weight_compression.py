@@ -43,7 +43,7 @@ from ov_weight_compression.passes.rewrite import equal_weights, rewrite
 from ov_weight_compression.passes.rules import RulesLike
 from ov_weight_compression.passes.smoothing import Smoothing
 from ov_weight_compression.passes.telltale import with_telltale
-from ov_weight_compression.patterns import GivenSources, Weight, find_weights, sources_of
+from ov_weight_compression.patterns import GivenSources, Roles, Weight, find_weights, sources_of
 from ov_weight_compression.quantization.kernels import kept_kernels
 from ov_weight_compression.quantization.sensitivity import sensitivity
 
@@ -73,6 +73,9 @@ class WeightCompression(ModelPass):
             power of two that does, else 8 bits per channel; `"ignore"` leaves them alone; `"error"` raises.
         min_adjusted_group_size: the smallest group that `"adjust"` takes, 16.
         rules: what particular weights get, by name; see `ov_weight_compression.passes.rules`.
+        roles: what operations of your own make of their weights, by type name and port, such as
+            `{("MyLinear", 1): Role(channel=(0,), reduction=(1,), activation=Activation(port=0))}`; see
+            `ov_weight_compression.patterns.roles`.
         scale_search: `"auto"` (default) looks for better scales than absmax and min–max in formats of 4 bits and fewer;
             `"off"` does not; a number says how many candidates.
         codebook, codebook_type: the table of `mode="codebook"`, 2 to 65536 values, and the type that it is stored in:
@@ -129,6 +132,7 @@ class WeightCompression(ModelPass):
         group_size_fallback: GroupSizeFallback | str | None = None,
         min_adjusted_group_size: int = 16,
         rules: RulesLike = (),
+        roles: Roles | None = None,
         scale_search: str | int = "auto",
         dataset: Any = None,
         accuracy: Accuracy | str | None = None,
@@ -205,11 +209,11 @@ class WeightCompression(ModelPass):
             if jobs:
                 _leave_recipe(model, self._report, self.options)
             if self.options.verify:
-                _verify(model, self.options.device)
+                _verify(model, self.options.device, self.options.roles)
             return bool(jobs)
 
     def _decide(self, model: Any) -> tuple[_Run, Plan]:
-        weights, skips = find_weights(model, self.options.ignored_scope)
+        weights, skips = find_weights(model, self.options.ignored_scope, self.options.roles)
         run = _Run(model, self.options, weights)
         again = self.options.ratio < 1 and _says_the_same(model, self.options.recipe())
         plan = make_plan(weights, skips, self.options, run.scan, run.sensitivity, shared_out=again)
@@ -232,6 +236,7 @@ def apply_weight_compression(
     group_size_fallback: GroupSizeFallback | str | None = None,
     min_adjusted_group_size: int = 16,
     rules: RulesLike = (),
+    roles: Roles | None = None,
     scale_search: str | int = "auto",
     dataset: Any = None,
     accuracy: Accuracy | str | None = None,
@@ -409,10 +414,10 @@ class _Run:
             return list(pool.map(function, parts))
 
 
-def _verify(model: ov.Model, device: Device | None) -> None:
+def _verify(model: ov.Model, device: Device | None, roles: Roles | None) -> None:
     from ov_weight_compression.passes.verify import verify
 
-    found = verify(model, device.value if device is not None else "CPU")
+    found = verify(model, device.value if device is not None else "CPU", roles=roles)
     if not found.ok:
         more = f" (and {len(found.wrong) - 1} more)" if len(found.wrong) > 1 else ""
         raise WorkError(f"verify: {found.device} does not compute what the weights say: {found.wrong[0]}{more}")

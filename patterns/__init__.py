@@ -5,7 +5,7 @@ from ov_weight_compression.patterns.find import find_weights
 from ov_weight_compression.patterns.ignored import IgnoredScope, Subgraph
 from ov_weight_compression.patterns.importance import NormGain, RowNormProduct, RowNorms, importance_sources
 from ov_weight_compression.patterns.matching import matching
-from ov_weight_compression.patterns.roles import Activation, Kind, Refusal, Role, Roles
+from ov_weight_compression.patterns.roles import Activation, Kind, Refusal, Role, Roles, parse_roles
 from ov_weight_compression.patterns.weight import Consumer, Skip, Weight
 from ov_weight_compression.patterns.weight_values import GivenSources, Sources, given_sources, sources_of
 
@@ -31,5 +31,6 @@ __all__ = [
     "given_sources",
     "importance_sources",
     "matching",
+    "parse_roles",
     "sources_of",
 ]

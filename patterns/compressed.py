@@ -29,7 +29,7 @@ from ov_weight_compression.patterns.chain import (
 )
 from ov_weight_compression.patterns.follow import Use, follow
 from ov_weight_compression.patterns.graphs import Graph, bytes_of, graphs_of
-from ov_weight_compression.patterns.roles import Kind, Refusal, Role, demanding
+from ov_weight_compression.patterns.roles import Kind, Refusal, Role, Roles, demanding, with_roles
 from ov_weight_compression.patterns.views import own_view
 from ov_weight_compression.patterns.weight import Consumer
 
@@ -120,38 +120,39 @@ class CompressedWeight:
         return self.storage in FLOAT8_TYPES and self.group_size == -1 and self.scale_type != "f8e8m0"
 
 
-def find_compressed(model: ov.Model) -> list[CompressedWeight]:
-    """Every weight of `model` and of the bodies inside it that is stored compressed, in graph order."""
-    graphs = graphs_of(model)
-    found = [(graph.place(one.consumers[0].node), one) for graph in graphs for one in compressed_in(graph)]
+def find_compressed(model: ov.Model, roles: Roles | None = None) -> list[CompressedWeight]:
+    """Every weight of `model` and of the bodies inside it that is stored compressed, in graph order; `roles` are rows
+    for operations that the table of roles does not know."""
+    graphs, table = graphs_of(model), with_roles(roles)
+    found = [(graph.place(one.consumers[0].node), one) for graph in graphs for one in compressed_in(graph, table)]
     found.sort(key=lambda entry: entry[0])
     return [one for _, one in found]
 
 
-def compressed_in(graph: Graph) -> list[CompressedWeight]:
+def compressed_in(graph: Graph, roles: Roles) -> list[CompressedWeight]:
     """The compressed weights of one level of a model."""
     candidates = STORAGE_TYPES | INDEX_TYPES
     found: list[CompressedWeight] = []
     for constant, element_type in graph.constants:
         if element_type in candidates and len(constant.shape) > 0:
-            found += _chains(graph, constant, element_type)
+            found += _chains(graph, constant, element_type, roles)
     return found
 
 
-def _chains(graph: Graph, codes: ov.Node, storage: str) -> Iterator[CompressedWeight]:
+def _chains(graph: Graph, codes: ov.Node, storage: str, roles: Roles) -> Iterator[CompressedWeight]:
     """The chains that start at one constant: one, unless several layers decompress it each for itself."""
     for target in codes.output(0).get_target_inputs():
         node = target.get_node()
         if target.get_index() == 0 and node.get_type_name() == "Convert" and node in graph.position:
             chain = Chain(codes, [node])
             if extend(chain, storage):
-                yield from _settle(graph, chain)
+                yield from _settle(graph, chain, roles)
 
 
-def _settle(graph: Graph, chain: Chain) -> Iterator[CompressedWeight]:
+def _settle(graph: Graph, chain: Chain, roles: Roles) -> Iterator[CompressedWeight]:
     """The compressed weight, if a layer reads the end of the chain as one."""
     shape = tuple(chain.last.get_output_partial_shape(0).to_shape())
-    live = [use for use in follow(chain.last, own_view(shape)) if use.node in graph.position]
+    live = [use for use in follow(chain.last, own_view(shape), roles) if use.node in graph.position]
     live.sort(key=lambda use: (graph.position[use.node], use.port))
     uses: list[tuple[Use, Role]] = [(use, use.role) for use in live if isinstance(use.role, Role)]
     if not uses:

@@ -29,7 +29,7 @@ from ov_weight_compression.patterns.compressed import CompressedWeight, compress
 from ov_weight_compression.patterns.follow import Use, follow, reshaped
 from ov_weight_compression.patterns.graphs import BODY_OPERATIONS, Graph, bytes_of, graphs_of, is_postponed
 from ov_weight_compression.patterns.ignored import IgnoredScope
-from ov_weight_compression.patterns.roles import RECURRENT, Kind, Refusal, Role, demanding
+from ov_weight_compression.patterns.roles import RECURRENT, Kind, Refusal, Role, Roles, demanding, with_roles
 from ov_weight_compression.patterns.views import View, own_view, pieces_of
 from ov_weight_compression.patterns.weight import FLOAT_TYPES, Consumer, Skip, Weight
 
@@ -45,7 +45,9 @@ _TINY_ELEMENTS = 64
 _INT8_OVERHEAD = 3  # bytes per row: an f16 scale and a u8 zero point
 
 
-def find_weights(model: ov.Model, ignored: object = None) -> tuple[list[Weight], list[Skip]]:
+def find_weights(
+    model: ov.Model, ignored: object = None, roles: Roles | None = None
+) -> tuple[list[Weight], list[Skip]]:
     """Every weight of `model` and of the bodies inside it, in graph order, and every constant that is left alone.
 
     The fp8 weights of a checkpoint count as weights, unless the model says that it was compressed. A
@@ -56,6 +58,7 @@ def find_weights(model: ov.Model, ignored: object = None) -> tuple[list[Weight],
     Args:
         model: any model; compressed ones too.
         ignored: what to leave alone: an `IgnoredScope`, one of NNCF's, a dict of its fields, or a list of names.
+        roles: rows for operations that `ROLES` does not know, or not so.
 
     Raises:
         OptionError: the ignored scope names something that is not in the model, or cannot be read.
@@ -64,8 +67,8 @@ def find_weights(model: ov.Model, ignored: object = None) -> tuple[list[Weight],
     scope = IgnoredScope.of(ignored)
     later = _ambiguous(scope.names, graphs) if scope else {}
     rules = scope.resolve(graphs, later) if scope else {}
-    sources = not is_compressed(model)
-    found = [entry for graph in graphs for entry in _settle(graph, rules, sources)]
+    sources, table = not is_compressed(model), with_roles(roles)
+    found = [entry for graph in graphs for entry in _settle(graph, rules, sources, table)]
     found.sort(key=lambda entry: entry.place)
     _name(found)
     if scope:
@@ -112,15 +115,15 @@ class _Found:
     result: Weight | Skip
 
 
-def _settle(graph: Graph, rules: dict[str, str], sources: bool) -> Iterator[_Found]:
+def _settle(graph: Graph, rules: dict[str, str], sources: bool, roles: Roles) -> Iterator[_Found]:
     """What becomes of every constant of one level that needs a mention."""
     parts: dict[ov.Node, str] = {}
     told: set[ov.Node] = set()
-    for one in compressed_in(graph):
+    for one in compressed_in(graph, roles):
         consumer = one.consumers[0]
         layers = [graph.place(other.node) for other in one.consumers]
         if sources and one.is_fp8_source:
-            yield _Found(layers[0], layers, _fp8_source(graph, one, rules))
+            yield _Found(layers[0], layers, _fp8_source(graph, one, rules, roles))
             told.update(one.constants)
             continue
         reason = f"already compressed ({one.format})"
@@ -130,7 +133,7 @@ def _settle(graph: Graph, rules: dict[str, str], sources: bool) -> Iterator[_Fou
     for constant, element_type in graph.constants:
         if element_type not in FLOAT_TYPES or not constant.shape or constant in told:
             continue
-        candidate = _Candidate.of(graph, constant, element_type)
+        candidate = _Candidate.of(graph, constant, element_type, roles)
         if candidate.layers or candidate.elements >= REPORTED_ELEMENTS:
             known = parts.get(constant) or (_POSTPONED if is_postponed(constant) else None)
             result = Refusal(known) if known else _judge(candidate, rules)
@@ -188,11 +191,12 @@ class _Candidate:
     """Those of the uses that are operations which take weights."""
 
     @classmethod
-    def of(cls, graph: Graph, constant: ov.Node, element_type: str) -> _Candidate:
+    def of(cls, graph: Graph, constant: ov.Node, element_type: str, roles: Roles) -> _Candidate:
         """Follow a constant. Operations that no result of the model depends on do not count."""
         end = reshaped(constant, graph.position)
         shape = tuple(end.shape)
-        uses = [_settled(use, graph) for use in follow(end, own_view(shape)) if use.node in graph.position]
+        read = [use for use in follow(end, own_view(shape), roles) if use.node in graph.position]
+        uses = [_settled(use, graph) for use in read]
         uses.sort(key=lambda use: (graph.position[use.node], use.port))
         return cls(graph, constant, end, element_type, shape, uses, [use for use in uses if use.role is not None])
 
@@ -360,12 +364,12 @@ def _weight(candidate: _Candidate, readings: list[tuple[Use, Role, _Axes]]) -> W
     )
 
 
-def _fp8_source(graph: Graph, one: CompressedWeight, rules: dict[str, str]) -> Weight | Skip:
+def _fp8_source(graph: Graph, one: CompressedWeight, rules: dict[str, str], roles: Roles) -> Weight | Skip:
     """The weight that an fp8 source is, or why it is left alone; `rules` as `judge` takes them.
 
     Its `constant` is the operation whose output stands for the float weight, behind any Reshape of blocks.
     """
-    candidate = _Candidate.of(graph, one.end, one.storage)
+    candidate = _Candidate.of(graph, one.end, one.storage, roles)
     if one.name in rules:
         found: Weight | Refusal = Refusal(f"ignored: {rules[one.name]}")
     else:

@@ -22,9 +22,23 @@ from enum import Enum
 import openvino as ov
 
 from ov_weight_compression.ir_utils.errors import OptionError
+from ov_weight_compression.ir_utils.option_kinds import shown
 from ov_weight_compression.patterns.graphs import dimensions
 
-__all__ = ["RECURRENT", "ROLES", "Activation", "Kind", "Refusal", "Role", "RoleRow", "Roles", "demanding", "role_of"]
+__all__ = [
+    "RECURRENT",
+    "ROLES",
+    "Activation",
+    "Kind",
+    "Refusal",
+    "Role",
+    "RoleRow",
+    "Roles",
+    "demanding",
+    "parse_roles",
+    "role_of",
+    "with_roles",
+]
 
 RECURRENT = frozenset(f"{cell}{form}" for cell in ("LSTM", "GRU", "RNN", "AUGRU") for form in ("Cell", "Sequence"))
 
@@ -62,7 +76,8 @@ class Activation:
     """Its dimensions that number what the weight's batch dimensions number, in their order. An activation without
     them is the same for all."""
     output: tuple[int, ...] = (-1,)
-    """The dimensions of the layer's output that the weight's channels become, in their order."""
+    """The dimensions of the layer's output that the weight's channels become, in their order. Its other dimensions are
+    those of the activation that are not summed over, in their order."""
 
     def __post_init__(self) -> None:
         for name in ("reduction", "batch", "output"):
@@ -124,18 +139,34 @@ def role_of(roles: Roles, node: ov.Node, port: int, shape: tuple[int, ...]) -> R
     an operation that is in no row."""
     kind = node.get_type_name()
     row = roles.get((kind, port))
-    found = row(node, port, shape) if callable(row) else row
-    if not isinstance(found, Role):
+    found: object = row(node, port, shape) if callable(row) else row
+    if found is None or isinstance(found, Refusal):
         return found
-    if found.rank != len(shape):
-        return Refusal(f"its role in {kind} is one of {found.rank} dimensions, it has {len(shape)}")
-    if found.activation is not None:
-        sizes = dimensions(node.input_value(found.activation.port))
-        for own, other in zip(found.reduction, found.activation.reduction, strict=True):
-            size = None if sizes is None else sizes[other] if -other <= len(sizes) else 0
-            if size not in (None, shape[own]):
-                return Refusal(f"{kind} sums over {shape[own]} of its channels, and the activation has {size} there")
-    return found
+    if not isinstance(found, Role):
+        raise OptionError(f"roles[{kind!r}, {port}]: must return a Role or a Refusal, got {shown(found)}")
+    misfit = _misfit(found, node, shape)
+    return found if misfit is None else Refusal(f"its role in {kind} does not fit: {misfit}")
+
+
+def _misfit(role: Role, node: ov.Node, shape: tuple[int, ...]) -> str | None:
+    """What speaks against a role, as far as sizes are known; None where nothing does."""
+    if role.rank != len(shape):
+        return f"it is one of {role.rank} dimensions, and the weight has {len(shape)}"
+    meets = role.activation
+    if meets is None:
+        return None
+    if meets.port >= node.get_input_size():
+        return f"there is no input {meets.port} that the weight could meet"
+    for what, value, dims, own in (
+        ("activation", node.input_value(meets.port), meets.reduction, role.reduction),
+        ("output", node.output(0), meets.output, role.channel),
+    ):
+        sizes = dimensions(value)
+        for dim, axis in zip(dims, own, strict=True) if sizes is not None else ():
+            size = sizes[dim] if sizes is not None and -dim <= len(sizes) else 0
+            if size not in (None, shape[axis]):
+                return f"the {what} has {size} channels there, and the weight {shape[axis]}"
+    return None
 
 
 def _matmul(node: ov.Node, port: int, shape: tuple[int, ...]) -> Role | Refusal:
@@ -209,6 +240,8 @@ ROLES: Roles = {
     ("GroupConvolutionBackpropData", 1): _convolution((0,), 2),
 }
 
+_EXAMPLE = "{('MyLinear', 1): Role(channel=(0,), reduction=(1,))}"
+
 _PASSED = frozenset({"Transpose", "Concat", "Multiply", "Convert", "Reshape", "Unsqueeze", "Squeeze"})
 _DEPTH = 5
 
@@ -243,3 +276,30 @@ def _makes_positions(node: ov.Node) -> bool:
             return False
         front = following
     return False
+
+
+def with_roles(given: Roles | None) -> Roles:
+    """The table with rows of a caller's own, which count before those that are there."""
+    return ROLES if not given else {**ROLES, **given}
+
+
+def parse_roles(value: object) -> Roles:
+    """A caller's rows, checked.
+
+    Raises:
+        OptionError: it is no mapping, or one of its keys or rows cannot be.
+    """
+    if not isinstance(value, Mapping):
+        raise OptionError(f"roles: must be a dict, as in {_EXAMPLE}, got {shown(value)}")
+    for key, row in value.items():
+        operation, port = key if isinstance(key, tuple) and len(key) == 2 else (None, None)
+        if not isinstance(operation, str) or not isinstance(port, int) or isinstance(port, bool) or port < 0:
+            raise OptionError(f"roles: {shown(key)} is no operation's type name and port, as in {_EXAMPLE}")
+        if not isinstance(row, Role) and not callable(row):
+            raise OptionError(
+                f"roles[{operation!r}, {port}]: must be a Role, or a function that returns one or a "
+                f"Refusal, got {shown(row)}"
+            )
+        if isinstance(row, Role) and row.activation is not None and row.activation.port == port:
+            raise OptionError(f"roles[{operation!r}, {port}]: the activation's port is the weight's own, {port}")
+    return dict(value)
