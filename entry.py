@@ -19,10 +19,20 @@ _AGAIN_SECONDS = 0.02
 
 def main() -> int:
     """Run the command with the arguments of the process and return its exit code."""
-    for name in _WORDS:
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, _end)
+    numbers = [number for number in map(_number, _WORDS) if number is not None]
+    handled = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+    for number in handled:
+        signal.signal(number, _end)
+    from ov_weight_compression.cli.supervisor import supervised
+
+    return supervised(_run, handled)
+
+
+def _number(name: str) -> int | None:
+    return getattr(signal, name, None)
+
+
+def _run() -> int:
     from ov_weight_compression.cli import main as run
 
     for stream in (sys.stdout, sys.stderr):
@@ -33,6 +43,9 @@ def main() -> int:
 
 def done() -> None:
     """What was asked for has its place: a signal comes too late to take it back, and the process ends in a moment."""
+    from ov_weight_compression.ir_utils.journal import note
+
+    note("done", "")
     for name in _WORDS:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is _end:

@@ -11,6 +11,7 @@ from xml.etree.ElementTree import ParseError, iterparse
 import openvino as ov
 
 from ov_weight_compression.ir_utils.errors import ModelError, WorkError
+from ov_weight_compression.ir_utils.journal import note
 from ov_weight_compression.ir_utils.option_kinds import one_line
 from ov_weight_compression.ir_utils.publish import mend
 
@@ -104,6 +105,7 @@ def read_model(path: str | Path) -> ov.Model:
     if path.suffix.lower() == ".xml":
         _check_head(path)
         _check_weights(path)
+    note("reads", path)
     try:
         return ov.Core().read_model(path) if path.suffix.lower() == ".xml" else _read_onnx(path)
     except Exception as error:  # RuntimeError, those of the frontends, and text in them that is no UTF-8

@@ -36,6 +36,7 @@ from types import TracebackType
 
 from ov_weight_compression.ir_utils import option_kinds
 from ov_weight_compression.ir_utils.errors import OptionError, WorkError
+from ov_weight_compression.ir_utils.journal import note
 from ov_weight_compression.ir_utils.swapping import (
     BEGUN,
     PATIENCE,
@@ -84,6 +85,9 @@ class Publication:
         _open.add(self)
         try:
             self._made = _make_folder(target.parent)
+            for folder in self._made:
+                note("made", folder)
+            note("writes", target)
             with turn(target.parent):
                 _sweep(target, self._names)
                 self._folder.mkdir()
@@ -172,6 +176,7 @@ class TemporaryFolder:
     def __init__(self) -> None:
         _sweep_temporary()
         self.path = Path(tempfile.mkdtemp(prefix=_TEMPORARY))
+        note("temporary", self.path)
         self._lock = hold(self.path)
         _open.add(self)
 

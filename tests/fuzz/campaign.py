@@ -2,7 +2,8 @@
 
 A part of the campaign gives the command of a worker, which checks the cases `first` up to `stop` and prints a JSON line
 when it starts one and when it has ended it. A worker that dies, or is silent for too long, has failed in the case that
-it was at: that is recorded as a failure of its own kind, and the next worker goes on behind it.
+it was at: that is recorded as a failure of its own kind, and the next worker goes on behind it. Where the part has a
+way to check a case apart, in a process of its own, a case that a worker has died in is checked in that way.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ class Campaign:
     """No case is begun after so long."""
     chunk: int = 50
     """How many cases a worker is started for."""
+    apart: Callable[[int], Sequence[Failure]] | None = None
+    """Checks a case in which a worker has died."""
     done: int = 0
     notes: Counter[str] = field(default_factory=Counter)
     """What the cases said of themselves, counted: "ran", "refused" …"""
@@ -150,6 +153,9 @@ class Campaign:
         if left < chunk.stop and stage == ORIGINAL and not silent:
             self._record(left, [], ["the original ends the process"])
             left += 1
+        elif left < chunk.stop and self.apart is not None and not silent:
+            self._record(left, self.apart(left), [f"ends a process ({_ending(code)})"])
+            left += 1
         elif left < chunk.stop:
             kind = "hangs" if silent else f"the process ended ({_ending(code)})"
             self._record(left, [Failure(kind, " ".join(tail)[-300:].strip())], [])
@@ -174,7 +180,13 @@ Check = Callable[[int, Callable[[str], None]], tuple[Sequence[Failure], Sequence
 """Given a case's number, and what it may tell its stage to: failures and notes."""
 
 
-def run(part: str, parsed: argparse.Namespace, check: Check, chunk: int = 50) -> int:
+def run(
+    part: str,
+    parsed: argparse.Namespace,
+    check: Check,
+    chunk: int = 50,
+    apart: Callable[[int], Sequence[Failure]] | None = None,
+) -> int:
     """What the arguments of `add_arguments` ask for: a worker's share, one case in this process, or the campaign; 1
     where it found something."""
     if parsed.worker is not None:
@@ -184,7 +196,7 @@ def run(part: str, parsed: argparse.Namespace, check: Check, chunk: int = 50) ->
         print(f"case {parsed.case}: {', '.join(notes)}", *failures, sep="\n")
         return 1 if failures else 0
     command = worker_command(part, parsed.seed)
-    return Campaign(command, parsed.first, parsed.cases, parsed.workers, parsed.seconds, chunk).run()
+    return Campaign(command, parsed.first, parsed.cases, parsed.workers, parsed.seconds, chunk, apart).run()
 
 
 def _serve(cases: range, check: Check) -> int:

@@ -13,10 +13,12 @@ import io
 import json
 import os
 import random
+import subprocess
+import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -254,35 +256,49 @@ def prepare(folder: Path, dice: random.Random) -> tuple[str, ...]:
     return tuple(words)
 
 
-def check_case(seed: int, number: int, told: Callable[[str], None] = lambda text: None) -> list[Failure]:
-    """Run one case in this process, in a folder of its own; `told` is given its words."""
+def check_case(
+    seed: int, number: int, told: Callable[[str], None] = lambda text: None, apart: bool = False
+) -> list[Failure]:
+    """Run one case in a folder of its own, in this process or `apart`, as a command; `told` is given its words."""
     dice = random.Random(f"{seed} {number}")
-    back = Path.cwd()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         words = prepare(folder, dice)
         line = " ".join(words)[:200]
         told(line.encode("ascii", "backslashreplace").decode())
         before = {path.relative_to(folder) for path in folder.rglob("*")}
-        output, errors = io.StringIO(), io.StringIO()
         begun = time.monotonic()
-        os.chdir(folder)
-        os.environ["OV_COMPRESS_TRACEBACK"] = "1"
         try:
-            with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
-                code: object = main(words)
-        except SystemExit as left:
-            code = left.code
+            code, said = (_run_apart if apart else _run_here)(folder, words)
         except BaseException as error:
             frames = traceback.extract_tb(error.__traceback__)
             ours = [frame for frame in frames if "ov_weight_compression" in frame.filename] or frames
             at = f"{Path(ours[-1].filename).name}:{ours[-1].name}"
             return [_failure(f"{type(error).__name__} in {at}", f"{str(error)[:150]} ({line})")]
-        finally:
-            os.chdir(back)
-            del os.environ["OV_COMPRESS_TRACEBACK"]
         after = {path.relative_to(folder) for path in folder.rglob("*")}
-        return list(_judge(code, errors.getvalue(), after - before, time.monotonic() - begun, line))
+        return list(_judge(code, said, after - before, time.monotonic() - begun, line))
+
+
+def _run_here(folder: Path, words: Sequence[str]) -> tuple[object, str]:
+    """The exit code, and what is said on standard error."""
+    back = Path.cwd()
+    output, errors = io.StringIO(), io.StringIO()
+    os.chdir(folder)
+    os.environ["OV_COMPRESS_TRACEBACK"] = "1"
+    try:
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+            return main(words), errors.getvalue()
+    except SystemExit as left:
+        return left.code, errors.getvalue()
+    finally:
+        os.chdir(back)
+        del os.environ["OV_COMPRESS_TRACEBACK"]
+
+
+def _run_apart(folder: Path, words: Sequence[str]) -> tuple[object, str]:
+    command = [sys.executable, "-m", "ov_weight_compression.cli", *words]
+    found = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    return found.returncode, found.stderr
 
 
 def _judge(code: object, said: str, new: set[Path], seconds: float, line: str) -> Iterator[Failure]:
@@ -314,4 +330,7 @@ def run(parsed: argparse.Namespace) -> int:
     def check(number: int, tell: Callable[[str], None]) -> tuple[list[Failure], list[str]]:
         return check_case(parsed.seed, number, tell), []
 
-    return campaign.run("files", parsed, check, chunk=500)
+    def apart(number: int) -> list[Failure]:
+        return check_case(parsed.seed, number, apart=True)
+
+    return campaign.run("files", parsed, check, chunk=500, apart=apart)
