@@ -24,7 +24,7 @@ import numpy as np
 import openvino as ov
 
 from ov_weight_compression.ir_utils.errors import CompressionError, MissingExtraError, ModelError
-from ov_weight_compression.ir_utils.option_kinds import one_line
+from ov_weight_compression.ir_utils.option_kinds import one_line, shown
 from ov_weight_compression.ir_utils.publish import Publication, cannot_write
 from ov_weight_compression.ir_utils.types import Float32
 
@@ -174,6 +174,10 @@ def load_statistics(path: str | Path, model: ov.Model | None = None) -> Statisti
                 name: LayerStatistics(sum_square=opened.get_tensor(f"{name}/{_SUMS}"), **numbers)
                 for name, numbers in content["numbers"].items()
             }
+        for name, one in inputs.items():
+            found = np.concatenate([one.sum_square.reshape(-1), [*one.numbers().values()]])
+            if not (np.isfinite(found) & (found >= 0)).all():
+                raise ModelError(f"{file}: the statistics of {shown(name)} hold NaN or the like: collect them again")
         layers = {name: inputs[owner] for name, owner in content["layers"].items()}
     except CompressionError:
         raise

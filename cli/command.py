@@ -16,7 +16,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from ov_weight_compression import __version__
 
@@ -39,7 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", CompressionWarning)  # the report that is printed has them
+            if getattr(parsed, "quiet", False):
+                warnings.simplefilter("always", CompressionWarning)
+                warnings.showwarning = _show_warning
+            else:  # the report that is printed has them
+                warnings.simplefilter("ignore", CompressionWarning)
             code: int = parsed.run(parsed)
         sys.stdout.flush()
         return code
@@ -64,10 +68,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
+    _say(message)
+    return code
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """In place of `warnings.showwarning`, where no report is printed."""
+    _say(f"warning: {message}")
+
+
+def _say(message: str) -> None:
     from ov_weight_compression.ir_utils.option_kinds import one_line
 
     print(f"ov-compress: {one_line(' '.join(message.split()), 800)}", file=sys.stderr)
-    return code
 
 
 def _parser() -> argparse.ArgumentParser:

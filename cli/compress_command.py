@@ -46,7 +46,7 @@ def add_compress_parser(subparsers: Any) -> argparse.ArgumentParser:
     command.add_argument("--dry-run", action="store_true", help="report with exact sizes, write no model")
     command.add_argument("--verify", action="store_true", help="then see whether the device computes what it says")
     command.add_argument("--force", action="store_true", help="replace what is at the output")
-    command.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    command.add_argument("--quiet", action="store_true", help="no progress, no report: only warnings and errors")
     command.set_defaults(run=run_compress)
     return command
 

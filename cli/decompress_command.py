@@ -25,7 +25,7 @@ def add_decompress_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, help=".xml file or folder to write")
     parser.add_argument("--dtype", help="f16 or f32; without it the type that each weight's own chain computes in")
     parser.add_argument("--force", action="store_true", help="replace what is at the output")
-    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    parser.add_argument("--quiet", action="store_true", help="no progress, no report: only warnings and errors")
     parser.set_defaults(run=run_decompress)
     return parser
 

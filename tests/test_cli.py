@@ -127,6 +127,23 @@ def test_quiet_prints_nothing(model: Path, tmp_path: Path, capsys: pytest.Captur
     assert capsys.readouterr() == ("", "")
 
 
+def test_quiet_warns_all_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Quiet is about progress: what is not as it was asked for is said."""
+    ov.save_model(layers(3, 96), tmp_path / "a.xml")
+    words = [str(tmp_path / "a.xml"), "-o", str(tmp_path / "b.xml"), "--mode", "int4_sym", "--all-layers"]
+    assert main([*words, "--group-size", "48", "--quiet"]) == 0
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert errors.startswith(
+        "ov-compress: warning: 'weight_0_compressed' does not have the group_size that was asked for: CPUs"
+    )
+    assert errors.count("\n") == 1
+    assert main([*words, "--group-size", "48", "--force"]) == 0
+    output, errors = capsys.readouterr()
+    assert "does not have the group_size that was asked for" in " ".join(output.split())
+    assert errors == ""
+
+
 def test_a_dry_run_writes_nothing_and_tells_the_sizes_to_the_byte(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

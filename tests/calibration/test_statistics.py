@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -100,6 +101,18 @@ def test_damaged_and_foreign_files(tmp_path: Path) -> None:
     save_file({"a": np.zeros(3)}, file)
     with pytest.raises(ModelError, match="not a file of statistics that this version writes"):
         load_statistics(file)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1.0])
+@pytest.mark.parametrize("field", ["sum_square", "max_variance"])
+def test_statistics_that_are_no_numbers_are_refused(tmp_path: Path, field: str, value: float) -> None:
+    name, good = next(iter(collected(small.language_model()).items()))
+    sums = good.sum_square.copy()
+    sums[3] = value
+    bad = replace(good, **{field: sums if field == "sum_square" else value})
+    save_statistics(Statistics({name: bad}, "", ""), tmp_path)
+    with pytest.raises(ModelError, match=f"the statistics of '{name}' hold NaN or the like: collect them again"):
+        load_statistics(tmp_path)
 
 
 def test_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
