@@ -113,11 +113,13 @@ class Publication:
     def discard(self) -> None:
         """Remove what was not committed, and the folders that were made for it."""
         with contextlib.suppress(OSError):  # what cannot be removed now is removed by the next write
-            if self._half_placed():
-                with turn(self._target.parent):
-                    finish_links(self._target, self._names)
-            if not self._half_placed():
-                _remove(self._folder)
+            folder = self._present_folder()
+            target = folder.with_name(self._target.name)
+            if self._half_placed(folder):
+                with turn(target.parent):
+                    finish_links(target, self._names)
+            if not self._half_placed(folder):
+                _remove(folder)
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -138,11 +140,20 @@ class Publication:
         else:
             self.discard()
 
-    def _half_placed(self) -> bool:
+    def _present_folder(self) -> Path:
+        """Where the hidden folder is now: somebody may have renamed one above it."""
+        if self._lock is not None:
+            with contextlib.suppress(OSError):
+                found = Path(os.readlink(f"/proc/self/fd/{self._lock}"))
+                if found.name == self._folder.name and found.is_dir():
+                    return found
+        return self._folder
+
+    def _half_placed(self, folder: Path) -> bool:
         """Whether what is at the target would go with the hidden folder: names were changing hands."""
-        places = [self._target.parent / name for name in self._names]
-        through = any(path.is_symlink() and os.readlink(path).startswith(self._folder.name) for path in places)
-        return through or (self._folder / BEGUN).exists()
+        places = [folder.parent / name for name in self._names]
+        through = any(path.is_symlink() and os.readlink(path).startswith(folder.name) for path in places)
+        return through or (folder / BEGUN).exists()
 
     def _place(self) -> None:
         if self.path.is_file():

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ov_weight_compression.ir_utils.saving import save_model
+from ov_weight_compression.ir_utils.save_model import save_model
 from tests.models import layers
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the command has no child elsewhere")

@@ -14,6 +14,7 @@ PARTS = {
     "options": "random types and values for every option: success, or one line and exit code 2",
     "files": "damaged and strange files: one line that says what is wrong",
     "kills": "saves that are ended at random moments: the old model or the new one is whole",
+    "places": "a full disk, a folder that goes away at random moments of a save: as before, or whole",
 }
 
 

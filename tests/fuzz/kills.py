@@ -24,7 +24,18 @@ from tests.fuzz import campaign
 from tests.fuzz.campaign import Failure
 from tests.models import layers
 
-__all__ = ["check_case", "configure", "run"]
+__all__ = [
+    "Contents",
+    "check_case",
+    "configure",
+    "contents",
+    "results",
+    "run",
+    "source",
+    "visible",
+    "wait_for_handler",
+    "words",
+]
 
 _COMMAND = [sys.executable, "-m", "ov_weight_compression.cli"]
 _SIGNALS = (signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
@@ -84,7 +95,7 @@ def check_case(seed: int, case: int, told: Callable[[str], None] = lambda text: 
                 (place / path).write_bytes(data)
         before = contents(place)
         process = subprocess.Popen(words(kind, place, "int4_sym"), stderr=subprocess.PIPE, text=True)
-        _wait_for_handler(process)
+        wait_for_handler(process)
         after = dice.uniform(0, seconds)
         told(f"a {kind} {'over an old one ' if there else ''}{number.name} after {after:.3f} s")
         time.sleep(after)
@@ -115,7 +126,7 @@ def _judge(
     return None
 
 
-def _wait_for_handler(process: subprocess.Popen[str]) -> None:
+def wait_for_handler(process: subprocess.Popen[str]) -> None:
     """Until the interpreter itself is up: before that a signal is not the command's to handle."""
     status = Path(f"/proc/{process.pid}/status")
     while status.exists() and process.poll() is None:

@@ -218,6 +218,17 @@ def test_folders_that_were_made_for_it_go_with_it(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="finds the folder there")
+def test_nothing_is_left_in_a_folder_that_is_renamed_meanwhile(tmp_path: Path) -> None:
+    (tmp_path / "place").mkdir()
+    publication = Publication(tmp_path / "place" / "o.xml", ["o.bin"])
+    publication.path.write_text("half")
+    (tmp_path / "place").rename(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError):
+        publication.commit()
+    assert [path.name for path in tmp_path.rglob("*")] == ["elsewhere"]
+
+
 def test_a_process_that_ends_discards_what_is_under_way(tmp_path: Path) -> None:
     publication = Publication(tmp_path / "m.xml")
     publication.path.write_text("x")
