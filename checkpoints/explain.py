@@ -13,7 +13,7 @@ from __future__ import annotations
 import struct
 import sys
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from mmap import PAGESIZE
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any
 from ov_weight_compression.checkpoints.safetensors_file import StoredTensor
 from ov_weight_compression.ir_utils.errors import ModelError
 
-__all__ = ["FileSpans", "Stretch", "TensorPlaces", "address_of"]
+__all__ = ["FileSpans", "Span", "Stretch", "TensorPlaces", "address_of", "is_present"]
 
 _PRESENT, _SWAPPED, _OF_A_FILE = 1 << 63, 1 << 62, 1 << 61  # bits of an entry of /proc/self/pagemap
 _ENTRY_BYTES = 8
@@ -45,10 +45,13 @@ class Stretch:
 
 
 @dataclass(frozen=True)
-class _Span:
+class Span:
+    """Addresses of this process that are a part of a file."""
+
     start: int
     stop: int
     offset: int
+    """Of the first address in the file."""
     path: str
 
 
@@ -62,14 +65,18 @@ class FileSpans:
     def __init__(self) -> None:
         if not sys.platform.startswith("linux"):
             raise ModelError("a checkpoint can be read on Linux only: other systems do not say what memory is a file's")
-        self._spans: list[_Span] = []
+        self._spans: list[Span] = []
         with open("/proc/self/maps") as lines:
             for line in lines:
                 span, _, offset, _, inode, *path = line.split(maxsplit=5)
                 if inode != "0" and path:
                     start, stop = (int(end, 16) for end in span.split("-"))
-                    self._spans.append(_Span(start, stop, int(offset, 16), path[0].rstrip("\n")))
+                    self._spans.append(Span(start, stop, int(offset, 16), path[0].rstrip("\n")))
         self._starts = [span.start for span in self._spans]
+
+    def of(self, file: Path) -> list[Span]:
+        """Where a file is mapped."""
+        return [span for span in self._spans if span.path == str(file.resolve())]
 
     def find(self, address: int, nbytes: int) -> tuple[str, int] | None:
         """The file that has all bytes at an address, and where; None where they are memory, or have been written to."""
@@ -82,15 +89,24 @@ class FileSpans:
 
 def _written(address: int, nbytes: int) -> bool:
     """Whether a page under bytes of a private mapping is no longer the file's."""
+    return any(
+        entry & _SWAPPED or (entry & _PRESENT and not entry & _OF_A_FILE) for entry in _page_entries(address, nbytes)
+    )
+
+
+def is_present(address: int, nbytes: int) -> bool:
+    """Whether a page under some bytes is in this process's memory: somebody has read or written it."""
+    return any(entry & (_PRESENT | _SWAPPED) for entry in _page_entries(address, nbytes))
+
+
+def _page_entries(address: int, nbytes: int) -> Iterator[int]:
+    """What the kernel says of each page under some bytes."""
     first, last = address // PAGESIZE, -(-(address + nbytes) // PAGESIZE)
     with open("/proc/self/pagemap", "rb") as pages:
         pages.seek(first * _ENTRY_BYTES)
         for start in range(first, last, _ENTRIES):
             read = pages.read(min(_ENTRIES, last - start) * _ENTRY_BYTES)
-            for entry in struct.unpack(f"<{len(read) // _ENTRY_BYTES}Q", read):
-                if entry & _SWAPPED or (entry & _PRESENT and not entry & _OF_A_FILE):
-                    return True
-    return False
+            yield from struct.unpack(f"<{len(read) // _ENTRY_BYTES}Q", read)
 
 
 class TensorPlaces:

@@ -9,16 +9,17 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from ov_weight_compression.checkpoints.skeleton import Placed
 from ov_weight_compression.ir_utils.errors import MissingExtraError, ModelError, WorkError, one_line
 from ov_weight_compression.ir_utils.publish import TemporaryFolder
 
-__all__ = ["Exported", "Skeleton", "export", "missing_package"]
+__all__ = ["Exported", "HolesReadError", "Skeleton", "export", "missing_package"]
 
 _PACKAGES = {"torch": "torch", "transformers": "transformers", "optimum.exporters.openvino": "optimum-intel"}
 _WORKER = "ov_weight_compression.checkpoints.export_worker"
@@ -67,13 +68,22 @@ def missing_package() -> str | None:
     return None
 
 
-def export(folder: Path, output: Path, task: str | None = None) -> Exported:
+class HolesReadError(ModelError):
+    """The exporter computes with weights that are not there."""
+
+    def __init__(self, message: str, names: Sequence[str]) -> None:
+        super().__init__(message)
+        self.names = tuple(names)
+
+
+def export(folder: Path, output: Path, task: str | None = None, tensors: Sequence[str] | None = None) -> Exported:
     """Export the checkpoint in `folder` into the folder `output`, without its weights.
 
     `task` is optimum-intel's word; by default what the architecture is for. Nothing goes to the network, and nothing
-    that comes with the checkpoint is run.
+    that comes with the checkpoint is run. `tensors` are those that count of a `virtual_folder`.
 
     Raises:
+        HolesReadError: the exporter computes with weights of a `virtual_folder` that are holes.
         MissingExtraError: torch, transformers or optimum-intel are not installed.
         ModelError: the checkpoint lacks a tensor, has one that nothing uses, or cannot be exported.
         WorkError: the export ended before it was done.
@@ -83,7 +93,8 @@ def export(folder: Path, output: Path, task: str | None = None) -> Exported:
         raise MissingExtraError(package, "checkpoint", "a model from a checkpoint")
     with TemporaryFolder() as scratch:
         asked, answered, log = scratch / "request.json", scratch / "answer.json", scratch / "log"
-        asked.write_text(json.dumps({"folder": str(folder.resolve()), "output": str(output), "task": task}))
+        request = {"folder": str(folder.resolve()), "output": str(output), "task": task}
+        asked.write_text(json.dumps({**request, "tensors": None if tensors is None else list(tensors)}))
         code = _run([str(asked), str(answered)], log)
         answer = json.loads(answered.read_text()) if answered.exists() else {}
         if "models" not in answer:
@@ -117,7 +128,9 @@ def _run(arguments: list[str], log: Path) -> int:
                 process.stdin.close()
 
 
-def _failure(folder: Path, code: int, answer: dict[str, str], log: Path) -> ModelError | WorkError:
+def _failure(folder: Path, code: int, answer: dict[str, Any], log: Path) -> ModelError | WorkError:
+    if answer.get("holes_read"):
+        return HolesReadError(f"{folder}: optimum-intel cannot export it: {answer['error']}", answer["holes_read"])
     if answer.get("kind") == "model":
         return ModelError(answer["error"])
     if "error" in answer:

@@ -18,9 +18,9 @@ import re
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ import numpy as np
 from ov_weight_compression.checkpoints.explain import FileSpans, Stretch, TensorPlaces, address_of
 from ov_weight_compression.checkpoints.folder import Checkpoint, read_checkpoint
 from ov_weight_compression.checkpoints.skeleton import explain_constants, write_skeleton
+from ov_weight_compression.checkpoints.virtual_folder import forget_reads, holes_read
 from ov_weight_compression.ir_utils.constants import FLOAT_TYPES, float_values
 from ov_weight_compression.ir_utils.errors import CompressionError, ModelError
 
@@ -43,6 +44,14 @@ _KNOWN_UNUSED = re.compile(
 """Buffers that are computed from the config, and heads that training had and the architecture has not."""
 
 
+class ReadHoles(Exception):  # noqa: N818 (nobody outside sees it)
+    """The exporter computes with weights that are holes."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__(f"it computes with {names[0]}, of which there are only codes")
+        self.names = names
+
+
 @dataclass(frozen=True)
 class Request:
     """What is to be exported, and where to."""
@@ -51,6 +60,8 @@ class Request:
     output: str
     task: str | None
     """optimum-intel's word; None for what the architecture is for."""
+    tensors: list[str] | None = None
+    """Those of the folder's that count, where it is a `virtual_folder`; None for all."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +87,8 @@ def main(arguments: list[str]) -> int:
     except (Exception, SystemExit) as error:
         traceback.print_exc()
         kind = "model" if isinstance(error, ModelError) else "other"
-        answer.write_text(json.dumps({"kind": kind, "error": _reason(error)}))
+        holes = error.names if isinstance(error, ReadHoles) else []
+        answer.write_text(json.dumps({"kind": kind, "error": _reason(error), "holes_read": holes}))
         return 1
     return 0
 
@@ -106,8 +118,11 @@ def _export(request: Request) -> Answer:
     from optimum.intel.version import __version__ as optimum_version
 
     checkpoint = read_checkpoint(Path(request.folder))
+    every = set(checkpoint.tensors)
+    if request.tensors is not None:
+        checkpoint = replace(checkpoint, tensors={name: checkpoint.tensors[name] for name in request.tensors})
     task = request.task or _task_of(checkpoint)
-    accounts = _Accounts(checkpoint)
+    accounts = _Accounts(checkpoint, every - set(checkpoint.tensors))
     transformers.logging.set_verbosity_error()
     with _instead_of_saving(accounts.save), accounts.watching():
         main_export(request.folder, Path(request.output), task=task, convert_tokenizer=True)
@@ -183,8 +198,10 @@ def _instead_of_saving(save: Any) -> Iterator[None]:
 class _Accounts:
     """What became of each tensor of the checkpoint, while it is exported."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, beside: Set[str]) -> None:
         self.checkpoint = checkpoint
+        self._beside = beside
+        """Names in the folder's files that are none of its tensors."""
         self.models: dict[Path, Any] = {}
         self._places = TensorPlaces(checkpoint.tensors.values())
         self._used: set[str] = set()
@@ -230,7 +247,11 @@ class _Accounts:
 
         Raises:
             ModelError: a constant of it was made from numbers that are not the checkpoint's.
+            ReadHoles: a weight has been read that is not there.
         """
+        read = holes_read(self.checkpoint.folder)
+        if read:
+            raise ReadHoles(read)
         explained = explain_constants(model, self._places)
         for constant in explained.computed:
             self._check_computed(constant, path.stem)
@@ -254,6 +275,8 @@ class _Accounts:
         for name in self.checkpoint.tensors.keys() - self._used:
             if name not in unexpected:
                 found[name] = "no output of the model needs it"
+            elif name.endswith(".bias") and not self.checkpoint.tensors[name].values().any():
+                found[name] = "all zeros, and the architecture has no such part"
             elif _KNOWN_UNUSED.search(name):
                 found[name] = "the architecture has no such part"
             else:
@@ -295,7 +318,8 @@ class _Accounts:
             with torch.no_grad():  # whatever is computed from it can be told by its values
                 named[name].fill_(float("nan"))
             self._made_up[name] = named[name]
-        self._unexpected |= set(told["unexpected_keys"])
+        self._unexpected |= set(told["unexpected_keys"]) - self._beside
+        forget_reads(self.checkpoint.folder)
         self._spans = FileSpans()
         for name, value in named.items():
             if self._stretch_of(value) is None:

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
 from os import PathLike
 from pathlib import Path
 
 import openvino as ov
 
-from ov_weight_compression.checkpoints.export import Exported, export
+from ov_weight_compression.checkpoints.export import Exported, HolesReadError, export
 from ov_weight_compression.checkpoints.folder import Checkpoint, read_checkpoint
+from ov_weight_compression.checkpoints.insertion import insert_codes
+from ov_weight_compression.checkpoints.layouts.quantised_weight import QuantisedWeight
+from ov_weight_compression.checkpoints.layouts.quantised_weights import quantised_weights
 from ov_weight_compression.checkpoints.skeleton import fill, read_skeleton
-from ov_weight_compression.ir_utils.errors import ModelError, OptionError
+from ov_weight_compression.checkpoints.virtual_folder import write_virtual_folder
+from ov_weight_compression.ir_utils.errors import ModelError, OptionError, WorkError
 from ov_weight_compression.ir_utils.publish import TemporaryFolder, expanded
+from ov_weight_compression.passes.modes import Device
+from ov_weight_compression.passes.report import Report
 
-__all__ = ["from_checkpoint", "open_checkpoint", "open_exported"]
+__all__ = [
+    "OpenedCheckpoint",
+    "OpenedModel",
+    "export_opened",
+    "from_checkpoint",
+    "open_checkpoint",
+    "open_exported",
+]
 
 
 def from_checkpoint(folder: str | PathLike[str], *, task: str | None = None, model: str | None = None) -> ov.Model:
@@ -36,43 +53,113 @@ def from_checkpoint(folder: str | PathLike[str], *, task: str | None = None, mod
         ModelError: the checkpoint is damaged or incomplete, has tensors that nothing uses, or cannot be exported.
         MissingExtraError: the extra is not installed.
     """
-    checkpoint = open_checkpoint(expanded("folder", Path(folder)))
+    opened = open_checkpoint(expanded("folder", Path(folder)))
+    checkpoint = opened.checkpoint
     with TemporaryFolder() as scratch:  # what is mapped of it stays when it is gone
-        exported = export(checkpoint.folder, scratch / "export", task)
+        exported = export_opened(opened, scratch / "export", task)
         names = {Path(name).with_suffix("").as_posix(): name for name in exported.models}
         if model is None and len(names) > 1:
             raise OptionError(f"model: {checkpoint.folder} is exported as {', '.join(names)}; say which one is wanted")
         wanted = next(iter(names)) if model is None else model
         if wanted not in names:
             raise OptionError(f"model: {wanted!r} is none of {', '.join(names)}")
-        return open_exported(exported, names[wanted], checkpoint)[0]
+        return open_exported(exported, names[wanted], opened).model
 
 
-def open_checkpoint(folder: Path) -> Checkpoint:
-    """A checkpoint whose weights are floats.
+@dataclass(frozen=True)
+class OpenedCheckpoint:
+    """A checkpoint, and its quantised weights by the names of the float tensors that they stand for."""
+
+    checkpoint: Checkpoint
+    quantised: Mapping[str, QuantisedWeight]
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A model of an export, with the checkpoint's weights."""
+
+    model: ov.Model
+    origins: Mapping[str, str]
+    """Where each of its constants comes from, by name."""
+    kept: Report | None
+    """What became of quantised weights."""
+
+
+def open_checkpoint(folder: Path) -> OpenedCheckpoint:
+    """A checkpoint in floats or quantised.
 
     Raises:
-        ModelError: it is damaged or incomplete, or its weights are quantised.
+        ModelError: it is damaged or incomplete, or its weights are quantised in a way that is not read.
     """
     checkpoint = read_checkpoint(folder)
-    if checkpoint.quantization is not None:
-        method = checkpoint.quantization.get("quant_method", "in an unknown way")
-        raise ModelError(f"{folder}: its weights are quantised already ({method}); give the checkpoint in floats")
-    return checkpoint
+    if checkpoint.quantization is None:
+        return OpenedCheckpoint(checkpoint, {})
+    try:
+        quantised = quantised_weights(checkpoint.quantization, checkpoint.tensors, checkpoint.metadata)
+    except ModelError as error:
+        raise ModelError(f"{folder}: {error}") from error
+    return OpenedCheckpoint(checkpoint, quantised)
 
 
-def open_exported(exported: Exported, name: str, checkpoint: Checkpoint) -> tuple[ov.Model, dict[str, str]]:
-    """A model of an export with the checkpoint's weights, and where each of its constants comes from, by name.
+def export_opened(opened: OpenedCheckpoint, output: Path, task: str | None = None) -> Exported:
+    """Export a checkpoint into the folder `output`, without its weights; see `export`.
+
+    The exporter is shown a float checkpoint with holes for quantised weights. Those that it computes with, which shows
+    in that it reads them, are dequantised, and it is run again.
 
     Raises:
-        ModelError: it cannot be read.
+        MissingExtraError, ModelError, WorkError: as `export`.
     """
-    skeleton = exported.models[name]
+    checkpoint = opened.checkpoint
+    if not opened.quantised:
+        return export(checkpoint.folder, output, task)
+    dequantised: set[str] = set()
+    while True:
+        with TemporaryFolder() as shown:
+            virtual = write_virtual_folder(checkpoint, opened.quantised, dequantised, shown)
+            try:
+                return export(shown, output, task, virtual.tensors)
+            except HolesReadError as error:
+                if dequantised.issuperset(error.names):
+                    raise
+                dequantised.update(error.names)
+                shutil.rmtree(output, ignore_errors=True)
+                output.mkdir(exist_ok=True)
+            except (ModelError, WorkError) as error:
+                raise type(error)(str(error).replace(str(shown.resolve()), str(checkpoint.folder))) from error
+
+
+def open_exported(exported: Exported, name: str, opened: OpenedCheckpoint, device: Device | None = None) -> OpenedModel:
+    """A model of an export with the checkpoint's weights, quantised ones as the checkpoint's own codes.
+
+    Raises:
+        ModelError: it cannot be read, or a quantised weight cannot stand where it belongs.
+    """
+    checkpoint, skeleton = opened.checkpoint, exported.models[name]
     model, holes = read_skeleton(exported.folder / name, skeleton.holes)
-    origins = {copy: f"{checkpoint.place(checkpoint.tensors[one])}, cast" for copy, one in skeleton.copies.items()}
+    origins = {copy: f"{_place(opened, one)}, cast" for copy, one in skeleton.copies.items()}
+    quantised = {}
     for hole in holes:
-        tensor, placed = checkpoint.tensors[hole.placed.tensor], hole.placed
-        part = "" if placed.nbytes == tensor.nbytes else f", bytes {placed.begin} to {placed.begin + placed.nbytes}"
-        origins[hole.constant.get_friendly_name()] = f"{checkpoint.place(tensor)}{part}"
-    fill(holes, checkpoint.tensors)
-    return model, origins
+        placed = hole.placed
+        whole = opened.quantised.get(placed.tensor)
+        if whole is None:
+            nbytes = checkpoint.tensors[placed.tensor].nbytes
+        else:
+            nbytes = 2 * prod(whole.shape)
+            quantised[hole.constant] = whole
+        part = "" if placed.nbytes == nbytes else f", bytes {placed.begin} to {placed.begin + placed.nbytes}"
+        if part and whole is not None:
+            raise ModelError(f"{placed.tensor}: the graph has it in parts, which cannot be made of its codes")
+        origins[hole.constant.get_friendly_name()] = f"{_place(opened, placed.tensor)}{part}"
+    fill([hole for hole in holes if hole.constant not in quantised], checkpoint.tensors)
+    kept = insert_codes(model, quantised, device) if quantised else None
+    return OpenedModel(model, origins, kept)
+
+
+def _place(opened: OpenedCheckpoint, name: str) -> str:
+    """`model-00002-of-00005.safetensors: model.layers.3.mlp.up_proj.weight`, also of a weight that is quantised."""
+    weight = opened.quantised.get(name)
+    if weight is None:
+        return opened.checkpoint.place(opened.checkpoint.tensors[name])
+    tensor = opened.checkpoint.tensors[weight.tensors[0]]
+    return opened.checkpoint.place(tensor).removesuffix(tensor.name) + name

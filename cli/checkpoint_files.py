@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ov_weight_compression.calibration import read_data
-from ov_weight_compression.checkpoints.export import export
-from ov_weight_compression.checkpoints.from_checkpoint import open_checkpoint, open_exported
+from ov_weight_compression.checkpoints.from_checkpoint import (
+    OpenedModel,
+    export_opened,
+    open_checkpoint,
+    open_exported,
+)
 from ov_weight_compression.cli.compress_files import FileResult, Progress, compress_model, update_config
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.ir_file import changed_since
 from ov_weight_compression.ir_utils.model_folder import build_folder
 from ov_weight_compression.ir_utils.publish import TemporaryFolder
+from ov_weight_compression.ir_utils.save_model import save_model
+from ov_weight_compression.passes.modes import Device
+from ov_weight_compression.passes.report import Report, joined, with_origins
 from ov_weight_compression.passes.weight_compression import WeightCompression
 
 __all__ = ["compress_checkpoint"]
@@ -29,7 +37,8 @@ def compress_checkpoint(
 ) -> list[FileResult]:
     """Compress the checkpoint in a folder into the folder `target`; with `target` None only decide and report.
 
-    Takes what `compress_path` takes, and the task to export for.
+    Takes what `compress_path` takes, and the task to export for. The codes of a quantised checkpoint are kept; what it
+    has in floats is compressed, or left as it is where the mode is "none".
 
     Raises:
         ModelError: the checkpoint is damaged or incomplete, has tensors that nothing uses, or cannot be exported.
@@ -38,28 +47,54 @@ def compress_checkpoint(
     """
     if target is not None and target.exists() and target.resolve() == source.resolve():
         raise OptionError(f"output: {target} is the checkpoint itself; write somewhere else")
-    if data is None:
+    opened = open_checkpoint(source)
+    leaves_floats = options.get("mode") == "none"
+    if leaves_floats and not opened.quantised:
+        raise OptionError("mode: 'none' leaves everything in floats; it is for quantised checkpoints alone")
+    if data is None and not leaves_floats:
         WeightCompression(**options)  # whether the options can be, before an export of minutes
-    checkpoint = open_checkpoint(source)
-    unchanged = [changed_since(file) for file in checkpoint.files]
+    unchanged = [changed_since(file) for file in opened.checkpoint.files]
 
     def check_unchanged() -> None:
         for check in unchanged:
             check()
 
     def build(folder: Path) -> list[FileResult]:
-        exported = export(source, folder, task)
+        exported = export_opened(opened, folder, task)
         given = options if data is None else {**options, "dataset": read_data(data, folder)}
         results = []
         for name in sorted(exported.models):
-            model, origins = open_exported(exported, name, checkpoint)
+            model = open_exported(exported, name, opened, _device(options))
             written = None if target is None else folder / name
-            report = compress_model(model, name, written, given, progress, check_unchanged, origins, exported.unused)
+            if leaves_floats and model.kept is not None:
+                report = _save(model, written, check_unchanged, exported.unused)
+            else:
+                report = compress_model(
+                    model.model, name, written, given, progress, check_unchanged, model.origins, exported.unused
+                )
+                if model.kept is not None:
+                    report = joined(with_origins(model.kept, model.origins, {}), report)
             results.append(FileResult(source / name, source / name if target is None else target / name, report))
-        update_config(folder, [result.report for result in results])
+        if not leaves_floats:
+            update_config(folder, [result.report for result in results])
         return results
 
     if target is None:
         with TemporaryFolder() as scratch:
             return build(scratch)
     return build_folder(source, target, build, force)[1]
+
+
+def _device(options: dict[str, Any]) -> Device | None:
+    word = options.get("device")
+    return None if word is None else Device(word)
+
+
+def _save(
+    model: OpenedModel, target: Path | None, check_unchanged: Callable[[], None], unused: Mapping[str, str]
+) -> Report:
+    """Write a model as it is."""
+    assert model.kept is not None
+    if target is not None:
+        save_model(model.model, target, after_write=check_unchanged)
+    return with_origins(model.kept, model.origins, unused)

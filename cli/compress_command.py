@@ -77,7 +77,9 @@ def _options(parsed: argparse.Namespace) -> dict[str, Any]:
     options: dict[str, Any] = {"quiet": parsed.quiet}
     for name, option in OPTIONS.items():
         word = getattr(parsed, name, None) if option.flag is not None else None
-        if word is not None:
+        if name == "mode" and word == "none":  # what a quantised checkpoint has in floats stays so
+            options[name] = word
+        elif word is not None:
             options[name] = option.kind.from_text(word) if isinstance(word, str) else word
     if parsed.rule:
         options["rules"] = [parse_rule_text(rule) for rule in parsed.rule]

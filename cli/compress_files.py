@@ -62,6 +62,8 @@ def compress_path(
         from ov_weight_compression.cli.checkpoint_files import compress_checkpoint
 
         return compress_checkpoint(source, target, options, force, progress, data, task)
+    if options.get("mode") == "none":
+        raise OptionError("mode: 'none' leaves everything in floats; it is for quantised checkpoints alone")
     if task is not None:
         raise OptionError(f"task: {source} is no checkpoint; a model is exported already")
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ov_weight_compression.passes.lora import Correction
     from ov_weight_compression.passes.smoothing import Scaling
 
-__all__ = ["Report", "Row", "Share", "make_report", "with_origins"]
+__all__ = ["Report", "Row", "Share", "joined", "make_report", "with_origins"]
 
 
 @dataclass(frozen=True)
@@ -188,6 +188,13 @@ def with_origins(report: Report, origins: Mapping[str, str], unused: Mapping[str
     """A report that says of each weight where it came from, by the weight's name, and what was not needed."""
     rows = tuple(replace(row, origin=origins.get(row.name, "")) for row in report.rows)
     return replace(report, rows=rows, unused=unused)
+
+
+def joined(kept: Report, made: Report) -> Report:
+    """The report of a model of which some weights had their codes already, and others were compressed."""
+    names = {row.name for row in kept.rows}
+    skips = tuple(skip for skip in made.skips if skip.name not in names)
+    return replace(made, rows=(*kept.rows, *made.rows), skips=skips, warnings=(*kept.warnings, *made.warnings))
 
 
 def _row_as_dict(row: Row) -> dict[str, Any]:

@@ -102,10 +102,10 @@ def _gptq_or_awq(
 
 def _bits(config: Config, tensors: Tensors, layer: str) -> int:
     """Bits of a layer's codes: what its zero points take, else what is said."""
-    zeros, scales = tensors.get(f"{layer}.qzeros"), tensors.get(f"{layer}.scales")
+    packed, zeros = tensors[f"{layer}.qweight"], tensors.get(f"{layer}.qzeros")
     words = {"I8": 8, "I16": 16, "I32": 32, "I64": 64}
-    if zeros is not None and scales is not None and len(zeros.shape) == len(scales.shape) == 2 and scales.shape[1]:
-        bits, rest = divmod(zeros.shape[1] * words.get(zeros.dtype, 32), scales.shape[1])
+    if zeros is not None and len(zeros.shape) == len(packed.shape) == 2 and packed.shape[1]:
+        bits, rest = divmod(zeros.shape[1] * words.get(zeros.dtype, 32), packed.shape[1])
         if not rest and 2 <= bits <= 8:
             return bits
     return _number(_own(config, layer).get("bits", config.get("bits", config.get("w_bit"))), f"{layer}: bits", 2, 8)

@@ -1,0 +1,172 @@
+"""A quantised checkpoint as an exporter is shown it: a float checkpoint whose quantised weights are holes.
+
+    config.json                     the checkpoint's, without its quantization_config
+    holes.safetensors               a float tensor in place of each quantised weight: a sparse file, which takes no
+                                    disk, takes no memory when it is mapped, and is zeros when it is read
+    kept-….safetensors              links to the checkpoint's files, for the tensors that are left in floats
+    floats.safetensors              quantised weights that an exporter computes with, dequantised
+    model.safetensors.index.json    which of them counts for which tensor
+    tokenizer.json …                links
+
+Loaders need no patch, and where a constant of the exported graph lies in a hole, its place says which weight it is.
+
+Two holes are as far apart as the window in which Linux maps pages around one that is read: so pages of a hole are there
+if, and only if, somebody has read it. That proves that no constant was computed from a weight that is not there
+(`holes_read`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ov_weight_compression.checkpoints.explain import FileSpans, is_present
+from ov_weight_compression.checkpoints.folder import Checkpoint
+from ov_weight_compression.checkpoints.layouts.quantised_weight import QuantisedWeight, row_blocks
+from ov_weight_compression.checkpoints.safetensors_file import read_header
+
+__all__ = ["HOLES", "VirtualFolder", "forget_reads", "holes_read", "write_virtual_folder"]
+
+HOLES = "holes.safetensors"
+_GAP = "gap between holes "
+_FLOATS = "floats.safetensors"
+_WINDOW = 1 << 16
+"""Linux maps the pages of so many bytes around one that is read."""
+_MADV_DONTNEED = 4
+_LEFT_OUT = (
+    "*.safetensors",
+    "*.bin",
+    "*.pt",
+    "*.pth",
+    "*.index.json",
+    "config.json",
+    "quant*_config.json",
+    "hf_quant*",
+)
+_SAID = ("quantization_config", "compression_config")
+
+
+@dataclass(frozen=True)
+class VirtualFolder:
+    """What was written."""
+
+    folder: Path
+    tensors: tuple[str, ...]
+    """Those that count; the links show others too."""
+
+
+def write_virtual_folder(
+    checkpoint: Checkpoint, weights: Mapping[str, QuantisedWeight], dequantised: Iterable[str], folder: Path
+) -> VirtualFolder:
+    """Write the folder.
+
+    Args:
+        checkpoint: what it stands for.
+        weights: its quantised weights, by the names of the float tensors.
+        dequantised: those of them that are to have their values.
+        folder: an empty folder.
+    """
+    real = [name for name in weights if name in set(dequantised)]
+    parts = {name for weight in weights.values() for name in weight.tensors}
+    kept = [tensor for tensor in checkpoint.tensors.values() if tensor.name not in parts]
+    dtype = "BF16" if checkpoint.config.get("torch_dtype", checkpoint.config.get("dtype")) == "bfloat16" else "F16"
+    for file in checkpoint.folder.iterdir():
+        if file.is_file() and not any(file.match(pattern) for pattern in _LEFT_OUT):
+            (folder / file.name).symlink_to(file.resolve())
+    (folder / "config.json").write_text(json.dumps(_float_config(checkpoint.config, dtype), indent=1))
+    holes = [name for name in weights if name not in real]
+    _write_holes(folder / HOLES, dtype, {name: _shape(weights[name]) for name in holes})
+    if real:
+        _write_floats(folder / _FLOATS, [weights[name] for name in real])
+    weight_map = dict.fromkeys(holes, HOLES) | dict.fromkeys(real, _FLOATS)
+    for tensor in kept:
+        # Not by the file's own name: a file called model.safetensors would be taken for the whole checkpoint.
+        weight_map[tensor.name] = f"kept-{tensor.file.name}"
+        link = folder / weight_map[tensor.name]
+        if not link.is_symlink():
+            link.symlink_to(tensor.file.resolve())
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return VirtualFolder(folder, tuple(weight_map))
+
+
+def _shape(weight: QuantisedWeight) -> tuple[int, ...]:
+    return weight.float_shape or weight.shape
+
+
+def _float_config(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """A config that says nothing of quantised weights, in the type that the holes have."""
+    said = {key: value for key, value in config.items() if key not in _SAID}
+    for key, value in said.items():
+        if isinstance(value, dict):
+            said[key] = {inner: one for inner, one in value.items() if inner not in _SAID}
+    name = {"BF16": "bfloat16", "F16": "float16"}[dtype]
+    return {**said, "torch_dtype": name, "dtype": name}
+
+
+def _write_holes(path: Path, dtype: str, shapes: Mapping[str, Sequence[int]]) -> None:
+    """The format allows no gaps, so what is between two holes is a tensor as well."""
+    entries: dict[str, Any] = {}
+    place = 0
+    for number, (name, shape) in enumerate(shapes.items()):
+        end = place + 2 * prod(shape)
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [place, end]}
+        place = end + _WINDOW
+        entries[f"{_GAP}{number}"] = {"dtype": "U8", "shape": [_WINDOW], "data_offsets": [end, place]}
+    text = json.dumps({"__metadata__": {"format": "pt"}, **entries}).encode()
+    text += b" " * (_WINDOW - len(text) % _WINDOW - 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + place)
+
+
+def _write_floats(path: Path, weights: Sequence[QuantisedWeight]) -> None:
+    """Dequantised weights, in f32 so that nothing is lost."""
+    entries: dict[str, Any] = {}
+    place = 0
+    for weight in weights:
+        end = place + 4 * prod(weight.shape)
+        entries[weight.name] = {"dtype": "F32", "shape": list(_shape(weight)), "data_offsets": [place, end]}
+        place = end
+    text = json.dumps({"__metadata__": {"format": "pt"}, **entries}).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for weight in weights:
+            if _shape(weight) == weight.shape:
+                for first, last in row_blocks(weight.row_count, weight.columns):
+                    file.write(weight.values(first, last).tobytes())
+            else:  # experts the other way round
+                values = weight.values(0, weight.row_count).reshape(weight.shape)
+                file.write(np.ascontiguousarray(values.swapaxes(-1, -2)).tobytes())
+
+
+def forget_reads(folder: Path) -> None:
+    """Unmap the pages of the holes that this process has read so far: loaders look at the first bytes of each."""
+    for span in FileSpans().of(folder / HOLES):
+        length = ctypes.c_size_t(span.stop - span.start)
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(span.start), length, _MADV_DONTNEED)
+
+
+def holes_read(folder: Path) -> list[str]:
+    """The weights whose holes this process, or a library in it, has read since."""
+    spans = FileSpans().of(folder / HOLES)
+    if not spans:
+        return []
+    tensors = read_header(folder / HOLES).tensors.values()
+    return [
+        tensor.name
+        for tensor in tensors
+        if not tensor.name.startswith(_GAP)
+        and any(
+            span.offset <= tensor.offset < span.offset + span.stop - span.start
+            and is_present(span.start + tensor.offset - span.offset, tensor.nbytes)
+            for span in spans
+        )
+    ]

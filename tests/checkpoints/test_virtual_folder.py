@@ -1,0 +1,174 @@
+"""Quantised checkpoints shown to an exporter as float ones with holes, and the codes back in the holes' places."""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import pytest
+
+from ov_weight_compression.checkpoints.explain import TensorPlaces
+from ov_weight_compression.checkpoints.export import Exported, HolesReadError, Skeleton
+from ov_weight_compression.checkpoints.folder import read_checkpoint
+from ov_weight_compression.checkpoints.from_checkpoint import export_opened, open_checkpoint, open_exported
+from ov_weight_compression.checkpoints.safetensors_file import stored_constants
+from ov_weight_compression.checkpoints.skeleton import explain_constants, write_skeleton
+from ov_weight_compression.checkpoints.virtual_folder import HOLES, forget_reads, holes_read, write_virtual_folder
+from ov_weight_compression.cli import main
+from ov_weight_compression.patterns import find_compressed
+from tests import models
+from tests.checkpoints.quantised_writers import write_checkpoint
+from tests.checkpoints.test_transplant import GPTQ, quantised_llama, with_values
+from tests.running import constants, run
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/pagemap").exists(), reason="only Linux says which pages are there")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    tensors, _ = quantised_llama(models.llama())
+    made = write_checkpoint(tmp_path / "hf", tensors, {**GPTQ, "torch_dtype": "bfloat16"}, shards=2)
+    (made / "tokenizer.json").write_text("{}")
+    (made / "quantize_config.json").write_text("{}")
+    return made
+
+
+def shown(folder: Path, to: Path, dequantised: tuple[str, ...] = ()) -> Any:
+    opened = open_checkpoint(folder)
+    to.mkdir()
+    return write_virtual_folder(opened.checkpoint, opened.quantised, dequantised, to)
+
+
+def test_the_folder_is_a_float_checkpoint_that_takes_no_disk(folder: Path, tmp_path: Path) -> None:
+    virtual = shown(folder, tmp_path / "shown")
+    read = read_checkpoint(virtual.folder)
+    assert read.quantization is None
+    assert read.config["torch_dtype"] == "bfloat16"
+    assert set(virtual.tensors) == {name for name in constants(models.llama()) if name.endswith("weight")}
+    projection = read.tensors["model.layers.0.mlp.up_proj.weight"]
+    assert (projection.dtype, projection.shape) == ("BF16", (96, 64))
+    assert not projection.values().any()
+    norm = read.tensors["model.norm.weight"]
+    np.testing.assert_array_equal(norm.values(), read_checkpoint(folder).tensors["model.norm.weight"].values())
+    holes = (virtual.folder / HOLES).stat()
+    assert holes.st_blocks * 512 <= 1 << 16 < holes.st_size / 16
+    assert (virtual.folder / "tokenizer.json").is_symlink()
+    assert not (virtual.folder / "quantize_config.json").exists()
+
+
+def test_weights_that_an_exporter_computes_with_have_their_values(folder: Path, tmp_path: Path) -> None:
+    name = "model.layers.1.self_attn.o_proj.weight"
+    virtual = shown(folder, tmp_path / "shown", (name,))
+    stored = read_checkpoint(virtual.folder).tensors[name]
+    np.testing.assert_array_equal(stored.values(), open_checkpoint(folder).quantised[name].values(0, 64))
+    index = json.loads((virtual.folder / "model.safetensors.index.json").read_text())["weight_map"]
+    assert index[name] != HOLES
+
+
+def test_the_pages_say_which_hole_was_read(folder: Path, tmp_path: Path) -> None:
+    virtual = shown(folder, tmp_path / "shown")
+    holes = np.memmap(virtual.folder / HOLES, np.uint8, "r")
+    assert holes_read(virtual.folder) == []
+    tensors = read_checkpoint(virtual.folder).tensors
+    one = tensors["model.layers.1.mlp.down_proj.weight"]
+    assert holes[one.offset + one.nbytes - 1] == 0
+    assert holes_read(virtual.folder) == ["model.layers.1.mlp.down_proj.weight"]
+    assert holes[tensors["model.layers.0.self_attn.q_proj.weight"].offset] == 0
+    assert len(holes_read(virtual.folder)) == 2
+    forget_reads(virtual.folder)
+    assert holes_read(virtual.folder) == []
+
+
+def exported(folder: Path, work: Path) -> Exported:
+    """What an exporter would make of the folder's holes: a graph whose constants lie in its files."""
+    virtual = shown(folder, work / "shown")
+    read = read_checkpoint(virtual.folder)
+    model = models.llama(dtype="f16")
+    named = {name: node for name, node in constants(model).items() if name in read.tensors}
+    stored = [read.tensors[name] for name in named]
+    shapes = [tuple(node.shape) for node in named.values()]
+    for node, constant in zip(named.values(), stored_constants(stored, shapes), strict=True):
+        constant.set_friendly_name(node.get_friendly_name())
+        node.output(0).replace(constant.output(0))
+    explained = explain_constants(model, TensorPlaces(stored))
+    output = work / "export"
+    output.mkdir()
+    placed = write_skeleton(model, output / "openvino_model.xml", explained.stored)
+    assert holes_read(virtual.folder) == []
+    return Exported(output, {"openvino_model.xml": Skeleton(placed, {})}, {}, "text-generation", {})
+
+
+def test_codes_stand_where_the_holes_were(folder: Path, tmp_path: Path) -> None:
+    opened = open_exported(exported(folder, tmp_path), "openvino_model.xml", open_checkpoint(folder))
+    _, values = quantised_llama(models.llama())
+    np.testing.assert_allclose(run(opened.model)[0], run(with_values(models.llama(), values))[0], rtol=1e-4, atol=1e-5)
+    assert len(find_compressed(opened.model)) == 14
+    assert opened.kept is not None
+    assert {row.reason for row in opened.kept.rows} == {"GPTQ 4 bit g32, codes kept"}
+    name = "model.layers.1.mlp.down_proj.weight"
+    assert opened.origins[name].endswith(f".safetensors: {name}")
+    assert opened.origins["model.norm.weight"].endswith(".safetensors: model.norm.weight")
+
+
+def test_an_export_that_reads_holes_is_made_again_with_values(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, seen = "model.layers.1.self_attn.o_proj.weight", []
+
+    def export(source: Path, output: Path, task: object, tensors: object) -> str:
+        stored = read_checkpoint(source).tensors[name]
+        seen.append(stored.dtype)
+        if stored.dtype != "F32":
+            raise HolesReadError(f"it computes with {name}", [name])
+        return "done"
+
+    module = import_module("ov_weight_compression.checkpoints.from_checkpoint")
+    monkeypatch.setattr(module, "export", export)
+    assert export_opened(open_checkpoint(folder), tmp_path / "out") == "done"
+    assert seen == ["BF16", "F32"]
+
+
+def _missing(folder: Path) -> str:
+    tensors, _ = quantised_llama(models.llama())
+    del tensors["model.layers.0.mlp.up_proj.scales"]
+    write_checkpoint(folder, tensors, GPTQ, shards=2)
+    return "model.layers.0.mlp.up_proj.scales: the checkpoint has no such tensor"
+
+
+def _wrong(folder: Path) -> str:
+    tensors, _ = quantised_llama(models.llama())
+    tensors["model.layers.0.mlp.up_proj.scales"] = tensors["model.layers.0.mlp.down_proj.scales"]
+    write_checkpoint(folder, tensors, GPTQ, shards=2)
+    return "model.layers.0.mlp.up_proj.scales: has shape [3, 64], must be [any, 96]"
+
+
+def _unknown(folder: Path) -> str:
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["quant_method"] = "hqq"
+    (folder / "config.json").write_text(json.dumps(config))
+    return "its quant_method is 'hqq'; those that are read: gptq, awq"
+
+
+@pytest.mark.parametrize("break_it", [_missing, _wrong, _unknown])
+def test_a_quantised_checkpoint_that_cannot_be_read(
+    break_it: Any, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = break_it(folder)
+    assert main([str(folder), "-o", str(tmp_path / "out"), "--quiet"]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_leaving_all_in_floats_is_for_quantised_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = models.linear()
+    ov.save_model(model, tmp_path / "m.xml")
+    assert main([str(tmp_path / "m.xml"), "-o", str(tmp_path / "out.xml"), "--mode", "none", "--quiet"]) == 2
+    assert "mode: 'none' leaves everything in floats" in capsys.readouterr().err
+    assert not os.path.exists(tmp_path / "out.xml")
