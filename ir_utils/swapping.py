@@ -112,7 +112,12 @@ def _link(source: Path, target: Path) -> None:
 def _move_files(folder: Path, place: Path, names: Sequence[str]) -> None:
     """As `swap_files` where there are no links: begun is begun, and `finish_moves` goes on from wherever it ended."""
     (folder / BEGUN).write_text("\n".join(names), encoding="utf-8")
-    finish_moves(folder, place / names[0])
+    try:
+        finish_moves(folder, place / names[0])
+    except OSError:
+        if os.path.lexists(place / names[0]):  # it goes first: nothing has moved, and nothing is to be finished later
+            (folder / BEGUN).unlink()
+        raise
 
 
 def finish_moves(folder: Path, target: Path) -> None:

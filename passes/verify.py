@@ -205,8 +205,8 @@ def _check(
     row = Check(consumer.name, weight.name, operation, weight.format, weight.shape, alike)
     stored = consumer.node.input_value(consumer.port)
     make = _MAKERS.get(operation)
-    if make is None or (operation == "MatMul" and consumer.port == 0):
-        return replace(row, reason=f"a {operation} of this form is not compared")
+    if make is None:
+        return replace(row, reason=f"a {operation} is not compared")
     worst: tuple[float, str, float] = (0.0, "", 1.0)
     attributes = consumer.node.get_attributes()
     layer = single_layer(consumer)
@@ -216,7 +216,8 @@ def _check(
         inputs = [one for one in made if one is not None]
         if len(inputs) < len(made):
             return replace(row, reason="its inputs' shapes are not known")
-        expected, unit = _EXPECTED[operation](inputs, stored, attributes)
+        layer.validate_nodes_and_infer_types()
+        expected, unit = _EXPECTED[operation](inputs, stored, attributes, consumer.port)
         for name, properties, limit in arithmetic:
             try:
                 found = run(layer, properties, inputs).astype(np.float64)
@@ -235,23 +236,38 @@ def _last_line(error: BaseException) -> str:
 
 
 def _activations(parameter: Any, stored: Any, rows: int, rng: np.random.Generator) -> Array | None:
-    """`[1, …, rows, n]`, where the model leaves rows open."""
+    """`[1, …, rows, n]`, where the model leaves rows open; `[1, …, n, rows]` where the layer turns it."""
     shape = parameter.get_partial_shape()
     if shape.rank.is_dynamic or len(shape) == 0:
         return None
+    (target,) = list(parameter.output(0).get_target_inputs())[:1]
+    attributes = target.get_node().get_attributes()
+    turned, weight_turned = attributes["transpose_a"], attributes["transpose_b"]
+    if target.get_index() == 1:  # `y = w x` is `yᵀ = xᵀ wᵀ`
+        turned, weight_turned = not weight_turned, not turned
+    summed = len(shape) - (2 if turned and len(shape) > 1 else 1)
     sizes = [dim.get_length() if dim.is_static else 1 for dim in shape]
-    columns = _columns_of(parameter, stored)
-    if shape[len(shape) - 1].is_dynamic and columns is not None:
-        sizes[-1] = columns
-    if len(sizes) > 1 and shape[len(shape) - 2].is_dynamic:
-        sizes[-2] = rows
+    if shape[summed].is_dynamic:
+        sizes[summed] = int(stored.get_shape()[-1 if weight_turned or len(stored.get_shape()) == 1 else -2])
+    other = len(shape) - (1 if summed == len(shape) - 2 else 2)
+    if other >= 0 and shape[other].is_dynamic:
+        sizes[other] = rows
     return rng.standard_normal(sizes).astype(_dtype(parameter))
 
 
-def _columns_of(parameter: Any, stored: Any) -> int | None:
+def _image(parameter: Any, stored: Any, rows: int, rng: np.random.Generator) -> Array | None:
+    """`[rows, channels, …]`, as small as the kernel and its padding allow."""
+    shape = parameter.get_partial_shape()
+    if shape.rank.is_dynamic:
+        return None
     (target,) = list(parameter.output(0).get_target_inputs())[:1]
-    turned = target.get_node().get_attributes().get("transpose_b", True)
-    return int(stored.get_shape()[-1 if turned else -2])
+    attributes, weight = target.get_node().get_attributes(), stored.get_shape()
+    kernel = weight[-(len(shape) - 2) :]
+    spans = [(size - 1) * step + 1 for size, step in zip(kernel, attributes["dilations"], strict=True)]
+    channels = weight[1] if len(weight) == len(shape) else weight[0] * weight[2]
+    sizes = [span + 2 * step for span, step in zip(spans, attributes["strides"], strict=True)]
+    parameter.set_partial_shape(ov.PartialShape([rows, channels, *sizes]))
+    return rng.standard_normal([rows, channels, *sizes]).astype(_dtype(parameter))
 
 
 def _dtype(parameter: Any) -> Any:
@@ -276,7 +292,11 @@ def _grouped(parameter: Any, stored: Any, rows: int, rng: np.random.Generator) -
     return rng.standard_normal((experts * rows, columns)).astype(_dtype(parameter))
 
 
-def _matmul(inputs: Sequence[Array], stored: Any, attributes: Mapping[str, Any]) -> tuple[Array, Array]:
+def _matmul(inputs: Sequence[Array], stored: Any, attributes: Mapping[str, Any], port: int) -> tuple[Array, Array]:
+    if port == 0:
+        turned = {"transpose_a": not attributes["transpose_b"], "transpose_b": not attributes["transpose_a"]}
+        expected, unit = _matmul(inputs, stored, turned, 1)
+        return expected.swapaxes(-1, -2), unit.swapaxes(-1, -2)
     (x,) = (one.astype(np.float64) for one in inputs)
     if attributes["transpose_a"]:
         x = x.swapaxes(-1, -2)
@@ -312,7 +332,7 @@ def _unit(x: Array, norms: Array) -> Array:
     return unit
 
 
-def _gather(inputs: Sequence[Array], stored: Any, attributes: Mapping[str, Any]) -> tuple[Array, Array]:
+def _gather(inputs: Sequence[Array], stored: Any, attributes: Mapping[str, Any], port: int) -> tuple[Array, Array]:
     (indices,) = inputs
     values = ConstantValues(stored, 1)
     rows = [values.rows(int(index), int(index) + 1)[0] for index in indices.reshape(-1)]
@@ -320,7 +340,9 @@ def _gather(inputs: Sequence[Array], stored: Any, attributes: Mapping[str, Any])
     return found, np.full(1, max(float(np.abs(found).max(initial=0.0)), 1e-30))
 
 
-def _grouped_matmul(inputs: Sequence[Array], stored: Any, attributes: Mapping[str, Any]) -> tuple[Array, Array]:
+def _grouped_matmul(
+    inputs: Sequence[Array], stored: Any, attributes: Mapping[str, Any], port: int
+) -> tuple[Array, Array]:
     x, ends = (one for one in sorted(inputs, key=lambda one: one.ndim, reverse=True))
     values = ConstantValues(stored).whole().astype(np.float64)
     starts = [0, *ends[:-1]]
@@ -330,13 +352,52 @@ def _grouped_matmul(inputs: Sequence[Array], stored: Any, attributes: Mapping[st
     return expected, np.concatenate(units)
 
 
+def _convolution(inputs: Sequence[Array], stored: Any, attributes: Mapping[str, Any], port: int) -> tuple[Array, Array]:
+    (x,) = (one.astype(np.float64) for one in inputs)
+    values = ConstantValues(stored).whole().astype(np.float64)
+    values = values[None] if values.ndim == x.ndim else values  # [groups, out, in, …]
+    (groups, out, taken), kernel = values.shape[:3], values.shape[3:]
+    spans = [(size - 1) * step + 1 for size, step in zip(kernel, attributes["dilations"], strict=True)]
+    x = np.pad(x, [(0, 0), (0, 0), *_padding(attributes, x.shape[2:], spans)])
+    windows = np.lib.stride_tricks.sliding_window_view(x, spans, tuple(range(2, x.ndim)))
+    steps = [slice(None, None, step) for step in (*attributes["strides"], *attributes["dilations"])]
+    windows = windows[(slice(None), slice(None), *steps)]
+    places = windows.shape[2 : x.ndim]
+    columns = windows.reshape(len(x), groups, taken, prod(places), -1).swapaxes(2, 3)
+    columns, weights = columns.reshape(len(x), groups, prod(places), -1), values.reshape(groups, out, -1)
+    expected = np.einsum("ngpk,gok->ngop", columns, weights)
+    unit = np.linalg.norm(columns, axis=-1)[:, :, None] * np.linalg.norm(weights, axis=-1)[..., None]
+    unit = np.maximum(unit, 1e-3 * unit.max(initial=1e-30)) / sqrt(weights.shape[-1])
+    shape = (len(x), groups * out, *places)
+    return expected.reshape(shape), unit.reshape(shape)
+
+
+def _padding(attributes: Mapping[str, Any], sizes: Sequence[int], spans: Sequence[int]) -> list[tuple[int, int]]:
+    """Zeros before and behind each of the last dimensions."""
+    kind = attributes["auto_pad"]
+    if kind == "explicit":
+        return list(zip(attributes["pads_begin"], attributes["pads_end"], strict=True))
+    if kind == "valid":
+        return [(0, 0) for _ in sizes]
+    found = []
+    for size, span, step in zip(sizes, spans, attributes["strides"], strict=True):
+        needed = max(0, ((size - 1) // step) * step + span - size)
+        less, more = needed // 2, needed - needed // 2
+        found.append((less, more) if kind == "same_upper" else (more, less))
+    return found
+
+
 _MAKERS: dict[str, Callable[[Any, Any, int, np.random.Generator], Array | None]] = {
     "MatMul": _activations,
     "Gather": _indices,
     "GroupedMatMul": _grouped,
+    "Convolution": _image,
+    "GroupConvolution": _image,
 }
-_EXPECTED: dict[str, Callable[[Sequence[Array], Any, Mapping[str, Any]], tuple[Array, Array]]] = {
+_EXPECTED: dict[str, Callable[[Sequence[Array], Any, Mapping[str, Any], int], tuple[Array, Array]]] = {
     "MatMul": _matmul,
     "Gather": _gather,
     "GroupedMatMul": _grouped_matmul,
+    "Convolution": _convolution,
+    "GroupConvolution": _convolution,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,10 +113,54 @@ def test_one_of_each_kind_or_every_layer() -> None:
     assert [check.layer for check in verify(model, every=True).checks] == [f"layer_{number}" for number in range(4)]
 
 
-def test_a_convolution_is_said_not_to_be_compared() -> None:
-    found = verify(apply_weight_compression(models.convolution(), lazy=False))
+def weight(*shape: int) -> Any:
+    return op.constant(np.random.default_rng(0).standard_normal(shape).astype(np.float32))
+
+
+def of_one_layer(build: Callable[[Any], Any], *shape: int) -> ov.Model:
+    x = op.parameter(list(shape), np.float32)
+    return ov.Model([op.result(build(x))], [x], "one layer")
+
+
+OTHER_FORMS = {
+    "same_upper": (lambda x: op.convolution(x, weight(4, 6, 3, 3), [1, 2], [0, 0], [0, 0], [1, 1], "same_upper"), 4),
+    "dilated": (lambda x: op.convolution(x, weight(4, 6, 3, 2), [2, 1], [1, 1], [0, 1], [2, 1]), 4),
+    "valid": (lambda x: op.convolution(x, weight(4, 6, 3), [2], [1], [0], [1], "valid"), 3),
+    "groups": (lambda x: op.group_convolution(x, weight(3, 4, 2, 3, 3), [1, 2], [1, 1], [0, 1], [1, 1]), 4),
+    "weight first": (lambda x: op.matmul(weight(6, 32), x, True, False), 2),
+    "weight first, activation turned": (lambda x: op.matmul(weight(64, 6), x, False, True), 3),
+    "activation turned": (lambda x: op.matmul(x, weight(6, 40), True, False), 2),
+}
+
+
+@pytest.mark.parametrize("form", OTHER_FORMS)
+def test_layers_of_other_forms(form: str) -> None:
+    """Convolutions of all sorts, weights as first input, activations that are turned: right, and found where not."""
+    build, rank = OTHER_FORMS[form]
+    sizes = {"weight first": (6, -1), "activation turned": (6, -1)}.get(form, (-1, 6, *[-1] * (rank - 2)))
+    if form == "weight first, activation turned":
+        sizes = (-1, -1, 6)
+    model = apply_weight_compression(of_one_layer(build, *sizes), lazy=False)
+    found = verify(model)
     assert found.ok
-    assert "not compared: layer (Convolution" in str(found)
+    assert not found.skipped
+    assert len(found.checks) == 1
+
+    def run(model: ov.Model, properties: Mapping[str, str], inputs: Sequence[Any]) -> Any:
+        return ov.Core().compile_model(model, "CPU", dict(properties))(list(inputs))[0] * 1.5
+
+    assert [check.wrong for check in verify(model, run=run).checks] == [True]
+
+
+def test_what_is_not_compared_is_said() -> None:
+    turned = of_one_layer(
+        lambda x: op.convolution_backprop_data(x, weight(6, 4, 3, 3), [1, 1], pads_begin=[0, 0], pads_end=[0, 0]),
+        *(1, 6, 8, 8),
+    )
+    found = verify(apply_weight_compression(turned, lazy=False))
+    assert found.ok
+    assert "not compared: " in str(found)
+    assert "a ConvolutionBackpropData is not compared" in str(found)
     assert "all compute" not in str(found)
 
 

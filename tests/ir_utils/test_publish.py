@@ -164,6 +164,25 @@ def test_where_there_are_no_links_nothing_is_mixed_and_the_next_one_mends(
     assert set(seen) == {"old", "none", "new"}
 
 
+def test_where_there_are_no_links_a_save_that_failed_is_not_finished_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    pair(tmp_path, "old")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "link", refuse)
+        unlink = Path.unlink
+        patched.setattr(
+            Path, "unlink", lambda path, **how: refuse() if path == tmp_path / "m.xml" else unlink(path, **how)
+        )
+        with pytest.raises(PermissionError):
+            pair(tmp_path, "new")
+    mend(tmp_path / "m.xml")
+    assert read_pair(tmp_path) == "old"
+
+
 def test_where_folders_cannot_be_exchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(swapping, "_exchange", lambda *_: False)
     seen = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import numpy as np
 import openvino as ov
 import pytest
@@ -55,6 +57,29 @@ def test_rules_are_told_in_the_report() -> None:
     assert [row.reason for row in report_of([("layer_1", "int8_sym")]).rows if row.mode == "int8_sym"] == [
         "rule 'layer_1'"
     ]
+
+
+@pytest.mark.parametrize("options", [{"rules": [("re:(\\w+)+!", None)]}, {"ignored_scope": {"patterns": ["(\\w+)+!"]}}])
+def test_a_regular_expression_that_never_ends_can_be_interrupted(options: dict[str, object]) -> None:
+    """They are the caller's own and take what time they take; a signal is heard meanwhile."""
+
+    class RangError(BaseException):
+        pass
+
+    def ring(*_: object) -> None:
+        raise RangError
+
+    model = layers(1, 64)
+    for node in model.get_ops():
+        node.set_friendly_name(f"{node.get_friendly_name()}{'_a' * 40}")
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    try:
+        with pytest.raises(RangError):
+            WeightCompression(**options).run_on_model(model)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_a_rule_that_matches_nothing_is_an_error() -> None:
