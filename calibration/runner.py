@@ -8,15 +8,16 @@ are compiled at a time.
     whole     … ─ A ─┬─ MatMul ─ B ─ MatMul ─ C …          piece     Parameter(A) ─┬─ MatMul ─ B ─ Result
                      └───────── Add ──────────                       Result(A + …) ┘
 
-In a copy of the graph, which shares all constants with it, every edge that enters the piece is led to a Parameter (or
-to a Constant, for a shape that is the same in every window); what lies between there and the Results is the piece, and
-only that is compiled. Tensors of a half precision cross a border as f32, because that is what they are in a model that
-is executed in f32. Files lie in a temporary directory (`TMPDIR` decides where) that is removed when the pool is closed,
-whatever happens.
+In a copy of the graph, one for each stream, which shares all constants with it, every edge that enters the piece is led
+to a Parameter (or to a Constant, for a shape that is the same in every window); what lies between there and the Results
+is the piece, and only that is compiled. Tensors of a half precision cross a border as f32, because that is what they
+are in a model that is executed in f32. Files lie in a temporary directory (`TMPDIR` decides where) that is removed when
+the pool is closed, whatever happens.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -162,11 +163,18 @@ _ON_CPU = {**EXACT, "EXECUTION_MODE_HINT": "ACCURACY", "PERFORMANCE_HINT": "LATE
 _HALF = ("f16", "bf16")
 
 
+@functools.cache
+def _core() -> ov.Core:
+    return ov.Core()
+
+
 @dataclass(frozen=True, eq=False)
 class ModelPiece:
     """The operations `[begin, end)` of a graph's order, and how they are to be run."""
 
     graph: ActivationGraph
+    nodes: Sequence[ov.Node]
+    """The graph's operations in a copy of which every operation is cut out once (see `cut_out`)."""
     begin: int
     end: int
     outputs: tuple[TensorKey, ...]
@@ -177,10 +185,13 @@ class ModelPiece:
     """What stands in for a weight's constant, by the weight's name."""
 
 
-def cut_out(piece: ModelPiece, store: Store) -> tuple[ov.Model, list[TensorKey]]:
-    """A piece as a model of its own, and the tensors that its Parameters stand for. Its Results are the outputs."""
-    graph = piece.graph
-    nodes = graph.model.clone().get_ordered_ops()
+def cut_out(piece: ModelPiece, store: Store) -> tuple[ov.Model, list[TensorKey], Callable[[], None]]:
+    """A piece as a model of its own, and the tensors that its Parameters stand for. Its Results are the outputs.
+
+    Its operations are the copy's own: what enters them stays cut off. The third value is a function that gives them
+    their own constants back, so that what stood in for those is not kept by the copy.
+    """
+    graph, nodes = piece.graph, piece.nodes
     within = {nodes[index].get_name() for index in graph.order[piece.begin : piece.end]}
     parameters: list[ov.Node] = []
     keys: list[TensorKey] = []
@@ -194,10 +205,18 @@ def cut_out(piece: ModelPiece, store: Store) -> tuple[ov.Model, list[TensorKey]]
         for port in list(tensor.get_target_inputs()):
             if port.get_node().get_name() in within:
                 port.replace_source_output(entry)
-    for name, constant in piece.replaced.items():
-        _stand_in(nodes[graph.weight_nodes[name]], constant)
+    changed = [
+        entry
+        for name, constant in piece.replaced.items()
+        for entry in _stand_in(nodes[graph.weight_nodes[name]], constant)
+    ]
+
+    def restore() -> None:
+        for port, own in changed:
+            port.replace_source_output(own)
+
     results = [_exit(nodes[index].output(port)) for index, port in piece.outputs]
-    return ov.Model(results, parameters), keys
+    return ov.Model(results, parameters), keys, restore
 
 
 def run_piece(
@@ -213,11 +232,13 @@ def run_piece(
     The array is the runtime's own memory: it has to be used or copied before `receive` returns.
     Raises WorkError where the model cannot run on the data.
     """
-    model, keys = cut_out(piece, store)
+    model, keys, restore = cut_out(piece, store)
     try:
-        request = ov.Core().compile_model(model, "CPU", _ON_CPU).create_infer_request()
+        request = _core().compile_model(model, "CPU", _ON_CPU).create_infer_request()
     except RuntimeError as error:
         raise WorkError(f"calibration: the model cannot be compiled for the data: {openvino_reason(error)}") from error
+    restore()
+    del model
     for window in range(windows):
         feeds = {port: _contiguous(store.get(key, window)) for port, key in enumerate(keys)}
         try:
@@ -246,13 +267,15 @@ def _entrance(
     return (ops.convert(node, own) if own in _HALF else node).output(0), parameter
 
 
-def _stand_in(constant: ov.Node, other: ov.Node) -> None:
-    """Let the readers of `constant` read `other`; its type may be another only where a Convert follows anyway."""
+def _stand_in(constant: ov.Node, other: ov.Node) -> list[tuple[Any, ov.Output]]:
+    """Let the readers of `constant` read `other`; its type may be another only where a Convert follows anyway. Returns
+    the inputs that were changed, and what they read before."""
     own = constant.get_output_element_type(0).to_string()
     readers = list(constant.output(0).get_target_inputs())
     for port in readers:
         fits = other.get_output_element_type(0).to_string() == own or port.get_node().get_type_name() == "Convert"
         port.replace_source_output((other if fits else ops.convert(other, own)).output(0))
+    return [(port, constant.output(0)) for port in readers]
 
 
 def _exit(tensor: ov.Output) -> ov.Node:
@@ -279,6 +302,7 @@ class Stream:
         tick: Callable[[int], None] = lambda steps: None,
     ) -> None:
         self._graph = graph
+        self._nodes: Sequence[ov.Node] = ()
         self._tick = tick
         self._limit = weight_limit
         self.store = store
@@ -307,6 +331,7 @@ class Stream:
         What later operations read is kept in the store. The `watched` tensors are handed to their function, or are
         kept as well where it is None. The `forced` ones are not computed but taken from the store.
         """
+        self._nodes = self._nodes or self._graph.model.clone().get_ordered_ops()
         for first, last in split(self._graph, begin, end, self._limit):
             made = {
                 (index, port)
@@ -325,6 +350,7 @@ class Stream:
 
             piece = ModelPiece(
                 self._graph,
+                self._nodes,
                 first,
                 last,
                 outputs=tuple(sorted(kept | (made & set(watched)))),
