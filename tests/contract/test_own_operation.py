@@ -14,7 +14,6 @@ from openvino import opset13 as op
 
 import ov_weight_compression as owc
 from ov_weight_compression.passes import Activation, OptionError, Refusal, Role
-from ov_weight_compression.passes.verify import verify
 from ov_weight_compression.patterns import Kind, find_compressed
 from tests.running import constants, run
 
@@ -50,7 +49,7 @@ class Projection(ov.Op):
 def values(shape: tuple[int, ...]) -> np.ndarray:
     """Weights `[out, in]` whose channels matter differently."""
     random = np.random.default_rng(shape[0])
-    return (random.standard_normal(shape) * np.exp(random.standard_normal(shape[1])) / 8).astype(np.float32)
+    return (random.standard_normal(shape) * np.exp(random.standard_normal(shape[1]) / 2) / 8).astype(np.float32)
 
 
 def projection(x: Any, weight: np.ndarray) -> Any:
@@ -158,6 +157,19 @@ def test_values_against_numpy() -> None:
 
 
 @pytest.mark.parametrize("name", OWN)
+def test_verify_compares_it_with_numpy(name: str) -> None:
+    layer, _, roles, last = OWN[name]
+    model = owc.apply_weight_compression(network(layer, last=last), mode="int8_asym", roles=roles, lazy=False)
+    found = owc.verify(model, roles=roles)
+    assert [(check.layer, check.reason) for check in found.checks] == [("first", ""), ("second", "")]
+    assert found.ok
+    other = {key: Role(channel=row.reduction, reduction=row.channel) for key, row in roles.items()}
+    assert {check.reason for check in owc.verify(model, roles=other).checks} == {
+        f"a {next(iter(roles))[0]} is not compared"
+    }
+
+
+@pytest.mark.parametrize("name", OWN)
 def test_compare_measures_its_outputs(name: str) -> None:
     layer, twin, roles, last = OWN[name]
     given = {"mode": "int4_sym", "group_size": 32, "all_layers": True, "awq": True, "lazy": False}
@@ -179,7 +191,7 @@ def test_inspect_and_decompression_know_it_by_the_same_table() -> None:
     assert owc.inspect(model).weights == ()
     owc.apply_weight_decompression(model, roles=roles)
     assert find_compressed(model, roles) == []
-    assert not verify(model, roles=roles).checks
+    assert not owc.verify(model, roles=roles).checks
 
 
 def test_without_a_role_the_report_says_so() -> None:
