@@ -32,9 +32,7 @@ Layer = tuple[dict[str, MemoryTensor], Array]
 Write = Callable[[str, Array, np.random.Generator], Layer]
 
 
-def rounded(
-    weight: Array, index: Array, bits: int, symmetric: bool, spread: bool = False
-) -> tuple[Array, Array, Array, Array]:
+def rounded(weight: Array, index: Array, bits: int, symmetric: bool) -> tuple[Array, Array, Array, Array]:
     """Codes [out, in], zero points and f16 scales [out, groups], and their values, of plainly rounded weights."""
     groups, top = int(index.max()) + 1, (1 << bits) - 1
     low = np.stack([weight[:, index == group].min(1) for group in range(groups)], 1)
@@ -58,7 +56,7 @@ def gptq(bits: int, symmetric: bool, group: int = 128, order: bool = False, vers
         columns = weight.shape[1]
         index = np.arange(columns) // (columns if group < 0 else group)
         if order:
-            index = np.random.default_rng(columns + ("_proj" in layer and "down" in layer)).permutation(index)
+            index = np.random.default_rng(columns).permutation(index)
         codes, zeros, scales, values = rounded(weight, index, bits, symmetric)
         stored = writers.packed_rows(zeros.T, bits) if version == 2 else None
         return writers.gptq(layer, codes, scales, zeros, bits, index, stored), values

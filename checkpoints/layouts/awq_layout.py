@@ -58,6 +58,6 @@ def _channels(words: Array, first: int, last: int) -> npt.NDArray[np.uint8]:
     """[rows, out/8] words → [last − first, rows], these output channels of them."""
     start = first // _WORD
     part = words[:, start : -(-last // _WORD)]
-    nibbles = codes_of(part, _BITS, part.shape[1] * _WORD).reshape(len(part), -1, _WORD)
-    channels = nibbles[..., _PLACES].reshape(len(part), -1)
-    return channels[:, first - start * _WORD : last - start * _WORD].T
+    nibbles = codes_of(part, _BITS, part.shape[1] * _WORD).T.reshape(-1, _WORD, len(part))
+    channels = nibbles[:, _PLACES].reshape(-1, len(part))
+    return channels[first - start * _WORD : last - start * _WORD]

@@ -92,7 +92,17 @@ def _packed(tensors: Tensors, layer: str, scheme: CompressedTensorsScheme) -> Qu
         def zeros(first: int, last: int) -> npt.NDArray[np.uint8]:
             return _zero_points(tensor, rows, bits, flat, first, last)
 
+    def any_rows(numbers: Array) -> tuple[npt.NDArray[np.uint8], Array, npt.NDArray[np.uint8] | None]:
+        count = prod(lead) * rows
+        own = None if zeros is None else zeros(0, count)[numbers]
+        return (
+            _stream(packed.values().reshape(-1, words)[numbers], bits, columns, dense),
+            scale.of(0, count)[numbers],
+            own,
+        )
+
     source = IntegerRows(
+        any_rows=any_rows,
         codes=lambda first, last: _stream(packed.values().reshape(-1, words)[first:last], bits, columns, dense),
         scales=scale.of,
         zeros=zeros,

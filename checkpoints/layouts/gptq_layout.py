@@ -77,7 +77,13 @@ def gptq_weight(tensors: Tensors, layer: str, variant: GptqVariant) -> Quantised
     def codes(first: int, last: int) -> npt.NDArray[np.uint8]:
         return codes_of(qweight.values()[:, first:last].T, bits, columns)
 
+    def any_rows(numbers: Array) -> tuple[npt.NDArray[np.uint8], Array, npt.NDArray[np.uint8] | None]:
+        own = None if zeros is None else _zero_points(zeros.values(), 0, rows, word, variant)[numbers]
+        picked = np.take(qweight.values(), numbers, axis=1).T
+        return codes_of(picked, bits, columns), scale_values(scales, names[1])[:, numbers].T, own
+
     source = IntegerRows(
+        any_rows=any_rows,
         codes=codes,
         scales=lambda first, last: scale_values(scales, names[1])[:, first:last].T,
         zeros=None if zeros is None else lambda first, last: _zero_points(zeros.values(), first, last, word, variant),

@@ -43,7 +43,7 @@ class Grouping:
 
     def ordered(self, codes: Array) -> Array:
         """[rows, columns] in the order of the groups."""
-        return codes if self.order is None else codes[:, self.order]
+        return codes if self.order is None else np.take(codes, self.order, axis=1)
 
 
 def plain_grouping(columns: int, size: int, count: int, name: str) -> Grouping:

@@ -53,6 +53,8 @@ class IntegerRows:
     """[n, groups], f16 or f32."""
     zeros: Callable[[int, int], Codes] | None
     """[n, groups], 0 … 2^b − 1; None where all are 2^(b−1)."""
+    any_rows: Callable[[Array], tuple[Codes, Array, Codes | None]] | None = None
+    """The three for rows by their numbers, where a layout can pick them without reading everything between."""
 
 
 def integer_weight(
@@ -90,21 +92,35 @@ def integer_weight(
     spec = Spec(FORMATS[_FORMATS[width][0 if symmetric else 1]], group, scale_type)
     scale_dtype = np.float16 if scale_type == "f16" else np.float32
 
-    def read(first: int, last: int) -> Encoded:
-        codes = source.codes(first, last)
+    def encoded(codes: Codes, scales: Array, zeros: Codes | None) -> Encoded:
         if symmetric and width > 2:
             codes = (codes - np.uint8(middle)) & np.uint8((1 << width) - 1)
-        zeros = None
-        if not symmetric and source.zeros is not None:
-            zeros = np.ascontiguousarray(grouping.spread(source.zeros(first, last)))
-        scales = grouping.spread(source.scales(first, last)).astype(scale_dtype, copy=False)
-        return Encoded(grouping.ordered(codes), np.ascontiguousarray(scales), zeros)
+        own = None if symmetric or zeros is None else np.ascontiguousarray(grouping.spread(zeros))
+        wide = grouping.spread(scales).astype(scale_dtype, copy=False)
+        return Encoded(grouping.ordered(codes), np.ascontiguousarray(wide), own)
+
+    def read(first: int, last: int) -> Encoded:
+        zeros = None if symmetric or source.zeros is None else source.zeros(first, last)
+        return encoded(source.codes(first, last), source.scales(first, last), zeros)
+
+    pick = source.any_rows
 
     if width != bits:
         notes = (*notes, f"{bits}-bit codes kept in {width} bits")
     kind = f"{kind} {group_word(said_group or grouping.size, grouping.columns)}"
     absmax = largest * spec.format.top
-    weight = QuantisedWeight(name, kind, shape, spec, read, tensors, absmax, grouping.order, None, notes)
+    weight = QuantisedWeight(
+        name=name,
+        kind=kind,
+        shape=shape,
+        spec=spec,
+        rows=read,
+        tensors=tensors,
+        absmax=absmax,
+        any_rows=None if pick is None else lambda numbers: encoded(*pick(numbers)),
+        order=grouping.order,
+        notes=notes,
+    )
     if grouping.size < _SMALLEST_GROUP and grouping.size < grouping.columns:
         return requantised(weight, "its groups have no common size")
     return weight

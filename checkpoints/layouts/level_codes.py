@@ -83,4 +83,15 @@ def level_weight(
     group = said_group or grouping.size
     kind = f"{kind} " + (f"g{group}" if row.fixed_group else group_word(group, grouping.columns))
     absmax = largest * row.top
-    return QuantisedWeight(name, kind, shape, spec, read, tensors, absmax, grouping.order, tensor_scale, notes)
+    return QuantisedWeight(
+        name=name,
+        kind=kind,
+        shape=shape,
+        spec=spec,
+        rows=read,
+        tensors=tensors,
+        absmax=absmax,
+        order=grouping.order,
+        tensor_scale=tensor_scale,
+        notes=notes,
+    )

@@ -13,7 +13,16 @@ from ov_weight_compression.quantization.encode import decode_rows, encode_rows
 from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL
 from ov_weight_compression.quantization.spec import Encoded, Spec
 
-__all__ = ["QuantisedWeight", "Rows", "exact_scale_type", "finer", "group_word", "requantised", "row_blocks"]
+__all__ = [
+    "QuantisedWeight",
+    "Rows",
+    "exact_scale_type",
+    "finer",
+    "group_word",
+    "requantised",
+    "row_blocks",
+    "with_rows_in_order",
+]
 
 Rows = Callable[[int, int], Encoded]
 
@@ -38,6 +47,8 @@ class QuantisedWeight:
     """What it is made of in the checkpoint."""
     absmax: float
     """No value is larger in magnitude."""
+    any_rows: Callable[[Array], Encoded] | None = field(default=None, repr=False)
+    """The same for rows by their numbers, where the layout can pick them."""
     order: Array | None = field(default=None, repr=False)
     """[in]: the input channel that each column of the codes is for; None where they are in order."""
     tensor_scale: np.float32 | None = None
@@ -108,17 +119,37 @@ def requantised(weight: QuantisedWeight, reason: str) -> QuantisedWeight:
         return encode_rows(weight.values(first, last), spec)
 
     notes = (*weight.notes, f"requantised to int8_asym: {reason}")
-    return replace(weight, spec=spec, rows=rows, order=None, tensor_scale=None, notes=notes, codes_kept=False)
+    return replace(
+        weight, spec=spec, rows=rows, any_rows=None, order=None, tensor_scale=None, notes=notes, codes_kept=False
+    )
 
 
 def finer(weight: QuantisedWeight, size: int) -> QuantisedWeight:
     """The same values in groups of a size that divides theirs: each scale, and zero point, is there several times."""
     times = weight.group // size
 
-    def rows(first: int, last: int) -> Encoded:
-        wide = weight.rows(first, last)
+    def widened(wide: Encoded) -> Encoded:
         zeros = None if wide.zero_point is None else np.repeat(wide.zero_point, times, axis=1)
         return replace(wide, scale=np.repeat(wide.scale, times, axis=1), zero_point=zeros)
 
     notes = (*weight.notes, f"in groups of {size}, because CPUs misread groups of {weight.group}")
-    return replace(weight, spec=replace(weight.spec, group_size=size), rows=rows, notes=notes)
+    return replace(
+        weight,
+        spec=replace(weight.spec, group_size=size),
+        rows=lambda first, last: widened(weight.rows(first, last)),
+        any_rows=None,
+        notes=notes,
+    )
+
+
+def with_rows_in_order(weight: QuantisedWeight, order: Array) -> QuantisedWeight | None:
+    """The weight whose row i is the row `order[i]` of this one; None where its layout cannot pick rows."""
+    pick = weight.any_rows
+    if pick is None:
+        return None
+    return replace(
+        weight,
+        rows=lambda first, last: pick(order[first:last]),
+        any_rows=lambda numbers: pick(order[numbers]),
+        notes=(*weight.notes, "its rows in the order of the layer behind it"),
+    )

@@ -29,7 +29,7 @@ from tests.checkpoints.quantised_writers import (
     tensor,
 )
 
-__all__ = ["KINDS", "gptq_layer"]
+__all__ = ["KINDS", "gptq_layer", "packed_layer"]
 
 Make = Callable[[str, int, int], QuantisedWeight]
 
@@ -75,6 +75,15 @@ def _packed(name: str, rows: int, columns: int) -> QuantisedWeight:
     return compressed_tensors_weight(
         compressed_tensors_packed(layer, codes, scales, None, 8), layer, CompressedTensorsScheme("pack-quantized", 8)
     )
+
+
+def packed_layer(name: str, rows: int, columns: int) -> QuantisedWeight:
+    """A layer of compressed-tensors', asymmetric, in groups."""
+    rng, layer = np.random.default_rng(7), name.removesuffix(".weight")
+    codes, zeros = rng.integers(0, 16, (rows, columns)), rng.integers(0, 16, (rows, columns // 32))
+    scales = tensor("F16", rng.random((rows, columns // 32)) / 64 + 1 / 64)
+    tensors = compressed_tensors_packed(layer, codes, scales, zeros, 4)
+    return compressed_tensors_weight(tensors, layer, CompressedTensorsScheme("pack-quantized", 4))
 
 
 def _fp8_blocks(name: str, rows: int, columns: int) -> QuantisedWeight:

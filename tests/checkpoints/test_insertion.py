@@ -16,7 +16,7 @@ from ov_weight_compression.ir_utils.save_model import save_model
 from ov_weight_compression.passes import apply_weight_compression, apply_weight_decompression
 from ov_weight_compression.patterns import find_compressed
 from tests import models
-from tests.checkpoints.quantised_layers import KINDS, gptq_layer
+from tests.checkpoints.quantised_layers import KINDS, gptq_layer, packed_layer
 from tests.running import constants, layer_types, matrix_of, run
 
 STORED = {
@@ -104,6 +104,49 @@ def test_layers_that_read_the_same_input_in_the_same_order_share_a_gather() -> N
     assert {row.reason for row in report.rows} == {
         "GPTQ 4 bit g32, codes kept; act-order, its input brought into order by a Gather"
     }
+
+
+def mlp(outside: bool = False) -> ov.Model:
+    """down(act(gate) · up) with biases behind gate and up; `outside`: something else reads what down reads."""
+    x = op.parameter([-1, 64], np.float32, name="x")
+    sides = []
+    for name in ("gate", "up"):
+        layer = op.matmul(x, models.constant((96, 64), name), False, True)
+        sides.append(op.add(layer, models.constant((1, 96), f"{name}_bias")))
+    inner = op.multiply(op.swish(sides[0]), sides[1])
+    results = [op.result(op.matmul(inner, models.constant((64, 96), "down"), False, True))]
+    if outside:
+        results.append(op.result(op.relu(inner)))
+    return ov.Model(results, [x], "mlp")
+
+
+@pytest.mark.parametrize("outside", [False, True])
+@pytest.mark.parametrize("kind", ["gptq", "compressed-tensors"])
+def test_an_order_is_folded_into_what_makes_the_input(outside: bool, kind: str) -> None:
+    """Into the rows of gate and up and their biases; where somebody else would see that, there is a Gather."""
+    model = mlp(outside)
+    order = np.random.default_rng(3).permutation(96)
+    make = gptq_layer if kind == "gptq" else packed_layer
+    layers = {"gate": make("gate.weight", 96, 64), "up": make("up.weight", 96, 64)}
+    layers["down"] = gptq_layer("down.weight", 64, 96, order=order)
+    feed = {0: np.random.default_rng(1).standard_normal((5, 64)).astype(np.float32)}
+    reference = model.clone()
+    for name, layer in layers.items():
+        node = constants(reference)[name]
+        node.output(0).replace(ov.op.Constant(layer.values(0, layer.row_count)).output(0))
+    expected = run(reference, feed)
+    report = insert_codes(model, {constants(model)[name]: layer for name, layer in layers.items()})
+    for got, wanted in zip(run(model, feed), expected, strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+    reasons = {row.name: row.reason for row in report.rows}
+    on_input = [node for node in model.get_ops() if node.get_friendly_name().endswith("input_in_channel_order")]
+    if outside:
+        assert reasons["down"].endswith("; act-order, its input brought into order by a Gather")
+        assert len(on_input) == 1
+    else:
+        assert reasons["down"].endswith("; act-order, folded into the rows of gate.weight and up.weight")
+        assert reasons["up"].endswith("codes kept; its rows in the order of the layer behind it")
+        assert not on_input
 
 
 def test_an_order_that_cannot_be_followed_is_given_up_and_said_to_be() -> None:

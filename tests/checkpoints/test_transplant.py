@@ -147,8 +147,12 @@ def test_quantised_weights(order: bool, tmp_path: Path) -> None:
     assert sorted(found.storage for found in find_compressed(model)) == ["i8"] * 2 + ["u4"] * 14
     assert pass_.report is not None
     stored = {row.tensor.partition(": ")[2]: row.stored for row in pass_.report.rows}
-    said = "GPTQ 4 bit g32, codes kept" + ("; act-order, its input brought into order by a Gather" if order else "")
-    assert stored["model.layers.1.mlp.down_proj.weight"] == said
+    said = "; act-order, its input brought into order by a Gather"
+    assert stored["model.layers.1.mlp.up_proj.weight"].startswith("GPTQ 4 bit g32, codes kept" + said * order)
+    folded = (
+        "; act-order, folded into the rows of model.layers.1.mlp.gate_proj.weight and model.layers.1.mlp.up_proj.weight"
+    )
+    assert stored["model.layers.1.mlp.down_proj.weight"] == "GPTQ 4 bit g32, codes kept" + folded * order
     assert stored["model.norm.weight"] == "f16"
 
 
