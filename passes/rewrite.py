@@ -20,7 +20,7 @@ from ov_weight_compression.ir_utils.postponed_constants import postponed_constan
 from ov_weight_compression.ir_utils.types import element_type
 from ov_weight_compression.passes.choice import Choice
 from ov_weight_compression.passes.encode_job import WeightJob
-from ov_weight_compression.passes.turned import take_over_transpose
+from ov_weight_compression.passes.weight_transpose import take_over_transpose
 from ov_weight_compression.patterns import Kind
 
 __all__ = ["equal_weights", "rewrite"]

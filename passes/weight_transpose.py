@@ -10,16 +10,33 @@ from __future__ import annotations
 
 from typing import Any
 
-from ov_weight_compression.patterns import Consumer
+from openvino.passes import ModelPass
 
-__all__ = ["take_over_transpose"]
+from ov_weight_compression.patterns import Consumer, find_compressed, find_weights
+
+__all__ = ["FuseWeightTranspose", "take_over_transpose"]
 
 
-def take_over_transpose(consumer: Consumer) -> None:
-    """Let a MatMul read its weight from in front of a Transpose of the last two axes; nothing where there is none."""
+class FuseWeightTranspose(ModelPass):
+    """Let the MatMuls of a model read their weights, float or compressed, from in front of any Transpose.
+
+    A pass for `openvino.passes.Manager`; compression does the same for the weights that it compresses. What several
+    operations read of a Transpose stays for the others.
+    """
+
+    def run_on_model(self, model: Any) -> bool:
+        """Rewrite `model` in place; whether anything changed."""
+        layers = [layer for weight in find_weights(model)[0] for layer in weight.consumers]
+        layers += [layer for weight in find_compressed(model) for layer in weight.consumers]
+        changed = [take_over_transpose(layer) for layer in layers]
+        return any(changed)
+
+
+def take_over_transpose(consumer: Consumer) -> bool:
+    """Let a MatMul read its weight from in front of a Transpose of the last two axes; whether there was one."""
     layer: Any = consumer.node
     if layer.get_type_name() != "MatMul":
-        return
+        return False
     target = layer.input(consumer.port)
     before = target.get_source_output().get_node()
     converts: list[Any] = []
@@ -28,12 +45,13 @@ def take_over_transpose(consumer: Consumer) -> None:
         target = before.input(0)
         before = target.get_source_output().get_node()
     if before.get_type_name() != "Transpose" or not _swaps(before):
-        return
+        return False
     name = "transpose_b" if consumer.port == 1 else "transpose_a"
     target.replace_source_output(before.input_value(0))
     layer.set_attribute(name, not layer.get_attributes()[name])
     for node in (*converts, layer):
         node.validate_and_infer_types()
+    return True
 
 
 def _readers(node: Any) -> int:
