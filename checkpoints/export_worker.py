@@ -80,7 +80,7 @@ class Answer:
 def main(arguments: list[str]) -> int:
     """Do what the request says; the exit code is 0 if an answer was written."""
     asked, answer = (Path(word) for word in arguments)
-    threading.Thread(target=_end_with_caller, daemon=True).start()
+    _watch_caller()
     try:
         found = _export(Request(**json.loads(asked.read_text())))
         answer.write_text(json.dumps(asdict(found)))
@@ -93,10 +93,13 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _end_with_caller() -> None:
-    while sys.stdin.buffer.read(1):
-        pass
-    os._exit(1)
+def _watch_caller() -> None:
+    def wait() -> None:
+        while sys.stdin.buffer.read(1):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _reason(error: BaseException) -> str:

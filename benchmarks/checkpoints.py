@@ -1,0 +1,112 @@
+"""Checkpoints: whether compressing one gives the bytes that exporting first gives, and what it costs.
+
+    python -m benchmarks.checkpoints zoo [--dtype bfloat16] [ARCHITECTURE …]     exit code 1 where something differs
+    python -m benchmarks.checkpoints speed --sizes 1.2                           beside optimum-cli, in one run
+
+Both need an interpreter that has torch, transformers, optimum-intel (and NNCF for its int4); the package is imported
+from where it is run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.architectures import ARCHITECTURES, build
+from ov_weight_compression.cli.compress_files import compress_path
+
+OPTIONS = {"mode": "int4_sym", "group_size": 32}
+_GENERATED = re.compile(r"\b[A-Z]\w*_\d+\b|\bModel\d+\b")
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """What is not the same in two folders: files by name; of an .xml all but the numbers in names that OpenVINO made
+    up, which count from the start of the process."""
+    files = [
+        {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} for folder in (one, other)
+    ]
+    found = [f"{name} is in one of them alone" for name in sorted(files[0] ^ files[1])]
+    for name in sorted(files[0] & files[1]):
+        read = [(folder / name).read_bytes() for folder in (one, other)]
+        if name.endswith(".xml"):
+            read = [_GENERATED.sub("", text.decode()).encode() for text in read]
+        if read[0] != read[1]:
+            found.append(f"{name} differs")
+    return found
+
+
+def export_usually(folder: Path, output: Path, task: str) -> None:
+    """What optimum-intel writes, in floats."""
+    import transformers
+    from optimum.exporters.openvino import main_export
+
+    transformers.logging.set_verbosity_error()
+    main_export(str(folder), output, task=task, convert_tokenizer=True)
+
+
+def check(name: str, dtype: str, work: Path) -> list[str]:
+    """What differs between both ways for an architecture."""
+    checkpoint, usual = build(name, dtype, work / "hf"), work / "usual"
+    export_usually(checkpoint, usual, ARCHITECTURES[name].task)
+    compress_path(usual, work / "exported first", OPTIONS)
+    results = compress_path(checkpoint, work / "straight", OPTIONS)
+    found = differences(work / "exported first", work / "straight")
+    for result in results:
+        nowhere = [row.name for row in result.report.rows if not row.origin]
+        found += [f"{result.target.name}: it is not said where {name} comes from" for name in nowhere]
+    unused = sorted({name for result in results for name in result.report.unused})
+    return [*found, *([f"(unused: {', '.join(unused)[:200]})"] if unused else [])]
+
+
+def run_workers_here() -> None:
+    """Exports in this process, which imports torch and all the rest once."""
+    from ov_weight_compression.checkpoints import export, export_worker
+
+    export_worker._watch_caller = lambda: None
+    export._run = lambda words, _: export_worker.main(words)
+
+
+def zoo(arguments: argparse.Namespace) -> int:
+    """Print a line for each architecture; the exit code."""
+    bad = 0
+    if arguments.quick:
+        run_workers_here()
+    for name in arguments.architectures or ARCHITECTURES:
+        begun, work = time.perf_counter(), Path(tempfile.mkdtemp(prefix="checkpoints-", dir=arguments.work))
+        try:
+            found = check(name, arguments.dtype, work)
+        except Exception as error:  # whatever a library raises for one of them, the others are looked at
+            found = [f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"]
+        finally:
+            if arguments.keep is False:
+                shutil.rmtree(work, ignore_errors=True)
+        wrong = [line for line in found if not line.startswith("(")]
+        bad += bool(wrong)
+        print(f"{name:14} {time.perf_counter() - begun:5.1f} s  {'; '.join(found) or 'the same bytes'}", flush=True)
+    print(f"{bad} differ")
+    return int(bad > 0)
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.checkpoints", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True)
+    same = commands.add_parser("zoo", help="the same bytes as exporting first?")
+    same.add_argument("architectures", nargs="*", choices=[*ARCHITECTURES, []], help="all by default")
+    same.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
+    same.add_argument("--work", type=Path, help="where to make folders")
+    same.add_argument("--keep", action="store_true", help="do not remove them")
+    same.add_argument("--quick", action="store_true", help="export in this process, not in one for each")
+    same.set_defaults(run=zoo)
+    parsed = parser.parse_args()
+    code: int = parsed.run(parsed)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,144 @@
+"""optimum-intel's export without its weights: the same bytes as with them, and nothing missing.
+
+The worker's own function runs here, in this process; `test_the_command_does_it_all` starts it as users do.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ov_weight_compression.checkpoints import export as export_module
+from ov_weight_compression.checkpoints import from_checkpoint, read_checkpoint
+from ov_weight_compression.checkpoints.explain import TensorPlaces
+from ov_weight_compression.checkpoints.export import missing_package
+from ov_weight_compression.checkpoints.skeleton import explain_constants
+from ov_weight_compression.cli import main
+from ov_weight_compression.cli.compress_files import compress_path
+from ov_weight_compression.ir_utils.errors import ModelError
+from tests.checkpoints.files import write_tensors
+
+pytestmark = [
+    pytest.mark.skipif(missing_package() is not None, reason=f"needs {missing_package()}: the extra 'checkpoint'"),
+    pytest.mark.filterwarnings("ignore"),  # of torch, transformers and optimum-intel there is no end
+]
+
+OPTIONS = {"mode": "int4_sym", "group_size": 32}
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importing torch and all the rest once is enough."""
+    from ov_weight_compression.checkpoints import export_worker
+
+    monkeypatch.setattr(export_worker, "_watch_caller", lambda: None)
+    monkeypatch.setattr(export_module, "_run", lambda arguments, log: export_worker.main(arguments))
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from benchmarks.architectures import build
+
+    return build("llama", "bfloat16", tmp_path_factory.mktemp("llama") / "hf")
+
+
+@pytest.fixture
+def spoilt(llama: Path, tmp_path: Path) -> Callable[..., Path]:
+    """The checkpoint in one file, with other tensors and another config."""
+
+    def make(edit: Callable[[dict[str, np.ndarray]], None], **config: Any) -> Path:
+        folder = tmp_path / "spoilt"
+        folder.mkdir()
+        read = read_checkpoint(llama)
+        tensors = {name: np.array(tensor.values()) for name, tensor in read.tensors.items()}
+        edit(tensors)
+        write_tensors(folder / "model.safetensors", tensors)
+        (folder / "config.json").write_text(json.dumps({**read.config, **config}))
+        return folder
+
+    return make
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize(("name", "dtype"), [("gemma2", "bfloat16"), ("whisper", "float16"), ("bert", "float32")])
+def test_the_same_bytes_as_exporting_first(name: str, dtype: str, tmp_path: Path) -> None:
+    from benchmarks.checkpoints import check
+
+    assert check(name, dtype, tmp_path) == []
+
+
+@pytest.mark.usefixtures("in_process")
+def test_constants_are_the_files_and_the_report_says_which(llama: Path, tmp_path: Path) -> None:
+    checkpoint = read_checkpoint(llama)
+    explained = explain_constants(from_checkpoint(llama), TensorPlaces(checkpoint.tensors.values()))
+    assert {stretch.tensor.name for _, stretch in explained.stored} == {
+        name for name, tensor in checkpoint.tensors.items() if len(tensor.shape) == 2
+    }
+    (result,) = compress_path(llama, tmp_path / "out", OPTIONS)
+    origins = {row.name: row.origin for row in result.report.rows}
+    assert (
+        origins["self.model.layers.0.mlp.up_proj._openvino_orig_weight"]
+        == f"{checkpoint.place(checkpoint.tensors['model.layers.0.mlp.up_proj.weight'])}"
+    )
+    assert all(origins.values())
+
+
+def test_the_command_does_it_all(llama: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main([str(llama), "-o", str(out), "--mode", "int4_sym", "--quiet"]) == 0
+    names = {path.name for path in out.iterdir()}
+    assert names >= {"openvino_model.xml", "openvino_model.bin", "config.json", "generation_config.json"}
+    assert names >= {"openvino_tokenizer.xml", "openvino_detokenizer.xml", "tokenizer.json", "openvino_config.json"}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.usefixtures("in_process")
+class TestNothingIsMissing:
+    def test_a_tensor_that_is_not_there(self, spoilt: Callable[..., Path], tmp_path: Path) -> None:
+        folder = spoilt(lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
+        with pytest.raises(ModelError, match=r"there is no tensor for model\.layers\.1\.mlp\.up_proj\.weight"):
+            compress_path(folder, tmp_path / "out", OPTIONS)
+        assert not (tmp_path / "out").exists()
+
+    def test_a_norm_that_is_not_there_is_seen_though_it_is_computed_with(self, spoilt: Callable[..., Path]) -> None:
+        folder = spoilt(lambda tensors: tensors.pop("model.layers.1.input_layernorm.weight"))
+        with pytest.raises(ModelError, match=r"no tensor for model\.layers\.1\.input_layernorm\.weight"):
+            from_checkpoint(folder)
+
+    def test_a_tensor_of_another_shape(self, spoilt: Callable[..., Path]) -> None:
+        def widen(tensors: dict[str, np.ndarray]) -> None:
+            tensors["model.layers.1.mlp.up_proj.weight"] = np.zeros((160, 66), np.uint16)
+
+        with pytest.raises(ModelError, match=r"cannot export it: .*size mismatch for .*up_proj\.weight"):
+            from_checkpoint(spoilt(widen))
+
+    def test_a_tensor_that_nothing_reads(self, spoilt: Callable[..., Path]) -> None:
+        folder = spoilt(lambda tensors: tensors.update({"model.layers.9.mlp.up_proj.weight": np.zeros(4, np.uint16)}))
+        with pytest.raises(ModelError, match=r"no place for 1 of its tensors, model\.layers\.9\.mlp\.up_proj\.weight"):
+            from_checkpoint(folder)
+
+    def test_what_is_known_to_be_of_no_use_is_listed(self, spoilt: Callable[..., Path], tmp_path: Path) -> None:
+        name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+        folder = spoilt(lambda tensors: tensors.update({name: np.zeros(8, np.float32)}))
+        (result,) = compress_path(folder, None, OPTIONS)
+        assert result.report.unused.keys() == {name}
+        assert name in str(result.report)
+        assert result.report.to_dict()["unused"].keys() == {name}
+
+    def test_code_of_the_checkpoint_is_not_run(self, spoilt: Callable[..., Path], tmp_path: Path) -> None:
+        own = {"auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}
+        folder = spoilt(lambda tensors: None, **own)
+        (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+        from_checkpoint(folder)  # transformers has this architecture
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "model_type": "own"}))
+        with pytest.raises(
+            ModelError, match=r"has no model_type 'own'; code that comes with a checkpoint \(auto_map\) is"
+        ):
+            from_checkpoint(folder)
+        assert not (tmp_path / "ran").exists()
