@@ -100,7 +100,7 @@ def export(folder: Path, output: Path, task: str | None = None, tensors: Sequenc
         if "models" not in answer:
             raise _failure(folder, code, answer, log)
     models = {
-        name: Skeleton(tuple(Placed(*hole) for hole in found["holes"]), found["copies"])
+        name: Skeleton(tuple(Placed(*hole, tuple(names)) for *hole, names in found["holes"]), found["copies"])
         for name, found in answer["models"].items()
     }
     return Exported(output, models, answer["unused"], answer["task"], answer["versions"])

@@ -226,7 +226,7 @@ class _Accounts:
         load, decode = PreTrainedModel.__dict__["from_pretrained"], TorchScriptPythonDecoder.try_decode_get_attr
 
         def loaded(cls: Any, *arguments: Any, **named: Any) -> Any:
-            named.update(output_loading_info=True, use_safetensors=True)
+            named.update(output_loading_info=True, use_safetensors=True, ignore_mismatched_sizes=True)
             model, told = load.__func__(cls, *arguments, **named)
             self._note_loaded(model, told)
             return model
@@ -317,6 +317,8 @@ class _Accounts:
         import torch
 
         named = dict(model.named_parameters(remove_duplicate=False))
+        for entry in told["mismatched_keys"]:
+            self._refuse_shape(named, entry if isinstance(entry, str) else entry[0])
         for name in set(told["missing_keys"]) & named.keys():
             with torch.no_grad():  # whatever is computed from it can be told by its values
                 named[name].fill_(float("nan"))
@@ -327,6 +329,13 @@ class _Accounts:
         for name, value in named.items():
             if self._stretch_of(value) is None:
                 self._copies.setdefault(value.data_ptr(), name)
+
+    def _refuse_shape(self, named: dict[str, Any], name: str) -> None:
+        tensor = self.checkpoint.tensors.get(self._tensor_of(name))
+        stored = "of another shape" if tensor is None else list(tensor.shape)
+        wanted = list(named[name].shape) if name in named else "something else"
+        what = name if tensor is None else tensor.name
+        raise ModelError(f"{self.checkpoint.folder}: {what} is {stored}, and config.json asks for {wanted}")
 
     def _note_used(self, value: Any, path: str) -> None:
         """A tensor that the frontend asks for under a path in the traced model, `self.model.norm.weight`."""

@@ -41,6 +41,8 @@ class Placed:
     tensor: str
     begin: int
     nbytes: int
+    names: tuple[str, ...] = ()
+    """Of the constant's output: what is postponed loses them when a model is cloned."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ class _Room:
     stretch: Stretch
     kind: str
     shape: tuple[int, ...]
+    names: tuple[str, ...]
 
     @property
     def pipeline(self) -> Pipeline:
@@ -98,7 +101,7 @@ class _Room:
 
     @property
     def identity(self) -> Hashable | None:
-        return self.stretch, self.kind, self.shape
+        return self.stretch, self.kind, self.shape, self.names
 
     def job(self, sinks: Mapping[str, FileSink]) -> Job:
         raise NotImplementedError
@@ -112,7 +115,8 @@ def write_skeleton(model: Any, path: Path, stored: Sequence[tuple[Any, Stretch]]
     """
     for constant, stretch in stored:
         kind, shape = constant.get_element_type(), constant.get_output_shape(0)
-        room = _Room(constant.get_friendly_name(), stretch, kind.to_string(), tuple(shape))
+        names = tuple(sorted(constant.output(0).get_names()))
+        room = _Room(constant.get_friendly_name(), stretch, kind.to_string(), tuple(shape), names)
         hole = postponed_constant(kind, shape, partial(_stub, room, kind), name=room.name)
         constant.output(0).replace(hole.output(0))
     stubs = path.with_suffix(".stubs.bin")
@@ -129,7 +133,7 @@ def write_skeleton(model: Any, path: Path, stored: Sequence[tuple[Any, Stretch]]
         owner = deferral.stubs[mark].owner
         assert isinstance(owner, _Room)
         stretch = owner.stretch
-        placed.append(Placed(offset, stretch.tensor.name, stretch.begin, stretch.nbytes))
+        placed.append(Placed(offset, stretch.tensor.name, stretch.begin, stretch.nbytes, owner.names))
     return tuple(placed)
 
 
@@ -170,6 +174,7 @@ def fill(holes: Sequence[Hole], tensors: Mapping[str, StoredTensor]) -> None:
     for hole, constant in zip(holes, stored_constants(parts, shapes, kinds), strict=True):
         constant.set_friendly_name(hole.constant.get_friendly_name())
         hole.constant.output(0).replace(constant.output(0))
+        constant.output(0).set_names(set(hole.placed.names))
 
 
 def _part(tensor: StoredTensor, placed: Placed) -> StoredTensor:

@@ -75,13 +75,13 @@ def compress_checkpoint(
                 if model.kept is not None:
                     report = joined(with_origins(model.kept, model.origins, {}), report)
             results.append(FileResult(source / name, source / name if target is None else target / name, report))
-        if not leaves_floats:
+        if not leaves_floats and target is not None:
             update_config(folder, [result.report for result in results])
         return results
 
     if target is None:
         with TemporaryFolder() as scratch:
-            return build(scratch)
+            return build(scratch / "export")
     return build_folder(source, target, build, force)[1]
 
 

@@ -53,6 +53,7 @@ def make_model(tensors: dict[str, StoredTensor]) -> ov.Model:
     )
     for number, constant in enumerate((table, head, first, second, inner)):
         constant.set_friendly_name(f"weight {number}")
+        constant.output(0).set_names({f"tensor {number}", f"also {number}"})
     ids = opset.parameter([-1], ov.Type.i64, name="ids")
     hidden = opset.gather(opset.convert(table, "f32"), ids, opset.constant(0))
     for half in (first, second):
