@@ -3,5 +3,15 @@
 from ov_weight_compression.checkpoints.folder import Checkpoint, is_checkpoint, read_checkpoint
 from ov_weight_compression.checkpoints.from_checkpoint import from_checkpoint
 from ov_weight_compression.checkpoints.safetensors_file import StoredTensor, stored_constants
+from ov_weight_compression.checkpoints.transplant import WeightsFromCheckpoint, apply_weights_from_checkpoint
 
-__all__ = ["Checkpoint", "StoredTensor", "from_checkpoint", "is_checkpoint", "read_checkpoint", "stored_constants"]
+__all__ = [
+    "Checkpoint",
+    "StoredTensor",
+    "WeightsFromCheckpoint",
+    "apply_weights_from_checkpoint",
+    "from_checkpoint",
+    "is_checkpoint",
+    "read_checkpoint",
+    "stored_constants",
+]

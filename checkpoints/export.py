@@ -100,7 +100,12 @@ def export(folder: Path, output: Path, task: str | None = None, tensors: Sequenc
         if "models" not in answer:
             raise _failure(folder, code, answer, log)
     models = {
-        name: Skeleton(tuple(Placed(*hole, tuple(names)) for *hole, names in found["holes"]), found["copies"])
+        name: Skeleton(
+            tuple(
+                Placed(place, tensor, begin, size, tuple(words)) for place, tensor, begin, size, words in found["holes"]
+            ),
+            found["copies"],
+        )
         for name, found in answer["models"].items()
     }
     return Exported(output, models, answer["unused"], answer["task"], answer["versions"])
