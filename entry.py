@@ -16,20 +16,42 @@ _WORDS = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "the termi
 _SHOW_CURSOR = b"\x1b[?25h"
 _AGAIN_SECONDS = 0.02
 
+_owner = 0
+"""The process that a signal is to end cleanly. (OpenVINO's telemetry forks a process when it is imported.)"""
+_ended_by: list[int] = []
+
 
 def main() -> int:
     """Run the command with the arguments of the process and return its exit code."""
+    _open_standard_streams()
+    _own()
     numbers = [number for number in map(_number, _WORDS) if number is not None]
     handled = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
     for number in handled:
         signal.signal(number, _end)
     from ov_weight_compression.cli.supervisor import supervised
 
-    return supervised(_run, handled)
+    return supervised(_run, handled, _own)
+
+
+def _open_standard_streams() -> None:
+    """Where one is closed the next file that is opened would take its place, and what is printed would go there."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(descriptor, "r" if name == "stdin" else "w", closefd=False))
 
 
 def _number(name: str) -> int | None:
     return getattr(signal, name, None)
+
+
+def _own() -> None:
+    global _owner
+    _owner = os.getpid()
 
 
 def _run() -> int:
@@ -53,13 +75,21 @@ def done() -> None:
 
 
 def _end(number: int, _: object) -> None:
-    for name in _WORDS:
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    """A signal's handler."""
+    if os.getpid() != _owner:
+        os._exit(128 + number)
+    _ended_by.append(number)
+    if len(_ended_by) == 1:  # the terminal and the parent may both have sent it
+        for other in filter(None, map(_number, _WORDS)):
+            signal.signal(other, signal.SIG_IGN)
+        _leave(number)
+
+
+def _leave(number: int) -> None:
     publish = sys.modules.get("ov_weight_compression.ir_utils.publish")
     if publish is not None and hasattr(publish, "discard_open"):
         if publish.placing():
-            signal.signal(signal.SIGALRM, lambda *_: _end(number, None))
+            signal.signal(signal.SIGALRM, lambda *_: _leave(number))
             signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
             return
         publish.discard_open()

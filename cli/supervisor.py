@@ -25,8 +25,9 @@ _CRASHES = ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT", "SIGTRAP", "SIGS
 _PR_SET_PDEATHSIG = 1
 
 
-def supervised(run: Callable[[], int], signals: Collection[int]) -> int:
-    """The exit code of `run`, in a child where there can be one; `signals` are handed on to it."""
+def supervised(run: Callable[[], int], signals: Collection[int], forked: Callable[[], None] = lambda: None) -> int:
+    """The exit code of `run`, in a child where there can be one; `signals` are handed on to it. The child calls
+    `forked` before any of them can reach it."""
     if sys.platform != "linux" or "OV_COMPRESS_TRACEBACK" in os.environ:
         return run()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored nobody can be waited for
@@ -39,6 +40,7 @@ def supervised(run: Callable[[], int], signals: Collection[int]) -> int:
             for number in signals:
                 signal.signal(number, lambda number, _: os.kill(child, number))
         else:
+            forked()
             journal.keep_in(notes)
             _die_with(parent)
     except OSError:
