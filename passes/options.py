@@ -340,7 +340,7 @@ def _told(value: Any) -> str:
     if isinstance(value, IgnoredScope):
         parts = [(part.name, getattr(value, part.name)) for part in fields(value)]
         return "; ".join(f"{name}={own}" for name, own in parts if own)
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and all(isinstance(key, tuple) for key in value):  # roles
         return "; ".join(f"{operation}:{port}" for operation, port in value)
     if isinstance(value, tuple):
         return "; ".join(map(str, value))

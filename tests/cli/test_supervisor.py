@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from ov_weight_compression.cli import main
 from ov_weight_compression.ir_utils.save_model import save_model
+from tests.fuzz.kills import wait_for_handler
 from tests.models import layers
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the command has no child elsewhere")
@@ -105,3 +107,31 @@ def test_without_a_child(tmp_path: Path) -> None:
     environment = {**os.environ, "OV_COMPRESS_TRACEBACK": "1"}
     found = subprocess.run(words, capture_output=True, text=True, env=environment)
     assert (found.returncode, found.stderr) == (-signal.SIGABRT, "")
+
+
+@pytest.mark.parametrize("closed", [">&-", ">&- 2>&- <&-"])
+def test_streams_that_are_closed(closed: str, model: Path, tmp_path: Path) -> None:
+    """What would be printed there goes nowhere, least of all into the file that is written."""
+    command = f"{sys.executable} -m ov_weight_compression.cli {model} -o {tmp_path}/o.xml {closed}"
+    found = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert main([str(model), "-o", str(tmp_path / "other.xml"), "--quiet"]) == 0
+    for suffix in (".xml", ".bin"):
+        assert (tmp_path / f"o{suffix}").read_bytes() == (tmp_path / f"other{suffix}").read_bytes()
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_two_signals_to_the_whole_group_print_one_line(model: Path, tmp_path: Path) -> None:
+    """As a terminal sends them, to OpenVINO's telemetry too, while modules are still imported."""
+    command = [sys.executable, "-m", "ov_weight_compression.cli", "inspect", str(model)]
+    for wait in (0.1, 0.3, 0.5):
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+            wait_for_handler(process)
+            time.sleep(wait)
+            for _ in range(2):
+                os.killpg(process.pid, signal.SIGHUP)
+            _, said = process.communicate(timeout=30)
+        assert (process.returncode, said) in (
+            (129, "ov-compress: the terminal was closed; nothing was written\n"),
+            (0, ""),
+        )

@@ -214,3 +214,8 @@ def test_the_model_says_what_was_asked_for() -> None:
     assert recipe["device"] == "CPU"
     assert all(isinstance(value, str) for value in recipe.values())
     assert ov.get_version() not in recipe.values()
+
+
+def test_arrays_by_name_are_told_in_the_recipe() -> None:
+    """As an .npz gives them."""
+    assert read_options(mode="int4_sym", dataset={"x": np.ones((2, 3))}).recipe()["dataset"] == "dict"
