@@ -27,9 +27,12 @@ from __future__ import annotations
 
 __all__ = [
     "CHECKED",
+    "CONVOLUTION",
     "CPU_EXECUTED",
     "EXECUTED",
     "EXPANDED_STORAGE",
+    "EXPERTS",
+    "FIRST_INPUT",
     "GATHER",
     "GROUPED_MATMUL",
     "MATMUL",
@@ -41,6 +44,7 @@ __all__ = [
 ]
 
 MATMUL, GROUPED_MATMUL, GATHER = "MatMul", "GroupedMatMul", "Gather"
+EXPERTS, FIRST_INPUT, CONVOLUTION = "MatMul of 3-D weights", "MatMul with the weight as first input", "convolution"
 
 CHECKED = ("2026.4",)
 """The releases of OpenVINO with which the CPU's column and what it misreads were measured."""
@@ -48,14 +52,14 @@ CHECKED = ("2026.4",)
 _INTEGERS = frozenset({"i8", "u8", "i4", "u4"})
 _SYMMETRIC = frozenset({"i8", "i4"})
 _NOTHING: frozenset[str] = frozenset()
-_CONVOLUTIONS = {"convolution": _NOTHING}
+_CONVOLUTIONS = {CONVOLUTION: _NOTHING}
 
 CPU_EXECUTED: dict[str, frozenset[str]] = {
     MATMUL: _INTEGERS | {"u2", "nf4", "f4e2m1"},
     GROUPED_MATMUL: _INTEGERS,
     GATHER: _INTEGERS,
-    "MatMul of 3-D weights": _NOTHING,
-    "MatMul with the weight as first input": _NOTHING,
+    EXPERTS: _NOTHING,
+    FIRST_INPUT: _NOTHING,
     **_CONVOLUTIONS,
 }
 EXECUTED: dict[str, dict[str, frozenset[str]]] = {

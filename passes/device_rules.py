@@ -12,10 +12,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 
-from ov_weight_compression.ir_utils.device_facts import EXECUTED, MATMUL, misread, refused
+from ov_weight_compression.ir_utils.device_facts import (
+    CONVOLUTION,
+    EXECUTED,
+    EXPERTS,
+    FIRST_INPUT,
+    MATMUL,
+    misread,
+    refused,
+)
 from ov_weight_compression.passes.modes import Device, Mode
 from ov_weight_compression.passes.pointwise import pointwise_problem
 from ov_weight_compression.patterns import Consumer, Kind, Weight
+from ov_weight_compression.patterns.graphs import dimensions
 from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL, Format
 
 __all__ = ["Variant", "device_warnings", "executed_variant", "is_expanded", "layer_of", "misreading", "refusal"]
@@ -93,11 +102,10 @@ def refusal(device: Device | None, weight: Weight, row: Format, group: int) -> s
             return "CPUs mix up the axes of weights side by side behind a Transpose"
         if reason := pointwise_problem(use):
             return reason
-        seen = len(use.node.get_input_partial_shape(use.port))
-        if group not in (PER_CHANNEL, weight.columns) or use.kind is not Kind.MATMUL or use.port == 0 or seen < 3:
+        if group not in (PER_CHANNEL, weight.columns) or layer_of(use) != _SINGLE or use.role is None:
             continue
-        activation = use.node.get_input_partial_shape(0).rank
-        if seen > 3 or activation.is_dynamic or activation.get_length() < seen:
+        sizes = None if use.input is None else dimensions(use.input)
+        if use.role.rank > 3 or sizes is None or len(sizes) < use.role.rank:
             return "CPUs do not take the leading ones of its shape"
     return None
 
@@ -133,12 +141,11 @@ def layer_of(consumer: Consumer) -> str:
     """What `device_facts` calls a layer."""
     kind = str(consumer.node.get_type_name())
     if consumer.kind is Kind.CONVOLUTION:
-        return "convolution"
-    if kind != "MatMul":
+        return CONVOLUTION
+    if kind != MATMUL:
         return kind
     if consumer.port == 0:
-        return "MatMul with the weight as first input"
+        return FIRST_INPUT
     if consumer.kind is Kind.EXPERTS:
-        return "MatMul of 3-D weights"
-    rank = len(consumer.node.input_value(1).get_partial_shape())
-    return MATMUL if rank == 2 else _SINGLE
+        return EXPERTS
+    return _SINGLE if consumer.role is not None and consumer.role.rank > 2 else MATMUL
