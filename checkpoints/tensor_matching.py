@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 
 import openvino as ov
 
+from ov_weight_compression.ir_utils.constants import FLOAT_TYPES
 from ov_weight_compression.patterns.graphs import graphs_of, is_postponed
-from ov_weight_compression.patterns.weight import FLOAT_TYPES
 
 __all__ = ["Match", "Place", "match_tensors", "places_of"]
 

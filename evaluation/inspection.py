@@ -13,6 +13,7 @@ import openvino as ov
 from ov_weight_compression.evaluation.device import DeviceCheck, Execution, check_device
 from ov_weight_compression.evaluation.format_names import mode_of, zero_point_of
 from ov_weight_compression.ir_utils import option_kinds
+from ov_weight_compression.ir_utils.constants import FLOAT_TYPES
 from ov_weight_compression.ir_utils.ir_file import read_model
 from ov_weight_compression.ir_utils.metadata import read_metadata
 from ov_weight_compression.ir_utils.model_folder import the_model_of
@@ -28,7 +29,6 @@ from ov_weight_compression.patterns import (
 )
 from ov_weight_compression.patterns.find import REPORTED_ELEMENTS
 from ov_weight_compression.patterns.graphs import bytes_of, graphs_of
-from ov_weight_compression.patterns.weight import FLOAT_TYPES
 
 __all__ = ["FloatRow", "FormatRow", "InspectedFloat", "InspectedWeight", "Inspection", "inspect"]
 

@@ -33,9 +33,9 @@ from ov_weight_compression.ir_utils.types import Array
 from ov_weight_compression.patterns import CompressedWeight, Consumer, Kind, Roles, find_compressed
 from ov_weight_compression.patterns.device_layer import layer_kind, single_layer
 
-__all__ = ["Check", "Run", "Verification", "verify"]
+__all__ = ["Check", "RunLayer", "Verification", "verify"]
 
-Run = Callable[[ov.Model, Mapping[str, str], Sequence[Array]], Array]
+RunLayer = Callable[[ov.Model, Mapping[str, str], Sequence[Array]], Array]
 """Runs a model of one layer with properties and inputs, and returns its output."""
 
 _Make = Callable[[Any, Consumer, int, np.random.Generator], "Array | None"]
@@ -138,7 +138,7 @@ def verify(
     device: str = "CPU",
     *,
     every: bool = False,
-    run: Run | None = None,
+    run: RunLayer | None = None,
     roles: Roles | None = None,
 ) -> Verification:
     """Run the layers with compressed weights on a device, and compare with numpy on the stored constants.
@@ -191,7 +191,7 @@ def _arithmetic(device: str) -> tuple[tuple[str, dict[str, str], float], ...]:
     )
 
 
-def _runner(device: str) -> Run:
+def _runner(device: str) -> RunLayer:
     core = ov.Core()
 
     def run(model: ov.Model, properties: Mapping[str, str], inputs: Sequence[Array]) -> Array:
@@ -205,7 +205,7 @@ def _check(
     consumer: Consumer,
     alike: int,
     arithmetic: Sequence[tuple[str, dict[str, str], float]],
-    run: Run,
+    run: RunLayer,
 ) -> Check:
     operation = consumer.node.get_type_name()
     row = Check(consumer.name, weight.name, operation, weight.format, weight.shape, alike)

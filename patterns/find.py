@@ -24,6 +24,7 @@ from math import prod
 
 import openvino as ov
 
+from ov_weight_compression.ir_utils.constants import FLOAT_TYPES
 from ov_weight_compression.ir_utils.metadata import is_compressed
 from ov_weight_compression.patterns.compressed import CompressedWeight, compressed_in
 from ov_weight_compression.patterns.follow import Use, follow, reshaped
@@ -31,7 +32,7 @@ from ov_weight_compression.patterns.graphs import BODY_OPERATIONS, Graph, bytes_
 from ov_weight_compression.patterns.ignored import IgnoredScope
 from ov_weight_compression.patterns.roles import RECURRENT, Kind, Refusal, Role, Roles, demanding, with_roles
 from ov_weight_compression.patterns.views import View, own_view, pieces_of
-from ov_weight_compression.patterns.weight import FLOAT_TYPES, Consumer, Skip, Weight
+from ov_weight_compression.patterns.weight import Consumer, Skip, Weight
 
 __all__ = ["REPORTED_ELEMENTS", "find_weights"]
 

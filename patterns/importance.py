@@ -20,7 +20,7 @@ from ov_weight_compression.patterns.norms import NormGain, norm_gain
 from ov_weight_compression.patterns.provenance import Origin, Origins
 from ov_weight_compression.patterns.weight import Consumer, Weight
 
-__all__ = ["NormGain", "RowNormProduct", "RowNorms", "Source", "importance_sources"]
+__all__ = ["ImportanceSource", "NormGain", "RowNormProduct", "RowNorms", "importance_sources"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,10 +58,10 @@ class RowNormProduct:
         return tuple(factor.signature for factor in self.factors)
 
 
-Source = NormGain | RowNorms | RowNormProduct
+ImportanceSource = NormGain | RowNorms | RowNormProduct
 
 
-def importance_sources(weights: Iterable[Weight]) -> dict[str, Source]:
+def importance_sources(weights: Iterable[Weight]) -> dict[str, ImportanceSource]:
     """For each MatMul or expert weight whose input the graph says something about, what it says; by the weight's name.
 
     Args:
@@ -72,7 +72,7 @@ def importance_sources(weights: Iterable[Weight]) -> dict[str, Source]:
     return {weight.name: source for weight in weights if (source := _source(weight, origins)) is not None}
 
 
-def _source(weight: Weight, origins: Origins) -> Source | None:
+def _source(weight: Weight, origins: Origins) -> ImportanceSource | None:
     """What all the layers that use a weight have in common; one that gathers its rows has no input channels."""
     layers = [consumer for consumer in weight.consumers if consumer.activation is not None]
     if len(weight.input_axes) != 1 or any(len(layer.activation.reduction) != 1 for layer in layers if layer.activation):
@@ -84,7 +84,7 @@ def _source(weight: Weight, origins: Origins) -> Source | None:
     return first
 
 
-def _of_layer(layer: Consumer, columns: int, origins: Origins) -> Source | None:
+def _of_layer(layer: Consumer, columns: int, origins: Origins) -> ImportanceSource | None:
     value, sizes = layer.input, None if layer.input is None else dimensions(layer.input)
     if layer.activation is None or value is None or sizes is None:
         return None

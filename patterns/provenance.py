@@ -22,7 +22,7 @@ from math import prod
 import openvino as ov
 
 from ov_weight_compression.patterns.graphs import constant_of, dimensions
-from ov_weight_compression.patterns.views import Piece, View, cut, repeat, reshape_partly, transpose, whole
+from ov_weight_compression.patterns.views import Piece, View, cut, repeat, reshape_partly, transpose, whole_axis
 from ov_weight_compression.patterns.weight import Weight
 
 __all__ = ["ROWS", "Origin", "Origins", "counts_rows"]
@@ -87,7 +87,7 @@ def _narrowed(
 def _replaced(view: View, place: int, sizes: Sequence[int | None]) -> View:
     """A view with other dimensions in the place of one, which count nothing that has been counted before."""
     fresh = 1 + max((piece.axis for dimension in view for piece in dimension), default=ROWS)
-    return (*view[:place], *(whole(fresh + n, size) for n, size in enumerate(sizes)), *view[place + 1 :])
+    return (*view[:place], *(whole_axis(fresh + n, size) for n, size in enumerate(sizes)), *view[place + 1 :])
 
 
 def counts_rows(dimension: Sequence[Piece]) -> bool:
@@ -162,8 +162,8 @@ class Origins:
         weight, sizes = self._layers[node], dimensions(node.output(0))
         if sizes is None or sizes[-1] != weight.shape[weight.channel_axes[0]]:
             return None
-        view = tuple(whole(axis, size) for axis, size in enumerate(sizes[:-1], 1))
-        return (Origin(weight, 0, (*view, whole(ROWS, sizes[-1]))),)
+        view = tuple(whole_axis(axis, size) for axis, size in enumerate(sizes[:-1], 1))
+        return (Origin(weight, 0, (*view, whole_axis(ROWS, sizes[-1]))),)
 
     def _same(self, node: ov.Node, _index: int, depth: int) -> tuple[Origin, ...] | None:
         return self.of(node.input_value(0), depth)
@@ -313,11 +313,11 @@ def _is_state(value: ov.Output) -> bool:
     return bool(node.get_type_name() in ("ReadValue", "Parameter"))
 
 
-Rule = Callable[[Origins, ov.Node, int, int], "tuple[Origin, ...] | None"]
+_Rule = Callable[[Origins, ov.Node, int, int], "tuple[Origin, ...] | None"]
 
 _BOUNDED = frozenset({"Tanh", "Sigmoid", "Erf", "HSigmoid", "HardSigmoid"})
 _ELEMENTWISE = ("Convert", "Swish", "Gelu", "Relu", "Mish", "HSwish", "SoftPlus", "Elu", "Selu", "Clamp")
-_RULES: dict[str, Rule] = {
+_RULES: dict[str, _Rule] = {
     **dict.fromkeys(_ELEMENTWISE, Origins._same),
     "ReadValue": Origins._state,
     "Add": Origins._sum,

@@ -27,7 +27,7 @@ __all__ = [
     "reshape",
     "reshape_partly",
     "transpose",
-    "whole",
+    "whole_axis",
 ]
 
 
@@ -92,7 +92,7 @@ def reshape(view: View, shape: Sequence[int]) -> View | None:
     return tuple(result) if not pieces else None
 
 
-def whole(axis: int, size: int | None) -> tuple[Piece, ...]:
+def whole_axis(axis: int, size: int | None) -> tuple[Piece, ...]:
     """The one piece of a dimension that is a whole axis; none where the size is one or unknown."""
     return (Piece(axis, size, 1),) if size is not None and size != 1 else ()
 

@@ -21,12 +21,11 @@ from math import prod
 
 import openvino as ov
 
+from ov_weight_compression.ir_utils.constants import FLOAT_TYPES
 from ov_weight_compression.ir_utils.layout import Layout
 from ov_weight_compression.patterns.roles import Activation, Kind, Role
 
-__all__ = ["FLOAT_TYPES", "Consumer", "Skip", "Weight"]
-
-FLOAT_TYPES = frozenset({"f32", "f16", "bf16", "f64"})
+__all__ = ["Consumer", "Skip", "Weight"]
 
 
 @dataclass(frozen=True, eq=False)

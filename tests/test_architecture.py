@@ -7,6 +7,7 @@ import importlib
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import distribution
 from pathlib import Path
@@ -101,6 +102,34 @@ class TestEveryModule:
         if text.strip():
             assert ast.get_docstring(tree_of(path)), "no docstring"
         assert text.count("\n") <= 500, "a file over 500 lines is two files"
+
+
+TWICE_STEMS = {"awq", "lora"}
+TWICE_NAMES = {"Samples", "read_data", "main", "Codes", "scale_values", "stored_constants", "Kind", "Importance"}
+"""What two modules have, for now; nothing may join them."""
+
+
+def _public_names(tree: ast.Module) -> Iterator[str]:
+    """What a module defines at its top level, without a leading underscore."""
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            yield node.name
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            yield from (target.id for target in targets if isinstance(target, ast.Name))
+
+
+def test_no_stem_and_no_public_name_is_there_twice() -> None:
+    stems: dict[str, list[str]] = {}
+    names: dict[str, list[str]] = {}
+    for path in modules():
+        if path.stem not in ("__init__", "__main__"):
+            stems.setdefault(path.stem, []).append(str(path.relative_to(ROOT)))
+            for name in set(_public_names(tree_of(path))):
+                names.setdefault(name, []).append(str(path.relative_to(ROOT)))
+    for found, allowed in ((stems, TWICE_STEMS), (names, TWICE_NAMES)):
+        twice = {name: paths for name, paths in found.items() if len(paths) > 1 and not name.startswith("_")}
+        assert not {name: paths for name, paths in twice.items() if name not in allowed}
 
 
 def test_patterns_know_no_numerics_and_numbers_no_graph() -> None:

@@ -11,16 +11,22 @@ import pytest
 from openvino import opset13 as op
 
 from ov_weight_compression.patterns import Weight, find_weights
-from ov_weight_compression.patterns.importance import NormGain, RowNormProduct, RowNorms, Source, importance_sources
+from ov_weight_compression.patterns.importance import (
+    ImportanceSource,
+    NormGain,
+    RowNormProduct,
+    RowNorms,
+    importance_sources,
+)
 from tests import models
 
 
-def sources_of(model: ov.Model) -> tuple[dict[str, Weight], dict[str, Source]]:
+def sources_of(model: ov.Model) -> tuple[dict[str, Weight], dict[str, ImportanceSource]]:
     weights, _ = find_weights(model)
     return {weight.name: weight for weight in weights}, importance_sources(weights)
 
 
-def names(gain: Source) -> tuple[list[str], list[str]]:
+def names(gain: ImportanceSource) -> tuple[list[str], list[str]]:
     assert isinstance(gain, NormGain)
     return [one.get_friendly_name() for one in gain.gains], [one.get_friendly_name() for one in gain.biases]
 
@@ -58,7 +64,7 @@ def matmul(x: ov.Node, out: int, name: str) -> ov.Node:
     return op.matmul(x, weight, False, True)
 
 
-def ending(build: Callable[[ov.Node], ov.Node]) -> Source | None:
+def ending(build: Callable[[ov.Node], ov.Node]) -> ImportanceSource | None:
     """What is known of the input of "weight", which is what `build` makes of the model's input."""
     x = op.parameter([-1, -1, 64], np.float32)
     value = build(x)
