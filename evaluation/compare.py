@@ -44,7 +44,7 @@ from ov_weight_compression.evaluation.predictions import (
     run_language,
 )
 from ov_weight_compression.evaluation.request import CompareRequest, ComparisonProtocol
-from ov_weight_compression.evaluation.samples import Samples, Source, prepare
+from ov_weight_compression.evaluation.samples import CompareData, InputSets, prepare
 from ov_weight_compression.evaluation.windows import Windows, of_inputs, of_windows
 from ov_weight_compression.ir_utils.errors import CompressionError, ModelError, OptionError, WorkError
 from ov_weight_compression.ir_utils.option_kinds import flag, optional, path, word
@@ -60,7 +60,7 @@ _WORST_PASSAGES = 3
 def compare(
     base: ov.Model | str | PathLike[str],
     compressed: ov.Model | str | PathLike[str],
-    data: Source = None,
+    data: CompareData = None,
     *,
     window: int | None = None,
     windows: int | None = None,
@@ -111,7 +111,7 @@ def _silent(stage: str, done: int, total: int | None) -> None:
     pass
 
 
-def _compare(pair: Pair, data: Source, request: CompareRequest, progress: OnProgress) -> Comparison:
+def _compare(pair: Pair, data: CompareData, request: CompareRequest, progress: OnProgress) -> Comparison:
     samples = prepare(pair, data, request)
     text: _TextFound | None = None
     outputs: tuple[OutputFigures, ...] = ()
@@ -147,7 +147,7 @@ class _TextFound:
     notes: tuple[str, ...]
 
 
-def _compare_text(pair: Pair, samples: Samples, request: CompareRequest, progress: OnProgress) -> _TextFound:
+def _compare_text(pair: Pair, samples: InputSets, request: CompareRequest, progress: OnProgress) -> _TextFound:
     """Predictions of both models, over all windows."""
     base = _base_source(pair, samples.windows, request)
     compressed = Runner(pair.compressed, pair.arithmetic)
@@ -203,7 +203,7 @@ def _header(pair: Pair, windows: Windows, mark: str, vocabulary: int) -> Header:
     )
 
 
-def _compare_outputs(pair: Pair, samples: Samples, progress: OnProgress) -> tuple[tuple[OutputFigures, ...], int]:
+def _compare_outputs(pair: Pair, samples: InputSets, progress: OnProgress) -> tuple[tuple[OutputFigures, ...], int]:
     """Outputs of both models, over all sets of inputs."""
     base, compressed = (Runner(one, pair.arithmetic) for one in (pair.base, pair.compressed))
     names = [output_name(port, index) for index, port in enumerate(pair.base.model.outputs)]
@@ -238,7 +238,7 @@ def _same_outputs(pair: Pair, names: list[str]) -> list[int]:
 
 
 def _compare_layers(
-    pair: Pair, samples: Samples, request: CompareRequest, progress: OnProgress
+    pair: Pair, samples: InputSets, request: CompareRequest, progress: OnProgress
 ) -> tuple[tuple[LayerFigures, ...], tuple[FormatFigures, ...]]:
     """Every compressed weight, and all constants by format."""
     pairs = pair_layers(pair.base.model, pair.compressed.model, request.roles)

@@ -25,7 +25,7 @@ from ov_weight_compression.ir_utils import option_kinds
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.types import Array
 
-__all__ = ["Data", "Inputs", "Samples", "Source", "prepare", "read_data"]
+__all__ = ["CompareData", "Data", "InputSets", "Inputs", "open_data", "prepare"]
 
 _WINDOWS = 8
 """Of random token ids, where a language model came without data."""
@@ -33,7 +33,9 @@ _SETS = 16
 """Of random inputs, where any other model did."""
 
 
-Source: TypeAlias = "str | PathLike[str] | Array | Mapping[str, Array] | Iterable[Array | Mapping[str, Array]] | None"
+CompareData: TypeAlias = (
+    "str | PathLike[str] | Array | Mapping[str, Array] | Iterable[Array | Mapping[str, Array]] | None"
+)
 Inputs: TypeAlias = "Mapping[str, Array]"
 
 
@@ -49,7 +51,7 @@ class Data:
 
 
 @dataclass(frozen=True, eq=False)
-class Samples:
+class InputSets:
     """The sets of inputs to run."""
 
     source: str
@@ -78,14 +80,14 @@ class Samples:
         )
 
 
-def prepare(pair: Pair, data: Source, request: CompareRequest) -> Samples:
+def prepare(pair: Pair, data: CompareData, request: CompareRequest) -> InputSets:
     """Read the data, or make it up."""
     inputs = pair.base.inputs
     vocabulary = pair.base.logits.vocabulary if pair.base.logits else None
     if data is None:
         read = _made_up(pair, request, vocabulary)
     else:
-        read = read_data(data, pair.base.inputs, pair.tokenizer_places(request.tokenizer), request.protocol.batch)
+        read = open_data(data, pair.base.inputs, pair.tokenizer_places(request.tokenizer), request.protocol.batch)
     longest = pair.base.longest_window()
     windows = cut_windows(read.tokens, request.cut, pair.base.usual_window()) if read.tokens else None
     is_text = pair.base.logits is not None and pair.compressed.logits is not None
@@ -93,7 +95,7 @@ def prepare(pair: Pair, data: Source, request: CompareRequest) -> Samples:
         raise OptionError("save_base, base_logits: only a language model's logits over token ids or text can be kept")
     sets = ({inputs.ids: tokens[None]} for tokens in windows.tokens) if windows else iter(read.inputs or ())
     first = tuple(itertools.islice(sets, request.protocol.layer_samples if request.layers else 0))
-    return Samples(
+    return InputSets(
         source=read.source,
         synthesised=read.synthesised,
         is_text=is_text,
@@ -105,7 +107,7 @@ def prepare(pair: Pair, data: Source, request: CompareRequest) -> Samples:
     )
 
 
-def read_data(data: Source, inputs: ModelInputs, places: Sequence[Path | None], batch: int | None) -> Data:
+def open_data(data: CompareData, inputs: ModelInputs, places: Sequence[Path | None], batch: int | None) -> Data:
     """Read what the caller gave (anything but None).
 
     Args:

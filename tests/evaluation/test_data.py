@@ -12,15 +12,14 @@ import openvino as ov
 import pytest
 from openvino import opset13 as op
 
-from ov_weight_compression.calibration import make_samples
-from ov_weight_compression.calibration import read_data as read_dataset
+from ov_weight_compression.calibration import make_samples, read_data
 from ov_weight_compression.calibration.generate import fitting_window
 from ov_weight_compression.calibration.language_model import read_language_model
 from ov_weight_compression.calibration.model_inputs import ModelInputs
 from ov_weight_compression.evaluation import compare
 from ov_weight_compression.evaluation.models import Pair, choose, load
 from ov_weight_compression.evaluation.request import CompareRequest, ComparisonProtocol
-from ov_weight_compression.evaluation.samples import Data, prepare, read_data
+from ov_weight_compression.evaluation.samples import Data, open_data, prepare
 from ov_weight_compression.ir_utils.errors import ModelError, OptionError, WorkError
 from tests.evaluation.small import VOCABULARY, language_model, perceptron
 
@@ -29,7 +28,7 @@ TOKENS = np.arange(40) % VOCABULARY
 
 def read(data: object, model: ov.Model | None = None, batch: int | None = None) -> Data:
     loaded = load(model or language_model(), "base")
-    return read_data(data, loaded.inputs, [], batch)
+    return open_data(data, loaded.inputs, [], batch)
 
 
 def test_token_ids_from_files(tmp_path: Path) -> None:
@@ -71,11 +70,11 @@ def test_calibration_reads_the_same_file_as_the_same_inputs(tmp_path: Path) -> N
     np.savez(tmp_path / "named.npz", input_ids=TOKENS.reshape(4, 10), attention_mask=mask)
     np.savez(tmp_path / "streams.npz", TOKENS, TOKENS[:20])
     here = read(tmp_path / "named.npz", model, 1).inputs or ()
-    there = make_samples(model, read_dataset(tmp_path / "named.npz", tmp_path))
+    there = make_samples(model, read_data(tmp_path / "named.npz", tmp_path))
     for ours, theirs in zip(here, there, strict=True):
         for name, array in ours.items():
             np.testing.assert_array_equal(theirs[name], array)
-    windows = make_samples(model, read_dataset(tmp_path / "streams.npz", tmp_path), context_length=10)
+    windows = make_samples(model, read_data(tmp_path / "streams.npz", tmp_path), context_length=10)
     together = np.concatenate([window["input_ids"] for window in windows])
     tokens = read(tmp_path / "streams.npz", model).tokens
     np.testing.assert_array_equal(together, np.concatenate([array.reshape(-1, 10) for array in tokens]))
