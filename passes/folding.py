@@ -1,28 +1,120 @@
-"""Put factors into the graph where they are not part of a weight: gains, biases, and Multiplies where nothing absorbs.
+"""Scale the input channels of layers, and fold the inverse into what makes their input: the model computes the same.
 
-    Constant(γ) ─ [Convert] ─▸ Multiply      becomes   Constant(γ / t) ─ [Convert] ─▸ Multiply
-    x ─▸ layers                              becomes   x ─ Multiply(1 / t) ─▸ layers
+    x ─ Multiply(γ) ─▸ layers(W)                becomes   x ─ Multiply(γ / t) ─▸ layers(W · diag t)
+    x ─ MatMul(P) ─ linear … ─▸ layers(W)       becomes   x ─ MatMul(diag(1/t) P) ─ linear … ─▸ layers(W · diag t)
+    x ─▸ layers(W)                              becomes   x ─ Multiply(1 / t) ─▸ layers(W · diag t)
 
-New constants have the type and the name of those they replace; one that others read too stays for them.
+`ScaleFolding` does all of it for factors that a caller has. Within compression weights are multiplied while they are
+read, and `fold_into_graph` does the rest: gains, biases, and Multiplies where nothing takes the factors. New constants
+have the type and the name of those they replace; one that others read too stays for them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import openvino as ov
 from openvino import opset13 as ops
+from openvino.passes import ModelPass
 
 from ov_weight_compression.ir_utils.constants import float_values
+from ov_weight_compression.ir_utils.dequantization import replace_constant
+from ov_weight_compression.ir_utils.errors import OptionError
+from ov_weight_compression.ir_utils.option_kinds import shown
 from ov_weight_compression.ir_utils.types import Array, Float32, element_type
-from ov_weight_compression.patterns.equalization import ScalingGroup
-from ov_weight_compression.patterns.scale_folding import NormAbsorber, Operand
+from ov_weight_compression.patterns import Roles, find_weights, parse_roles, sources_of
+from ov_weight_compression.patterns.equalization import ScalingGroup, scaling_groups
+from ov_weight_compression.patterns.scale_folding import NormAbsorber, Operand, ProducerAbsorber
 
-__all__ = ["fold_into_graph", "rounded_to"]
+__all__ = ["ScaleFolding", "fold_into_graph", "rounded_to"]
 
 _DECOMPRESSION_MARK = "decompression_0"
 _WIDE = {"f32": np.float32, "f64": np.float64}
+
+
+class ScaleFolding(ModelPass):
+    """Scale the input channels of a float model's layers by factors that a caller has, in place.
+
+    A pass for `openvino.passes.Manager`; AWQ within compression chooses factors of its own and needs no such pass. The
+    weights that change become constants in memory, rounded to the type that they had.
+
+        equalize = lambda group: 1 / numpy.sqrt(activations[group.weights[0].name])
+        manager.register_pass(ScaleFolding(equalize))
+
+    Args:
+        factors: t of a group's input channels, f32 `[in]`, or `[experts, in]` for experts side by side, positive; None
+            leaves the group as it is. Channels of one class (`group.classes`) must have the same. See
+            `patterns.equalization` for groups.
+        insert: insert a Multiply, executed at run time, where nothing before the layers can take the factors; without
+            it such groups are not asked for.
+        roles: what operations of your own make of their weights, as `WeightCompression` takes it.
+
+    Attributes:
+        folded: the groups that were scaled, in graph order.
+
+    Raises:
+        OptionError: factors of another shape, not positive, or different within a class.
+    """
+
+    def __init__(
+        self,
+        factors: Callable[[ScalingGroup], Array | None],
+        *,
+        insert: bool = False,
+        roles: Roles | None = None,
+    ) -> None:
+        super().__init__()
+        self._factors, self._insert = factors, insert
+        self._roles = None if roles is None else parse_roles(roles)
+        self.folded: tuple[ScalingGroup, ...] = ()
+
+    def run_on_model(self, model: Any) -> bool:
+        """Rewrite `model` in place; whether anything changed."""
+        weights, _ = find_weights(model, roles=self._roles)
+        wanted = [group for group in scaling_groups(model, weights) if group.absorber is not None or self._insert]
+        found = [(group, self._factors(group)) for group in wanted]
+        folds = [(group, _checked(group, factors)) for group, factors in found if factors is not None]
+        columns = {weight.name: factors for group, factors in folds for weight in group.weights}
+        rows: dict[str, Float32] = {}
+        for group, factors in folds:
+            if isinstance(group.absorber, ProducerAbsorber):
+                producer = group.absorber.weight
+                own = rows.setdefault(producer.name, np.ones(producer.rows, dtype=np.float32))
+                own[list(group.absorber.rows)] /= of_classes(group, factors)
+        sources = sources_of(weights).folded(columns, rows)
+        touched = [weight for weight in weights if weight.name in columns or weight.name in rows]
+        constants = [sources.constant(weight) for weight in touched]
+        for weight, constant in zip(touched, constants, strict=True):
+            constant.set_friendly_name(weight.stored_name)
+            replace_constant(weight.constant, constant, weight.stored_name)
+        for group, factors in folds:
+            fold_into_graph(group, factors, of_classes(group, factors) if group.absorber else factors)
+        model.validate_nodes_and_infer_types()
+        self.folded = tuple(group for group, _ in folds)
+        return bool(folds)
+
+
+def of_classes(group: ScalingGroup, factors: Float32) -> Float32:
+    """t of each class of a group's channels, from that of each channel."""
+    found = np.ones(max(group.classes) + 1, dtype=np.float32)
+    found[list(group.classes)] = factors
+    return found
+
+
+def _checked(group: ScalingGroup, given: Array) -> Float32:
+    """A caller's factors for a group."""
+    factors = np.asarray(given, dtype=np.float32)
+    shapes = [[group.columns], [group.experts, group.columns]][: 1 if group.experts == 1 else 2]
+    first = f"factors for the group of {shown(group.weights[0].name)}"
+    if list(factors.shape) not in shapes:
+        raise OptionError(f"{first}: must have the shape {shapes[-1]}, got {list(factors.shape)}")
+    if not np.all((factors > 0) & np.isfinite(factors)):
+        raise OptionError(f"{first}: must be positive and finite")
+    if group.experts == 1 and not np.array_equal(of_classes(group, factors)[list(group.classes)], factors):
+        raise OptionError(f"{first}: channels of one class must have the same factor, since one row makes them")
+    return factors
 
 
 def rounded_to(values: Array, kind: str) -> Float32:
