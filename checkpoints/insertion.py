@@ -26,7 +26,6 @@ from ov_weight_compression.ir_utils.pipeline import Pipeline
 from ov_weight_compression.passes.choice import Choice, Plan
 from ov_weight_compression.passes.device_rules import misreading, refusal
 from ov_weight_compression.passes.encode_job import WeightJob
-from ov_weight_compression.passes.held import hold_small_constants
 from ov_weight_compression.passes.modes import Device
 from ov_weight_compression.passes.report import Report, make_report
 from ov_weight_compression.passes.rewrite import equal_weights, rewrite
@@ -94,8 +93,6 @@ def insert_codes(
     rewrite(choices, job, Pipeline(), lazy)
     for edit in edits:
         edit()
-    if lazy:
-        hold_small_constants(model)
     return report
 
 

@@ -34,6 +34,7 @@ from ov_weight_compression.ir_utils.constants import bf16_to_f32
 from ov_weight_compression.ir_utils.dequantization import replace_constant
 from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.option_kinds import check_model, flag, shown
+from ov_weight_compression.passes.held import hold_small_constants
 from ov_weight_compression.passes.modes import Device
 from ov_weight_compression.passes.weight_transpose import take_over_transpose
 from ov_weight_compression.patterns import Weight, find_compressed, find_weights
@@ -142,6 +143,7 @@ class WeightsFromCheckpoint(ModelPass):
         said = {node: rows[weights[node].name] for node in quantised}
         for match, constant in zip(floats, constants, strict=True):
             _replace(match, constant, weights.get(match.place.node))
+        hold_small_constants(model)
         self.report = TransplantReport(
             tuple(source.row(match, said.get(match.place.node)) for match in matches),
             tuple(place.name for place in left),

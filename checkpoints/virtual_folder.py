@@ -3,8 +3,9 @@
     config.json                     the checkpoint's, without its quantization_config
     holes.safetensors               a float tensor in place of each quantised weight: a sparse file, which takes no
                                     disk, takes no memory when it is mapped, and is zeros when it is read
-    kept-….safetensors              links to the checkpoint's files, for the tensors that are left in floats
-    floats.safetensors              quantised weights that an exporter computes with, dequantised
+    kept-….safetensors              links to the checkpoint's files, for the tensors that are left in floats; what lies
+                                    in a file that has quantised weights by the same names is a hole or a copy instead
+    values.safetensors              quantised weights that an exporter computes with, dequantised
     model.safetensors.index.json    which of them counts for which tensor
     tokenizer.json …                links
 
@@ -19,24 +20,26 @@ from __future__ import annotations
 
 import ctypes
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from ov_weight_compression.checkpoints.explain import FileSpans, is_present
 from ov_weight_compression.checkpoints.folder import Checkpoint
 from ov_weight_compression.checkpoints.layouts.quantised_weight import QuantisedWeight, row_blocks
-from ov_weight_compression.checkpoints.safetensors_file import read_header
+from ov_weight_compression.checkpoints.safetensors_file import DTYPES, read_header
+from ov_weight_compression.ir_utils.types import Array
 
 __all__ = ["HOLES", "VirtualFolder", "forget_reads", "holes_read", "write_virtual_folder"]
 
 HOLES = "holes.safetensors"
 _GAP = "gap between holes "
-_FLOATS = "floats.safetensors"
+_VALUES = "values.safetensors"
+_LARGE_BYTES = 1 << 20
 _WINDOW = 1 << 16
 """Linux maps the pages of so many bytes around one that is read."""
 _MADV_DONTNEED = 4
@@ -70,10 +73,10 @@ def write_virtual_folder(
     Args:
         checkpoint: what it stands for.
         weights: its quantised weights, by the names of the float tensors.
-        dequantised: those of them that are to have their values.
+        dequantised: those tensors, quantised or not, that must not be holes.
         folder: an empty folder.
     """
-    real = [name for name in weights if name in set(dequantised)]
+    real = set(dequantised)
     parts = {name for weight in weights.values() for name in weight.tensors}
     kept = [tensor for tensor in checkpoint.tensors.values() if tensor.name not in parts]
     dtype = "BF16" if checkpoint.config.get("torch_dtype", checkpoint.config.get("dtype")) == "bfloat16" else "F16"
@@ -81,23 +84,33 @@ def write_virtual_folder(
         if file.is_file() and not any(file.match(pattern) for pattern in _LEFT_OUT):
             (folder / file.name).symlink_to(file.resolve())
     (folder / "config.json").write_text(json.dumps(_float_config(checkpoint.config, dtype), indent=1))
-    holes = [name for name in weights if name not in real]
-    _write_holes(folder / HOLES, dtype, {name: _shape(weights[name]) for name in holes})
-    if real:
-        _write_floats(folder / _FLOATS, [weights[name] for name in real])
-    weight_map = dict.fromkeys(holes, HOLES) | dict.fromkeys(real, _FLOATS)
+    # A file that has a quantised weight by the float weight's name cannot be shown.
+    hidden = {checkpoint.tensors[name].file for name in weights if name in checkpoint.tensors}
+    holes = {name: (dtype, weight.float_shape or weight.shape) for name, weight in weights.items() if name not in real}
+    written: dict[str, tuple[str, tuple[int, ...], Iterable[Array]]] = {
+        name: ("F32", weight.float_shape or weight.shape, _values(weight))
+        for name, weight in weights.items()
+        if name in real
+    }
+    weight_map = {}
     for tensor in kept:
-        # Not by the file's own name: a file called model.safetensors would be taken for the whole checkpoint.
-        weight_map[tensor.name] = f"kept-{tensor.file.name}"
-        link = folder / weight_map[tensor.name]
-        if not link.is_symlink():
-            link.symlink_to(tensor.file.resolve())
+        if tensor.file not in hidden:
+            # Not by the file's own name: a file called model.safetensors would be taken for the whole checkpoint.
+            weight_map[tensor.name] = f"kept-{tensor.file.name}"
+            link = folder / weight_map[tensor.name]
+            if not link.is_symlink():
+                link.symlink_to(tensor.file.resolve())
+        elif tensor.nbytes > _LARGE_BYTES and tensor.name not in real:
+            holes[tensor.name] = (tensor.dtype, tensor.shape)
+        else:
+            written[tensor.name] = (tensor.dtype, tensor.shape, [tensor.values()])
+    _write_holes(folder / HOLES, holes)
+    weight_map.update(dict.fromkeys(holes, HOLES))
+    if written:
+        _write_values(folder / _VALUES, written)
+        weight_map.update(dict.fromkeys(written, _VALUES))
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     return VirtualFolder(folder, tuple(weight_map))
-
-
-def _shape(weight: QuantisedWeight) -> tuple[int, ...]:
-    return weight.float_shape or weight.shape
 
 
 def _float_config(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
@@ -110,41 +123,49 @@ def _float_config(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     return {**said, "torch_dtype": name, "dtype": name}
 
 
-def _write_holes(path: Path, dtype: str, shapes: Mapping[str, Sequence[int]]) -> None:
+def _write_holes(path: Path, holes: Mapping[str, tuple[str, Sequence[int]]]) -> None:
     """The format allows no gaps, so what is between two holes is a tensor as well."""
     entries: dict[str, Any] = {}
     place = 0
-    for number, (name, shape) in enumerate(shapes.items()):
-        end = place + 2 * prod(shape)
+    for number, (name, (dtype, shape)) in enumerate(holes.items()):
+        end = place + prod(shape) * DTYPES[dtype].bits // 8
         entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [place, end]}
         place = end + _WINDOW
         entries[f"{_GAP}{number}"] = {"dtype": "U8", "shape": [_WINDOW], "data_offsets": [end, place]}
-    text = json.dumps({"__metadata__": {"format": "pt"}, **entries}).encode()
-    text += b" " * (_WINDOW - len(text) % _WINDOW - 8)
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + place)
+        file.truncate(_write_header(file, entries, _WINDOW) + place)
 
 
-def _write_floats(path: Path, weights: Sequence[QuantisedWeight]) -> None:
-    """Dequantised weights, in f32 so that nothing is lost."""
+def _write_values(path: Path, tensors: Mapping[str, tuple[str, Sequence[int], Iterable[Array]]]) -> None:
     entries: dict[str, Any] = {}
     place = 0
-    for weight in weights:
-        end = place + 4 * prod(weight.shape)
-        entries[weight.name] = {"dtype": "F32", "shape": list(_shape(weight)), "data_offsets": [place, end]}
+    for name, (dtype, shape, _) in tensors.items():
+        end = place + prod(shape) * DTYPES[dtype].bits // 8
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [place, end]}
         place = end
-    text = json.dumps({"__metadata__": {"format": "pt"}, **entries}).encode()
-    text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for weight in weights:
-            if _shape(weight) == weight.shape:
-                for first, last in row_blocks(weight.row_count, weight.columns):
-                    file.write(weight.values(first, last).tobytes())
-            else:  # experts the other way round
-                values = weight.values(0, weight.row_count).reshape(weight.shape)
-                file.write(np.ascontiguousarray(values.swapaxes(-1, -2)).tobytes())
+        _write_header(file, entries, 8)
+        for _, _, pieces in tensors.values():
+            for piece in pieces:
+                file.write(np.ascontiguousarray(piece).tobytes())
+
+
+def _write_header(file: BinaryIO, entries: Mapping[str, Any], multiple: int) -> int:
+    """Write a header that ends at a multiple of so many bytes, and return where that is."""
+    text = json.dumps({"__metadata__": {"format": "pt"}, **entries}).encode()
+    text += b" " * (-(len(text) + 8) % multiple)
+    return file.write(len(text).to_bytes(8, "little") + text)
+
+
+def _values(weight: QuantisedWeight) -> Iterator[Array]:
+    """A weight dequantised, as f32 in the shape of the float weight."""
+    if not weight.float_shape:
+        for first, last in row_blocks(weight.row_count, weight.columns):
+            yield weight.values(first, last)
+        return
+    rows = weight.shape[-2]
+    for first in range(0, weight.row_count, rows):  # an expert, turned
+        yield weight.values(first, first + rows).T
 
 
 def forget_reads(folder: Path) -> None:

@@ -22,7 +22,7 @@ from ov_weight_compression.checkpoints.virtual_folder import HOLES, forget_reads
 from ov_weight_compression.cli import main
 from ov_weight_compression.patterns import find_compressed
 from tests import models
-from tests.checkpoints.quantised_writers import write_checkpoint
+from tests.checkpoints.quantised_writers import tensor, write_checkpoint
 from tests.checkpoints.test_transplant import GPTQ, quantised_llama, with_values
 from tests.running import constants, run
 
@@ -68,6 +68,27 @@ def test_weights_that_an_exporter_computes_with_have_their_values(folder: Path, 
     np.testing.assert_array_equal(stored.values(), open_checkpoint(folder).quantised[name].values(0, 64))
     index = json.loads((virtual.folder / "model.safetensors.index.json").read_text())["weight_map"]
     assert index[name] != HOLES
+
+
+def test_a_file_that_has_codes_by_the_float_weights_name_is_not_shown(tmp_path: Path) -> None:
+    """int8's `weight` beside a small norm and a large table: the norm is copied, the table is a hole of its own."""
+    tensors = {
+        "a.up.weight": tensor("I8", np.ones((16, 32))),
+        "a.up.weight_scale": tensor("F32", np.ones((16, 1))),
+        "a.norm.weight": tensor("F16", np.arange(32)),
+        "a.table.weight": tensor("F16", np.ones((1 << 14, 64))),
+    }
+    group = {"targets": ["Linear"], "weights": {"num_bits": 8}}
+    said = {"quant_method": "compressed-tensors", "format": "int-quantized", "config_groups": {"group_0": group}}
+    folder = write_checkpoint(tmp_path / "hf", tensors, {"quantization_config": said, "torch_dtype": "float16"})
+    virtual = shown(folder, tmp_path / "shown")
+    read = read_checkpoint(virtual.folder)
+    assert set(read.tensors) - {name for name in read.tensors if name.startswith("gap")} == set(virtual.tensors)
+    assert (read.tensors["a.up.weight"].dtype, read.tensors["a.up.weight"].file.name) == ("F16", HOLES)
+    np.testing.assert_array_equal(read.tensors["a.norm.weight"].values(), np.arange(32))
+    assert read.tensors["a.table.weight"].file.name == HOLES
+    again = shown(folder, tmp_path / "again", ("a.table.weight",))
+    assert (read_checkpoint(again.folder).tensors["a.table.weight"].values() == 1).all()
 
 
 def test_the_pages_say_which_hole_was_read(folder: Path, tmp_path: Path) -> None:
