@@ -9,22 +9,81 @@ are weights like others: codes of 8 bits with a decompression chain, `<layer>/lo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import openvino as ov
 from openvino import opset13 as ops
+from openvino.passes import ModelPass
 
 from ov_weight_compression.ir_utils.dequantization import ChainParts, build_dequantization, protect_from_folding
+from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.layout import Layout
 from ov_weight_compression.ir_utils.lazy_weight import LazyWeight, Part
+from ov_weight_compression.ir_utils.option_kinds import shown
 from ov_weight_compression.ir_utils.pipeline import Pipeline
+from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.passes.encode_job import WeightJob
-from ov_weight_compression.passes.lora import StoredAdapters, adapter_parts
+from ov_weight_compression.passes.lora import StoredAdapters, adapter_parts, layer_obstacle
 from ov_weight_compression.passes.stored import StoredWeight
-from ov_weight_compression.patterns import Weight
+from ov_weight_compression.patterns import Consumer, Roles, Weight, find_compressed, find_weights, parse_roles
 from ov_weight_compression.quantization.layerwise.lora import ADAPTER_SPEC
 
-__all__ = ["attach"]
+__all__ = ["AddAdapters", "attach"]
+
+
+class AddAdapters(ModelPass):
+    """Put adapters that a caller has, those of a fine-tuning for one, beside layers of a model, float or compressed.
+
+        y = x Wᵀ        becomes        y = x Wᵀ + (x Aᵀ) Bᵀ
+
+    A pass for `openvino.passes.Manager`. The adapters become constants of the activation's type.
+
+    Args:
+        adapters: A `[rank, in]` and B `[out, rank]` by the layer's friendly name.
+        roles: what operations of your own make of their weights, as `WeightCompression` takes it.
+
+    Raises:
+        OptionError: there is no such layer, or none that can have adapters; or the matrices do not fit it.
+    """
+
+    def __init__(self, adapters: Mapping[str, tuple[Array, Array]], *, roles: Roles | None = None) -> None:
+        super().__init__()
+        self._adapters = dict(adapters)
+        self._roles = None if roles is None else parse_roles(roles)
+
+    def run_on_model(self, model: Any) -> bool:
+        """Rewrite `model` in place; whether anything changed."""
+        found = [layer for weight in find_weights(model, roles=self._roles)[0] for layer in weight.consumers]
+        found += [layer for weight in find_compressed(model, self._roles) for layer in weight.consumers]
+        layers = {layer.name: layer for layer in found}
+        fitting = [_fitting(name, layers.get(name), *pair) for name, pair in self._adapters.items()]
+        for layer, kind, *pair in fitting:
+            matrices = [ops.constant(values, dtype=kind) for values in pair]
+            for node, letter in zip(matrices, "AB", strict=True):
+                node.set_friendly_name(f"{layer.name}/lora_{letter}")
+            _put_beside(layer, *matrices)
+        model.validate_nodes_and_infer_types()
+        return bool(fitting)
+
+
+def _fitting(name: str, layer: Consumer | None, down: Array, up: Array) -> tuple[Consumer, ov.Type, Float32, Float32]:
+    """A layer, the type of its activation, and both matrices, if it can have them."""
+    if layer is None or layer.role is None:
+        raise OptionError(f"adapters: the model has no layer {shown(name)} with a weight")
+    reason = layer_obstacle(layer)
+    if reason or layer.input is None:
+        raise OptionError(f"adapters[{shown(name)}]: cannot stand beside the layer: {reason}")
+    sizes = layer.node.get_input_shape(layer.port)
+    columns, rows = sizes[layer.role.reduction[0]], sizes[layer.role.channel[0]]
+    a, b = (np.ascontiguousarray(values, dtype=np.float32) for values in (down, up))
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != columns or b.shape != (rows, a.shape[0]):
+        raise OptionError(
+            f"adapters[{shown(name)}]: must be A [rank, {columns}] and B [{rows}, rank], got {list(a.shape)} and "
+            f"{list(b.shape)}"
+        )
+    return layer, layer.input.get_element_type(), a, b
 
 
 def attach(weight: Weight, adapters: StoredAdapters, pipeline: Pipeline, lazy: bool, tells: bool = False) -> None:
@@ -33,27 +92,35 @@ def attach(weight: Weight, adapters: StoredAdapters, pipeline: Pipeline, lazy: b
     With `lazy` the pipeline reads the constants from where the adapters are kept when the model is saved or compiled.
     `tells`: by these adapters OpenVINO recognises that the model is compressed (see `telltale`).
     """
-    layer, meets, x = weight.consumers[0].node, weight.consumers[0].activation, weight.consumers[0].input
-    assert meets is not None, "see lora.obstacle"
-    assert x is not None
-    name, last = str(layer.get_friendly_name()), meets.reduction == (-1,)
+    layer = weight.consumers[0]
+    assert layer.input is not None, "see lora.obstacle"
+    kind = layer.input.get_element_type()
     parts = adapter_parts(weight, adapters.down.codes.shape[0])
     down, up = (
-        _matrix(_lazy(stored, side, f"{name}/lora_{letter}", pipeline), x.get_element_type(), lazy, tells)
+        _matrix(_lazy(stored, side, f"{layer.name}/lora_{letter}", pipeline), kind, lazy, tells)
         for stored, side, letter in zip((adapters.down, adapters.up), parts, "AB", strict=True)
     )
+    _put_beside(layer, down, up)
+
+
+def _put_beside(layer: Consumer, down: Any, up: Any) -> None:
+    """Let what reads a layer read the sum of its output and `x · Aᵀ · Bᵀ`, for nodes A `[rank, in]` and B `[out, rank]`
+    of the activation's type."""
+    node, meets, x = layer.node, layer.activation, layer.input
+    assert meets is not None, "see lora.layer_obstacle"
+    last, name = meets.reduction == (-1,), layer.name
     if meets.output == (-1,):
         thin = ops.matmul(x, down, not last, True)
         correction = ops.matmul(thin, up, False, True)
     else:
         thin = ops.matmul(down, x, False, last)
         correction = ops.matmul(up, thin, False, False)
-    readers = list(layer.output(0).get_target_inputs())
-    total = ops.add(layer, correction)
-    for node, suffix in ((thin, "down"), (correction, "up"), (total, "add")):
-        node.set_friendly_name(f"{name}/lora_{suffix}")
-    names = layer.output(0).get_names()
-    layer.output(0).set_names(set())
+    readers = list(node.output(0).get_target_inputs())
+    total = ops.add(node, correction)
+    for made, suffix in ((thin, "down"), (correction, "up"), (total, "add")):
+        made.set_friendly_name(f"{name}/lora_{suffix}")
+    names = node.output(0).get_names()
+    node.output(0).set_names(set())
     total.output(0).set_names(names)
     for reader in readers:
         reader.replace_source_output(total.output(0))

@@ -21,7 +21,7 @@ from ov_weight_compression.ir_utils.types import Float32
 from ov_weight_compression.passes.choice import Choice
 from ov_weight_compression.passes.encode_job import stored_parts
 from ov_weight_compression.passes.stored import StoredWeight, keep
-from ov_weight_compression.patterns import Kind, Weight
+from ov_weight_compression.patterns import Consumer, Kind, Weight
 from ov_weight_compression.quantization.encode import decode_rows
 from ov_weight_compression.quantization.layerwise.lora import ADAPTER_SPEC, ROUNDS, lora_adapters
 from ov_weight_compression.quantization.reference import unusable
@@ -29,7 +29,7 @@ from ov_weight_compression.quantization.reference import unusable
 if TYPE_CHECKING:
     from ov_weight_compression.passes.layer_codes import HessianInfo
 
-__all__ = ["Correction", "StoredAdapters", "adapter_parts", "corrections", "fit_adapters", "obstacle"]
+__all__ = ["Correction", "StoredAdapters", "adapter_parts", "corrections", "fit_adapters", "layer_obstacle", "obstacle"]
 
 _USUAL = 64
 """The exponent of 2 up to which a Gram matrix is used as it is."""
@@ -74,16 +74,23 @@ def obstacle(weight: Weight) -> str:
         return f"inside '{weight.body}', where its input is not seen"
     if len(weight.consumers) > 1:
         return "several layers read the weight"
-    if weight.kind is Kind.EXPERTS:
+    if reason := layer_obstacle(layer):
+        return reason
+    if sum(weight.shape[axis] > 1 for axis in (*weight.channel_axes, *weight.batch_axes)) > 1:
+        return "its output channels lie on several axes"
+    if weight.input_axes != weight.reduction_axes:
+        return "its input channels are stored in another order"
+    return ""
+
+
+def layer_obstacle(layer: Consumer) -> str:
+    """Why no adapters can stand beside a layer, whatever its weight; empty where they can."""
+    if layer.kind is Kind.EXPERTS:
         return "experts side by side"
     if layer.activation is None:
         return f"a {layer.node.get_type_name()} reads the weight"
     if any(dims not in ((-1,), (-2,)) for dims in (layer.activation.reduction, layer.activation.output)):
         return "its channels are not one of the last two dimensions"
-    if sum(weight.shape[axis] > 1 for axis in (*weight.channel_axes, *weight.batch_axes)) > 1:
-        return "its output channels lie on several axes"
-    if weight.input_axes != weight.reduction_axes:
-        return "its input channels are stored in another order"
     return ""
 
 
