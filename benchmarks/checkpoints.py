@@ -1,7 +1,7 @@
 """Checkpoints: whether compressing one gives the bytes that exporting first gives, and what it costs.
 
     python -m benchmarks.checkpoints zoo [--dtype bfloat16] [ARCHITECTURE …]     exit code 1 where something differs
-    python -m benchmarks.checkpoints speed --sizes 1.2                           beside optimum-cli, in one run
+    python -m benchmarks.checkpoints speed [--sizes 1.2,3.2]                     beside optimum-cli, in one run
 
 Both need an interpreter that has torch, transformers, optimum-intel (and NNCF for its int4); the package is imported
 from where it is run.
@@ -22,6 +22,10 @@ from pathlib import Path
 import openvino as ov
 
 from benchmarks.architectures import ARCHITECTURES, build
+from benchmarks.llama_checkpoint import CHECKPOINT_SHAPES, build_checkpoint
+from benchmarks.places import CACHE
+from benchmarks.processes import run
+from benchmarks.tables import markdown, megabytes
 from ov_weight_compression.cli.compress_files import compress_path
 from ov_weight_compression.patterns.graphs import graphs_of
 
@@ -116,6 +120,51 @@ def zoo(arguments: argparse.Namespace) -> int:
     return int(bad > 0)
 
 
+COMMANDS = {
+    "ov-compress, no search": [
+        "-m",
+        "ov_weight_compression.cli",
+        "{source}",
+        "-o",
+        "{target}",
+        "--scale-search",
+        "off",
+    ],
+    "ov-compress": ["-m", "ov_weight_compression.cli", "{source}", "-o", "{target}"],
+    "optimum-cli": [
+        *("-m", "optimum.commands.optimum_cli", "export", "openvino", "-m", "{source}", "{target}"),
+        *("--task", "text-generation-with-past", "--weight-format", "int4"),
+    ],
+}
+OWN = ["--mode", "int4_asym", "--group-size", "128", "--quiet"]
+
+
+def speed(arguments: argparse.Namespace) -> int:
+    """Print a table: int4 with groups of 128 from a checkpoint to the saved files."""
+    rows, code = [], 0
+    for size in arguments.sizes.split(","):
+        source = build_checkpoint(CHECKPOINT_SHAPES[size], arguments.cache / f"llama-{size}-bf16")
+        for file in source.glob("*.safetensors"):
+            with file.open("rb") as read:  # into the page cache, as far as it fits
+                while read.read(1 << 24):
+                    pass
+        for name, words in COMMANDS.items():
+            if arguments.only and not re.search(arguments.only, name):
+                continue
+            with tempfile.TemporaryDirectory(dir=arguments.work) as folder:
+                target = Path(folder) / "out"
+                command = [word.format(source=source, target=target) for word in words]
+                done = run([sys.executable, *command, *(OWN if name.startswith("ov") else [])], Path(folder) / "log")
+                written = sum(path.stat().st_size for path in target.glob("openvino_model.*"))
+            code |= done.code != 0
+            last = "" if done.code == 0 else f" ({done.printed.strip().splitlines()[-1:]})"
+            figures = [f"{done.seconds:.1f}", *map(megabytes, (done.anonymous, done.resident, written))]
+            rows.append([f"{size} B: {name}{last}", *figures])
+            print(rows[-1], file=sys.stderr, flush=True)
+    print(markdown(["int4_asym, groups of 128", "seconds", "anonymous MB", "resident MB", "written MB"], rows))
+    return int(code)
+
+
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.checkpoints", description=__doc__.splitlines()[0])
@@ -127,6 +176,12 @@ def main() -> int:
     same.add_argument("--keep", action="store_true", help="do not remove them")
     same.add_argument("--quick", action="store_true", help="export in this process, not in one for each")
     same.set_defaults(run=zoo)
+    cost = commands.add_parser("speed", help="time and memory beside optimum-cli")
+    cost.add_argument("--sizes", default="1.2", help=f"of {', '.join(CHECKPOINT_SHAPES)}, in billions (default 1.2)")
+    cost.add_argument("--only", help="the commands whose name this regular expression finds")
+    cost.add_argument("--cache", type=Path, default=CACHE, help="where the checkpoints are kept")
+    cost.add_argument("--work", type=Path, help="where to write")
+    cost.set_defaults(run=speed)
     parsed = parser.parse_args()
     code: int = parsed.run(parsed)
     return code
