@@ -2,7 +2,7 @@
 
 from ov_weight_compression.checkpoints.folder import Checkpoint, is_checkpoint, read_checkpoint
 from ov_weight_compression.checkpoints.from_checkpoint import from_checkpoint
-from ov_weight_compression.checkpoints.safetensors_file import StoredTensor, stored_constants
+from ov_weight_compression.checkpoints.safetensors_file import StoredTensor, mapped_constants
 from ov_weight_compression.checkpoints.transplant import WeightsFromCheckpoint, apply_weights_from_checkpoint
 
 __all__ = [
@@ -12,6 +12,6 @@ __all__ = [
     "apply_weights_from_checkpoint",
     "from_checkpoint",
     "is_checkpoint",
+    "mapped_constants",
     "read_checkpoint",
-    "stored_constants",
 ]

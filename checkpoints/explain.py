@@ -19,14 +19,19 @@ from mmap import PAGESIZE
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ov_weight_compression.checkpoints.safetensors_file import StoredTensor
+from ov_weight_compression.ir_utils.constants import bf16_to_f32
 from ov_weight_compression.ir_utils.errors import ModelError
+from ov_weight_compression.ir_utils.types import Array
 
 __all__ = ["FileSpans", "Span", "Stretch", "TensorPlaces", "address_of", "is_present"]
 
 _PRESENT, _SWAPPED, _OF_A_FILE = 1 << 63, 1 << 62, 1 << 61  # bits of an entry of /proc/self/pagemap
 _ENTRY_BYTES = 8
 _ENTRIES = 1 << 16  # read at a time
+_SUMMED = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -138,3 +143,14 @@ def address_of(constant: Any) -> tuple[int, int]:
     """Where a Constant's memory is, and how many bytes."""
     data = constant.data
     return int(data.__array_interface__["data"][0]), int(data.nbytes)
+
+
+def sum_of_bits(values: Array, kind: str) -> int:
+    """The sum of floats' bits, each as float32: the same in whatever type and order they are stored, as far as that is
+    exact. `kind` is OpenVINO's name of the type, `values` bits for bf16."""
+    flat, total = values.reshape(-1), 0
+    for start in range(0, flat.size, _SUMMED):
+        piece = flat[start : start + _SUMMED]
+        wide = bf16_to_f32(piece) if kind == "bf16" else piece.astype(np.float32)
+        total += int(wide.view(np.uint32).sum(dtype=np.uint64))
+    return total

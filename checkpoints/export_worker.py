@@ -27,14 +27,15 @@ from typing import Any
 
 import numpy as np
 
-from ov_weight_compression.checkpoints.explain import FileSpans, Stretch, TensorPlaces, address_of
+from ov_weight_compression.checkpoints.explain import FileSpans, Stretch, TensorPlaces, address_of, sum_of_bits
 from ov_weight_compression.checkpoints.folder import Checkpoint, read_checkpoint
+from ov_weight_compression.checkpoints.safetensors_file import DTYPES, StoredTensor
 from ov_weight_compression.checkpoints.skeleton import explain_constants, write_skeleton
 from ov_weight_compression.checkpoints.virtual_folder import forget_reads, holes_read
 from ov_weight_compression.ir_utils.constants import FLOAT_TYPES, float_values
 from ov_weight_compression.ir_utils.errors import CompressionError, ModelError
 
-__all__ = ["Answer", "Request", "main"]
+__all__ = ["Answer", "Request", "work"]
 
 _TOKENIZERS = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
 _KNOWN_UNUSED = re.compile(
@@ -42,6 +43,9 @@ _KNOWN_UNUSED = re.compile(
     r"|(^|\.)(pooler|cls|lm_head|mlm|nsp|vocab_projector|vocab_transform|vocab_layer_norm|discriminator_predictions)\."
 )
 """Buffers that are computed from the config, and heads that training had and the architecture has not."""
+
+
+_LEAST_COMPARED = 1024  # numbers of a constant: of few, the sum says little
 
 
 class ReadHoles(Exception):  # noqa: N818 (nobody outside sees it)
@@ -77,7 +81,7 @@ class Answer:
     versions: dict[str, str]
 
 
-def main(arguments: list[str]) -> int:
+def work(arguments: list[str]) -> int:
     """Do what the request says; the exit code is 0 if an answer was written."""
     asked, answer = (Path(word) for word in arguments)
     _watch_caller()
@@ -214,6 +218,7 @@ class _Accounts:
         self._copies: dict[int, str] = {}
         """Addresses of parameters that are not in the files (they were cast to another type), with their names."""
         self._spans = FileSpans()
+        self._sums: dict[str, int] = {}
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -292,11 +297,31 @@ class _Accounts:
         return dict(sorted(found.items()))
 
     def _copied(self, constant: Any) -> str:
-        """The tensor that a constant is named for and as large as; "" for none."""
-        tensor = self._tensor_of(_own_name(constant.get_friendly_name()))
-        if not tensor or self.checkpoint.tensors[tensor].elements != prod(constant.get_output_shape(0)):
+        """The tensor whose numbers a constant holds, in another type or another order; "" where that is not clear.
+
+        It is the one that the constant is named for, or the only one of which all bits have the same sum.
+        """
+        count, kind = prod(constant.get_output_shape(0)), constant.get_element_type().to_string()
+        named = self._tensor_of(_own_name(constant.get_friendly_name()))
+        if named and self.checkpoint.tensors[named].elements == count:
+            return named
+        if kind not in FLOAT_TYPES or count < _LEAST_COMPARED:
             return ""
-        return tensor
+        total = sum_of_bits(constant.data, kind)
+        alike = [name for name, tensor in self._floats(count).items() if self._sum(tensor) == total]
+        return alike[0] if len(alike) == 1 else ""
+
+    def _floats(self, count: int) -> dict[str, StoredTensor]:
+        """The tensors of so many floats."""
+        found = self.checkpoint.tensors.items()
+        return {n: one for n, one in found if one.elements == count and DTYPES[one.dtype].openvino in FLOAT_TYPES}
+
+    def _sum(self, tensor: StoredTensor) -> int:
+        if tensor.name not in self._sums:
+            kind = DTYPES[tensor.dtype].openvino
+            assert kind is not None
+            self._sums[tensor.name] = sum_of_bits(tensor.values(), kind)
+        return self._sums[tensor.name]
 
     def _check_computed(self, constant: Any, model: str) -> None:
         if not self._made_up or constant.get_element_type().to_string() not in FLOAT_TYPES:
@@ -365,4 +390,4 @@ def _own_name(path: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(work(sys.argv[1:]))

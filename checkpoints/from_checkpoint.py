@@ -137,7 +137,7 @@ def open_exported(exported: Exported, name: str, opened: OpenedCheckpoint, devic
     """
     checkpoint, skeleton = opened.checkpoint, exported.models[name]
     model, holes = read_skeleton(exported.folder / name, skeleton.holes)
-    origins = {copy: f"{_place(opened, one)}, cast" for copy, one in skeleton.copies.items()}
+    origins = {copy: f"{_place(opened, one)}, cast or rearranged" for copy, one in skeleton.copies.items()}
     quantised = {}
     for hole in holes:
         placed = hole.placed

@@ -25,7 +25,7 @@ from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.option_kinds import shown
 from ov_weight_compression.ir_utils.types import Array
 
-__all__ = ["DTYPES", "Dtype", "SafetensorsFile", "StoredTensor", "read_header", "stored_constants"]
+__all__ = ["DTYPES", "Dtype", "SafetensorsFile", "StoredTensor", "mapped_constants", "read_header"]
 
 _LENGTH_BYTES = 8
 _LONGEST_HEADER = 100_000_000  # what the format's own library reads
@@ -199,7 +199,7 @@ def _check_places(path: Path, begin: int, size: int, tensors: Sequence[StoredTen
         raise ModelError(f"{path}: damaged: the last {size - end} bytes are no tensor's")
 
 
-def stored_constants(
+def mapped_constants(
     tensors: Sequence[StoredTensor],
     shapes: Sequence[tuple[int, ...]] | None = None,
     element_types: Sequence[str] | None = None,

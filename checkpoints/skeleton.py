@@ -20,7 +20,7 @@ from typing import Any
 import openvino as ov
 
 from ov_weight_compression.checkpoints.explain import FileSpans, Stretch, TensorPlaces, address_of
-from ov_weight_compression.checkpoints.safetensors_file import DTYPES, StoredTensor, stored_constants
+from ov_weight_compression.checkpoints.safetensors_file import DTYPES, StoredTensor, mapped_constants
 from ov_weight_compression.ir_utils.deferral import FileSink, active_deferral, deferring
 from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.ir_file import read_model
@@ -171,7 +171,7 @@ def fill(holes: Sequence[Hole], tensors: Mapping[str, StoredTensor]) -> None:
     parts = [_part(tensors[hole.placed.tensor], hole.placed) for hole in holes]
     shapes = [tuple(hole.constant.get_output_shape(0)) for hole in holes]
     kinds = [hole.constant.get_element_type().to_string() for hole in holes]
-    for hole, constant in zip(holes, stored_constants(parts, shapes, kinds), strict=True):
+    for hole, constant in zip(holes, mapped_constants(parts, shapes, kinds), strict=True):
         constant.set_friendly_name(hole.constant.get_friendly_name())
         hole.constant.output(0).replace(constant.output(0))
         constant.output(0).set_names(set(hole.placed.names))

@@ -28,7 +28,7 @@ from ov_weight_compression.checkpoints.folder import Checkpoint, read_checkpoint
 from ov_weight_compression.checkpoints.insertion import insert_codes
 from ov_weight_compression.checkpoints.layouts.quantised_weight import QuantisedWeight
 from ov_weight_compression.checkpoints.layouts.quantised_weights import quantised_weights
-from ov_weight_compression.checkpoints.safetensors_file import StoredTensor, stored_constants
+from ov_weight_compression.checkpoints.safetensors_file import StoredTensor, mapped_constants
 from ov_weight_compression.checkpoints.tensor_matching import Match, Place, match_tensors, places_of
 from ov_weight_compression.ir_utils.constants import bf16_to_f32
 from ov_weight_compression.ir_utils.dequantization import replace_constant
@@ -257,7 +257,7 @@ def _constants(matches: Sequence[Match], source: _Source) -> list[Any]:
     """Constants in the checkpoint's own files, in its types, and in memory where the graph has something else."""
     stored = [source.floats[match.tensor] for match in matches]
     shapes = [one.shape if match.turned else match.place.shape for one, match in zip(stored, matches, strict=True)]
-    constants = stored_constants(stored, shapes)
+    constants = mapped_constants(stored, shapes)
     for number, (one, match) in enumerate(zip(stored, matches, strict=True)):
         if source.is_one_plus(match):
             values = 1 + _floats_of(one.values(), _FLOATS[one.dtype])

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Report", "Row", "Share", "joined", "make_report", "with_origins"]
 
+COMPUTED = "computed by the exporter"
+"""The origin of a weight that is no single tensor of the checkpoint."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -186,7 +189,8 @@ def make_report(
 
 def with_origins(report: Report, origins: Mapping[str, str], unused: Mapping[str, str]) -> Report:
     """A report that says of each weight where it came from, by the weight's name, and what was not needed."""
-    rows = tuple(replace(row, origin=origins.get(row.name, "")) for row in report.rows)
+    otherwise = COMPUTED if origins else ""
+    rows = tuple(replace(row, origin=origins.get(row.name, otherwise)) for row in report.rows)
     return replace(report, rows=rows, unused=unused)
 
 

@@ -37,7 +37,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     from ov_weight_compression.checkpoints import export_worker
 
     monkeypatch.setattr(export_worker, "_watch_caller", lambda: None)
-    monkeypatch.setattr(export_module, "_run", lambda arguments, log: export_worker.main(arguments))
+    monkeypatch.setattr(export_module, "_run", lambda arguments, log: export_worker.work(arguments))
 
 
 @pytest.fixture(scope="module")

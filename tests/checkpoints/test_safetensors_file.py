@@ -11,7 +11,7 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from ov_weight_compression.checkpoints.safetensors_file import read_header, stored_constants
+from ov_weight_compression.checkpoints.safetensors_file import mapped_constants, read_header
 from ov_weight_compression.ir_utils.errors import ModelError
 from tests.checkpoints.files import header_of, write_file, write_tensors
 
@@ -51,7 +51,7 @@ def test_constants_lie_in_the_file_and_keep_it_mapped(tmp_path: Path) -> None:
     path = write_tensors(tmp_path / "t.safetensors", TENSORS)
     read = read_header(path)
     names = list(TENSORS)
-    constants = stored_constants([read.tensors[name] for name in names])
+    constants = mapped_constants([read.tensors[name] for name in names])
     gc.collect()
     assert [one.get_friendly_name() for one in constants] == names
     assert [one.get_element_type().to_string() for one in constants] == [
@@ -73,7 +73,7 @@ def test_constants_lie_in_the_file_and_keep_it_mapped(tmp_path: Path) -> None:
 
 def test_bytes_can_be_taken_for_another_type_and_shape(tmp_path: Path) -> None:
     read = read_header(write_tensors(tmp_path / "t.safetensors", {"d": np.arange(8, dtype=np.uint8)}))
-    (constant,) = stored_constants([read.tensors["d"]], [(2, 8)], ["f4e2m1"])
+    (constant,) = mapped_constants([read.tensors["d"]], [(2, 8)], ["f4e2m1"])
     assert constant.get_element_type() == ov.Type.f4e2m1
     assert list(constant.get_output_shape(0)) == [2, 8]
 

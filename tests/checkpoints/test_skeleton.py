@@ -10,8 +10,8 @@ import openvino as ov
 import openvino.opset13 as opset
 import pytest
 
-from ov_weight_compression.checkpoints.explain import FileSpans, TensorPlaces, address_of
-from ov_weight_compression.checkpoints.safetensors_file import StoredTensor, read_header, stored_constants
+from ov_weight_compression.checkpoints.explain import FileSpans, TensorPlaces, address_of, sum_of_bits
+from ov_weight_compression.checkpoints.safetensors_file import StoredTensor, mapped_constants, read_header
 from ov_weight_compression.checkpoints.skeleton import (
     Placed,
     explain_constants,
@@ -47,7 +47,7 @@ def make_model(tensors: dict[str, StoredTensor]) -> ov.Model:
     """An embedding whose table is the head too, flat; two layers that are halves of one tensor; one in an If; and a
     constant that is no tensor."""
     halves = [part_of(tensors["fused"], index) for index in range(2)]
-    table, head, first, second, inner = stored_constants(
+    table, head, first, second, inner = mapped_constants(
         [tensors["table"], tensors["table"], *halves, tensors["inner"]],
         [(512, 64), (1, 512, 64), (64, 64), (64, 64), (64, 64)],
     )
@@ -118,7 +118,7 @@ def test_a_hole_that_the_model_does_not_have_is_an_error(tmp_path: Path) -> None
 
 def test_a_tensor_taken_for_another_type_is_an_error(tmp_path: Path) -> None:
     tensors = stored(tmp_path / "t.safetensors")
-    (constant,) = stored_constants([tensors["table"]], None, ["bf16"])
+    (constant,) = mapped_constants([tensors["table"]], None, ["bf16"])
     model = ov.Model([opset.result(opset.convert(constant, "f32"))], [], "model")
     with pytest.raises(ModelError, match=r"t\.safetensors: table is F16, and the exporter took it for bf16"):
         explain_constants(model, TensorPlaces(tensors.values()))
@@ -137,3 +137,14 @@ def test_memory_that_has_been_written_to_is_no_tensor_any_more(tmp_path: Path) -
     assert places.find(FileSpans(), address, table.nbytes) is None
     assert places.find(FileSpans(), address, 16) is not None  # a page that is still the file's
     assert places.find(FileSpans(), *address_of(opset.constant(np.ones(64, np.float32)))) is None
+
+
+def test_numbers_have_the_same_sum_in_whatever_type_and_order() -> None:
+    bits = RANDOM.integers(0, 2**15, (30, 40), dtype=np.uint16) & 0x7F7F
+    wide = (bits.astype(np.uint32) << 16).view(np.float32)
+    assert sum_of_bits(bits, "bf16") == sum_of_bits(wide.T.copy(), "f32") == sum_of_bits(wide.astype(np.float64), "f64")
+    changed = wide.copy()
+    changed[3, 4] = np.nextafter(changed[3, 4], 1)
+    assert sum_of_bits(changed, "f32") != sum_of_bits(wide, "f32")
+    half = RANDOM.standard_normal(2_100_000).astype(np.float16)
+    assert sum_of_bits(half, "f16") == int(half.astype(np.float32).view(np.uint32).sum(dtype=np.uint64))

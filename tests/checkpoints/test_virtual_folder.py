@@ -16,7 +16,7 @@ from ov_weight_compression.checkpoints.explain import TensorPlaces
 from ov_weight_compression.checkpoints.export import Exported, HolesReadError, Skeleton
 from ov_weight_compression.checkpoints.folder import read_checkpoint
 from ov_weight_compression.checkpoints.from_checkpoint import export_opened, open_checkpoint, open_exported
-from ov_weight_compression.checkpoints.safetensors_file import stored_constants
+from ov_weight_compression.checkpoints.safetensors_file import mapped_constants
 from ov_weight_compression.checkpoints.skeleton import explain_constants, write_skeleton
 from ov_weight_compression.checkpoints.virtual_folder import HOLES, forget_reads, holes_read, write_virtual_folder
 from ov_weight_compression.cli import main
@@ -113,7 +113,7 @@ def exported(folder: Path, work: Path) -> Exported:
     named = {name: node for name, node in constants(model).items() if name in read.tensors}
     stored = [read.tensors[name] for name in named]
     shapes = [tuple(node.shape) for node in named.values()]
-    for node, constant in zip(named.values(), stored_constants(stored, shapes), strict=True):
+    for node, constant in zip(named.values(), mapped_constants(stored, shapes), strict=True):
         constant.set_friendly_name(node.get_friendly_name())
         node.output(0).replace(constant.output(0))
     explained = explain_constants(model, TensorPlaces(stored))
