@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from ov_weight_compression.evaluation import verify as verify
     from ov_weight_compression.passes import Accuracy as Accuracy
     from ov_weight_compression.passes import Activation as Activation
+    from ov_weight_compression.passes import AddAdapters as AddAdapters
     from ov_weight_compression.passes import BackupMode as BackupMode
     from ov_weight_compression.passes import CompressionError as CompressionError
     from ov_weight_compression.passes import CompressionWarning as CompressionWarning
     from ov_weight_compression.passes import DecompressWeights as DecompressWeights
     from ov_weight_compression.passes import Device as Device
+    from ov_weight_compression.passes import FuseWeightTranspose as FuseWeightTranspose
     from ov_weight_compression.passes import GroupSizeFallback as GroupSizeFallback
     from ov_weight_compression.passes import IgnoredScope as IgnoredScope
     from ov_weight_compression.passes import MissingExtraError as MissingExtraError
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from ov_weight_compression.passes import Refusal as Refusal
     from ov_weight_compression.passes import Report as Report
     from ov_weight_compression.passes import Role as Role
+    from ov_weight_compression.passes import ScaleFolding as ScaleFolding
     from ov_weight_compression.passes import SensitivityMetric as SensitivityMetric
     from ov_weight_compression.passes import Subgraph as Subgraph
     from ov_weight_compression.passes import WeightCompression as WeightCompression
@@ -43,11 +46,13 @@ _EVALUATION = ("Comparison", "ComparisonProtocol", "Inspection", "Verification",
 _PASSES = (
     "Accuracy",
     "Activation",
+    "AddAdapters",
     "BackupMode",
     "CompressionError",
     "CompressionWarning",
     "DecompressWeights",
     "Device",
+    "FuseWeightTranspose",
     "GroupSizeFallback",
     "IgnoredScope",
     "MissingExtraError",
@@ -57,6 +62,7 @@ _PASSES = (
     "Refusal",
     "Report",
     "Role",
+    "ScaleFolding",
     "SensitivityMetric",
     "Subgraph",
     "WeightCompression",
