@@ -3,11 +3,18 @@
 from ov_weight_compression.checkpoints.folder import Checkpoint, is_checkpoint, read_checkpoint
 from ov_weight_compression.checkpoints.from_checkpoint import from_checkpoint
 from ov_weight_compression.checkpoints.safetensors_file import StoredTensor, mapped_constants
-from ov_weight_compression.checkpoints.transplant import WeightsFromCheckpoint, apply_weights_from_checkpoint
+from ov_weight_compression.checkpoints.transplant import (
+    Transplanted,
+    TransplantReport,
+    WeightsFromCheckpoint,
+    apply_weights_from_checkpoint,
+)
 
 __all__ = [
     "Checkpoint",
     "StoredTensor",
+    "TransplantReport",
+    "Transplanted",
     "WeightsFromCheckpoint",
     "apply_weights_from_checkpoint",
     "from_checkpoint",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from os import PathLike
 from pathlib import Path
@@ -31,6 +31,9 @@ __all__ = [
     "open_checkpoint",
     "open_exported",
 ]
+
+_TURNED = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
+"""Architectures whose float weights are [in, out] (transformers' Conv1D)."""
 
 
 def from_checkpoint(folder: str | PathLike[str], *, task: str | None = None, model: str | None = None) -> ov.Model:
@@ -98,6 +101,8 @@ def open_checkpoint(folder: Path) -> OpenedCheckpoint:
         quantised = quantised_weights(checkpoint.quantization, checkpoint.tensors, checkpoint.metadata)
     except ModelError as error:
         raise ModelError(f"{folder}: {error}") from error
+    if checkpoint.config.get("model_type") in _TURNED:
+        quantised = {name: replace(one, float_shape=one.shape[::-1]) for name, one in quantised.items()}
     return OpenedCheckpoint(checkpoint, quantised)
 
 
