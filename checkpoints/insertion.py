@@ -21,14 +21,13 @@ import numpy as np
 from ov_weight_compression.checkpoints.channel_order import bring_into_order
 from ov_weight_compression.checkpoints.layouts.quantised_weight import QuantisedWeight, finer
 from ov_weight_compression.ir_utils.errors import ModelError
-from ov_weight_compression.ir_utils.layout import Layout, Slab
+from ov_weight_compression.ir_utils.layout import Slab
 from ov_weight_compression.ir_utils.pipeline import Pipeline
-from ov_weight_compression.passes.choice import Choice, Plan
 from ov_weight_compression.passes.device_rules import misreading, refusal
-from ov_weight_compression.passes.encode_job import WeightJob
 from ov_weight_compression.passes.modes import Device
+from ov_weight_compression.passes.plan import Plan, PlannedWeight
 from ov_weight_compression.passes.report import Report, make_report
-from ov_weight_compression.passes.rewrite import equal_weights, rewrite
+from ov_weight_compression.passes.rewrite import rewrite, with_equal_weights
 from ov_weight_compression.passes.telltale import with_telltale
 from ov_weight_compression.patterns import Kind, Weight, find_weights
 from ov_weight_compression.quantization.spec import Encoded
@@ -78,19 +77,10 @@ def insert_codes(
     pairs = [(weight, found[constant]) for constant, weight in weights.items() if constant in found]
     pairs, edits = bring_into_order(pairs)
     fitted = [_fitted(weight, quantised, device) for weight, quantised in pairs]
-    choices = with_telltale(Plan(tuple(choice for choice, _ in fitted), ())).choices
-    rows = {choice.weight.name: _Rows(quantised) for choice, (_, quantised) in zip(choices, fitted, strict=True)}
-
-    def job(choice: Choice) -> WeightJob:
-        weight = choice.weight
-        layout = Layout.of(weight.shape, weight.reduction_axes)
-        stored = rows[weight.name]
-        return WeightJob(weight.name, layout, choice.spec, choice.absmax, stored=stored)
-
-    plan = Plan(choices, ())
+    plan = with_equal_weights(with_telltale(Plan(tuple(fitted))))
     recipe = {"mode": "checkpoint"} | ({} if device is None else {"device": device.value})
-    report = make_report(plan, recipe, equal_weights(choices, [job(choice) for choice in choices]))
-    rewrite(choices, job, Pipeline(), lazy)
+    report = make_report(plan, recipe)
+    rewrite(plan, Pipeline(), lazy)
     for edit in edits:
         edit()
     return report
@@ -110,27 +100,29 @@ def _check(constant: Any, weight: Weight | None, quantised: QuantisedWeight) -> 
         )
 
 
-def _fitted(weight: Weight, quantised: QuantisedWeight, device: Device | None) -> tuple[Choice, QuantisedWeight]:
+def _fitted(weight: Weight, quantised: QuantisedWeight, device: Device | None) -> PlannedWeight:
     """How a weight is stored: as it is, unless a CPU would misread that."""
-    row = quantised.spec.format
-    problem = misreading(device, weight, row, quantised.spec.group_size)
-    if problem is not None and not row.fixed_group:
+    format = quantised.spec.format
+    problem = misreading(device, weight, format, quantised.spec.group_size)
+    if problem is not None and not format.fixed_group:
         smaller = quantised.group & -quantised.group
-        if smaller >= _SMALLEST_GROUP and misreading(device, weight, row, smaller) is None:
+        if smaller >= _SMALLEST_GROUP and misreading(device, weight, format, smaller) is None:
             quantised, problem = finer(quantised, smaller), None
-    problem = problem or refusal(device, weight, row, quantised.spec.group_size) or _gather_problem(weight, quantised)
+    problem = (
+        problem or refusal(device, weight, format, quantised.spec.group_size) or _gather_problem(weight, quantised)
+    )
     if problem is not None:
         note = f"{problem}, so it is stored in a way that they expand"
         quantised = replace(quantised, notes=(*quantised.notes, note))
-    choice = Choice(
+    return PlannedWeight(
         weight=weight,
         spec=quantised.spec,
         absmax=quantised.absmax,
         reason=quantised.described,
         kept_from_codes=problem is not None,
         exact=True,
+        stored=_Rows(quantised),
     )
-    return choice, quantised
 
 
 def _gather_problem(weight: Weight, quantised: QuantisedWeight) -> str | None:

@@ -11,14 +11,18 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from ov_weight_compression.ir_utils.errors import CompressionError, WorkError
 
-__all__ = ["Held", "Job", "Run", "Task", "WorkerPool", "default_threads"]
+__all__ = ["Held", "Job", "Run", "Task", "WorkerPool", "default_threads", "in_threads"]
 
 Task = Callable[[], None]
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 Held = Callable[[], AbstractContextManager[object]]
 """What each thread enters for as long as it works: resources that are freed with the last one."""
@@ -51,6 +55,14 @@ def default_threads() -> int:
     if wanted.isdigit() and int(wanted) > 0:
         return int(wanted)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_threads(function: Callable[[_T], _R], parts: Sequence[_T], threads: int) -> list[_R]:
+    """The function's results for all parts, in their order."""
+    if threads == 1 or len(parts) < 2:
+        return [function(part) for part in parts]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(function, parts))
 
 
 class Run:

@@ -24,13 +24,13 @@ from ov_weight_compression.ir_utils.lazy_weight import LazyWeight, Part
 from ov_weight_compression.ir_utils.option_kinds import shown
 from ov_weight_compression.ir_utils.pipeline import Pipeline
 from ov_weight_compression.ir_utils.types import Array, Float32
-from ov_weight_compression.passes.encode_job import WeightJob
+from ov_weight_compression.passes.encoding import StoredWeight, WeightEncoding
 from ov_weight_compression.passes.lora import StoredAdapters, adapter_parts, layer_obstacle
-from ov_weight_compression.passes.stored import StoredWeight
+from ov_weight_compression.passes.plan import Plan
 from ov_weight_compression.patterns import Consumer, Roles, Weight, find_compressed, find_weights, parse_roles
 from ov_weight_compression.quantization.layerwise.lora import ADAPTER_SPEC
 
-__all__ = ["AddAdapters", "attach"]
+__all__ = ["AddAdapters", "attach_adapters"]
 
 
 class AddAdapters(ModelPass):
@@ -86,7 +86,25 @@ def _fitting(name: str, layer: Consumer | None, down: Array, up: Array) -> tuple
     return layer, layer.input.get_element_type(), a, b
 
 
-def attach(weight: Weight, adapters: StoredAdapters, pipeline: Pipeline, lazy: bool, tells: bool = False) -> None:
+def attach_adapters(model: Any, plan: Plan, threads: int, lazy: bool) -> None:
+    """Put the adapters that were fitted beside their layers, as the graph is now.
+
+    Where no weight tells OpenVINO that the model is compressed (see `telltale`), the first adapters do.
+    """
+    pipeline = Pipeline(threads=threads)
+    told = any(planned.tells for planned in plan.weights)
+    for planned in plan.weights:
+        fitted = (plan.adapters or {}).get(planned.weight.name)
+        if fitted is not None:
+            tells = not told and not planned.weight.body
+            _attach(planned.weight, fitted, pipeline, lazy, tells)
+            told = told or tells
+    if not lazy:
+        pipeline.stop()
+    model.validate_nodes_and_infer_types()  # an output's names are those of the Add from now on
+
+
+def _attach(weight: Weight, adapters: StoredAdapters, pipeline: Pipeline, lazy: bool, tells: bool) -> None:
     """Add adapters beside the only layer of `weight`, whose channels may be the last dimension or the one before.
 
     With `lazy` the pipeline reads the constants from where the adapters are kept when the model is saved or compiled.
@@ -128,7 +146,7 @@ def _put_beside(layer: Consumer, down: Any, up: Any) -> None:
 
 def _lazy(stored: StoredWeight, parts: dict[str, Part], name: str, pipeline: Pipeline) -> LazyWeight:
     shape = parts["codes"].shape
-    return LazyWeight(pipeline, WeightJob(name, Layout.of(shape, (1,)), ADAPTER_SPEC, 0.0, stored=stored))
+    return LazyWeight(pipeline, WeightEncoding(name, Layout.of(shape, (1,)), ADAPTER_SPEC, 0.0, stored=stored))
 
 
 def _matrix(weight: LazyWeight, kind: ov.Type, lazy: bool, tells: bool) -> Any:

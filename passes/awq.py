@@ -12,7 +12,7 @@ inserted Multiplies are small and are edited when the model is rewritten (see `s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -21,16 +21,18 @@ import openvino as ov
 from ov_weight_compression.ir_utils.constants import float_values
 from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.ir_utils.weight_source import WeightSource
-from ov_weight_compression.passes.choice import Choice
+from ov_weight_compression.ir_utils.worker_pool import in_threads
 from ov_weight_compression.passes.folding import rounded_to
-from ov_weight_compression.passes.smoothing import Fold, Scaling, Smoothing
-from ov_weight_compression.passes.tuning import Tuning
-from ov_weight_compression.patterns import Sources, Weight
+from ov_weight_compression.passes.measurements import Measurements
+from ov_weight_compression.passes.method import Tuning
+from ov_weight_compression.passes.plan import Algorithm, Plan, PlannedWeight
+from ov_weight_compression.passes.smoothing import Fold, Folding, Scaling
+from ov_weight_compression.patterns import Sources
 from ov_weight_compression.patterns.equalization import ScalingGroup, scaling_groups
 from ov_weight_compression.patterns.scale_folding import ProducerAbsorber
 from ov_weight_compression.quantization.layerwise.awq import ALPHAS, Factors, Sample, choose_factors, lift_factors
 
-__all__ = ["Energy", "ForEach", "choose_folds"]
+__all__ = ["fold_scales"]
 
 _SAMPLE_ROWS = 384
 _F16_MAX = 65504.0
@@ -43,46 +45,28 @@ _LARGEST_COST_INSERTED = 0.9
 _SPREAD_INSERTED = 0.25
 """Where nothing measures the cost: how far the factors' logarithms must be apart, the root of their variance."""
 
-Energy = Callable[[Weight], "Array | None"]
-"""E[x²] of the input channels of a weight's layers, f32 [in]; None where there are no data."""
-ForEach = Callable[[Callable[[ScalingGroup], "Fold | Scaling"], Sequence[ScalingGroup]], "list[Fold | Scaling]"]
-"""Applies a function to many groups, in threads or not."""
 
+def fold_scales(plan: Plan, data: Measurements, threads: int) -> Plan:
+    """The plan with the folds that pay, and with the largest magnitudes that the weights then have.
 
-def choose_folds(
-    model: ov.Model,
-    choices: Sequence[Choice],
-    sources: Sources,
-    energy: Energy,
-    for_each: ForEach,
-    *,
-    insert: bool,
-    tuning: Tuning,
-) -> tuple[Smoothing, list[Choice]]:
-    """The folds that pay, and the choices with the largest magnitudes that the weights then have.
-
-    Args:
-        model: the model, not changed.
-        choices: all weights that will be compressed. Weights of 4 bits and fewer decide, the others follow.
-        sources: the weights as they are.
-        energy, for_each: see there.
-        insert: whether a Multiply may be inserted behind an activation function, where nothing absorbs.
-        tuning: the exponents to try, and for which channels.
+    Weights of 4 bits and fewer decide, the others follow. Nothing is edited.
     """
-    by_name = {choice.weight.name: choice for choice in choices}
+    method, by_name = plan.method, {one.weight.name: one for one in plan.weights}
+    measured = method.weighted and method.tuning.awq_from_data
+    if measured:
+        data.statistics(method.tuning.awq_subset)  # once, before threads ask for it
 
     def decide(group: ScalingGroup) -> Fold | Scaling:
-        found = _fold(group, by_name, sources, energy, insert, tuning)
+        seen = [data.energy(weight, method.tuning.awq_subset) if measured else None for weight in group.weights]
+        found = _fold(group, [by_name[weight.name] for weight in group.weights], plan, seen)
         return found if isinstance(found, Fold) else Scaling(_names(group), "", "", None, found)
 
-    groups = scaling_groups(model, [choice.weight for choice in choices])
-    decided = for_each(decide, [group for group in groups if _has_few_bits(group, by_name)])
-    folds = [entry for entry in decided if isinstance(entry, Fold)]
-    return _within_f16(Smoothing(folds, [entry for entry in decided if isinstance(entry, Scaling)]), choices, sources)
-
-
-def _has_few_bits(group: ScalingGroup, choices: Mapping[str, Choice]) -> bool:
-    return any(choices[weight.name].spec.format.bits <= 4 for weight in group.weights)
+    groups = scaling_groups(data.model, [one.weight for one in plan.weights])
+    wanted = [group for group in groups if any(Algorithm.AWQ in by_name[one.name].algorithms for one in group.weights)]
+    decided = in_threads(decide, wanted, threads)
+    folds = tuple(entry for entry in decided if isinstance(entry, Fold))
+    left = tuple(entry for entry in decided if isinstance(entry, Scaling))
+    return _within_f16(plan, Folding(folds, left))
 
 
 def _names(group: ScalingGroup) -> tuple[str, ...]:
@@ -90,17 +74,18 @@ def _names(group: ScalingGroup) -> tuple[str, ...]:
 
 
 def _fold(
-    group: ScalingGroup,
-    choices: Mapping[str, Choice],
-    sources: Sources,
-    energy: Energy,
-    insert: bool,
-    tuning: Tuning,
+    group: ScalingGroup, planned: Sequence[PlannedWeight], plan: Plan, seen: Sequence[Array | None]
 ) -> Fold | str:
-    """The group's fold, or why there is none."""
-    if group.absorber is None and not (insert and group.behind_activation):
+    """The group's fold, or why there is none.
+
+    Args:
+        group, planned: the group, and what is planned for its weights.
+        plan: where their values come from, and what AWQ may do.
+        seen: E[x²] of the input channels of each of them, f32 [in]; None where there are no data.
+    """
+    if group.absorber is None and not (plan.method.inserts and group.behind_activation):
         return group.reason
-    factors = (_of_experts if group.experts > 1 else _of_layers)(group, choices, sources, energy, tuning)
+    factors = (_of_experts if group.experts > 1 else _of_layers)(group, planned, plan, seen)
     if group.absorber is None and factors.cost is None and _spread(factors.columns) < _SPREAD_INSERTED:
         return "columns too much alike for a Multiply to pay"
     columns = _absorbable(group, factors.columns)
@@ -111,29 +96,19 @@ def _fold(
 
 
 def _of_layers(
-    group: ScalingGroup,
-    choices: Mapping[str, Choice],
-    sources: Sources,
-    energy: Energy,
-    tuning: Tuning,
+    group: ScalingGroup, planned: Sequence[PlannedWeight], plan: Plan, seen: Sequence[Array | None]
 ) -> Factors:
     """The factors of layers with one input, [in]."""
-    seen = next((found for found in map(energy, group.weights) if found is not None), None)
-    rows = max(1, _SAMPLE_ROWS // len(group.weights))
-    samples = [_sample(sources[weight], choices[weight.name], rows) for weight in group.weights]
-    return _choose(group, samples, seen, tuning)
+    rows = max(1, _SAMPLE_ROWS // len(planned))
+    samples = [_sample(plan.sources[one.weight], one, rows) for one in planned]
+    return _choose(group, samples, next((one for one in seen if one is not None), None), plan.method.tuning)
 
 
 def _of_experts(
-    group: ScalingGroup,
-    choices: Mapping[str, Choice],
-    sources: Sources,
-    energy: Energy,
-    tuning: Tuning,
+    group: ScalingGroup, planned: Sequence[PlannedWeight], plan: Plan, seen: Sequence[Array | None]
 ) -> Factors:
     """The factors of experts side by side, [experts, in]: each expert's by itself, from the first of its rows."""
-    weight = group.weights[0]
-    source, seen, spec = sources[weight], energy(weight), choices[weight.name].spec
+    source, energy, spec = plan.sources[planned[0].weight], seen[0], planned[0].spec
     own = source.layout.rows // group.experts
     found = []
     for slab in source.layout.slabs(min(_SAMPLE_ROWS, own), own):
@@ -141,8 +116,9 @@ def _of_experts(
             expert = slab.start // own
             sample = Sample(source.read(slab).astype(np.float32), spec, own / (slab.stop - slab.start))
             source.release(slab)
-            known = seen if seen is None or seen.ndim == 1 else seen[expert]
-            found.append(_choose(group, [sample], known if known is not None and np.any(known) else None, tuning))
+            known = energy if energy is None or energy.ndim == 1 else energy[expert]
+            known = known if known is not None and np.any(known) else None
+            found.append(_choose(group, [sample], known, plan.method.tuning))
     costs = [one.cost for one in found if one.cost is not None]
     return Factors(np.stack([one.columns for one in found]), float(np.mean(costs)) if costs else None)
 
@@ -157,10 +133,10 @@ def _spread(columns: Float32) -> float:
     return float(np.std(np.log(columns)))
 
 
-def _sample(source: WeightSource, choice: Choice, count: int) -> Sample:
+def _sample(source: WeightSource, planned: PlannedWeight, count: int) -> Sample:
     """Some rows of a weight, spread evenly over it."""
     values = source.sample(count)
-    return Sample(values, choice.spec, source.layout.rows / len(values))
+    return Sample(values, planned.spec, source.layout.rows / len(values))
 
 
 def _absorbable(group: ScalingGroup, columns: Float32) -> Float32:
@@ -195,26 +171,24 @@ def _exact_gain(gain: Float32, columns: Float32, constant: ov.Node) -> Float32:
     return np.asarray(np.where(fits, np.abs(gain) / np.where(fits, rounded, 1), 1), dtype=np.float32)
 
 
-def _within_f16(smoothing: Smoothing, choices: Sequence[Choice], sources: Sources) -> tuple[Smoothing, list[Choice]]:
+def _within_f16(plan: Plan, folding: Folding) -> Plan:
     """Without the folds after which f16 could not hold a weight's scales."""
-    settled, folded = [], sources.folded(smoothing.columns, smoothing.rows)
-    for choice in choices:
-        scaled = choice
-        if smoothing.touches(choice.weight):
-            scaled = _scaled(choice, smoothing, folded)
-        if scaled.spec.scale_type == "f16" and scaled.beyond_f16 and not choice.beyond_f16:
-            reason = f"f16 could not hold the scales of {choice.weight.name}"
-            return _within_f16(smoothing.without(choice.weight, reason), choices, sources)
+    settled, sources = [], plan.sources.folded(folding.columns, folding.rows)
+    for planned in plan.weights:
+        scaled = _scaled(planned, folding, sources) if folding.touches(planned.weight) else planned
+        if scaled.spec.scale_type == "f16" and scaled.beyond_f16 and not planned.beyond_f16:
+            reason = f"f16 could not hold the scales of {planned.weight.name}"
+            return _within_f16(plan, folding.without(planned.weight, reason))
         settled.append(scaled)
-    return smoothing, settled
+    return replace(plan, weights=tuple(settled), sources=sources, folding=folding)
 
 
-def _scaled(choice: Choice, smoothing: Smoothing, folded: Sources) -> Choice:
-    """The choice with the largest magnitude of the scaled weight; a bound of it where that is enough."""
-    name = choice.weight.name
-    factors = [part for part in (smoothing.columns.get(name), smoothing.rows.get(name)) if part is not None]
-    bounds = [choice.absmax * float(np.prod([limit(part) for part in factors])) for limit in (np.min, np.max)]
-    ends = [replace(choice, absmax=bound) for bound in bounds]
-    if choice.spec.format.tensor_scale or any(end.beyond_f16 for end in ends):
-        return replace(choice, absmax=folded[choice.weight].scan().absmax)
+def _scaled(planned: PlannedWeight, folding: Folding, sources: Sources) -> PlannedWeight:
+    """The weight with the largest magnitude of its scaled values; a bound of it where that is enough."""
+    name = planned.weight.name
+    factors = [part for part in (folding.columns.get(name), folding.rows.get(name)) if part is not None]
+    bounds = [planned.absmax * float(np.prod([limit(part) for part in factors])) for limit in (np.min, np.max)]
+    ends = [replace(planned, absmax=bound) for bound in bounds]
+    if planned.spec.format.tensor_scale or any(end.beyond_f16 for end in ends):
+        return replace(planned, absmax=sources[planned.weight].scan().absmax)
     return ends[1]

@@ -8,26 +8,29 @@ and what the weight itself tells: where a channel is an outlier, training has ma
 column whose mean magnitude s_j is well under the usual s̃ (the median) counts for (s̃ / s_j)² as much as the rest says.
 On a model with outlier channels that takes 2 to 3 % off the divergence.
 
-The graph is read when a `ChannelImportance` is made, so that nothing that happens to it afterwards matters. What has to
-be computed from weights is read from their sources when a scale search first asks for it, and kept: a layer's
-channels are few numbers.
+The graph is read at once, so that nothing that happens to it afterwards matters. What has to be computed from weights
+is read from their sources when a scale search first asks for it, and kept: a layer's channels are few numbers.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from ov_weight_compression.ir_utils.constants import float_values
 from ov_weight_compression.ir_utils.types import Array, Float32
+from ov_weight_compression.ir_utils.weight_source import WeightSource
+from ov_weight_compression.passes.measurements import Measurements
+from ov_weight_compression.passes.plan import Algorithm, Plan, PlannedWeight
 from ov_weight_compression.patterns import Kind, NormGain, RowNormProduct, RowNorms, Sources, Weight, importance_sources
 from ov_weight_compression.quantization.kernels import row_sums
 
-__all__ = ["ChannelImportance"]
+__all__ = ["GraphEnergy", "Importance", "graph_energies", "weigh_channels"]
 
 _PIECE_ELEMENTS = 1 << 22
 _SAMPLE_ROWS = 384
@@ -38,12 +41,92 @@ _SMALLEST = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
+class Importance:
+    """What an error in each column of one weight's values, as they are quantised, costs."""
+
+    seen: Array | None = None
+    """E[x²] of the input, `[columns]` or `[experts, columns]`, where data have shown it."""
+    graph: GraphEnergy | None = None
+    """What the graph says, where they have not."""
+    factors: Array | None = None
+    """`[columns]` or `[experts, columns]`: the values that are quantised have been multiplied by them."""
+
+    @property
+    def experts(self) -> int:
+        """Into how many blocks of rows, each with an importance of its own, the weight falls."""
+        return max(1 if part is None or part.ndim == 1 else len(part) for part in (self.seen, self.factors))
+
+    def energy(self) -> Array | None:
+        """The costs, `[columns]` or `[experts, columns]`; None for all alike."""
+        energy = self.seen if self.graph is None else self.graph.value()
+        if self.factors is None:
+            return energy
+        return np.asarray((1 if energy is None else energy) / np.square(self.factors))
+
+    @property
+    def identity(self) -> Hashable:
+        """Equal for weights that count alike, if their values are the same."""
+        arrays = [None if one is None else one.tobytes() for one in (self.seen, self.factors)]
+        return (*arrays, None if self.graph is None else self.graph.identity)
+
+
+def weigh_channels(plan: Plan, data: Measurements, algorithm: Algorithm = Algorithm.SCALE_SEARCH) -> Plan:
+    """The plan with the importance of the input channels for every weight that has the algorithm before it: what data
+    show, else what the graph says."""
+    wanted = [
+        one for one in plan.weights if algorithm in one.algorithms and one.stored is None and one.importance is None
+    ]
+    if not wanted:
+        return plan
+    weighted, subset = _weighted(plan, algorithm), plan.method.tuning.scale_estimation_subset
+    energies = [data.energy(one.weight, subset) if weighted else None for one in wanted]
+    graph = graph_energies(data.weights, data.sources) if any(seen is None for seen in energies) else {}
+    found = {
+        one.weight.name: Importance(
+            seen, graph[one.weight.name] if seen is None else None, plan.folding.columns.get(one.weight.name)
+        )
+        for one, seen in zip(wanted, energies, strict=True)
+    }
+    return replace(plan, weights=tuple(_with_importance(one, found) for one in plan.weights))
+
+
+def _weighted(plan: Plan, algorithm: Algorithm) -> bool:
+    """Whether data weigh the channels; what the layer-by-layer run did not reach has met no data."""
+    return plan.method.weighted and (algorithm is Algorithm.CODEBOOK_FIT or not plan.method.layer_by_layer)
+
+
+def _with_importance(planned: PlannedWeight, found: dict[str, Importance]) -> PlannedWeight:
+    importance = found.get(planned.weight.name)
+    return planned if importance is None else replace(planned, importance=importance)
+
+
+class _Once:
+    """Values that are computed once, by whichever thread asks first; safe in a forked process too."""
+
+    def __init__(self) -> None:
+        self._locks: dict[int, threading.RLock] = {}
+        self._values: dict[object, Float32 | None] = {}
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        with self._locks.setdefault(os.getpid(), threading.RLock()):
+            yield
+
+    def value(self, owner: object, compute: Callable[[], Float32 | None]) -> Float32 | None:
+        """What `compute` returns, or has returned for the same owner."""
+        with self._held(), np.errstate(over="ignore", invalid="ignore"):  # see `_normalised`
+            if owner not in self._values:
+                self._values[owner] = compute()
+            return self._values[owner]
+
+
+@dataclass(frozen=True, eq=False)
 class _Told:
     """What the graph says about the channels of one input: as numbers, or as the rows of a weight, or as the product of
     two of those."""
 
     energy: Float32 | None = None
-    producer: str = ""
+    sums: _RowSums | None = None
     rows: Array | None = None
     factors: tuple[_Told, ...] = ()
 
@@ -51,91 +134,119 @@ class _Told:
     def identity(self) -> Hashable:
         """Equal for the same answer."""
         arrays = [None if one is None else one.tobytes() for one in (self.energy, self.rows)]
-        return (*arrays, self.producer, *(factor.identity for factor in self.factors))
+        return (*arrays, "" if self.sums is None else self.sums.name, *(factor.identity for factor in self.factors))
+
+    def value(self) -> Float32:
+        """f32 `[columns]`, up to a factor."""
+        if self.energy is not None:
+            return self.energy
+        if self.sums is not None:
+            return np.asarray(self.sums.value()[self.rows])
+        first, second = (factor.value() for factor in self.factors)
+        return _normalised(first) * _normalised(second)
 
 
-class ChannelImportance:
-    """The importance of the input channels of every weight about which the graph says something."""
+@dataclass(frozen=True, eq=False)
+class _RowSums:
+    """Weighted sums of squares of a weight's rows."""
 
-    def __init__(self, weights: Iterable[Weight], sources: Sources) -> None:
-        weights = list(weights)
-        self._sources = sources.by_name
-        self._lifted = {
-            weight.name for weight in weights if not weight.is_embedding and weight.kind is not Kind.CONVOLUTION
-        }
-        columns = {weight.name: weight.columns for weight in weights}
-        self._told = {name: _told(source, columns[name]) for name, source in importance_sources(weights).items()}
-        self._known: dict[str, Float32 | None] = {}
-        self._row_sums: dict[str, Float32] = {}
-        self._locks: dict[int, threading.RLock] = {}
+    name: str
+    source: WeightSource
+    energy: GraphEnergy
+    once: _Once
 
-    def of(self, name: str) -> Float32 | None:
-        """f32 `[columns]` with a mean of 1 for a weight, or None where nothing is known. Safe to call from any thread,
-        and in a forked process."""
-        lock = self._locks.setdefault(os.getpid(), threading.RLock())
-        with lock, np.errstate(over="ignore", invalid="ignore"):  # see `_normalised`
-            if name not in self._known:
-                self._known[name] = self._find(name)
-            return self._known[name]
+    def value(self) -> Float32:
+        """f32 [rows]."""
+        return np.asarray(self.once.value(self, self._summed))
 
-    def identity(self, name: str) -> Hashable:
+    def _summed(self) -> Float32:
+        layout, channel = self.source.layout, self.energy.value()
+        sums = np.empty(layout.rows, dtype=np.float32)
+        if channel is None:
+            channel = np.ones(layout.columns, dtype=np.float32)
+        for slab, piece in self.source.pieces(_PIECE_ELEMENTS):
+            sums[slab.start : slab.stop] = row_sums(piece, channel)
+        return sums
+
+
+@dataclass(frozen=True, eq=False)
+class GraphEnergy:
+    """What the graph and a weight's own values say of its input channels."""
+
+    told: _Told | None
+    lifted: WeightSource | None
+    """The weight, where its small columns count."""
+    once: _Once = field(default_factory=_Once)
+
+    def value(self) -> Float32 | None:
+        """f32 `[columns]` with a mean of 1, or None where nothing is known. From any thread."""
+        return self.once.value(self, self._found)
+
+    @property
+    def identity(self) -> Hashable:
         """Equal for weights that the same is said of; what a weight's own values add is not in it."""
-        told = self._told.get(name)
-        return (None if told is None else told.identity, name in self._lifted)
+        return (None if self.told is None else self.told.identity, self.lifted is not None)
 
-    def _find(self, name: str) -> Float32 | None:
-        told = self._told.get(name)
-        known = None if told is None else _normalised(self._compute(told))
-        lift = self._lift(name)
+    def _found(self) -> Float32 | None:
+        known = None if self.told is None else _normalised(self.told.value())
+        lift = None if self.lifted is None else _lift(self.lifted)
         if lift is None:
             return known
         return _normalised(lift if known is None else known * lift)
 
-    def _lift(self, name: str) -> Float32 | None:
-        """What small columns count for, f32 [columns], from some of the rows; None where no column is small."""
-        if name not in self._lifted:
-            return None
-        size = np.abs(self._sources[name].sample(_SAMPLE_ROWS)).mean(axis=0)
-        usual = np.median(size)
-        small = size < _FAR_BELOW * usual
-        if not small.any():
-            return None
-        ratio = usual / np.maximum(size, usual / _LARGEST_LIFT)
-        return np.where(small, ratio * ratio, 1).astype(np.float32)
 
-    def _compute(self, told: _Told) -> Float32:
-        if told.energy is not None:
-            return told.energy
-        if told.rows is not None:
-            return self._sums_of(told.producer)[told.rows]
-        first, second = (self._compute(factor) for factor in told.factors)
-        return _normalised(first) * _normalised(second)
+def graph_energies(weights: Iterable[Weight], sources: Sources) -> dict[str, GraphEnergy]:
+    """What the graph says about each weight, by the weight's name; computed when it is asked for."""
+    weights = list(weights)
+    said, once = importance_sources(weights), _Once()
+    found: dict[str, GraphEnergy] = {}
 
-    def _sums_of(self, name: str) -> Float32:
-        """Weighted sums of squares of a weight's rows, f32 [rows]."""
-        if name not in self._row_sums:
-            source, channel = self._sources[name], self.of(name)
-            sums = np.empty(source.layout.rows, dtype=np.float32)
-            if channel is None:
-                channel = np.ones(source.layout.columns, dtype=np.float32)
-            for slab, piece in source.pieces(_PIECE_ELEMENTS):
-                sums[slab.start : slab.stop] = row_sums(piece, channel)
-            self._row_sums[name] = sums
-        return self._row_sums[name]
+    def told(source: NormGain | RowNorms | RowNormProduct, columns: int) -> _Told:
+        if isinstance(source, RowNormProduct):
+            return _Told(factors=tuple(told(factor, columns) for factor in source.factors))
+        if isinstance(source, RowNorms):
+            return _Told(sums=sums_of(source.weight), rows=np.array(source.rows(), dtype=np.int64))
+        return _Told(energy=_energy(source, columns))
+
+    summed: dict[str, _RowSums] = {}
+
+    def sums_of(weight: Weight) -> _RowSums:
+        if weight.name not in summed:
+            summed[weight.name] = _RowSums(weight.name, sources[weight], energy_of(weight), once)
+        return summed[weight.name]
+
+    def energy_of(weight: Weight) -> GraphEnergy:
+        if weight.name not in found:
+            source = said.get(weight.name)
+            lifted = not weight.is_embedding and weight.kind is not Kind.CONVOLUTION
+            known = None if source is None else told(source, weight.columns)
+            found[weight.name] = GraphEnergy(known, sources[weight] if lifted else None, once)
+        return found[weight.name]
+
+    for weight in weights:
+        energy_of(weight)
+    return found
 
 
-def _told(source: NormGain | RowNorms | RowNormProduct, columns: int) -> _Told:
-    if isinstance(source, RowNormProduct):
-        return _Told(factors=tuple(_told(factor, columns) for factor in source.factors))
-    if isinstance(source, RowNorms):
-        return _Told(producer=source.weight.name, rows=np.array(source.rows(), dtype=np.int64))
+def _lift(source: WeightSource) -> Float32 | None:
+    """What small columns count for, f32 [columns], from some of the rows; None where no column is small."""
+    size = np.abs(source.sample(_SAMPLE_ROWS)).mean(axis=0)
+    usual = np.median(size)
+    small = size < _FAR_BELOW * usual
+    if not small.any():
+        return None
+    ratio = usual / np.maximum(size, usual / _LARGEST_LIFT)
+    return np.where(small, ratio * ratio, 1).astype(np.float32)
+
+
+def _energy(source: NormGain, columns: int) -> Float32:
     gain = np.ones(columns, dtype=np.float32)
     for node in source.gains:
         gain *= float_values(node).reshape(-1)
     bias = np.zeros(columns, dtype=np.float32)
     for node in source.biases:
         bias += float_values(node).reshape(-1)
-    return _Told(energy=gain**2 + bias**2)
+    return gain**2 + bias**2
 
 
 def _normalised(values: Float32) -> Float32:

@@ -46,43 +46,43 @@ class Variant:
     reason: str
 
 
-def is_expanded(device: Device, weight: Weight, row: Format) -> bool:
+def is_expanded(device: Device, weight: Weight, format: Format) -> bool:
     """Whether a device is known to expand this weight in this format for at least one of its layers."""
-    return _expanding_layer(device, weight, row) is not None
+    return _expanding_layer(device, weight, format) is not None
 
 
-def executed_variant(device: Device, weight: Weight, row: Format, group: int) -> Variant | None:
-    """The format nearest to `row` that the device executes in every layer of the weight; None where the device
-    executes `row` itself, or is not known to execute anything for this weight.
+def executed_variant(device: Device, weight: Weight, format: Format, group: int) -> Variant | None:
+    """The format nearest to `format` that the device executes in every layer of the weight; None where the device
+    executes `format` itself, or is not known to execute anything for this weight.
 
     Formats of four bits and fewer become int4_sym, which takes as many bytes as nf4 and fp4 do, in the same groups (32
     in place of the fixed groups of mxfp4 and nvfp4, 128 where there are none); those of eight bits int8_sym.
     """
-    layer = _expanding_layer(device, weight, row)
+    layer = _expanding_layer(device, weight, format)
     if layer is None:
         return None
-    if row.bits <= 4:
-        own = 32 if row.fixed_group else FORMATS["int4_sym"].default_group if group == PER_CHANNEL else group
-        candidates = [(Mode.INT4_SYM, group if row.name == "int4_asym" else own)]
+    if format.bits <= 4:
+        own = 32 if format.fixed_group else FORMATS["int4_sym"].default_group if group == PER_CHANNEL else group
+        candidates = [(Mode.INT4_SYM, group if format.name == "int4_asym" else own)]
     else:
         candidates = []
     for mode, size in [*candidates, (Mode.INT8_SYM, PER_CHANNEL)]:
         if not is_expanded(device, weight, FORMATS[mode.value]):
-            return Variant(mode, size, f"{device.value} would expand {row.name} in a {layer}")
+            return Variant(mode, size, f"{device.value} would expand {format.name} in a {layer}")
     return None
 
 
-def misreading(device: Device | None, weight: Weight, row: Format, group: int) -> str | None:
+def misreading(device: Device | None, weight: Weight, format: Format, group: int) -> str | None:
     """Why a CPU computes something else in one of the weight's layers from this format than its codes say; None where
     it does not, or where another device is named."""
-    if device not in (None, Device.CPU) or row.codebook_type is not None:
+    if device not in (None, Device.CPU) or format.codebook_type is not None:
         return None
     layers = (MATMUL if layer_of(use) == _SINGLE else layer_of(use) for use in weight.consumers)  # it runs as a matrix
-    found = (misread(layer, row.storage, group, weight.columns, weight.rows) for layer in layers)
+    found = (misread(layer, format.storage, group, weight.columns, weight.rows) for layer in layers)
     return next((reason for reason in found if reason is not None), None)
 
 
-def refusal(device: Device | None, weight: Weight, row: Format, group: int) -> str | None:
+def refusal(device: Device | None, weight: Weight, format: Format, group: int) -> str | None:
     """Why a CPU does not take the weight for what it is, with codes of this format; None where it does, or where
     another device is named.
 
@@ -92,11 +92,11 @@ def refusal(device: Device | None, weight: Weight, row: Format, group: int) -> s
       compile it; with three it leaves the one out of the output's shape where the activation has fewer dimensions.
     - Convolutions of one tap, see `pointwise`.
     """
-    if device not in (None, Device.CPU) or row.codebook_type is not None:
+    if device not in (None, Device.CPU) or format.codebook_type is not None:
         return None
     batch = prod(weight.shape[axis] for axis in weight.batch_axes)
     for use in weight.consumers:
-        if reason := refused(layer_of(use), row.storage, batch):
+        if reason := refused(layer_of(use), format.storage, batch):
             return reason
         if use.kind is Kind.EXPERTS and weight.batch_axes != tuple(range(len(weight.batch_axes))):
             return "CPUs mix up the axes of weights side by side behind a Transpose"
@@ -114,10 +114,10 @@ def device_warnings(device: Device | None, choices: Iterable[tuple[Weight, Forma
     """What the device, or the CPU where none is named, is known to expand, one line for each format and layer."""
     target = device or Device.CPU
     counts: Counter[tuple[str, str]] = Counter()
-    for weight, row in choices:
-        layer = _expanding_layer(target, weight, row)
+    for weight, format in choices:
+        layer = _expanding_layer(target, weight, format)
         if layer is not None:
-            counts[row.name, layer] += 1
+            counts[format.name, layer] += 1
     return tuple(
         f"{target.value} expands {count} {'weight' if count == 1 else 'weights'} in {mode} ({layer}) to floats when it "
         f"compiles the model: a smaller file, no gain at run time ({_MEASURED[target]}; "
@@ -126,10 +126,10 @@ def device_warnings(device: Device | None, choices: Iterable[tuple[Weight, Forma
     )
 
 
-def _expanding_layer(device: Device, weight: Weight, row: Format) -> str | None:
+def _expanding_layer(device: Device, weight: Weight, format: Format) -> str | None:
     """The first kind of layer that would read the weight expanded."""
     table = EXECUTED[device.value]
-    storage = "a codebook" if row.codebook_type is not None else row.storage
+    storage = "a codebook" if format.codebook_type is not None else format.storage
     for consumer in weight.consumers:
         layer = layer_of(consumer)
         if storage not in table.get(layer, {storage}):

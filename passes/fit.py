@@ -1,4 +1,4 @@
-"""Fit a wish to the weight: what its shape, the device and its values allow of the format that it should get."""
+"""Fit a request to the weight: what its shape, the device and its values allow of the format that it should get."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import replace
 from ov_weight_compression.ir_utils.device_facts import CHECKED, working_groups
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.weight_source import ValueRange
-from ov_weight_compression.passes.choice import Choice, Wish, skipped
 from ov_weight_compression.passes.device_rules import executed_variant, misreading, refusal
 from ov_weight_compression.passes.modes import BackupMode, GroupSizeFallback, Mode
 from ov_weight_compression.passes.options import Options
+from ov_weight_compression.passes.plan import DecidedBy, PlannedWeight, Request, joined_reasons, skipped
 from ov_weight_compression.patterns import Kind, Skip, Weight
 from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL, Format
 from ov_weight_compression.quantization.spec import Spec
@@ -21,134 +21,138 @@ _LARGEST = 2.0**100  # where scales in f32 and f8e8m0 end, so that no product ov
 _F16_MAX = 65504.0
 
 
-def fit(weight: Weight, wish: Wish, values: ValueRange, options: Options) -> Choice | Skip:
-    """The choice that comes of a wish, or why there is none.
+def fit(weight: Weight, request: Request, values: ValueRange, options: Options) -> PlannedWeight | Skip:
+    """The planned weight that comes of a request, or why there is none.
 
     Raises:
         OptionError: the group does not divide the weight's channels and `group_size_fallback` is `error`; CPUs misread
             codes in groups of the size that was asked for.
     """
-    fitted = _fit(weight, wish, options)
-    ranged = _with_range(_taken(fitted, options), values) if isinstance(fitted, Choice) else fitted
-    return _with_search(ranged, options) if isinstance(ranged, Choice) else ranged
+    fitted = _fit(weight, request, options)
+    ranged = _with_range(_taken(fitted, options), values) if isinstance(fitted, PlannedWeight) else fitted
+    return _with_search(ranged, options) if isinstance(ranged, PlannedWeight) else ranged
 
 
-def _fit(weight: Weight, wish: Wish, options: Options) -> Choice | Skip:
-    """Fit a wish to the device and the weight's shape: what the format takes, and what the group size divides."""
-    wish = _for_device(weight, wish, options)
-    if wish.mode is None:
-        return skipped(weight, wish.reason)
-    row = options.row(wish.mode)
-    if row.storage == weight.element_type:
-        return skipped(weight, f"stored as {row.storage} already")
-    if weight.kind is Kind.CONVOLUTION and not row.everywhere:
-        return _fall_back(weight, wish, options, f"{row.name} is not for convolutions")
-    group = wish.group
-    if group == -1 or (group == weight.columns and not row.fixed_group):
-        return _per_channel(weight, row, wish, options)
+def _fit(weight: Weight, request: Request, options: Options) -> PlannedWeight | Skip:
+    """Fit a request to the device and the weight's shape: what the format takes, and what the group size divides."""
+    request = _for_device(weight, request, options)
+    if request.mode is None:
+        return skipped(weight, request.reason)
+    format = options.row(request.mode)
+    if format.storage == weight.element_type:
+        return skipped(weight, f"stored as {format.storage} already")
+    if weight.kind is Kind.CONVOLUTION and not format.everywhere:
+        return _fall_back(weight, request, options, f"{format.name} is not for convolutions")
+    group = request.group
+    if group == -1 or (group == weight.columns and not format.fixed_group):
+        return _per_channel(weight, format, request, options)
     if not _groupable(weight):
         if options.group_size_fallback is GroupSizeFallback.ERROR:
             raise OptionError(_group_error(weight, group, "groups cannot run along its reduction axes"))
-        return _fall_back(weight, wish, options, "groups cannot run along its reduction axes")
+        return _fall_back(weight, request, options, "groups cannot run along its reduction axes")
     if weight.columns % group == 0:
-        problem = misreading(options.device, weight, row, group)
+        problem = misreading(options.device, weight, format, group)
         return (
-            _choice(weight, row, group, wish) if problem is None else _other_group(weight, wish, options, row, problem)
+            _planned(weight, format, group, request)
+            if problem is None
+            else _other_group(weight, request, options, format, problem)
         )
-    return _adjust(weight, wish, options, row, f"{weight.columns} channels cannot be cut into groups of {group}")
+    return _adjust(weight, request, options, format, f"{weight.columns} channels cannot be cut into groups of {group}")
 
 
-def _per_channel(weight: Weight, row: Format, wish: Wish, options: Options) -> Choice:
+def _per_channel(weight: Weight, format: Format, request: Request, options: Options) -> PlannedWeight:
     """One scale a channel; where CPUs misread such rows, in a chain that they do not take for codes."""
-    problem = misreading(options.device, weight, row, PER_CHANNEL)
+    problem = misreading(options.device, weight, format, PER_CHANNEL)
     if problem is None:
-        return _choice(weight, row, PER_CHANNEL, wish)
-    reason = _join(wish.reason, f"{problem}, so it is stored in a way that they expand")
-    return replace(_choice(weight, row, PER_CHANNEL, replace(wish, reason=reason)), kept_from_codes=True)
+        return _planned(weight, format, PER_CHANNEL, request)
+    return _expanded(_planned(weight, format, PER_CHANNEL, request), problem)
 
 
-def _taken(choice: Choice, options: Options) -> Choice:
-    """The choice in a chain that CPUs expand, where they do not take it for codes and refuse to compile the model."""
-    problem = refusal(options.device, choice.weight, choice.spec.format, choice.spec.group_size)
-    if problem is None:
-        return choice
-    reason = _join(choice.reason, f"{problem}, so it is stored in a way that they expand")
-    return replace(choice, reason=reason, kept_from_codes=True)
+def _taken(planned: PlannedWeight, options: Options) -> PlannedWeight:
+    """The weight in a chain that CPUs expand, where they do not take it for codes and refuse to compile the model."""
+    problem = refusal(options.device, planned.weight, planned.spec.format, planned.spec.group_size)
+    return planned if problem is None else _expanded(planned, problem)
 
 
-def _for_device(weight: Weight, wish: Wish, options: Options) -> Wish:
-    """The wish, or what the device executes in its place."""
-    if options.device is None or wish.by_rule or wish.mode is None:
-        return wish
-    variant = executed_variant(options.device, weight, options.row(wish.mode), wish.group)
+def _expanded(planned: PlannedWeight, problem: str) -> PlannedWeight:
+    reason = joined_reasons(planned.reason, f"{problem}, so it is stored in a way that they expand")
+    return replace(planned, reason=reason, kept_from_codes=True)
+
+
+def _for_device(weight: Weight, request: Request, options: Options) -> Request:
+    """The request, or what the device executes in its place."""
+    if options.device is None or request.by_rule or request.mode is None:
+        return request
+    variant = executed_variant(options.device, weight, options.row(request.mode), request.group)
     if variant is None:
-        return wish
-    return replace(wish, mode=variant.mode, group=variant.group, reason=_join(wish.reason, variant.reason))
+        return request
+    return replace(request.because(variant.reason, DecidedBy.DEVICE), mode=variant.mode, group=variant.group)
 
 
-def _other_group(weight: Weight, wish: Wish, options: Options, row: Format, problem: str) -> Choice | Skip:
+def _other_group(
+    weight: Weight, request: Request, options: Options, format: Format, problem: str
+) -> PlannedWeight | Skip:
     """What a weight gets whose group size CPUs misread: named for this very weight it is refused, with those that
     work."""
-    if wish.by_rule or options.group_size_fallback is GroupSizeFallback.ERROR:
-        raise OptionError(_misread_error(weight, row, wish))
-    fitted = _adjust(weight, wish, options, row, problem)
+    if request.by_rule or options.group_size_fallback is GroupSizeFallback.ERROR:
+        raise OptionError(_misread_error(weight, format, request))
+    fitted = _adjust(weight, request, options, format, problem)
     named = options.group_size is not None
-    return replace(fitted, regrouped=named) if isinstance(fitted, Choice) else fitted
+    return replace(fitted, regrouped=named) if isinstance(fitted, PlannedWeight) else fitted
 
 
-def _adjust(weight: Weight, wish: Wish, options: Options, row: Format, problem: str) -> Choice | Skip:
+def _adjust(weight: Weight, request: Request, options: Options, format: Format, problem: str) -> PlannedWeight | Skip:
     fallback = options.group_size_fallback
     if fallback is GroupSizeFallback.ERROR:
-        raise OptionError(_group_error(weight, wish.group, f"it has {weight.columns} channels"))
+        raise OptionError(_group_error(weight, request.group, f"it has {weight.columns} channels"))
     if fallback is GroupSizeFallback.IGNORE:
         return skipped(weight, problem)
-    size = 1 << (wish.group.bit_length() - 1)
-    while size >= options.min_adjusted_group_size and not row.fixed_group:
-        adjusted = replace(wish, reason=_join(wish.reason, problem))
+    size = 1 << (request.group.bit_length() - 1)
+    while size >= options.min_adjusted_group_size and not format.fixed_group:
+        adjusted = request.because(problem, DecidedBy.FALLBACK)
         if weight.columns == size:
-            return _per_channel(weight, row, adjusted, options)
+            return _per_channel(weight, format, adjusted, options)
         if weight.columns % size == 0:
-            return _choice(weight, row, size, adjusted)
+            return _planned(weight, format, size, adjusted)
         size //= 2
-    return _fall_back(weight, wish, options, problem)
+    return _fall_back(weight, request, options, problem)
 
 
-def _fall_back(weight: Weight, wish: Wish, options: Options, problem: str) -> Choice | Skip:
+def _fall_back(weight: Weight, request: Request, options: Options, problem: str) -> PlannedWeight | Skip:
     """The backup mode, per channel 8 bits if that has groups which do not fit either, or a skip."""
-    reason = _join(wish.reason, problem)
+    request = request.because(problem, DecidedBy.FALLBACK)
     if options.group_size_fallback is GroupSizeFallback.IGNORE:
-        return skipped(weight, reason)
+        return skipped(weight, request.reason)
     if options.backup_mode is BackupMode.NONE:
-        return skipped(weight, f"{reason}, and backup_mode is none")
-    row = FORMATS[options.backup_mode.value]
-    fits = row.default_group == -1 or (_groupable(weight) and weight.columns % row.default_group == 0)
-    if not fits or (weight.kind is Kind.CONVOLUTION and not row.everywhere):
-        row = FORMATS[Mode.INT8_ASYM.value]
-    variant = executed_variant(options.device, weight, row, row.default_group) if options.device else None
+        return skipped(weight, f"{request.reason}, and backup_mode is none")
+    format = FORMATS[options.backup_mode.value]
+    fits = format.default_group == -1 or (_groupable(weight) and weight.columns % format.default_group == 0)
+    if not fits or (weight.kind is Kind.CONVOLUTION and not format.everywhere):
+        format = FORMATS[Mode.INT8_ASYM.value]
+    variant = executed_variant(options.device, weight, format, format.default_group) if options.device else None
     if variant is not None:
-        row, reason = FORMATS[variant.mode.value], _join(reason, variant.reason)
-    wish = replace(wish, reason=reason)
-    if row.default_group == PER_CHANNEL:
-        return _per_channel(weight, row, wish, options)
-    return _choice(weight, row, row.default_group, wish)
+        format, request = FORMATS[variant.mode.value], request.because(variant.reason, DecidedBy.DEVICE)
+    if format.default_group == PER_CHANNEL:
+        return _per_channel(weight, format, request, options)
+    return _planned(weight, format, format.default_group, request)
 
 
 def _groupable(weight: Weight) -> bool:
     return weight.groupable and weight.kind is not Kind.CONVOLUTION
 
 
-def _choice(weight: Weight, row: Format, group: int, wish: Wish) -> Choice:
-    return Choice(weight, Spec(row, group, row.scale), 0.0, wish.reason, wish.in_ratio)
+def _planned(weight: Weight, format: Format, group: int, request: Request) -> PlannedWeight:
+    return PlannedWeight(weight, Spec(format, group, format.scale), 0.0, request.reason, request.decided_by)
 
 
-def _with_range(choice: Choice, values: ValueRange) -> Choice | Skip:
+def _with_range(planned: PlannedWeight, values: ValueRange) -> PlannedWeight | Skip:
     """What follows from the values' magnitude: f32 scales where f16 cannot hold one, a skip where nothing holds it."""
-    ranged = replace(choice, absmax=values.absmax)
-    if values.absmax > _LARGEST * min(1.0, choice.spec.format.top):
-        return skipped(choice.weight, f"values up to {values.absmax:.1e}, beyond what scales reach")
-    if 2 * values.absmax > _F16_MAX and _is_read_in_f16(choice.weight):
-        return skipped(choice.weight, f"values up to {values.absmax:g}, which f16 does not hold once they are rounded")
-    return _with_wide_scales(ranged) if choice.spec.scale_type == "f16" and ranged.beyond_f16 else ranged
+    ranged = replace(planned, absmax=values.absmax)
+    if values.absmax > _LARGEST * min(1.0, planned.spec.format.top):
+        return skipped(planned.weight, f"values up to {values.absmax:.1e}, beyond what scales reach")
+    if 2 * values.absmax > _F16_MAX and _is_read_in_f16(planned.weight):
+        return skipped(planned.weight, f"values up to {values.absmax:g}, which f16 does not hold once they are rounded")
+    return _with_wide_scales(ranged) if planned.spec.scale_type == "f16" and ranged.beyond_f16 else ranged
 
 
 def _is_read_in_f16(weight: Weight) -> bool:
@@ -157,22 +161,22 @@ def _is_read_in_f16(weight: Weight) -> bool:
     return weight.element_type == "f16" and any(reader.get_type_name() != "Convert" for reader in readers)
 
 
-def _with_wide_scales(choice: Choice) -> Choice:
+def _with_wide_scales(planned: PlannedWeight) -> PlannedWeight:
     """f32 scales; with 8 bits per channel where a Gather reads groups, whose scales the CPU plugin wants in f16."""
-    spec, reason = replace(choice.spec, scale_type="f32"), choice.reason
-    if spec.group_size != -1 and any(consumer.kind is Kind.GATHER for consumer in choice.weight.consumers):
+    spec, reason = replace(planned.spec, scale_type="f32"), planned.reason
+    if spec.group_size != -1 and any(consumer.kind is Kind.GATHER for consumer in planned.weight.consumers):
         spec = Spec(FORMATS[Mode.INT8_ASYM.value], -1, "f32")
-        reason = _join(reason, "f16 cannot hold its scales, and an embedding in groups cannot have others")
-    return replace(choice, spec=spec, reason=reason)
+        reason = joined_reasons(reason, "f16 cannot hold its scales, and an embedding in groups cannot have others")
+    return replace(planned, spec=spec, reason=reason)
 
 
-def _with_search(choice: Choice, options: Options) -> Choice:
+def _with_search(planned: PlannedWeight, options: Options) -> PlannedWeight:
     """Scale search where it pays: formats of 4 bits and fewer."""
-    row = choice.spec.format
-    if options.scale_search == "off" or not row.default_search:
-        return choice
-    candidates = row.default_search if isinstance(options.scale_search, str) else options.scale_search
-    return replace(choice, spec=replace(choice.spec, search=candidates))
+    format = planned.spec.format
+    if options.scale_search == "off" or not format.default_search:
+        return planned
+    candidates = format.default_search if isinstance(options.scale_search, str) else options.scale_search
+    return replace(planned, spec=replace(planned.spec, search=candidates))
 
 
 def _group_error(weight: Weight, group: int, why: str) -> str:
@@ -182,16 +186,13 @@ def _group_error(weight: Weight, group: int, why: str) -> str:
     )
 
 
-def _misread_error(weight: Weight, row: Format, wish: Wish) -> str:
+def _misread_error(weight: Weight, format: Format, request: Request) -> str:
     """A group size that was asked for by name is refused, with those that work."""
-    said = f"{wish.reason}: group_size" if wish.by_rule else "group_size"
+    said = f"{request.reason}: group_size" if request.by_rule else "group_size"
     sizes = ", ".join(map(str, working_groups(weight.columns) or working_groups()))
     return (
-        f"{said}: {wish.group} cannot be used for {weight.name} (used by {weight.consumers[0].name}): the CPU plugin "
-        f"of OpenVINO {CHECKED[-1]} computes something else from {row.storage} in groups of {wish.group}; sizes that "
-        f"work for its {weight.columns} channels: {sizes}; device='GPU' or 'NPU' says that no CPU will run it"
+        f"{said}: {request.group} cannot be used for {weight.name} (used by {weight.consumers[0].name}): the CPU "
+        f"plugin of OpenVINO {CHECKED[-1]} computes something else from {format.storage} in groups of {request.group}; "
+        f"sizes that work for its {weight.columns} channels: {sizes}; device='GPU' or 'NPU' says that no CPU will run "
+        "it"
     )
-
-
-def _join(first: str, second: str) -> str:
-    return f"{first}; {second}" if first else second

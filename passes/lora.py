@@ -8,7 +8,7 @@ everything else the report says why not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,16 +18,15 @@ from ov_weight_compression.ir_utils.layout import Layout
 from ov_weight_compression.ir_utils.lazy_weight import Part
 from ov_weight_compression.ir_utils.spool import Spool
 from ov_weight_compression.ir_utils.types import Float32
-from ov_weight_compression.passes.choice import Choice
-from ov_weight_compression.passes.encode_job import stored_parts
-from ov_weight_compression.passes.stored import StoredWeight, keep
+from ov_weight_compression.passes.encoding import StoredWeight, keep
+from ov_weight_compression.passes.plan import Algorithm, Plan, stored_parts
 from ov_weight_compression.patterns import Consumer, Kind, Weight
 from ov_weight_compression.quantization.encode import decode_rows
 from ov_weight_compression.quantization.layerwise.lora import ADAPTER_SPEC, ROUNDS, lora_adapters
 from ov_weight_compression.quantization.reference import unusable
 
 if TYPE_CHECKING:
-    from ov_weight_compression.passes.layer_codes import HessianInfo
+    from ov_weight_compression.passes.layer_by_layer import HessianInfo
 
 __all__ = ["Correction", "StoredAdapters", "adapter_parts", "corrections", "fit_adapters", "layer_obstacle", "obstacle"]
 
@@ -119,19 +118,13 @@ def fit_adapters(
     return StoredAdapters(keep(found.down, spool), keep(found.up, spool), found.left)
 
 
-def corrections(
-    choices: Iterable[Choice], rank: int, found: dict[str, StoredAdapters | None] | None = None
-) -> tuple[Correction, ...]:
-    """The report's lines: what will be there or, with what was `found`, what is."""
-    lines = []
-    for choice in choices:
-        weight = choice.weight
-        if choice.few_bits:
-            lines.append(_line(weight, rank, found))
-    return tuple(lines)
+def corrections(plan: Plan) -> tuple[Correction, ...]:
+    """The report's lines: what will be there or, where the data have been seen, what is."""
+    rank = plan.method.lora_rank
+    return tuple(_line(one.weight, rank, plan.adapters) for one in plan.weights if Algorithm.LORA in one.algorithms)
 
 
-def _line(weight: Weight, rank: int, found: dict[str, StoredAdapters | None] | None) -> Correction:
+def _line(weight: Weight, rank: int, found: Mapping[str, StoredAdapters | None] | None) -> Correction:
     layer, reason, left = weight.consumers[0].name, obstacle(weight), None
     if not reason and found is not None:
         adapters = found.get(weight.name)

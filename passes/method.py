@@ -14,88 +14,120 @@ takes the factors, which `fast` never does; `awq=False` is `fast` without. GPTQ 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.passes.modes import Accuracy
 
 if TYPE_CHECKING:
+    from ov_weight_compression.passes.options import Options
     from ov_weight_compression.quantization.layerwise.layer import Step
 
-__all__ = ["Method", "method_of"]
+__all__ = ["Method", "Tuning", "method_of"]
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What the algorithms themselves take, beside which of them to run: NNCF's advanced parameters, as far as they mean
+    something here. None stands for what the algorithm does by itself."""
+
+    awq_subset: int | None = None
+    """Samples that AWQ's factors are chosen on; of those that `subset_size` leaves, as for the others."""
+    awq_alphas: tuple[float, ...] | None = None
+    """The exponents that are tried."""
+    awq_share: float | None = None
+    """The share of the channels, those of the largest activations, whose groups are scaled; all where None."""
+    awq_from_data: bool = True
+    """False chooses the factors as without data, data or not."""
+    scale_estimation_subset: int | None = None
+    gptq_subset: int | None = None
+    gptq_damping: float | None = None
+    """What is added to the diagonal of the Gram matrices, as a share of its median."""
+    lora_subset: int | None = None
+    lora_rounds: int | None = None
+    """How often rounding one adapter and fitting the other alternate."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """What a run does with activations."""
+    """Which algorithms a run has, and what they take."""
 
-    folded: bool = False
-    """Scale input channels as far as norms and producing weights take the factors (AWQ)."""
-    weighted: bool = False
-    """Weigh the scale search with E[x²]."""
-    gptq: bool = False
-    two_streams: bool = False
-    """GPTQ sees the inputs behind the compressed layers and aims at the float model's outputs."""
-    lora: bool = False
-    """Adapters beside the layers, for what their codes have lost."""
     dataset: Any = None
-    """What the caller gave, or "random" or "self"."""
+    """What the caller gave, or "random" or "self"; None where no data are looked at."""
+    folds: bool = False
+    """Scale input channels as far as norms and producing weights take the factors (AWQ)."""
+    inserts: bool = False
+    """Where nothing takes them, a Multiply behind an activation function may."""
+    steps: tuple[Step, ...] | None = None
+    """What makes each layer's codes while the data are there (GPTQ, descent); None for the scale search alone."""
+    two_streams: bool = False
+    """The steps see the inputs behind the compressed layers and aim at the float model's outputs."""
+    lora_rank: int = 0
+    """Of adapters beside the layers, for what their codes have lost; 0 for none."""
+    tuning: Tuning = field(default_factory=Tuning)
+
+    @property
+    def weighted(self) -> bool:
+        """Whether the scale search is weighted with E[x²] from data."""
+        return self.dataset is not None and self.steps is None
 
     @property
     def layer_by_layer(self) -> bool:
         """Whether codes are made while the data are there, from full Gram matrices."""
-        return self.gptq or self.lora
+        return self.steps is not None or self.lora_rank > 0
 
     @property
-    def steps(self) -> tuple[Step, ...] | None:
-        """What is done with each layer's weight; None for the weighted search alone."""
-        from ov_weight_compression.quantization.layerwise.layer import BALANCED, BEST
-
-        if not self.gptq:
-            return None
-        return BEST if self.two_streams else BALANCED
+    def random_data(self) -> bool:
+        """Whether the data are tokens drawn at random."""
+        return isinstance(self.dataset, str) and self.dataset == "random"
 
 
-def method_of(
-    accuracy: Accuracy | None,
-    dataset: Any,
-    scale_estimation: bool,
-    gptq: bool,
-    is_language_model: bool,
-    lora: bool = False,
-) -> Method:
-    """Put the options together.
+def method_of(options: Options, model: Any) -> Method:
+    """What the options ask for, on this model.
 
     Raises:
         OptionError: data is needed, none was given, and none can be made up for this model.
     """
-    named = scale_estimation or gptq or lora
-    wanted = accuracy is not None or named or dataset is not None
-    if not wanted:
-        return Method()
+    dataset, accuracy = options.dataset, options.accuracy
     if dataset is None:
-        dataset = _made_up(accuracy, named, is_language_model)
-        if dataset is None:
-            return Method()
-    deep = accuracy in (Accuracy.BALANCED, Accuracy.BEST)
-    gptq = gptq or deep
-    folded = accuracy is Accuracy.FAST and not gptq
-    return Method(folded, True, gptq, accuracy is Accuracy.BEST, lora, dataset)
+        dataset = _made_up(options, model)
+    inserts = bool(options.awq)
+    if dataset is None:
+        return Method(folds=inserts, inserts=inserts, tuning=options.tuning)
+    steps = None
+    if options.gptq or accuracy in (Accuracy.BALANCED, Accuracy.BEST):
+        from ov_weight_compression.quantization.layerwise.layer import BALANCED, BEST
+
+        steps = BEST if accuracy is Accuracy.BEST else BALANCED
+    return Method(
+        dataset=dataset,
+        folds=accuracy is Accuracy.FAST and steps is None if options.awq is None else inserts,
+        inserts=inserts,
+        steps=steps,
+        two_streams=accuracy is Accuracy.BEST,
+        lora_rank=options.lora_rank if options.lora_correction else 0,
+        tuning=options.tuning,
+    )
 
 
-def _made_up(accuracy: Accuracy | None, named: bool, is_language_model: bool) -> str | None:
-    if named:
+def _made_up(options: Options, model: Any) -> str | None:
+    """The data that are made for a language model, where the options want some."""
+    if options.scale_estimation or options.gptq or options.lora_correction:
         raise OptionError(
             "dataset: scale_estimation, gptq and lora_correction need one; "
             "give model inputs, or 'random' or 'self' for a language model"
         )
-    if is_language_model:
-        return "random" if accuracy is Accuracy.FAST else "self"
-    if accuracy is Accuracy.FAST:
+    if options.accuracy is None:
+        return None
+    from ov_weight_compression.calibration.language_model import read_language_model
+
+    language = read_language_model(model)
+    if language is not None and language.needs_only_ids:
+        return "random" if options.accuracy is Accuracy.FAST else "self"
+    if options.accuracy is Accuracy.FAST:
         return None  # nothing to measure with: the search weighs by what the graph says
-    assert accuracy is not None
     raise OptionError(
-        f"dataset: accuracy={accuracy.value} needs one for a model that is no language model; "
+        f"dataset: accuracy={options.accuracy.value} needs one for a model that is no language model; "
         "give a list of its inputs, or use accuracy='fast'"
     )

@@ -39,6 +39,7 @@ from ov_weight_compression.ir_utils.option_kinds import (
 )
 from ov_weight_compression.ir_utils.worker_pool import default_threads
 from ov_weight_compression.passes.advanced import read_advanced
+from ov_weight_compression.passes.method import Tuning
 from ov_weight_compression.passes.modes import (
     Accuracy,
     BackupMode,
@@ -49,7 +50,6 @@ from ov_weight_compression.passes.modes import (
     SensitivityMetric,
 )
 from ov_weight_compression.passes.rules import Rule, parse_rules
-from ov_weight_compression.passes.tuning import Tuning
 from ov_weight_compression.patterns import GivenSources, IgnoredScope, Roles, given_sources, parse_roles
 from ov_weight_compression.quantization.formats import CODEBOOK_TYPES, FORMATS, Format, with_codebook
 from ov_weight_compression.quantization.lloyd import stand_in

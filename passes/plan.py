@@ -1,144 +1,236 @@
-"""Decide what every weight gets, before anything is edited.
+"""What will be done with each weight of a model, as data: nothing of it changes what the model holds.
 
-    rule, first match        → its mode, or left alone
-    embedding, last layer    → backup mode (unless all_layers)
-    convolution              → 8 bits, whatever the mode
-    ratio and sensitivity    → the mode, or the backup mode for the most sensitive
-    group does not divide    → adjusted group, backup mode, skip or error, as group_size_fallback says
-
-Only numbers and names leave this room: a `Choice` per weight, a `Skip` for every other constant.
+A `Plan` is made by `planning.make_plan`; the functions of AWQ (`awq`), of fitted codebooks, of GPTQ and LoRA
+(`layer_by_layer`) and of the scale search (`channel_importance`) take a plan and return one that knows more. Once they
+have run, everything that computing and storing the weights takes is in it, and the graph is no longer asked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sized
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import TYPE_CHECKING
 
-from ov_weight_compression.ir_utils.errors import OptionError
+from ov_weight_compression.ir_utils.device_facts import CPU_EXECUTED
+from ov_weight_compression.ir_utils.layout import Layout
+from ov_weight_compression.ir_utils.lazy_weight import Part
 from ov_weight_compression.ir_utils.option_kinds import shown
-from ov_weight_compression.ir_utils.weight_source import ValueRange
-from ov_weight_compression.passes.choice import Choice, Plan, Wish, skipped
-from ov_weight_compression.passes.fit import fit
-from ov_weight_compression.passes.modes import BackupMode, Mode
-from ov_weight_compression.passes.options import Options
-from ov_weight_compression.passes.rules import Rule
-from ov_weight_compression.patterns import Kind, Skip, Weight
-from ov_weight_compression.patterns.matching import matching
-from ov_weight_compression.quantization.formats import FORMATS
+from ov_weight_compression.passes.method import Method
+from ov_weight_compression.passes.modes import Mode
+from ov_weight_compression.passes.smoothing import Folding
+from ov_weight_compression.patterns import Kind, Skip, Sources, Weight
+from ov_weight_compression.quantization.formats import stored_codebook
+from ov_weight_compression.quantization.spec import Spec
 
-__all__ = ["Sensitivity", "make_plan"]
+if TYPE_CHECKING:
+    from ov_weight_compression.passes.channel_importance import Importance
+    from ov_weight_compression.passes.encoding import StoredRows
+    from ov_weight_compression.passes.lora import StoredAdapters
 
-Sensitivity = Callable[[Sequence[Weight]], Sequence[float]]
-"""Scores of weights, higher for those that suffer more from few bits."""
+__all__ = [
+    "Algorithm",
+    "DecidedBy",
+    "Plan",
+    "PlannedWeight",
+    "Request",
+    "Statistic",
+    "joined_reasons",
+    "skipped",
+    "stored_parts",
+]
 
-
-def make_plan(
-    weights: Sequence[Weight],
-    skips: Iterable[Skip],
-    options: Options,
-    scan: Callable[[Sequence[Weight]], Sequence[ValueRange]],
-    sensitivity: Sensitivity,
-    shared_out: bool = False,
-) -> Plan:
-    """Decide for every weight; `scan` and `sensitivity` are asked only about the weights they are needed for.
-    `shared_out`: the model has been compressed with these options, so what `ratio` decides over is decided already.
-
-    Raises:
-        OptionError: a group does not divide a weight's channels and `group_size_fallback` is `error`; a rule matches
-            nothing.
-    """
-    skips = tuple(skips)
-    rules = _rules_by_weight(weights, skips, options)
-    forced = [_forced(weight, rules.get(weight.name), options) for weight in weights]
-    left, wanted = list(skips), []
-    for weight, wish in zip(weights, forced, strict=True):
-        if wish is not None and wish.mode is None:
-            left.append(skipped(weight, wish.reason))
-        elif wish is None and shared_out:
-            left.append(skipped(weight, "left alone when the model was compressed with this ratio"))
-        else:
-            wanted.append((weight, wish))
-    ranges = scan([weight for weight, _ in wanted])
-    spoiled = [_spoiled(weight, seen) for (weight, _), seen in zip(wanted, ranges, strict=True) if seen.bad]
-    sound = [(*pair, seen) for pair, seen in zip(wanted, ranges, strict=True) if not seen.bad]
-    wishes = _settle_ratio([weight for weight, _, _ in sound], [wish for _, wish, _ in sound], options, sensitivity)
-    choices: list[Choice] = []
-    for (weight, _, seen), wish in zip(sound, wishes, strict=True):
-        fitted = fit(weight, wish, seen, options)
-        choices.append(fitted) if isinstance(fitted, Choice) else left.append(fitted)
-    return Plan(tuple(choices), (*left, *spoiled), tuple(spoiled))
+_F16_MAX = 65504.0
+_F16_NORMAL = 2.0**-14
+_F16_COARSE = 2.0**-21
+"""Below it an f16 scale is a subnormal with a relative error of up to 2⁻⁴, half a step of 4 bits; with every further
+bit of the codes it has to be twice as exact."""
 
 
-def _rules_by_weight(weights: Sequence[Weight], skips: Sequence[Skip], options: Options) -> dict[str, Rule]:
-    """The first rule that speaks for each weight, by the weight's name."""
-    found: dict[str, Rule] = {}
-    apart = {name for skip in skips for name in (skip.name, skip.consumer)}
-    for number, rule in enumerate(options.rules):
-        matched = matching(rule.pattern, weights, apart)
-        if not matched and rule.pattern not in apart:
-            raise OptionError(
-                f"rules[{number}]: {shown(rule.pattern)} matches no weight of the model; "
-                "names are those of constants and of the layers that use them, as the report lists them"
-            )
-        for weight in matched:
-            found.setdefault(weight.name, rule)
-    return found
+class DecidedBy(Enum):
+    """What has decided over a weight's format."""
+
+    MODE = "mode"
+    RULE = "rule"
+    RATIO = "ratio"
+    BACKUP = "backup mode"
+    """It is an embedding, the last layer, or a convolution."""
+    FALLBACK = "fallback"
+    """The group size, or the format, does not fit it."""
+    DEVICE = "device"
 
 
-def _settle_ratio(
-    weights: Sequence[Weight], forced: Sequence[Wish | None], options: Options, sensitivity: Sensitivity
-) -> list[Wish]:
-    """The forced wishes as they are, and for all other weights what the ratio gives them."""
-    primary = Wish(options.mode, options.effective_group, in_ratio=True)
-    backup = replace(_backup(options, f"among the most sensitive {1 - options.ratio:.0%}"), in_ratio=True)
-    places = [place for place, wish in enumerate(forced) if wish is None]
-    kept = {places[n] for n in _most_sensitive([weights[place] for place in places], options, sensitivity)}
-    return [wish or (backup if place in kept else primary) for place, wish in enumerate(forced)]
+class Algorithm(Enum):
+    """What is done with a weight's values, beside rounding them."""
+
+    SCALE_SEARCH = "scale search"
+    AWQ = "AWQ"
+    CODEBOOK_FIT = "codebook fit"
+    LAYERWISE = "layerwise steps"
+    """GPTQ and coordinate descent, or whatever steps the method has."""
+    LORA = "LoRA correction"
 
 
-def _forced(weight: Weight, rule: Rule | None, options: Options) -> Wish | None:
-    """What a weight gets whatever the ratio; None where the ratio decides."""
-    if rule is not None:
-        if rule.mode is None:
-            return Wish(None, -1, f"rule {rule.pattern!r} leaves it alone")
-        group = FORMATS[rule.mode.value].default_group if rule.group_size is None else rule.group_size
-        return Wish(rule.mode, group, f"rule {rule.pattern!r}", by_rule=True)
-    if options.mode.is_int8:
-        return Wish(options.mode, -1)
-    if weight.kind is Kind.CONVOLUTION and not FORMATS[options.mode.value].everywhere:
-        return _backup(options, "convolution")
-    if weight.backup_reason and not options.all_layers:
-        return _backup(options, weight.backup_reason)
-    return None
+class Statistic(Enum):
+    """What an algorithm wants to know of a layer's input."""
+
+    ENERGY = "E[x²] of every channel"
+    GRAM = "Gram matrix"
 
 
-def _backup(options: Options, reason: str) -> Wish:
-    if options.backup_mode is BackupMode.NONE:
-        return Wish(None, -1, f"{reason}, and backup_mode is none")
-    mode = Mode(options.backup_mode.value)
-    return Wish(mode, FORMATS[mode.value].default_group, reason)
+@dataclass(frozen=True)
+class Request:
+    """A mode and group before they are fitted to the weight; `mode` None is the reason for a skip."""
+
+    mode: Mode | None
+    group: int
+    reason: str = ""
+    decided_by: tuple[DecidedBy, ...] = ()
+
+    @property
+    def by_rule(self) -> bool:
+        """A rule names it for this very weight, so the device does not change it."""
+        return DecidedBy.RULE in self.decided_by
+
+    def because(self, reason: str, decider: DecidedBy) -> Request:
+        """The same, with one more reason."""
+        return replace(self, reason=joined_reasons(self.reason, reason), decided_by=(*self.decided_by, decider))
 
 
-def _most_sensitive(weights: Sequence[Weight], options: Options, sensitivity: Sensitivity) -> set[int]:
-    """The places of the weights that keep the backup mode, so that the mode covers at most `ratio` of the parameters.
+@dataclass(frozen=True)
+class PlannedWeight:
+    """A weight and how it will be stored."""
 
-    From the least sensitive on, every weight that still fits gets the mode: one that is too large does not end the
-    filling, so no gap is left that a smaller weight could fill.
-    """
-    everything = set(range(len(weights)))
-    if options.ratio >= 1 or not weights:
-        return set()
-    if options.ratio <= 0:
-        return everything
-    scores = sensitivity(weights)
-    room = options.ratio * sum(weight.elements for weight in weights)
-    chosen = set()
-    for place in sorted(everything, key=lambda place: (scores[place], place)):
-        if weights[place].elements <= room:
-            room -= weights[place].elements
-            chosen.add(place)
-    return everything - chosen
+    weight: Weight
+    spec: Spec
+    absmax: float
+    reason: str
+    """Why it is not simply the mode that was asked for; empty where it is."""
+    decided_by: tuple[DecidedBy, ...] = ()
+    """What decided, in turn."""
+    algorithms: tuple[Algorithm, ...] = ()
+    statistics: tuple[Statistic, ...] = ()
+    """What the algorithms want of the data."""
+    kept_from_codes: bool = False
+    """CPUs would misread its codes: it is stored in a chain that they expand."""
+    regrouped: bool = False
+    """CPUs would misread it in groups of the size that the caller named: it has another."""
+    tells: bool = False
+    """By this weight OpenVINO recognises that the model is compressed (see `telltale`)."""
+    scales_in_f32: bool = False
+    """Its f16 scales are stored as f32: the same numbers, and the same codes."""
+    exact: bool = False
+    """Its codes were not made here, for scales as the chain rounds them to f16, so the chain must not round them."""
+    importance: Importance | None = None
+    """Of the input channels, where a search or a fit goes by it."""
+    stored: StoredRows | None = None
+    """Its codes, where they have been computed already."""
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """The constants that it will be stored as."""
+        return stored_parts(self.weight.layout, self.spec, self.stored_scale_type)
+
+    @property
+    def nbytes(self) -> int:
+        """What it will cost: bytes of its constants in the .bin file."""
+        return sum(part.nbytes for part in self.parts.values()) + (4 if self.has_unit_factor else 0)
+
+    @property
+    def stored_scale_type(self) -> str:
+        """OpenVINO's name of the type that its scales are stored in."""
+        return "f32" if self.scales_in_f32 else self.spec.scale_type
+
+    @property
+    def expanded(self) -> bool:
+        """Whether the CPU plugin folds this weight's chain because of a layer that reads it."""
+        kinds = {consumer.kind for consumer in self.weight.consumers}
+        if Kind.GATHER not in kinds:
+            return Kind.CONVOLUTION in kinds
+        in_groups_of_its_own_shape = self.spec.group_size != -1 and len(self.weight.shape) > 2
+        return self.spec.format.storage not in CPU_EXECUTED["Gather"] or in_groups_of_its_own_shape
+
+    @property
+    def has_unit_factor(self) -> bool:
+        """Whether what keeps CPUs from the codes is a constant one; with a tensor's scale it is that."""
+        return self.kept_from_codes and not self.spec.format.tensor_scale
+
+    @property
+    def is_low_bit(self) -> bool:
+        """Whether it is stored in 4 bits or fewer (or as a codebook's indices): what is worth calibrating for."""
+        return self.spec.format.default_search > 0
+
+    @property
+    def beyond_f16(self) -> bool:
+        """Whether f16 cannot hold values of this size, a level or a power of two above included, or their scales."""
+        coarse = min(_F16_NORMAL, _F16_COARSE * 2.0 ** max(0, self.spec.format.bits - 4))
+        if self.exact and self.spec.format.tensor_scale:
+            return True
+        too_small = self.absmax / self.spec.format.top < coarse
+        return self.absmax > 0 and (too_small or 2 * self.absmax > _F16_MAX)
 
 
-def _spoiled(weight: Weight, values: ValueRange) -> Skip:
-    return skipped(weight, f"{values.bad} NaN or infinite {'value' if values.bad == 1 else 'values'}")
+@dataclass(frozen=True)
+class Plan:
+    """All that will be done with a model's weights."""
+
+    weights: tuple[PlannedWeight, ...]
+    skips: tuple[Skip, ...] = ()
+    nonfinite: tuple[Skip, ...] = ()
+    """Those of the skips whose values are not all finite: most likely a broken file, so the caller is warned."""
+    sources: Sources = field(default_factory=lambda: Sources({}))
+    """The weights as they are to be quantised; of those that are `stored` nothing is read."""
+    method: Method = field(default_factory=Method)
+    folding: Folding = field(default_factory=Folding)
+    """AWQ's factors, and what has to take them."""
+    equal: tuple[tuple[int, ...], ...] = ()
+    """The places of weights that are stored as the same bytes, each by itself where it has no equal."""
+    adapters: Mapping[str, StoredAdapters | None] | None = None
+    """LoRA's, by the weight's name, None where there is nothing to correct; None before the data have been seen."""
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What the caller is warned of, a line each."""
+        regrouped = [planned for planned in self.weights if planned.regrouped]
+        texts = []
+        if self.nonfinite:
+            first = self.nonfinite[0]
+            texts.append(f"{shown(first.name)} was left as it is: it holds {first.reason}{_others(self.nonfinite)}")
+        if regrouped:
+            name, reason = shown(regrouped[0].weight.name), regrouped[0].reason
+            texts.append(f"{name} does not have the group_size that was asked for: {reason}{_others(regrouped)}")
+        return tuple(texts)
+
+
+def stored_parts(layout: Layout, spec: Spec, scale_type: str | None = None) -> dict[str, Part]:
+    """What a weight of this layout is stored as, by the part's name; scales in another type where one is given."""
+    stored, group = spec.format, spec.group_size
+    scales = layout.scale_shape(group)
+    parts = {"codes": Part(stored.storage, layout.grouped_shape(group))}
+    if stored.zero_point == "group":
+        parts["zero_point"] = Part(stored.zero_type or stored.storage, scales)
+    elif stored.zero_point == "scalar":
+        parts["zero_point"] = Part("i8", ())
+    parts["scale"] = Part(scale_type or spec.scale_type, scales)
+    if stored.tensor_scale:
+        parts["tensor_scale"] = Part("f32", ())
+    table = stored_codebook(stored)
+    if table is not None and stored.codebook_type is not None:
+        parts["table"] = Part(stored.codebook_type, (table.size,))
+    return parts
+
+
+def joined_reasons(first: str, second: str) -> str:
+    """Two reasons in one."""
+    return f"{first}; {second}" if first else second
+
+
+def skipped(weight: Weight, reason: str) -> Skip:
+    """A weight that is left alone after all."""
+    consumer = weight.consumers[0].name
+    return Skip(weight.name, consumer, weight.shape, weight.element_type, reason, weight.bytes)
+
+
+def _others(found: Sized) -> str:
+    more = len(found) - 1
+    return f", and {more} more {'weight' if more == 1 else 'weights'} likewise" if more else ""

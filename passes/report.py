@@ -12,13 +12,10 @@ from typing import TYPE_CHECKING, Any
 import openvino as ov
 
 from ov_weight_compression.ir_utils.device_facts import CHECKED, is_checked, release_of
-from ov_weight_compression.ir_utils.layout import Layout
-from ov_weight_compression.ir_utils.lazy_weight import Part
 from ov_weight_compression.ir_utils.publish import write_text
-from ov_weight_compression.passes.choice import Choice, Plan
 from ov_weight_compression.passes.device_rules import device_warnings
-from ov_weight_compression.passes.encode_job import stored_parts
 from ov_weight_compression.passes.modes import Device
+from ov_weight_compression.passes.plan import DecidedBy, Plan
 from ov_weight_compression.patterns import Skip
 
 if TYPE_CHECKING:
@@ -159,24 +156,16 @@ class Report:
         return as_text(lambda console: print_report(self, console), 120)
 
 
-def make_report(
-    plan: Plan,
-    recipe: dict[str, str],
-    equal: Sequence[Sequence[int]],
-    scalings: tuple[Scaling, ...] = (),
-    corrections: tuple[Correction, ...] = (),
-    remarks: tuple[str, ...] = (),
-) -> Report:
+def make_report(plan: Plan, recipe: dict[str, str], remarks: tuple[str, ...] = ()) -> Report:
     """The report of a plan: sizes follow from shapes and formats, so they are exact before anything is computed.
 
-    `equal` are the places of choices that are stored as the same bytes, which are there once; `remarks` are warnings
-    that do not follow from the plan.
+    `remarks` are warnings that do not follow from the plan.
     """
     device = Device(recipe["device"]) if "device" in recipe else None
     warnings = (
         plan.remarks
         + remarks
-        + device_warnings(device, ((choice.weight, choice.spec.format) for choice in plan.choices))
+        + device_warnings(device, ((planned.weight, planned.spec.format) for planned in plan.weights))
     )
     version = ov.get_version()
     if device in (None, Device.CPU) and not is_checked(version):
@@ -184,7 +173,12 @@ def make_report(
             f"what CPUs misread was measured with OpenVINO {', '.join(CHECKED)}, and nobody has looked at "
             f"{release_of(version)}: `ov-compress verify` does",
         )
-    return Report(_rows(plan, equal), tuple(plan.skips), recipe, warnings, scalings, corrections)
+    lines: tuple[Correction, ...] = ()
+    if plan.method.lora_rank:
+        from ov_weight_compression.passes.lora import corrections
+
+        lines = corrections(plan)
+    return Report(_rows(plan), tuple(plan.skips), recipe, warnings, plan.folding.report(), lines)
 
 
 def with_origins(report: Report, origins: Mapping[str, str], unused: Mapping[str, str]) -> Report:
@@ -208,13 +202,12 @@ def _row_as_dict(row: Row) -> dict[str, Any]:
     return said
 
 
-def _rows(plan: Plan, equal: Sequence[Sequence[int]]) -> tuple[Row, ...]:
+def _rows(plan: Plan) -> tuple[Row, ...]:
     rows = []
-    first = {place: plan.choices[places[0]].weight.name for places in equal for place in places[1:]}
-    for place, choice in enumerate(plan.choices):
-        weight, spec = choice.weight, choice.spec
+    first = {place: plan.weights[places[0]].weight.name for places in plan.equal for place in places[1:]}
+    for place, planned in enumerate(plan.weights):
+        weight, spec = planned.weight, planned.spec
         shared = f"the same bytes as {first[place]}" if place in first else ""
-        parts = stored_parts(Layout.of(weight.shape, weight.reduction_axes), spec, choice.stored_scale_type)
         rows.append(
             Row(
                 name=weight.name,
@@ -224,19 +217,15 @@ def _rows(plan: Plan, equal: Sequence[Sequence[int]]) -> tuple[Row, ...]:
                 element_type=weight.element_type,
                 mode=spec.format.name,
                 group_size=spec.group_size,
-                scale_type=choice.stored_scale_type,
+                scale_type=planned.stored_scale_type,
                 elements=weight.elements,
                 bytes_before=weight.bytes,
-                bytes_after=0 if shared else _stored_bytes(choice, parts),
-                reason="; ".join(filter(None, (choice.reason, shared))),
-                in_ratio=choice.in_ratio,
+                bytes_after=0 if shared else planned.nbytes,
+                reason="; ".join(filter(None, (planned.reason, shared))),
+                in_ratio=DecidedBy.RATIO in planned.decided_by,
             )
         )
     return tuple(rows)
-
-
-def _stored_bytes(choice: Choice, parts: Mapping[str, Part]) -> int:
-    return sum(part.nbytes for part in parts.values()) + (4 if choice.has_unit_factor else 0)
 
 
 def group_skips(skips: Iterable[Skip]) -> Sequence[tuple[str, int, int]]:

@@ -2,11 +2,16 @@
 
 The constants of the chain are postponed: nothing is computed here. `ov.save_model` and `compile_model` ask for them one
 by one, and the pipeline computes them then. `lazy=False` computes them all at once and inserts plain constants.
+
+`ov.save_model` over the file that a model was read from empties that file before it writes. A weight's maker sees that
+and raises, but OpenVINO reads other constants through the mapping itself, and that ends the process. So small ones are
+held in memory, where they do no harm; large ones that are not compressed stay where they are, so a model that has such
+a one before its first compressed weight can still end so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,113 +19,135 @@ from typing import Any
 import openvino as ov
 
 from ov_weight_compression.ir_utils.dequantization import ChainParts, build_dequantization, replace_constant
+from ov_weight_compression.ir_utils.file_mappings import FileMappings
 from ov_weight_compression.ir_utils.lazy_weight import LazyWeight
 from ov_weight_compression.ir_utils.pipeline import Pipeline
 from ov_weight_compression.ir_utils.postponed_constants import postponed_constant
 from ov_weight_compression.ir_utils.types import element_type
-from ov_weight_compression.passes.choice import Choice
-from ov_weight_compression.passes.encode_job import WeightJob
+from ov_weight_compression.passes.encoding import WeightEncoding, encoding_of
+from ov_weight_compression.passes.plan import Plan, PlannedWeight
 from ov_weight_compression.passes.weight_transpose import take_over_transpose
 from ov_weight_compression.patterns import Kind
+from ov_weight_compression.patterns.graphs import graphs_of, is_postponed
 
-__all__ = ["equal_weights", "rewrite"]
+__all__ = ["hold_small_constants", "rewrite", "with_equal_weights"]
+
+_SMALL_BYTES = 64 << 10
+_ABOUT_THE_FILE = {"WeightlessCacheAttribute_0"}
+"""What OpenVINO's reader notes of a constant: where in the file it lies."""
 
 
-def rewrite(
-    choices: Sequence[Choice], make_job: Callable[[Choice], WeightJob], pipeline: Pipeline, lazy: bool
-) -> list[WeightJob]:
-    """Rewrite every chosen weight, in graph order; the model is changed in place. Equal weights share one chain.
+def rewrite(plan: Plan, pipeline: Pipeline, lazy: bool) -> None:
+    """Rewrite every planned weight, in graph order; the model is changed in place. Equal weights share one chain.
 
     With `lazy=False` all values are computed before the first edit, so that a failure leaves the model as it was.
 
     Raises:
         WorkError: a weight could not be computed (only with `lazy=False`); the model is unchanged.
     """
-    jobs = [make_job(choice) for choice in choices]
-    equal = equal_weights(choices, jobs)
-    stored = {places[0]: _merged([choices[place] for place in places]) for places in equal}
-    weights = {place: LazyWeight(pipeline, jobs[place]) for place in stored}
+    stored = [(places, _merged([plan.weights[place] for place in places])) for places in plan.equal]
+    encodings = [encoding_of(plan.weights[places[0]], plan) for places, _ in stored]
+    weights = [LazyWeight(pipeline, encoding) for encoding in encodings]
     try:
-        constants = {place: _constants(weights[place], choice, lazy) for place, choice in stored.items()}
+        constants = [
+            _constants(lazy_weight, encoding, planned, lazy)
+            for lazy_weight, encoding, (_, planned) in zip(weights, encodings, stored, strict=True)
+        ]
     finally:
         if not lazy:
             pipeline.stop()
-    for places in equal:
-        chain = _chain(stored[places[0]], constants[places[0]])
+    for (places, planned), parts in zip(stored, constants, strict=True):
+        chain = _chain(planned, parts)
         for place in places:
-            weight = choices[place].weight
+            weight = plan.weights[place].weight
             replace_constant(weight.constant, chain, weight.stored_name)
             for consumer in weight.consumers:
                 take_over_transpose(consumer)
-    return jobs
 
 
-def equal_weights(choices: Sequence[Choice], jobs: Sequence[WeightJob]) -> list[list[int]]:
-    """The places of weights that are stored as the same bytes in the same chain, each by itself where it has no equal.
+def with_equal_weights(plan: Plan) -> Plan:
+    """The plan with the places of weights that are stored as the same bytes in the same chain.
 
     OpenVINO stores equal plain constants once, but postponed ones as often as there are nodes. Tied weights that an
     exporter left as two constants of one place in its file would be stored twice.
     """
+    encodings = [encoding_of(planned, plan) for planned in plan.weights]
     found: list[list[int]] = []
     candidates: dict[Hashable, list[list[int]]] = {}
-    for place, (choice, job) in enumerate(zip(choices, jobs, strict=True)):
+    for place, (planned, encoding) in enumerate(zip(plan.weights, encodings, strict=True)):
         others: list[list[int]] = []
-        if job.alike is not None and job.source is not None:
-            chain = (choice.weight.body, choice.expanded, choice.kept_from_codes)
-            others = candidates.setdefault((job.alike, chain, job.source.fingerprint), [])
-        equals = next((places for places in others if _same_values(jobs[places[0]], job)), None)
+        if encoding.alike is not None and encoding.source is not None:
+            chain = (planned.weight.body, planned.expanded, planned.kept_from_codes)
+            others = candidates.setdefault((encoding.alike, chain, encoding.source.fingerprint), [])
+        equals = next((places for places in others if _same_values(encodings[places[0]], encoding)), None)
         if equals is None:
             equals = []
             others.append(equals)
             found.append(equals)
         equals.append(place)
-    return found
+    return replace(plan, equal=tuple(map(tuple, found)))
 
 
-def _same_values(one: WeightJob, other: WeightJob) -> bool:
+def hold_small_constants(model: Any) -> None:
+    """Put copies in place of small constants whose memory is a file's, bodies included."""
+    mappings = FileMappings()
+    for graph in graphs_of(model):
+        for constant, kind in graph.constants:
+            if kind == "string" or is_postponed(constant) or not 0 < constant.get_byte_size() <= _SMALL_BYTES:
+                continue
+            tensor = constant.get_tensor_view()
+            if not mappings.holds(tensor.data) or set(constant.get_rt_info()) - _ABOUT_THE_FILE:
+                continue
+            copy = ov.Tensor(tensor.element_type, tensor.shape)
+            tensor.copy_to(copy)
+            held = ov.op.Constant(copy)
+            held.set_friendly_name(constant.get_friendly_name())
+            constant.output(0).replace(held.output(0))
+
+
+def _same_values(one: WeightEncoding, other: WeightEncoding) -> bool:
     return one.source is not None and other.source is not None and one.source.equals(other.source)
 
 
-def _merged(choices: Sequence[Choice]) -> Choice:
-    """The choice for equal weights: the first one, with the consumers of all."""
-    consumers = tuple(consumer for choice in choices for consumer in choice.weight.consumers)
-    tells = any(choice.tells for choice in choices)
-    return replace(choices[0], weight=replace(choices[0].weight, consumers=consumers), tells=tells)
+def _merged(equal: Sequence[PlannedWeight]) -> PlannedWeight:
+    """What is planned for equal weights: for the first one, with the consumers of all."""
+    consumers = tuple(consumer for planned in equal for consumer in planned.weight.consumers)
+    tells = any(planned.tells for planned in equal)
+    return replace(equal[0], weight=replace(equal[0].weight, consumers=consumers), tells=tells)
 
 
-def _chain(choice: Choice, parts: Mapping[str, Any]) -> Any:
+def _chain(planned: PlannedWeight, parts: Mapping[str, Any]) -> Any:
     """The last node of a weight's chain."""
-    name = choice.weight.stored_name
+    name = planned.weight.stored_name
     for part, node in parts.items():
         node.set_friendly_name(name if part == "codes" else f"{name}/{part}")
     return build_dequantization(
         ChainParts(**parts),
         name,
-        choice.weight.shape,
-        expanded=choice.expanded,
-        wide=choice.beyond_f16,
-        kept_from_codes=choice.kept_from_codes,
+        planned.weight.shape,
+        expanded=planned.expanded,
+        wide=planned.beyond_f16,
+        kept_from_codes=planned.kept_from_codes,
     )
 
 
-def _constants(weight: LazyWeight, choice: Choice, lazy: bool) -> dict[str, Any]:
+def _constants(weight: LazyWeight, encoding: WeightEncoding, planned: PlannedWeight, lazy: bool) -> dict[str, Any]:
     """The nodes of one chain's constants. What is known already is plain, so that equal scalars are stored once.
 
     An f32 part is postponed in any case: `ov.save_model` stores plain f32 constants as f16 unless it takes the model
     for compressed, which rounds a tensor's scale and cannot hold the scales for which f32 was chosen. Only the weight
     that it recognises a compressed model by has all of them plain, in the clone that it writes.
     """
-    assert isinstance(weight.encoding, WeightJob)
-    known = weight.encoding.known_parts()
-    gathered = any(consumer.kind is Kind.GATHER for consumer in choice.weight.consumers)
+    known = encoding.known_parts()
+    gathered = any(consumer.kind is Kind.GATHER for consumer in planned.weight.consumers)
     nodes = {}
-    for name, part in weight.encoding.parts.items():
+    for name, part in encoding.parts.items():
         if lazy and name not in known:
-            plain = choice.tells or (gathered and part.type != "f32")
+            plain = planned.tells or (gathered and part.type != "f32")
             nodes[name] = weight.constant(name, plain_in_clones=plain)
             continue
         tensor = known[name] if name in known else weight.computed(name)
-        if part.type != "f32" or choice.tells:
+        if part.type != "f32" or planned.tells:
             nodes[name] = ov.op.Constant(tensor, shared_memory=True)
         else:
             nodes[name] = postponed_constant(

@@ -6,8 +6,9 @@ takes factors (gains, biases, inserted Multiplies) is edited in the graph by `pa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from ov_weight_compression.patterns.equalization import ScalingGroup
     from ov_weight_compression.patterns.scale_folding import ProducerAbsorber
 
-__all__ = ["Fold", "Scaling", "Smoothing"]
+__all__ = ["Fold", "Folding", "Scaling"]
 
 
 @dataclass(frozen=True)
@@ -73,22 +74,30 @@ class Fold:
         return Scaling(names, "multiply", self.group.multiply, self.cost, bytes=size)
 
 
-class Smoothing:
-    """All folds of a model, by the weights that they scale."""
+@dataclass(frozen=True, eq=False)
+class Folding:
+    """All folds of a model."""
 
-    def __init__(self, folds: Sequence[Fold] = (), left: Sequence[Scaling] = ()) -> None:
-        self.folds = tuple(folds)
-        self._left = tuple(left)
-        self.columns: dict[str, Float32] = {}
-        """t of every weight whose columns are multiplied by it, `[in]` or `[experts, in]`."""
-        self.rows: dict[str, Float32] = {}
-        """1 / t of every weight whose rows absorb factors, `[rows]`."""
-        for fold in folds:
-            self.columns.update({weight.name: fold.columns for weight in fold.group.weights})
+    folds: tuple[Fold, ...] = ()
+    left: tuple[Scaling, ...] = ()
+    """The groups that have none, and why."""
+
+    @cached_property
+    def columns(self) -> Mapping[str, Float32]:
+        """t of every weight whose columns are multiplied by it, `[in]` or `[experts, in]`, by the weight's name; the
+        same array for all weights of a fold."""
+        return {weight.name: fold.columns for fold in self.folds for weight in fold.group.weights}
+
+    @cached_property
+    def rows(self) -> Mapping[str, Float32]:
+        """1 / t of every weight whose rows absorb factors, `[rows]`, by the weight's name."""
+        found: dict[str, Float32] = {}
+        for fold in self.folds:
             if fold.producer is not None:
                 weight = fold.producer.weight
-                rows = self.rows.setdefault(weight.name, np.ones(weight.rows, dtype=np.float32))
+                rows = found.setdefault(weight.name, np.ones(weight.rows, dtype=np.float32))
                 rows[list(fold.producer.rows)] /= fold.classes
+        return found
 
     def touches(self, weight: Weight) -> bool:
         """Whether a weight's values change."""
@@ -96,6 +105,8 @@ class Smoothing:
 
     def apply(self) -> None:
         """Edit the graph: gains, biases, and Multiplies where nothing absorbs. Weights are somebody else's business."""
+        if not self.folds:
+            return
         from ov_weight_compression.passes.folding import fold_into_graph
 
         for fold in self.folds:
@@ -103,11 +114,11 @@ class Smoothing:
 
     def report(self) -> tuple[Scaling, ...]:
         """Every group as a line of the report: the folds, then what was left."""
-        return (*(fold.report() for fold in self.folds), *self._left)
+        return (*(fold.report() for fold in self.folds), *self.left)
 
-    def without(self, weight: Weight, reason: str) -> Smoothing:
+    def without(self, weight: Weight, reason: str) -> Folding:
         """The folds that leave a weight alone."""
-        kept, left = [], list(self._left)
+        kept, left = [], list(self.left)
         for fold in self.folds:
             scaled = {one.name for one in fold.group.weights}
             if fold.producer:
@@ -116,4 +127,4 @@ class Smoothing:
                 left.append(Scaling(tuple(one.name for one in fold.group.weights), "", "", None, reason))
             else:
                 kept.append(fold)
-        return Smoothing(kept, left)
+        return Folding(tuple(kept), tuple(left))

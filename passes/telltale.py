@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ov_weight_compression.ir_utils.device_facts import EXPANDED_STORAGE
-from ov_weight_compression.passes.choice import Choice, Plan
+from ov_weight_compression.passes.plan import Plan, PlannedWeight
 
 __all__ = ["with_telltale"]
 
@@ -27,41 +27,41 @@ _TELLING_STORAGE = frozenset({"i4", "u4", "i8", "u8", "nf4", "f8e4m3", "f8e5m2"}
 
 
 def with_telltale(plan: Plan) -> Plan:
-    """The plan with one choice that tells, where there can be one."""
-    place = _smallest(plan.choices)
-    choices = list(plan.choices)
+    """The plan with one weight that tells, where there can be one."""
+    place = _smallest(plan.weights)
+    weights = list(plan.weights)
     if place is None:
-        place = _smallest([_with_f32_scales(choice) for choice in choices])
+        place = _smallest([_with_f32_scales(planned) for planned in weights])
         if place is None:
             return plan
-        first = choices[place]
+        first = weights[place]
         # Those that may have the same values as well, so that equal weights are still stored once.
-        choices = [_with_f32_scales(choice) if _may_equal(choice, first) else choice for choice in choices]
-    choices[place] = replace(choices[place], tells=True)
-    return replace(plan, choices=tuple(choices))
+        weights = [_with_f32_scales(planned) if _may_equal(planned, first) else planned for planned in weights]
+    weights[place] = replace(weights[place], tells=True)
+    return replace(plan, weights=tuple(weights))
 
 
-def _smallest(choices: Sequence[Choice]) -> int | None:
-    """The place of the smallest choice that would tell."""
-    places = [place for place, choice in enumerate(choices) if _would_tell(choice)]
-    return min(places, key=lambda place: choices[place].weight.elements, default=None)
+def _smallest(weights: Sequence[PlannedWeight]) -> int | None:
+    """The place of the smallest weight that would tell."""
+    places = [place for place, planned in enumerate(weights) if _would_tell(planned)]
+    return min(places, key=lambda place: weights[place].weight.elements, default=None)
 
 
-def _with_f32_scales(choice: Choice) -> Choice:
-    return replace(choice, scales_in_f32=choice.spec.scale_type == "f16")
+def _with_f32_scales(planned: PlannedWeight) -> PlannedWeight:
+    return replace(planned, scales_in_f32=planned.spec.scale_type == "f16")
 
 
-def _may_equal(one: Choice, other: Choice) -> bool:
+def _may_equal(one: PlannedWeight, other: PlannedWeight) -> bool:
     return (one.weight.shape, one.absmax, one.spec) == (other.weight.shape, other.absmax, other.spec)
 
 
-def _would_tell(choice: Choice) -> bool:
-    row = choice.spec.format
-    if choice.weight.body or row.codebook_type is not None:
+def _would_tell(planned: PlannedWeight) -> bool:
+    format = planned.spec.format
+    if planned.weight.body or format.codebook_type is not None:
         return False
-    if row.tensor_scale:
-        return choice.spec.scale_type == "f8e4m3" and not choice.kept_from_codes  # the scales are codes of eight bits
-    if row.storage not in _TELLING_STORAGE:
+    if format.tensor_scale:
+        return planned.spec.scale_type == "f8e4m3" and not planned.kept_from_codes  # the scales are codes of eight bits
+    if format.storage not in _TELLING_STORAGE:
         return False
-    in_f32 = choice.expanded or choice.kept_from_codes or choice.beyond_f16 or row.storage in EXPANDED_STORAGE
-    return choice.stored_scale_type == ("f32" if in_f32 else "f16")
+    in_f32 = planned.expanded or planned.kept_from_codes or planned.beyond_f16 or format.storage in EXPANDED_STORAGE
+    return planned.stored_scale_type == ("f32" if in_f32 else "f16")

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from functools import cached_property
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from warnings import warn
 
 import openvino as ov
@@ -19,13 +16,10 @@ from ov_weight_compression.ir_utils.errors import CompressionWarning, OptionErro
 from ov_weight_compression.ir_utils.metadata import OWN_SECTION, read_metadata, write_metadata
 from ov_weight_compression.ir_utils.option_kinds import check_model, shown
 from ov_weight_compression.ir_utils.pipeline import Pipeline
-from ov_weight_compression.ir_utils.weight_source import ValueRange
 from ov_weight_compression.ir_utils.worker_pool import Job
-from ov_weight_compression.passes.calibrate import Calibration
-from ov_weight_compression.passes.channel_importance import ChannelImportance
-from ov_weight_compression.passes.choice import Choice, Plan
-from ov_weight_compression.passes.encode_job import Importance, WeightJob
-from ov_weight_compression.passes.held import hold_small_constants
+from ov_weight_compression.passes.channel_importance import weigh_channels
+from ov_weight_compression.passes.measurements import Measurements
+from ov_weight_compression.passes.method import method_of
 from ov_weight_compression.passes.modes import (
     Accuracy,
     BackupMode,
@@ -35,21 +29,15 @@ from ov_weight_compression.passes.modes import (
     Mode,
     SensitivityMetric,
 )
-from ov_weight_compression.passes.noise import noise_of
 from ov_weight_compression.passes.options import OPTIONS, Options, by_name, read_options
-from ov_weight_compression.passes.plan import make_plan
+from ov_weight_compression.passes.plan import Plan
+from ov_weight_compression.passes.planning import make_plan
 from ov_weight_compression.passes.report import Report, make_report
-from ov_weight_compression.passes.rewrite import equal_weights, rewrite
+from ov_weight_compression.passes.rewrite import hold_small_constants, rewrite, with_equal_weights
 from ov_weight_compression.passes.rules import RulesLike
-from ov_weight_compression.passes.smoothing import Smoothing
 from ov_weight_compression.passes.telltale import with_telltale
-from ov_weight_compression.patterns import GivenSources, Roles, Weight, find_weights, sources_of
+from ov_weight_compression.patterns import GivenSources, Roles, find_weights, sources_of
 from ov_weight_compression.quantization.kernels import kept_kernels
-from ov_weight_compression.quantization.sensitivity import sensitivity
-
-if TYPE_CHECKING:
-    from ov_weight_compression.passes.layer_encoder import LayerEncoder
-    from ov_weight_compression.passes.lora import Correction
 
 __all__ = ["WeightCompression", "apply_weight_compression"]
 
@@ -84,7 +72,7 @@ class WeightCompression(ModelPass):
             begins with the codebook where one is given.
         codebook_size: entries of the tables of `mode="adaptive_codebook"`: the codebook's, or 16; 2 to 65536.
         codebook_sharing: which weights share one of them: `"none"` (default), those of a `"block"`, or the same layer
-            `"across_blocks"`; see `passes.adaptive`.
+            `"across_blocks"`; see `fitted_codebooks`.
         lazy: False computes everything now and inserts plain constants.
         verify: with `lazy=False`, run one compressed layer of each kind on the device (the CPU where none is named) and
             compare it with its stored weights; a difference that its arithmetic does not explain is an error.
@@ -183,43 +171,44 @@ class WeightCompression(ModelPass):
     def preview(self, model: Any) -> Report:
         """The report that running the pass on `model` would leave, exact in its sizes; the model is not changed."""
         with kept_kernels():
-            run, plan = self._decide(model)
-            plan = with_telltale(plan)
-            equal = equal_weights(plan.choices, [run.job(choice) for choice in plan.choices])
-        return make_report(plan, self.options.recipe(), equal, corrections=run.corrections(plan.choices))
+            plan, _ = self._planned(model)
+            return make_report(with_equal_weights(with_telltale(plan)), self.options.recipe())
 
     def run_on_model(self, model: Any) -> bool:
         """Rewrite `model` in place; whether anything changed."""
+        options = self.options
         with kept_kernels():
-            run, plan = self._decide(model)
-            self._pipeline = run.pipeline
-            plan = with_telltale(run.fit_tables(run.smooth(plan)))
-            warnings = run.calibrate(plan.choices)
-            for text in warnings:
-                warn(text, CompressionWarning, stacklevel=2)
-            jobs = rewrite(plan.choices, run.job, run.pipeline, self.options.lazy)
-            run.smoothing.apply()
-            run.attach_adapters(plan.choices)
-            recipe = {**self.options.recipe(), **run.recipe()}
-            equal = equal_weights(plan.choices, jobs)
-            scalings, corrections = run.smoothing.report(), run.corrections(plan.choices)
-            self._report = make_report(plan, recipe, equal, scalings, corrections, warnings)
-            if jobs and self.options.lazy:
-                hold_small_constants(model)
-            if jobs:
-                _leave_recipe(model, self._report, self.options)
-            if self.options.verify:
-                _verify(model, self.options.device, self.options.roles)
-            return bool(jobs)
+            plan, data = self._planned(model)
+            plan, remarks = _prepared(plan, data, options)
+            plan = with_equal_weights(with_telltale(plan))
+            self._pipeline = Pipeline(threads=options.threads, held=kept_kernels)
+            rewrite(plan, self._pipeline, options.lazy)
+            plan.folding.apply()
+            if plan.adapters:
+                from ov_weight_compression.passes.adapters import attach_adapters
 
-    def _decide(self, model: Any) -> tuple[_Run, Plan]:
-        weights, skips = find_weights(model, self.options.ignored_scope, self.options.roles)
-        run = _Run(model, self.options, weights)
-        again = self.options.ratio < 1 and _says_the_same(model, self.options.recipe())
-        plan = make_plan(weights, skips, self.options, run.scan, run.sensitivity, shared_out=again)
+                attach_adapters(model, plan, options.threads, options.lazy)
+            recipe = options.recipe() | ({} if data.description is None else {"data": data.description})
+            self._report = make_report(plan, recipe, remarks)
+            if plan.weights:
+                _write_metadata(model, self._report, options)
+            if plan.weights and options.lazy:
+                hold_small_constants(model)
+            if options.verify:
+                _verify(model, options.device, options.roles)
+            return bool(plan.weights)
+
+    def _planned(self, model: Any) -> tuple[Plan, Measurements]:
+        """What every weight gets, and the data that will say more; values are looked at, none is computed."""
+        options = self.options
+        weights, skips = find_weights(model, options.ignored_scope, options.roles)
+        sources = sources_of(weights, options.sources)
+        data = Measurements(model, weights, sources, method_of(options, model), options)
+        again = options.ratio < 1 and _says_the_same(model, options.recipe())
+        plan = make_plan(weights, skips, options, data, shared_out=again)
         for text in plan.remarks:
             warn(text, CompressionWarning, stacklevel=3)
-        return run, plan
+        return plan, data
 
 
 @by_name
@@ -278,140 +267,37 @@ def apply_weight_compression(
     return model
 
 
-class _Run:
-    """One run's readers and pipeline: what turns decisions about weights into work on their values."""
+def _prepared(plan: Plan, data: Measurements, options: Options) -> tuple[Plan, tuple[str, ...]]:
+    """The plan with everything that its algorithms have to know before a weight can be encoded, and what is to be said
+    about it: data are run, and values read, but nothing is edited."""
+    left_out: tuple[str, ...] = ()
+    if plan.method.folds:
+        from ov_weight_compression.passes.awq import fold_scales
 
-    def __init__(self, model: Any, options: Options, weights: Sequence[Weight]) -> None:
-        self._model, self.options = model, options
-        self.pipeline = Pipeline(threads=options.threads, held=kept_kernels)
-        self._weights = weights
-        self._original = sources_of(weights, options.sources)
-        self.sources = self._original
-        """The weights as they are to be quantised."""
-        self._calibration = Calibration(model, weights, options, self._original)
-        self._encoded: LayerEncoder | None = None
-        self.smoothing = Smoothing()
+        plan = fold_scales(plan, data, options.threads)
+    if options.uses(Mode.ADAPTIVE_CODEBOOK):
+        from ov_weight_compression.passes.fitted_codebooks import fit_codebooks
 
-    def scan(self, weights: Sequence[Weight]) -> Sequence[ValueRange]:
-        return self._for_each(lambda weight: self.sources[weight].scan(), weights)
+        plan = fit_codebooks(plan, options, data)
+    if plan.method.layer_by_layer:
+        from ov_weight_compression.passes.layer_by_layer import encode_layer_by_layer
 
-    def sensitivity(self, weights: Sequence[Weight]) -> Sequence[float]:
-        metric = self.options.sensitivity_metric
-        means = self._calibration.means(weights) if metric.needs_data else [None] * len(weights)
-        noises = self._for_each(lambda weight: noise_of(self.sources[weight]), weights)
-        return [sensitivity(metric.value, noise, seen) for noise, seen in zip(noises, means, strict=True)]
+        plan, left_out = encode_layer_by_layer(plan, data)
+    elif plan.method.weighted and plan.weights:
+        data.statistics(plan.method.tuning.scale_estimation_subset)
+    plan = weigh_channels(plan, data)
+    names = tuple(dict.fromkeys((*data.left_out, *left_out)))
+    if not names:
+        return plan, ()
+    from ov_weight_compression.calibration.sums import LARGEST
 
-    def smooth(self, plan: Plan) -> Plan:
-        """Choose AWQ's factors where they are asked for: from here on weights are read with them."""
-        if not self._calibration.folds:
-            return plan
-        from ov_weight_compression.passes.awq import choose_folds
-
-        # Made now: later the gains that it goes by have factors folded into them.
-        self._graph_importance = ChannelImportance(self._weights, self._original)
-        self.smoothing, choices = choose_folds(
-            self._model,
-            plan.choices,
-            self._original,
-            self._calibration.scaling_energy,
-            self._for_each,
-            insert=bool(self.options.awq),
-            tuning=self.options.tuning,
-        )
-        self.sources = self._original.folded(self.smoothing.columns, self.smoothing.rows)
-        return replace(plan, choices=tuple(choices))
-
-    def fit_tables(self, plan: Plan) -> Plan:
-        """Fit the tables of `adaptive_codebook`, weighted with what the data or the graph say, as the scale search."""
-        if not self.options.uses(Mode.ADAPTIVE_CODEBOOK):
-            return plan
-        from ov_weight_compression.passes.adaptive import with_tables
-
-        plain = self.options.scale_search == "off"
-        return with_tables(plan, self.sources, self.options, (lambda weight: None) if plain else self._energy)
-
-    def calibrate(self, choices: Sequence[Choice]) -> tuple[str, ...]:
-        """Run what the options want to know from data, before anything is edited; what is to be said about it."""
-        self._encoded = self._calibration.encode(choices, self.sources)
-        names = (*self._calibration.learn(choices), *(self._encoded.left_out if self._encoded else ()))
-        if not names:
-            return ()
-        from ov_weight_compression.calibration.sums import LARGEST
-
-        more = f" and of {len(names) - 1} more" if len(names) > 1 else ""
-        return (
-            f"dataset: the model gave values that are not finite, or beyond {LARGEST:.2g}, for the input of "
-            f"{shown(names[0])}{more}: the samples that do were left out for it",
-        )
-
-    def attach_adapters(self, choices: Sequence[Choice]) -> None:
-        """Put the adapters that were fitted beside their layers, as the graph is now."""
-        adapters = self._encoded.adapters if self._encoded is not None else {}
-        if not adapters:
-            return
-        from ov_weight_compression.passes.adapters import attach
-
-        pipeline = Pipeline(threads=self.options.threads)
-        told = any(choice.tells for choice in choices)
-        for choice in choices:
-            fitted = adapters.get(choice.weight.name)
-            if fitted is not None:
-                tells = not told and not choice.weight.body
-                attach(choice.weight, fitted, pipeline, self.options.lazy, tells)
-                told = told or tells
-        if not self.options.lazy:
-            pipeline.stop()
-        self._model.validate_nodes_and_infer_types()  # an output's names are those of the Add from now on
-
-    def corrections(self, choices: Sequence[Choice]) -> tuple[Correction, ...]:
-        """What the report says of adapters: what is planned, or once the data have been seen what was found."""
-        if not self.options.lora_correction:
-            return ()
-        from ov_weight_compression.passes.lora import corrections
-
-        return corrections(choices, self.options.lora_rank, self._encoded.adapters if self._encoded else None)
-
-    def recipe(self) -> dict[str, str]:
-        return self._calibration.recipe()
-
-    def job(self, choice: Choice) -> WeightJob:
-        """How a weight's constants are computed. All that it takes is read from the graph now."""
-        weight, source = choice.weight, self.sources[choice.weight]
-        stored = self._encoded.weights.get(weight.name) if self._encoded is not None else None
-        searched = stored is None and choice.spec.search
-        return WeightJob(
-            weight.name,
-            source.layout,
-            choice.spec,
-            choice.absmax,
-            source if stored is None else None,
-            stored,
-            self._importance(weight) if searched else None,
-            choice.stored_scale_type,
-        )
-
-    def _importance(self, weight: Weight) -> Importance:
-        """What an error in each column of the values that are quantised costs."""
-        seen, factors = self._seen(weight), self.smoothing.columns.get(weight.name)
-        return Importance(seen, self._graph_importance if seen is None else None, weight.name, factors)
-
-    def _energy(self, weight: Weight) -> Any:
-        return self._importance(weight).energy()
-
-    def _seen(self, weight: Weight) -> Any:
-        """E[x²] of a weight's input; None without data, and for what the layer-by-layer run did not reach."""
-        return None if self._encoded is not None else self._calibration.importance(weight)
-
-    @cached_property
-    def _graph_importance(self) -> ChannelImportance:
-        return ChannelImportance(self._weights, self._original)
-
-    def _for_each(self, function: Callable[[Any], Any], parts: Sequence[Any]) -> list[Any]:
-        """The function's results for weights, or groups of them, in threads."""
-        if self.options.threads == 1 or len(parts) < 2:
-            return [function(part) for part in parts]
-        with ThreadPoolExecutor(self.options.threads) as pool:
-            return list(pool.map(function, parts))
+    more = f" and of {len(names) - 1} more" if len(names) > 1 else ""
+    remark = (
+        f"dataset: the model gave values that are not finite, or beyond {LARGEST:.2g}, for the input of "
+        f"{shown(names[0])}{more}: the samples that do were left out for it"
+    )
+    warn(remark, CompressionWarning, stacklevel=3)
+    return plan, (remark,)
 
 
 def _verify(model: ov.Model, device: Device | None, roles: Roles | None) -> None:
@@ -429,7 +315,7 @@ def _says_the_same(model: Any, recipe: dict[str, str]) -> bool:
     return isinstance(said, dict) and all(str(said.get(name)) == value for name, value in recipe.items())
 
 
-def _leave_recipe(model: Any, report: Report, options: Options) -> None:
+def _write_metadata(model: Any, report: Report, options: Options) -> None:
     """Write into the model how it was made, so that a saved IR can say so."""
     version = ov_weight_compression.__version__
     own = {**report.recipe, "version": version, "openvino_version": ov.get_version()}

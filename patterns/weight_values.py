@@ -18,7 +18,7 @@ from openvino import opset13 as ops
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.file_mappings import FileMappings
 from ov_weight_compression.ir_utils.option_kinds import shown
-from ov_weight_compression.ir_utils.types import Float32
+from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.ir_utils.weight_source import ChainSource, ConstantSource, FoldedSource, WeightSource
 from ov_weight_compression.patterns.weight import Weight
 
@@ -55,6 +55,11 @@ class Sources:
             if name in self.by_name
         }
         return Sources({**self.by_name, **changed}, self.given)
+
+    def unfolded(self, name: str, matrix: Array) -> Array:
+        """What a matrix `[rows, columns]` of values like a weight's stands for without its factors."""
+        source = self.by_name[name]
+        return source.unfolded(matrix) if isinstance(source, FoldedSource) else matrix
 
     def constant(self, weight: Weight) -> ov.Node:
         """A weight's values as a Constant of the shape and type that it has in the graph."""

@@ -517,7 +517,7 @@ def test_names_of_weights_reach_the_error(
     def broken(*_: object, **__: object) -> None:
         raise ArithmeticError("no luck")
 
-    monkeypatch.setattr("ov_weight_compression.passes.encode_job.encode_rows", broken)
+    monkeypatch.setattr("ov_weight_compression.passes.encoding.encode_rows", broken)
     said = failing(capsys, 1, tmp_path / "m.xml", "-o", tmp_path / "o.xml", "--quiet")
     assert re.search(r"weight_\d", said)
     assert "no luck" in said
@@ -528,10 +528,10 @@ class TestASourceThatChanges:
     """While its weights are read: an error that names the file, and nothing is written."""
 
     def compress(self, change: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> int:
-        from ov_weight_compression.passes import encode_job
+        from ov_weight_compression.passes import encoding
 
         ov.save_model(layers(4, 512), tmp_path / "m.xml", compress_to_fp16=False)
-        original, calls = encode_job.encode_rows, 0
+        original, calls = encoding.encode_rows, 0
 
         def encode(*arguments: object, **options: object) -> object:
             nonlocal calls
@@ -540,7 +540,7 @@ class TestASourceThatChanges:
                 change(tmp_path / "m.bin")
             return original(*arguments, **options)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(encode_job, "encode_rows", encode)
+        monkeypatch.setattr(encoding, "encode_rows", encode)
         words = [str(tmp_path / "m.xml"), "-o", str(tmp_path / "o.xml"), "--mode", "int8_sym", "--threads", "1"]
         return main([*words, "--scale-search", "off", "--quiet"])
 

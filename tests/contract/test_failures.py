@@ -6,62 +6,78 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import openvino as ov
 import pytest
 
+from ov_weight_compression.ir_utils.layout import Slab
+from ov_weight_compression.ir_utils.types import Array
+from ov_weight_compression.ir_utils.weight_source import ValueRange, WeightSource
 from ov_weight_compression.passes import CompressionError, WorkError, apply_weight_compression
+from ov_weight_compression.patterns import Weight
 from tests.models import layers, llama
 from tests.running import run, stored
 
-ENCODE = "ov_weight_compression.passes.encode_job.WeightJob._encode"
 
+class Failing(WeightSource):
+    """A weight of ones that cannot be read while it is stored, unless it is mended."""
 
-@pytest.fixture
-def broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights of the second layer cannot be computed."""
-    from ov_weight_compression.passes.encode_job import WeightJob
+    element_type = "f32"
 
-    original = WeightJob._encode
+    def __init__(self, weight: Weight) -> None:
+        self.layout = weight.layout
+        self.mended = False
 
-    def encode(self: WeightJob, *arguments: object) -> object:
-        if self.name == "weight_1":
+    def scan(self) -> ValueRange:
+        return ValueRange(1.0, 0)
+
+    def read(self, slab: Slab) -> Array:
+        if not self.mended:
             raise ArithmeticError("no luck")
-        return original(self, *arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(WeightJob, "_encode", encode)
+        return np.ones((slab.stop - slab.start, self.layout.columns), np.float32)
 
 
-@pytest.mark.usefixtures("broken")
+def failing(weight: Weight) -> WeightSource | None:
+    """The second layer's weight fails, the others are the model's."""
+    return Failing(weight) if weight.name == "weight_1" else None
+
+
 def test_when_openvino_saves(tmp_path: Path) -> None:
-    model = apply_weight_compression(layers(3), mode="int8_sym")
+    model = apply_weight_compression(layers(3), mode="int8_sym", sources=failing)
     with pytest.raises(RuntimeError, match="weight_1: ArithmeticError: no luck"):
         ov.save_model(model, tmp_path / "m.xml")
 
 
-@pytest.mark.usefixtures("broken")
 def test_when_a_model_is_compiled() -> None:
-    model = apply_weight_compression(layers(3), mode="int8_sym")
+    model = apply_weight_compression(layers(3), mode="int8_sym", sources=failing)
     with pytest.raises(RuntimeError, match="weight_1: ArithmeticError: no luck"):
         ov.Core().compile_model(model, "CPU")
 
 
-@pytest.mark.usefixtures("broken")
 def test_at_once_the_model_is_left_as_it_was(tmp_path: Path) -> None:
     model = layers(3)
     before = stored(model.clone(), tmp_path / "before")
     with pytest.raises(WorkError, match="weight_1: ArithmeticError: no luck"):
-        apply_weight_compression(model, mode="int8_sym", lazy=False)
+        apply_weight_compression(model, mode="int8_sym", lazy=False, sources=failing)
     assert stored(model, tmp_path / "after") == before
 
 
-def test_after_a_failure_the_model_can_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = apply_weight_compression(layers(3), mode="int8_sym")
-    with monkeypatch.context() as patch:
-        patch.setattr(ENCODE, lambda *_: 1 / 0)
-        with pytest.raises(RuntimeError, match="weight_0: ZeroDivisionError"):
-            stored(model, tmp_path / "failed")
-    expected = stored(apply_weight_compression(layers(3), mode="int8_sym"), tmp_path / "expected")
-    assert stored(model, tmp_path / "again") == expected
+def test_after_a_failure_the_model_can_be_used(tmp_path: Path) -> None:
+    made: list[Failing] = []
+
+    def given(weight: Weight) -> WeightSource | None:
+        if weight.name == "weight_1":
+            made.append(Failing(weight))
+            return made[-1]
+        return None
+
+    model = apply_weight_compression(layers(3), mode="int8_sym", sources=given)
+    with pytest.raises(RuntimeError, match="weight_1: ArithmeticError: no luck"):
+        stored(model, tmp_path / "failed")
+    made[0].mended = True
+    again = apply_weight_compression(layers(3), mode="int8_sym", sources=given)
+    made[1].mended = True
+    assert stored(model, tmp_path / "again") == stored(again, tmp_path / "expected")
     assert run(model)[0].shape[-1] == 64
 
 

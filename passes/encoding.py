@@ -1,11 +1,11 @@
-"""One weight's computation, cut into pieces of rows, as the pipeline wants it."""
+"""One weight's codes, scales and zero points: how they are computed, cut into pieces of rows, and where they wait."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import numpy as np
 import openvino as ov
@@ -14,75 +14,96 @@ from ov_weight_compression.ir_utils.errors import WorkError
 from ov_weight_compression.ir_utils.layout import Layout, Slab
 from ov_weight_compression.ir_utils.lazy_weight import Part, Sink, filled
 from ov_weight_compression.ir_utils.packing import pack
+from ov_weight_compression.ir_utils.spool import Spool, Spooled
 from ov_weight_compression.ir_utils.types import Array, element_type
 from ov_weight_compression.ir_utils.weight_source import WeightSource
 from ov_weight_compression.ir_utils.worker_pool import Task
-from ov_weight_compression.passes.channel_importance import ChannelImportance
-from ov_weight_compression.passes.stored import StoredRows
+from ov_weight_compression.passes.channel_importance import Importance
+from ov_weight_compression.passes.plan import Plan, PlannedWeight, stored_parts
 from ov_weight_compression.quantization.encode import encode_rows, turn_over_first_group
 from ov_weight_compression.quantization.formats import stored_codebook
 from ov_weight_compression.quantization.reference import tensor_scale_of, unusable
 from ov_weight_compression.quantization.spec import Encoded, Spec
 
-__all__ = ["Importance", "WeightJob", "stored_parts"]
+__all__ = ["StoredRows", "StoredWeight", "WeightEncoding", "encoding_of", "keep"]
 
 _BLOCK_ELEMENTS = 1 << 19  # of the quantiser: what is cut into whole blocks leaves none half empty
 _BLOCKS = 4
 _ROWS_ALIGNMENT = 8  # any number of columns times eight rows ends on a byte (and on u3's blocks of eight)
 
 
-def stored_parts(layout: Layout, spec: Spec, scale_type: str | None = None) -> dict[str, Part]:
-    """What a weight of this layout is stored as, by the part's name; scales in another type where one is given."""
-    row, group = spec.format, spec.group_size
-    scales = layout.scale_shape(group)
-    parts = {"codes": Part(row.storage, layout.grouped_shape(group))}
-    if row.zero_point == "group":
-        parts["zero_point"] = Part(row.zero_type or row.storage, scales)
-    elif row.zero_point == "scalar":
-        parts["zero_point"] = Part("i8", ())
-    parts["scale"] = Part(scale_type or spec.scale_type, scales)
-    if row.tensor_scale:
-        parts["tensor_scale"] = Part("f32", ())
-    table = stored_codebook(row)
-    if table is not None and row.codebook_type is not None:
-        parts["table"] = Part(row.codebook_type, (table.size,))
-    return parts
+class StoredRows(Protocol):
+    """A weight that is encoded already, whoever did it and wherever it lies."""
+
+    @property
+    def tensor_scale(self) -> np.float32 | None:
+        """The weight's f32 scalar, where its format has one."""
+        ...
+
+    def rows(self, slab: Slab) -> Encoded:
+        """Some rows of the weight, codes unpacked."""
+        ...
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """The codes, scales and zero points of one weight in a spool; scalars and tables as they are."""
+
+    codes: Spooled
+    scale: Spooled
+    zero_point: Spooled | None
+    rest: Encoded
+    """`Encoded` without its arrays: tensor scale and table."""
+
+    @property
+    def tensor_scale(self) -> np.float32 | None:
+        """The weight's f32 scalar, where its format has one."""
+        return self.rest.tensor_scale
+
+    def rows(self, slab: Slab) -> Encoded:
+        """Some rows of the weight."""
+        zero = None if self.zero_point is None else self.zero_point.rows(slab.start, slab.stop)
+        return replace(
+            self.rest,
+            codes=self.codes.rows(slab.start, slab.stop),
+            scale=self.scale.rows(slab.start, slab.stop),
+            zero_point=zero,
+        )
+
+    def everything(self) -> Encoded:
+        """All rows of the weight."""
+        rows = self.codes.shape[0]
+        return self.rows(Slab(0, rows, (slice(0, rows),)))
+
+
+def keep(encoded: Encoded, spool: Spool) -> StoredWeight:
+    """Move a weight's arrays to disk."""
+    nothing = np.empty(0, dtype=np.uint8)
+    return StoredWeight(
+        codes=spool.put(encoded.codes),
+        scale=spool.put(encoded.scale),
+        zero_point=None if encoded.zero_point is None else spool.put(encoded.zero_point),
+        rest=replace(encoded, codes=nothing, scale=nothing, zero_point=None),
+    )
+
+
+def encoding_of(planned: PlannedWeight, plan: Plan) -> WeightEncoding:
+    """How a weight's constants are computed."""
+    weight, stored = planned.weight, planned.stored
+    return WeightEncoding(
+        weight.name,
+        weight.layout,
+        planned.spec,
+        planned.absmax,
+        plan.sources[weight] if stored is None else None,
+        stored,
+        planned.importance if stored is None and planned.spec.search else None,
+        planned.stored_scale_type,
+    )
 
 
 @dataclass(frozen=True, eq=False)
-class Importance:
-    """Where the importance of a weight's input channels comes from."""
-
-    seen: Array | None = None
-    """E[x²] of the input, `[columns]` or `[experts, columns]`, where data have shown it."""
-    channels: ChannelImportance | None = None
-    """What the graph says, where they have not."""
-    weight: str = ""
-    """Whose channels."""
-    factors: Array | None = None
-    """`[columns]` or `[experts, columns]`: the values that are quantised have been multiplied by them."""
-
-    @property
-    def experts(self) -> int:
-        """Into how many blocks of rows, each with an importance of its own, the weight falls."""
-        return max(1 if part is None or part.ndim == 1 else len(part) for part in (self.seen, self.factors))
-
-    def energy(self) -> Array | None:
-        """What an error in each column of the values that are quantised costs; None for all alike."""
-        energy = self.seen if self.channels is None else self.channels.of(self.weight)
-        if self.factors is None:
-            return energy
-        return np.asarray((1 if energy is None else energy) / np.square(self.factors))
-
-    @property
-    def identity(self) -> Hashable:
-        """Equal for weights that count alike, if their values are the same."""
-        arrays = [None if one is None else one.tobytes() for one in (self.seen, self.factors)]
-        return (*arrays, None if self.channels is None else self.channels.identity(self.weight))
-
-
-@dataclass(frozen=True, eq=False)
-class WeightJob:
+class WeightEncoding:
     """Quantise one weight. Implements `ir_utils.lazy_weight.Encoding`."""
 
     bulk: ClassVar[str] = "codes"
@@ -130,22 +151,22 @@ class WeightJob:
         """One task for each piece of rows; the codes go to `sink`."""
         layout, parts = self.layout, self.parts
         experts = 1 if self.importance is None else self.importance.experts
-        row, group = self.spec.format, self.spec.group_size
+        format, group = self.spec.format, self.spec.group_size
         scale_dtype = {"f16": np.float16, "f32": np.float32}.get(self.spec.scale_type, np.uint8)
         groups = layout.columns // self.spec.group_of(layout.columns)
         scales: Array = np.empty((layout.rows, groups), dtype=scale_dtype)
-        zeros: Array | None = np.empty((layout.rows, groups), dtype=np.uint8) if row.zero_point == "group" else None
+        zeros: Array | None = np.empty((layout.rows, groups), dtype=np.uint8) if format.zero_point == "group" else None
         unpacked: Array | None = None
         if not layout.contiguous:
-            unpacked = np.empty(layout.shape, dtype=np.uint16 if row.bits == 16 else np.uint8)
+            unpacked = np.empty(layout.shape, dtype=np.uint16 if format.bits == 16 else np.uint8)
         tensor_scale = self._tensor_scale
 
         def run(slab: Slab) -> None:
-            offset, size = (slab.start * layout.columns * row.bits // 8, (slab.stop - slab.start) * layout.columns)
+            offset, size = (slab.start * layout.columns * format.bits // 8, (slab.stop - slab.start) * layout.columns)
             into = None
             if self._packs:
                 into = Encoded(
-                    codes=sink.room(offset, size * row.bits // 8),
+                    codes=sink.room(offset, size * format.bits // 8),
                     scale=scales[slab.start : slab.stop],
                     zero_point=None if zeros is None else zeros[slab.start : slab.stop],
                 )
@@ -160,7 +181,7 @@ class WeightJob:
                 target = layout.matrix_view(unpacked)[slab.index]
                 target[...] = encoded.codes.reshape(target.shape)
             else:
-                sink.write(offset, encoded.codes.reshape(-1) if self._packs else pack(encoded.codes, row.bits))
+                sink.write(offset, encoded.codes.reshape(-1) if self._packs else pack(encoded.codes, format.bits))
             if into is None:
                 scales[slab.start : slab.stop] = encoded.scale
                 if zeros is not None and encoded.zero_point is not None:
@@ -168,7 +189,7 @@ class WeightJob:
 
         def finish() -> dict[str, ov.Tensor]:
             if unpacked is not None:
-                sink.write(0, pack(unpacked, row.bits))
+                sink.write(0, pack(unpacked, format.bits))
             wide = scales.astype(np.float32) if parts["scale"].type == "f32" else scales
             tensors = {"scale": filled(parts["scale"], layout.scales_in_place(wide, group))}
             if zeros is not None:
@@ -214,14 +235,14 @@ class WeightJob:
 
     def known_parts(self) -> dict[str, ov.Tensor]:
         """The parts that are known before anything is computed: scalars and tables."""
-        row, parts = self.spec.format, self.parts
+        format, parts = self.spec.format, self.parts
         values: dict[str, Array] = {}
-        if row.zero_point == "scalar":
-            values["zero_point"] = np.array([row.zero_value], dtype=np.int8)
+        if format.zero_point == "scalar":
+            values["zero_point"] = np.array([format.zero_value], dtype=np.int8)
         tensor_scale = self._tensor_scale
         if tensor_scale is not None:
             values["tensor_scale"] = np.array([tensor_scale], dtype=np.float32)
-        table = stored_codebook(row)
+        table = stored_codebook(format)
         if table is not None:
             values["table"] = table
         return {name: filled(parts[name], data) for name, data in values.items()}

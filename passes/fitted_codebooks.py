@@ -14,49 +14,52 @@ and large ones by a sample of their rows, so any number of them takes the memory
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
 from ov_weight_compression.ir_utils.types import Array
 from ov_weight_compression.ir_utils.weight_source import WeightSource
-from ov_weight_compression.passes.choice import Choice, Plan
+from ov_weight_compression.passes.channel_importance import weigh_channels
+from ov_weight_compression.passes.measurements import Measurements
 from ov_weight_compression.passes.modes import CodebookSharing
 from ov_weight_compression.passes.options import Options
-from ov_weight_compression.patterns import Sources, Weight
+from ov_weight_compression.passes.plan import Algorithm, Plan, PlannedWeight
+from ov_weight_compression.patterns import Weight
 from ov_weight_compression.quantization.formats import Format
 from ov_weight_compression.quantization.lloyd import Histogram, fitted_format, sample_step
 
-__all__ = ["Importance", "with_tables"]
-
-Importance = Callable[[Weight], "Array | None"]
-"""What an error in each input channel of a weight costs, `[in]` or `[experts, in]`; None for all alike."""
+__all__ = ["fit_codebooks"]
 
 _PIECE_ELEMENTS = 1 << 19
 _BLOCK_NUMBER = re.compile(r"(?<=[./_])\d+(?=[./])")
 
 
-def with_tables(plan: Plan, sources: Sources, options: Options, importance: Importance) -> Plan:
-    """The plan with fitted tables of `codebook_size` entries in place of the stand-ins of `adaptive_codebook`."""
-    sharing: dict[str, list[Choice]] = {}
-    for choice in plan.choices:
-        if choice.spec.format.name == "adaptive_codebook":
-            sharing.setdefault(_key(choice.weight, options.codebook_sharing), []).append(choice)
-    tables: dict[str, Format] = {}
-    for choices in sharing.values():
-        histograms = (_histogram(choice, sources[choice.weight], importance(choice.weight)) for choice in choices)
-        row = choices[0].spec.format
+def fit_codebooks(plan: Plan, options: Options, data: Measurements) -> Plan:
+    """The plan with fitted tables of `codebook_size` entries in place of the stand-ins of `adaptive_codebook`, weighted
+    as the scale search is."""
+    if options.scale_search != "off":
+        plan = weigh_channels(plan, data, Algorithm.CODEBOOK_FIT)
+    sharing: dict[str, list[PlannedWeight]] = {}
+    for planned in plan.weights:
+        if Algorithm.CODEBOOK_FIT in planned.algorithms:
+            sharing.setdefault(_key(planned.weight, options.codebook_sharing), []).append(planned)
+    formats: dict[str, Format] = {}
+    for together in sharing.values():
         fitted = fitted_format(
-            row, histograms, count=options.codebook_size, codebook_type=options.codebook_type, start=options.codebook
+            together[0].spec.format,
+            (_histogram(planned, plan.sources[planned.weight]) for planned in together),
+            count=options.codebook_size,
+            codebook_type=options.codebook_type,
+            start=options.codebook,
         )
-        tables.update((choice.weight.name, fitted) for choice in choices)
-    return replace(plan, choices=tuple(_with_table(choice, tables) for choice in plan.choices))
+        formats.update((planned.weight.name, fitted) for planned in together)
+    return replace(plan, weights=tuple(_with_format(planned, formats) for planned in plan.weights))
 
 
-def _with_table(choice: Choice, tables: dict[str, Format]) -> Choice:
-    table = tables.get(choice.weight.name)
-    return choice if table is None else replace(choice, spec=replace(choice.spec, format=table))
+def _with_format(planned: PlannedWeight, formats: dict[str, Format]) -> PlannedWeight:
+    format = formats.get(planned.weight.name)
+    return planned if format is None else replace(planned, spec=replace(planned.spec, format=format))
 
 
 def _key(weight: Weight, sharing: CodebookSharing) -> str:
@@ -69,9 +72,10 @@ def _key(weight: Weight, sharing: CodebookSharing) -> str:
     return f"own: {weight.name}"
 
 
-def _histogram(choice: Choice, source: WeightSource, importance: Array | None) -> Histogram:
+def _histogram(planned: PlannedWeight, source: WeightSource) -> Histogram:
     layout = source.layout
-    histogram = Histogram(choice.absmax, choice.spec.group_of(layout.columns))
+    importance: Array | None = None if planned.importance is None else planned.importance.energy()
+    histogram = Histogram(planned.absmax, planned.spec.group_of(layout.columns))
     experts = 1 if importance is None or importance.ndim == 1 else len(importance)
     largest = 0.0 if importance is None else float(importance.max(initial=0.0))
     step = sample_step(layout.rows, layout.columns)

@@ -1,0 +1,220 @@
+"""Weights encoded while the data run through the model, layer by layer: codes and adapters, kept on disk until saved.
+
+For each input that layers share, H is measured once, and what depends on it alone (its factor, the correction towards
+the float model's output) is computed once; each of its weights then gets codes (by GPTQ or by the weighted search), and
+adapters for what the codes have lost. Where two streams run, the layers after see both. Experts with inputs of their
+own are layers of their own; one that the data never reached keeps codes from its weights alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ov_weight_compression.ir_utils.errors import CompressionError, WorkError
+from ov_weight_compression.ir_utils.spool import Spool
+from ov_weight_compression.ir_utils.types import Array, Float32
+from ov_weight_compression.passes.encoding import StoredWeight, keep
+from ov_weight_compression.passes.lora import StoredAdapters, fit_adapters, obstacle
+from ov_weight_compression.passes.measurements import Measurements
+from ov_weight_compression.passes.plan import Algorithm, Plan, PlannedWeight, Statistic
+from ov_weight_compression.patterns import Kind
+from ov_weight_compression.quantization.encode import decode_rows, encode_rows
+from ov_weight_compression.quantization.layerwise.hessian import DAMPING, Hessian, hessian_of, input_correction
+from ov_weight_compression.quantization.layerwise.layer import Step, fit_rows
+from ov_weight_compression.quantization.reference import tensor_scale_of
+from ov_weight_compression.quantization.spec import Encoded, Spec, join_rows
+
+if TYPE_CHECKING:
+    from ov_weight_compression.calibration import LayerInput, Seen, Stage
+
+__all__ = ["HessianInfo", "encode_layer", "encode_layer_by_layer", "hessian_info_of"]
+
+_TOGETHER = 1 << 24
+"""Elements of weights that are encoded at once."""
+
+
+def encode_layer_by_layer(plan: Plan, data: Measurements) -> tuple[Plan, tuple[str, ...]]:
+    """The plan with codes, and adapters where they are asked for, of every weight whose algorithms want Gram matrices;
+    and the names of those whose inputs were not finite on some samples, which were left out for them.
+
+    Raises:
+        WorkError: a weight cannot be encoded, or the model not be run; names it.
+    """
+    wanted = {one.weight.name: one for one in plan.weights if Statistic.GRAM in one.statistics}
+    if not wanted:
+        return plan, ()
+    from ov_weight_compression.calibration import open_streams
+
+    method = plan.method
+    encoded = _Encoded(wanted, plan)
+    with open_streams(
+        data.model,
+        [one.weight for one in plan.weights],
+        data.samples(method.tuning.gptq_subset if method.steps is not None else method.tuning.lora_subset),
+        compressed=method.two_streams,
+        calibration_memory=data.memory,
+        quiet=data.quiet,
+        sources=data.sources,
+    ) as streams:
+        for stage in streams:
+            for layer_input in stage.inputs:
+                encoded.take(layer_input, stage)
+    weights = tuple(replace(one, stored=encoded.weights.get(one.weight.name)) for one in plan.weights)
+    return replace(plan, weights=weights, adapters=encoded.adapters), tuple(encoded.left_out)
+
+
+@dataclass
+class _Encoded:
+    """What has been encoded of the wanted weights so far, by the weight's name."""
+
+    wanted: Mapping[str, PlannedWeight]
+    plan: Plan
+    spool: Spool = field(default_factory=Spool)
+    weights: dict[str, StoredWeight] = field(default_factory=dict)
+    adapters: dict[str, StoredAdapters | None] = field(default_factory=dict)
+    """None where there is nothing to correct."""
+    left_out: list[str] = field(default_factory=list)
+
+    def take(self, layer_input: LayerInput, stage: Stage) -> None:
+        """Encode every wanted weight that reads one input; the layers after it see the result."""
+        names = [name for name in layer_input.weights if name in self.wanted]
+        if not names:
+            return
+        method, sources = self.plan.method, self.plan.sources
+        seen = layer_input.measure(cross=method.two_streams)
+        self.left_out += names if layer_input.left_out else []
+        known: dict[int, list[HessianInfo]] = {}
+        for together in self._together(names):
+            factors = self.plan.folding.columns.get(together[0])
+            if id(factors) not in known:
+                known[id(factors)] = hessian_info_of(seen, factors, method.tuning.gptq_damping)
+            try:
+                matrices = [sources.by_name[name].read_all() for name in together]
+                values = self._encode(together, matrices, known[id(factors)])
+            except (ValueError, np.linalg.LinAlgError) as error:
+                if isinstance(error, CompressionError):
+                    raise
+                raise WorkError(f"{', '.join(together)}: {error}") from error
+            if method.two_streams:
+                for name, found in zip(together, values, strict=True):
+                    adapters = self.adapters.get(name)
+                    corrected = found if adapters is None else found + adapters.values()
+                    layout = sources.by_name[name].layout
+                    stage.replace(name, layout.from_matrix(sources.unfolded(name, corrected)))
+
+    def _together(self, names: Sequence[str]) -> Iterator[list[str]]:
+        """Weights whose rows can be encoded as those of one: stored alike, scaled alike, without experts."""
+        batch: list[str] = []
+        for name in names:
+            if batch and not (self._alike(batch[0], name) and self._elements([*batch, name]) <= _TOGETHER):
+                yield batch
+                batch = []
+            batch.append(name)
+        if batch:
+            yield batch
+
+    def _alike(self, first: str, second: str) -> bool:
+        one, other, columns = self.wanted[first], self.wanted[second], self.plan.folding.columns
+        if one.spec != other.spec or one.spec.format.tensor_scale:
+            return False
+        if Kind.EXPERTS in (one.weight.kind, other.weight.kind):
+            return False
+        return columns.get(first) is columns.get(second)  # the same fold
+
+    def _elements(self, names: Sequence[str]) -> int:
+        return sum(self.wanted[name].weight.elements for name in names)
+
+    def _encode(self, names: Sequence[str], matrices: list[Float32], known: list[HessianInfo]) -> list[Float32]:
+        """Encode weights `[rows, in]` that are stored alike; their values as stored, without adapters."""
+        planned, method = self.wanted[names[0]], self.plan.method
+        scale = tensor_scale_of(planned.absmax, planned.spec.format)
+        rows = matrices[0] if len(matrices) == 1 else np.concatenate(matrices)
+        encoded = encode_layer(rows, planned.spec, known, method.steps, scale)
+        found = []
+        begin = 0
+        for name, matrix in zip(names, matrices, strict=True):
+            own = encoded.rows(begin, begin + len(matrix))
+            begin += len(matrix)
+            self.weights[name] = keep(own, self.spool)
+            found.append(decode_rows(own, planned.spec))
+            if Algorithm.LORA in self.wanted[name].algorithms and not obstacle(self.wanted[name].weight):
+                self.adapters[name] = fit_adapters(
+                    matrix, found[-1], known[0], method.lora_rank, self.spool, method.tuning.lora_rounds
+                )
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class HessianInfo:
+    """What one input (of one expert) says to the layers that read it."""
+
+    gram: Array
+    """H [in, in] of what the compressed layer reads; zeros where nothing was seen."""
+    correction: Float32 | None = None
+    """K, [in, in]: the layer aims at `W + W K`."""
+    damping: float | None = None
+    """What is added to the diagonal of H, as a share of its median; None for what is usual."""
+
+    @cached_property
+    def energy(self) -> Float32 | None:
+        """`H_jj` [in], in units of its mean; None where nothing was seen."""
+        diagonal = np.diagonal(self.gram).astype(np.float32)
+        return diagonal / np.float32(diagonal.mean(dtype=np.float64)) if np.any(diagonal) else None
+
+    @cached_property
+    def hessian(self) -> Hessian:
+        """H, prepared for GPTQ."""
+        return hessian_of(self.gram, damping=DAMPING if self.damping is None else self.damping)
+
+    def target(self, weight: Float32) -> Float32:
+        """What the layer aims at, for rows of its weight."""
+        return weight if self.correction is None else weight + weight @ self.correction
+
+
+def hessian_info_of(seen: Seen, factors: Float32 | None = None, damping: float | None = None) -> list[HessianInfo]:
+    """One entry, or one per expert. With `factors` [in], or [experts, in], the layers will see the input divided by
+    them."""
+    grams: Array = seen.gram if seen.gram.ndim == 3 else seen.gram[None]
+    crosses = seen.cross if seen.cross is None or seen.cross.ndim == 3 else seen.cross[None]
+    if factors is not None:
+        each = np.atleast_2d(1 / factors)
+        inverse = (each[:, :, None] * each[:, None, :]).astype(np.float32)
+        grams, crosses = grams * inverse, None if crosses is None else crosses * inverse
+    return [_of_one(one, None if crosses is None else crosses[number], damping) for number, one in enumerate(grams)]
+
+
+def _of_one(gram: Array, cross: Array | None, damping: float | None) -> HessianInfo:
+    if cross is None or not np.any(np.diagonal(gram)):
+        return HessianInfo(gram, damping=damping)
+    return HessianInfo(gram, input_correction(gram, cross), damping)
+
+
+def encode_layer(
+    weight: Float32,
+    spec: Spec,
+    known: list[HessianInfo],
+    steps: tuple[Step, ...] | None,
+    tensor_scale: np.float32 | None,
+) -> Encoded:
+    """Stored arrays of a weight `[rows, in]`, whose rows fall into as many experts as there are entries in `known`.
+
+    By these `steps`; with None by the scale search, weighted with the energy of the input's channels.
+    """
+    blocks = np.split(weight, len(known))
+    parts = [_encode_block(block, spec, one, steps, tensor_scale) for block, one in zip(blocks, known, strict=True)]
+    return join_rows(parts)
+
+
+def _encode_block(
+    weight: Float32, spec: Spec, known: HessianInfo, steps: tuple[Step, ...] | None, tensor_scale: np.float32 | None
+) -> Encoded:
+    if known.energy is None:
+        return encode_rows(weight, spec, tensor_scale=tensor_scale)
+    if steps is None:
+        return encode_rows(weight, spec, importance=known.energy, weighting="data", tensor_scale=tensor_scale)
+    return fit_rows(known.target(weight), spec, known.hessian, steps, tensor_scale=tensor_scale)

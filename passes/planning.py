@@ -1,0 +1,185 @@
+"""Decide what every weight gets, before anything is edited.
+
+    rule, first match        → its mode, or left alone
+    embedding, last layer    → backup mode (unless all_layers)
+    convolution              → 8 bits, whatever the mode
+    ratio and sensitivity    → the mode, or the backup mode for the most sensitive
+    group does not divide    → adjusted group, backup mode, skip or error, as group_size_fallback says (see `fit`)
+
+What comes of it is data: a `PlannedWeight` for each weight, a `Skip` for every other constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from ov_weight_compression.ir_utils.errors import OptionError
+from ov_weight_compression.ir_utils.option_kinds import shown
+from ov_weight_compression.ir_utils.weight_source import ValueRange, WeightSource
+from ov_weight_compression.ir_utils.worker_pool import in_threads
+from ov_weight_compression.passes.fit import fit
+from ov_weight_compression.passes.measurements import Measurements
+from ov_weight_compression.passes.method import Method
+from ov_weight_compression.passes.modes import BackupMode, Mode
+from ov_weight_compression.passes.options import Options
+from ov_weight_compression.passes.plan import Algorithm, DecidedBy, Plan, PlannedWeight, Request, Statistic, skipped
+from ov_weight_compression.passes.rules import Rule
+from ov_weight_compression.patterns import Kind, Skip, Weight
+from ov_weight_compression.patterns.matching import matching
+from ov_weight_compression.quantization.formats import FORMATS
+from ov_weight_compression.quantization.sensitivity import sensitivity, weight_noise
+
+__all__ = ["make_plan"]
+
+_PIECE_ELEMENTS = 1 << 19
+_EPSILON = {"f16": 2.0**-10, "bf16": 2.0**-10, "f32": 2.0**-23, "f64": 2.0**-52}
+
+
+def make_plan(
+    weights: Sequence[Weight],
+    skips: Iterable[Skip],
+    options: Options,
+    data: Measurements,
+    shared_out: bool = False,
+) -> Plan:
+    """Decide for every weight. Values are scanned of those that will be stored otherwise, and their noise is measured
+    where a ratio shares out between them; data are run where its metric asks for them.
+
+    `shared_out`: the model has been compressed with these options, so what `ratio` decides over is decided already.
+
+    Raises:
+        OptionError: a group does not divide a weight's channels and `group_size_fallback` is `error`; a rule matches
+            nothing.
+    """
+    skips = tuple(skips)
+    rules = _rules_by_weight(weights, skips, options)
+    left, wanted = list(skips), []
+    for weight in weights:
+        request = _forced(weight, rules.get(weight.name), options)
+        if request is not None and request.mode is None:
+            left.append(skipped(weight, request.reason))
+        elif request is None and shared_out:
+            left.append(skipped(weight, "left alone when the model was compressed with this ratio"))
+        else:
+            wanted.append((weight, request))
+    ranges = in_threads(WeightSource.scan, [data.sources[weight] for weight, _ in wanted], options.threads)
+    nonfinite = [_nonfinite(weight, found) for (weight, _), found in zip(wanted, ranges, strict=True) if found.bad]
+    sound = [(*pair, found) for pair, found in zip(wanted, ranges, strict=True) if not found.bad]
+    requests = _settle_ratio([weight for weight, _, _ in sound], [one for _, one, _ in sound], options, data)
+    planned: list[PlannedWeight] = []
+    for (weight, _, found), request in zip(sound, requests, strict=True):
+        fitted = fit(weight, request, found, options)
+        if isinstance(fitted, Skip):
+            left.append(fitted)
+        else:
+            planned.append(_with_algorithms(fitted, data.method))
+    return Plan(tuple(planned), (*left, *nonfinite), tuple(nonfinite), data.sources, data.method)
+
+
+def _with_algorithms(planned: PlannedWeight, method: Method) -> PlannedWeight:
+    """What will be done with a weight's values, and what that wants of the data."""
+    stored = planned.spec.format
+    algorithms: list[Algorithm] = []
+    if method.folds and stored.bits <= 4:
+        algorithms.append(Algorithm.AWQ)
+    if stored.name == Mode.ADAPTIVE_CODEBOOK.value:
+        algorithms.append(Algorithm.CODEBOOK_FIT)
+    if planned.spec.search:
+        algorithms.append(Algorithm.SCALE_SEARCH)
+    statistics = [Statistic.ENERGY] if algorithms and method.weighted else []
+    if method.layer_by_layer and planned.is_low_bit:
+        algorithms += [Algorithm.LAYERWISE] if method.steps is not None else []
+        algorithms += [Algorithm.LORA] if method.lora_rank else []
+        statistics.append(Statistic.GRAM)
+    return replace(planned, algorithms=tuple(algorithms), statistics=tuple(statistics))
+
+
+def _rules_by_weight(weights: Sequence[Weight], skips: Sequence[Skip], options: Options) -> dict[str, Rule]:
+    """The first rule that speaks for each weight, by the weight's name."""
+    found: dict[str, Rule] = {}
+    apart = {name for skip in skips for name in (skip.name, skip.consumer)}
+    for number, rule in enumerate(options.rules):
+        matched = matching(rule.pattern, weights, apart)
+        if not matched and rule.pattern not in apart:
+            raise OptionError(
+                f"rules[{number}]: {shown(rule.pattern)} matches no weight of the model; "
+                "names are those of constants and of the layers that use them, as the report lists them"
+            )
+        for weight in matched:
+            found.setdefault(weight.name, rule)
+    return found
+
+
+def _settle_ratio(
+    weights: Sequence[Weight], forced: Sequence[Request | None], options: Options, data: Measurements
+) -> list[Request]:
+    """The forced requests as they are, and for all other weights what the ratio gives them."""
+    primary = Request(options.mode, options.effective_group, decided_by=(DecidedBy.RATIO,))
+    backup = replace(
+        _backup(options, f"among the most sensitive {1 - options.ratio:.0%}"), decided_by=(DecidedBy.RATIO,)
+    )
+    places = [place for place, request in enumerate(forced) if request is None]
+    kept = {places[n] for n in _most_sensitive([weights[place] for place in places], options, data)}
+    return [request or (backup if place in kept else primary) for place, request in enumerate(forced)]
+
+
+def _forced(weight: Weight, rule: Rule | None, options: Options) -> Request | None:
+    """What a weight gets whatever the ratio; None where the ratio decides."""
+    if rule is not None:
+        if rule.mode is None:
+            return Request(None, -1, f"rule {rule.pattern!r} leaves it alone")
+        group = FORMATS[rule.mode.value].default_group if rule.group_size is None else rule.group_size
+        return Request(rule.mode, group, f"rule {rule.pattern!r}", (DecidedBy.RULE,))
+    if options.mode.is_int8:
+        return Request(options.mode, -1, decided_by=(DecidedBy.MODE,))
+    if weight.kind is Kind.CONVOLUTION and not FORMATS[options.mode.value].everywhere:
+        return _backup(options, "convolution")
+    if weight.backup_reason and not options.all_layers:
+        return _backup(options, weight.backup_reason)
+    return None
+
+
+def _backup(options: Options, reason: str) -> Request:
+    if options.backup_mode is BackupMode.NONE:
+        return Request(None, -1, f"{reason}, and backup_mode is none")
+    mode = Mode(options.backup_mode.value)
+    return Request(mode, FORMATS[mode.value].default_group, reason, (DecidedBy.BACKUP,))
+
+
+def _most_sensitive(weights: Sequence[Weight], options: Options, data: Measurements) -> set[int]:
+    """The places of the weights that keep the backup mode, so that the mode covers at most `ratio` of the parameters.
+
+    From the least sensitive on, every weight that still fits gets the mode: one that is too large does not end the
+    filling, so no gap is left that a smaller weight could fill.
+    """
+    everything = set(range(len(weights)))
+    if options.ratio >= 1 or not weights:
+        return set()
+    if options.ratio <= 0:
+        return everything
+    scores = _sensitivity(weights, options, data)
+    room = options.ratio * sum(weight.elements for weight in weights)
+    chosen = set()
+    for place in sorted(everything, key=lambda place: (scores[place], place)):
+        if weights[place].elements <= room:
+            room -= weights[place].elements
+            chosen.add(place)
+    return everything - chosen
+
+
+def _sensitivity(weights: Sequence[Weight], options: Options, data: Measurements) -> list[float]:
+    """A score for each weight, higher for those that suffer more from few bits."""
+    metric = options.sensitivity_metric
+    means = data.means(weights) if metric.needs_data else [None] * len(weights)
+
+    def score(place: int) -> float:
+        source = data.sources[weights[place]]
+        pieces = (piece for _, piece in source.pieces(_PIECE_ELEMENTS))
+        return sensitivity(metric.value, weight_noise(pieces, _EPSILON[source.element_type]), means[place])
+
+    return in_threads(score, range(len(weights)), options.threads)
+
+
+def _nonfinite(weight: Weight, values: ValueRange) -> Skip:
+    return skipped(weight, f"{values.bad} NaN or infinite {'value' if values.bad == 1 else 'values'}")
