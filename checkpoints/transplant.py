@@ -34,8 +34,8 @@ from ov_weight_compression.ir_utils.constants import bf16_to_f32
 from ov_weight_compression.ir_utils.dequantization import replace_constant
 from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.option_kinds import check_model, flag, shown
-from ov_weight_compression.passes.rewrite import hold_small_constants
 from ov_weight_compression.passes.modes import Device
+from ov_weight_compression.passes.rewrite import hold_small_constants
 from ov_weight_compression.passes.weight_transpose import take_over_transpose
 from ov_weight_compression.patterns import Weight, find_compressed, find_weights
 

@@ -10,7 +10,7 @@ from ov_weight_compression.ir_utils.weight_source import ValueRange
 from ov_weight_compression.passes.device_rules import executed_variant, misreading, refusal
 from ov_weight_compression.passes.modes import BackupMode, GroupSizeFallback, Mode
 from ov_weight_compression.passes.options import Options
-from ov_weight_compression.passes.plan import DecidedBy, PlannedWeight, Request, joined_reasons, skipped
+from ov_weight_compression.passes.plan import DecidedBy, FormatRequest, PlannedWeight, joined_reasons, skipped
 from ov_weight_compression.patterns import Kind, Skip, Weight
 from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL, Format
 from ov_weight_compression.quantization.spec import Spec
@@ -21,7 +21,7 @@ _LARGEST = 2.0**100  # where scales in f32 and f8e8m0 end, so that no product ov
 _F16_MAX = 65504.0
 
 
-def fit(weight: Weight, request: Request, values: ValueRange, options: Options) -> PlannedWeight | Skip:
+def fit(weight: Weight, request: FormatRequest, values: ValueRange, options: Options) -> PlannedWeight | Skip:
     """The planned weight that comes of a request, or why there is none.
 
     Raises:
@@ -33,7 +33,7 @@ def fit(weight: Weight, request: Request, values: ValueRange, options: Options) 
     return _with_search(ranged, options) if isinstance(ranged, PlannedWeight) else ranged
 
 
-def _fit(weight: Weight, request: Request, options: Options) -> PlannedWeight | Skip:
+def _fit(weight: Weight, request: FormatRequest, options: Options) -> PlannedWeight | Skip:
     """Fit a request to the device and the weight's shape: what the format takes, and what the group size divides."""
     request = _for_device(weight, request, options)
     if request.mode is None:
@@ -60,7 +60,7 @@ def _fit(weight: Weight, request: Request, options: Options) -> PlannedWeight | 
     return _adjust(weight, request, options, format, f"{weight.columns} channels cannot be cut into groups of {group}")
 
 
-def _per_channel(weight: Weight, format: Format, request: Request, options: Options) -> PlannedWeight:
+def _per_channel(weight: Weight, format: Format, request: FormatRequest, options: Options) -> PlannedWeight:
     """One scale a channel; where CPUs misread such rows, in a chain that they do not take for codes."""
     problem = misreading(options.device, weight, format, PER_CHANNEL)
     if problem is None:
@@ -79,7 +79,7 @@ def _expanded(planned: PlannedWeight, problem: str) -> PlannedWeight:
     return replace(planned, reason=reason, kept_from_codes=True)
 
 
-def _for_device(weight: Weight, request: Request, options: Options) -> Request:
+def _for_device(weight: Weight, request: FormatRequest, options: Options) -> FormatRequest:
     """The request, or what the device executes in its place."""
     if options.device is None or request.by_rule or request.mode is None:
         return request
@@ -90,7 +90,7 @@ def _for_device(weight: Weight, request: Request, options: Options) -> Request:
 
 
 def _other_group(
-    weight: Weight, request: Request, options: Options, format: Format, problem: str
+    weight: Weight, request: FormatRequest, options: Options, format: Format, problem: str
 ) -> PlannedWeight | Skip:
     """What a weight gets whose group size CPUs misread: named for this very weight it is refused, with those that
     work."""
@@ -101,7 +101,9 @@ def _other_group(
     return replace(fitted, regrouped=named) if isinstance(fitted, PlannedWeight) else fitted
 
 
-def _adjust(weight: Weight, request: Request, options: Options, format: Format, problem: str) -> PlannedWeight | Skip:
+def _adjust(
+    weight: Weight, request: FormatRequest, options: Options, format: Format, problem: str
+) -> PlannedWeight | Skip:
     fallback = options.group_size_fallback
     if fallback is GroupSizeFallback.ERROR:
         raise OptionError(_group_error(weight, request.group, f"it has {weight.columns} channels"))
@@ -118,7 +120,7 @@ def _adjust(weight: Weight, request: Request, options: Options, format: Format, 
     return _fall_back(weight, request, options, problem)
 
 
-def _fall_back(weight: Weight, request: Request, options: Options, problem: str) -> PlannedWeight | Skip:
+def _fall_back(weight: Weight, request: FormatRequest, options: Options, problem: str) -> PlannedWeight | Skip:
     """The backup mode, per channel 8 bits if that has groups which do not fit either, or a skip."""
     request = request.because(problem, DecidedBy.FALLBACK)
     if options.group_size_fallback is GroupSizeFallback.IGNORE:
@@ -141,7 +143,7 @@ def _groupable(weight: Weight) -> bool:
     return weight.groupable and weight.kind is not Kind.CONVOLUTION
 
 
-def _planned(weight: Weight, format: Format, group: int, request: Request) -> PlannedWeight:
+def _planned(weight: Weight, format: Format, group: int, request: FormatRequest) -> PlannedWeight:
     return PlannedWeight(weight, Spec(format, group, format.scale), 0.0, request.reason, request.decided_by)
 
 
@@ -186,7 +188,7 @@ def _group_error(weight: Weight, group: int, why: str) -> str:
     )
 
 
-def _misread_error(weight: Weight, format: Format, request: Request) -> str:
+def _misread_error(weight: Weight, format: Format, request: FormatRequest) -> str:
     """A group size that was asked for by name is refused, with those that work."""
     said = f"{request.reason}: group_size" if request.by_rule else "group_size"
     sizes = ", ".join(map(str, working_groups(weight.columns) or working_groups()))

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 __all__ = [
     "Algorithm",
     "DecidedBy",
+    "FormatRequest",
     "Plan",
     "PlannedWeight",
-    "Request",
     "Statistic",
     "joined_reasons",
     "skipped",
@@ -79,7 +79,7 @@ class Statistic(Enum):
 
 
 @dataclass(frozen=True)
-class Request:
+class FormatRequest:
     """A mode and group before they are fitted to the weight; `mode` None is the reason for a skip."""
 
     mode: Mode | None
@@ -92,7 +92,7 @@ class Request:
         """A rule names it for this very weight, so the device does not change it."""
         return DecidedBy.RULE in self.decided_by
 
-    def because(self, reason: str, decider: DecidedBy) -> Request:
+    def because(self, reason: str, decider: DecidedBy) -> FormatRequest:
         """The same, with one more reason."""
         return replace(self, reason=joined_reasons(self.reason, reason), decided_by=(*self.decided_by, decider))
 

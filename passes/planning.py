@@ -16,14 +16,22 @@ from dataclasses import replace
 
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.option_kinds import shown
-from ov_weight_compression.ir_utils.weight_source import ValueRange, WeightSource
+from ov_weight_compression.ir_utils.weight_source import ValueRange
 from ov_weight_compression.ir_utils.worker_pool import in_threads
 from ov_weight_compression.passes.fit import fit
 from ov_weight_compression.passes.measurements import Measurements
 from ov_weight_compression.passes.method import Method
 from ov_weight_compression.passes.modes import BackupMode, Mode
 from ov_weight_compression.passes.options import Options
-from ov_weight_compression.passes.plan import Algorithm, DecidedBy, Plan, PlannedWeight, Request, Statistic, skipped
+from ov_weight_compression.passes.plan import (
+    Algorithm,
+    DecidedBy,
+    FormatRequest,
+    Plan,
+    PlannedWeight,
+    Statistic,
+    skipped,
+)
 from ov_weight_compression.passes.rules import Rule
 from ov_weight_compression.patterns import Kind, Skip, Weight
 from ov_weight_compression.patterns.matching import matching
@@ -63,7 +71,7 @@ def make_plan(
             left.append(skipped(weight, "left alone when the model was compressed with this ratio"))
         else:
             wanted.append((weight, request))
-    ranges = in_threads(WeightSource.scan, [data.sources[weight] for weight, _ in wanted], options.threads)
+    ranges = in_threads(lambda weight: data.sources[weight].scan(), [weight for weight, _ in wanted], options.threads)
     nonfinite = [_nonfinite(weight, found) for (weight, _), found in zip(wanted, ranges, strict=True) if found.bad]
     sound = [(*pair, found) for pair, found in zip(wanted, ranges, strict=True) if not found.bad]
     requests = _settle_ratio([weight for weight, _, _ in sound], [one for _, one, _ in sound], options, data)
@@ -112,10 +120,10 @@ def _rules_by_weight(weights: Sequence[Weight], skips: Sequence[Skip], options: 
 
 
 def _settle_ratio(
-    weights: Sequence[Weight], forced: Sequence[Request | None], options: Options, data: Measurements
-) -> list[Request]:
+    weights: Sequence[Weight], forced: Sequence[FormatRequest | None], options: Options, data: Measurements
+) -> list[FormatRequest]:
     """The forced requests as they are, and for all other weights what the ratio gives them."""
-    primary = Request(options.mode, options.effective_group, decided_by=(DecidedBy.RATIO,))
+    primary = FormatRequest(options.mode, options.effective_group, decided_by=(DecidedBy.RATIO,))
     backup = replace(
         _backup(options, f"among the most sensitive {1 - options.ratio:.0%}"), decided_by=(DecidedBy.RATIO,)
     )
@@ -124,15 +132,15 @@ def _settle_ratio(
     return [request or (backup if place in kept else primary) for place, request in enumerate(forced)]
 
 
-def _forced(weight: Weight, rule: Rule | None, options: Options) -> Request | None:
+def _forced(weight: Weight, rule: Rule | None, options: Options) -> FormatRequest | None:
     """What a weight gets whatever the ratio; None where the ratio decides."""
     if rule is not None:
         if rule.mode is None:
-            return Request(None, -1, f"rule {rule.pattern!r} leaves it alone")
+            return FormatRequest(None, -1, f"rule {rule.pattern!r} leaves it alone")
         group = FORMATS[rule.mode.value].default_group if rule.group_size is None else rule.group_size
-        return Request(rule.mode, group, f"rule {rule.pattern!r}", (DecidedBy.RULE,))
+        return FormatRequest(rule.mode, group, f"rule {rule.pattern!r}", (DecidedBy.RULE,))
     if options.mode.is_int8:
-        return Request(options.mode, -1, decided_by=(DecidedBy.MODE,))
+        return FormatRequest(options.mode, -1, decided_by=(DecidedBy.MODE,))
     if weight.kind is Kind.CONVOLUTION and not FORMATS[options.mode.value].everywhere:
         return _backup(options, "convolution")
     if weight.backup_reason and not options.all_layers:
@@ -140,11 +148,11 @@ def _forced(weight: Weight, rule: Rule | None, options: Options) -> Request | No
     return None
 
 
-def _backup(options: Options, reason: str) -> Request:
+def _backup(options: Options, reason: str) -> FormatRequest:
     if options.backup_mode is BackupMode.NONE:
-        return Request(None, -1, f"{reason}, and backup_mode is none")
+        return FormatRequest(None, -1, f"{reason}, and backup_mode is none")
     mode = Mode(options.backup_mode.value)
-    return Request(mode, FORMATS[mode.value].default_group, reason, (DecidedBy.BACKUP,))
+    return FormatRequest(mode, FORMATS[mode.value].default_group, reason, (DecidedBy.BACKUP,))
 
 
 def _most_sensitive(weights: Sequence[Weight], options: Options, data: Measurements) -> set[int]:
