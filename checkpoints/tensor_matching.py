@@ -58,19 +58,23 @@ class Match:
     """The tensor's."""
     rule: str
     turned: bool = False
-    """The constant is the tensor transposed."""
+    """The constant is the tensor with its last two axes exchanged."""
 
 
 def places_of(model: ov.Model) -> list[Place]:
-    """Every float constant of more than one element, bodies included, in graph order."""
+    """Every float constant of more than one element, bodies included, in the order in which they are read: constants
+    themselves come in any order."""
     found = []
     for graph in graphs_of(model):
         for node, kind in graph.constants:
             shape = tuple(int(size) for size in node.shape)
-            if kind in FLOAT_TYPES and not is_postponed(node) and sum(size > 1 for size in shape):
-                name = node.get_friendly_name()
-                found.append(Place(node, name, shape, kind, _plain(name), tuple(_by_layer(node))))
-    return found
+            if kind not in FLOAT_TYPES or is_postponed(node) or not any(size > 1 for size in shape):
+                continue
+            name, readers = node.get_friendly_name(), _readers(node)
+            first = min((graph.position[one] for one in readers if one in graph.position), default=0)
+            place = Place(node, name, shape, kind, _plain(name), tuple(_by_layer(readers)))
+            found.append(((*graph.key, first), place))
+    return [place for _, place in sorted(found, key=lambda one: one[0])]
 
 
 def match_tensors(
@@ -148,17 +152,23 @@ def _plain(name: str) -> str:
     return re.sub(r"\._openvino_orig_(weight|bias)$", r".\1", plain)
 
 
-def _by_layer(node: ov.Node) -> Iterable[str]:
+def _readers(node: ov.Node) -> list[ov.Node]:
+    """The operations that read a constant, behind what only turns it."""
+    found: list[ov.Node] = []
+    front = [node]
+    while front:
+        for target in front.pop().output(0).get_target_inputs():
+            reader = target.get_node()
+            (front if reader.get_type_name() in _STEPPED_OVER else found).append(reader)
+    return found
+
+
+def _by_layer(readers: Iterable[ov.Node]) -> Iterable[str]:
     """The names that the operations which read a constant suggest."""
-    readers = [target.get_node() for target in node.output(0).get_target_inputs()]
-    while readers:
-        reader = readers.pop()
-        kind = reader.get_type_name()
-        if kind in _STEPPED_OVER:
-            readers += [target.get_node() for target in reader.output(0).get_target_inputs()]
+    for reader in readers:
         path = _path(reader.get_friendly_name())
-        if path and kind not in _STEPPED_OVER:
-            own = "bias" if kind in ("Add", "Subtract") else "weight"
+        if path:
+            own = "bias" if reader.get_type_name() in ("Add", "Subtract") else "weight"
             yield f"{path}.{own}"
 
 
@@ -172,17 +182,22 @@ def _path(name: str) -> str:
 
 def _fits(place: Shape, tensor: Shape) -> bool:
     """Whether the shapes agree, ones aside, perhaps transposed."""
-    return _squeezed(place) in (_squeezed(tensor), _squeezed(tensor)[::-1])
+    return _squeezed(place) in (_squeezed(tensor), _transposed(_squeezed(tensor)))
 
 
 def _squeezed(shape: Shape) -> Shape:
     return tuple(size for size in shape if size != 1)
 
 
+def _transposed(shape: Shape) -> Shape:
+    """With the last two axes exchanged."""
+    return shape if len(shape) < 2 else (*shape[:-2], shape[-1], shape[-2])
+
+
 def _key(shape: Shape) -> Shape:
     """Equal for shapes that agree."""
     squeezed = _squeezed(shape)
-    return min(squeezed, squeezed[::-1])
+    return min(squeezed, _transposed(squeezed))
 
 
 class _Values:
@@ -245,16 +260,16 @@ def _oriented(matches: Sequence[Match]) -> list[Match]:
     votes: dict[str, set[bool]] = defaultdict(set)
     for match in matches:
         place, tensor = _squeezed(match.place.shape), _squeezed(match.shape)
-        if place != place[::-1]:
+        if place != _transposed(place):
             votes[_stem(match.place.name)].add(place != tensor)
     return [replace(match, turned=_is_turned(match, votes[_stem(match.place.name)])) for match in matches]
 
 
 def _is_turned(match: Match, votes: set[bool]) -> bool:
     place, tensor = _squeezed(match.place.shape), _squeezed(match.shape)
-    if len(place) != 2 or match.rule in ("own name", "value"):
+    if len(place) < 2 or match.rule in ("own name", "value"):
         return place != tensor
-    return place != tensor if place != place[::-1] else votes == {True} or (not votes and _turns(match.place))
+    return place != tensor if place != _transposed(place) else votes == {True} or (not votes and _turns(match.place))
 
 
 def _stem(name: str) -> str:

@@ -37,7 +37,7 @@ from ov_weight_compression.ir_utils.option_kinds import check_model, flag, shown
 from ov_weight_compression.passes.modes import Device
 from ov_weight_compression.passes.rewrite import hold_small_constants
 from ov_weight_compression.passes.weight_transpose import take_over_transpose
-from ov_weight_compression.patterns import Weight, find_compressed, find_weights
+from ov_weight_compression.patterns import Kind, Weight, find_compressed, find_weights
 
 __all__ = ["TransplantReport", "Transplanted", "WeightsFromCheckpoint", "apply_weights_from_checkpoint"]
 
@@ -239,7 +239,7 @@ def _refuse_what_is_left(
                 f"{folder}: {near} has shape {list(source.shapes[near])}, which does not fit the model's "
                 f"{shown(place.name)} {list(place.shape)}{advice}"
             )
-        if place.node in weights:
+        if place.node in weights and not _is_own_table(place, weights[place.node], unused):
             raise ModelError(
                 f"{folder}: has nothing for {shown(place.name)} {list(place.shape)}, a layer's weight of the model"
                 + advice
@@ -251,6 +251,11 @@ def _refuse_what_is_left(
             f"{folder}: {lost[0]} {list(source.shapes[lost[0]])}{more} has no place in the model; "
             "allow_unmatched=True leaves it out"
         )
+
+
+def _is_own_table(place: Place, weight: Weight, unused: Mapping[str, str]) -> bool:
+    """Whether a table without a name is the graph's own (angles): all that the checkpoint has is placed."""
+    return weight.kind is Kind.GATHER and "." not in place.own_name and all(unused.values())
 
 
 def _constants(matches: Sequence[Match], source: _Source) -> list[Any]:
@@ -271,7 +276,7 @@ def _replace(match: Match, constant: Any, weight: Weight | None) -> None:
     value = constant
     if match.turned:
         rank = len(constant.shape)
-        value = ops.transpose(constant, ops.constant(np.arange(rank)[::-1].copy()))
+        value = ops.transpose(constant, ops.constant(np.array([*range(rank - 2), rank - 1, rank - 2])))
         value.set_friendly_name(f"{name}/transpose")
         if tuple(value.shape) != match.place.shape:
             value = ops.reshape(value, ops.constant(np.array(match.place.shape)), False)
