@@ -58,13 +58,14 @@ class Checkpoint:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a path is meant as a checkpoint: a folder with a config.json and without a model of OpenVINO's.
+    """Whether a path is meant as a checkpoint: a folder with a config.json and without a model of OpenVINO's beside it.
 
-    A folder that OpenVINO's exporter has written has a config.json too, and is a model.
+    A folder that OpenVINO's exporter has written has a config.json too, and is a model. One with weights in safetensors
+    at its top is a checkpoint whatever lies below: many repositories carry exports in subfolders.
     """
-    if not (path / _CONFIG).is_file():
+    if not (path / _CONFIG).is_file() or any(path.glob("openvino_*.xml")):
         return False
-    return not any(path.rglob("openvino_*.xml"))
+    return any((path / name).is_file() for name in (_WHOLE, _INDEX)) or not any(path.rglob("openvino_*.xml"))
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:

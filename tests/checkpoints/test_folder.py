@@ -42,6 +42,13 @@ def test_what_counts_as_a_checkpoint(tmp_path: Path) -> None:
     assert is_checkpoint(folder)
     assert not is_checkpoint(folder / "config.json")
     assert not is_checkpoint(tmp_path / "none")
+    (folder / "openvino").mkdir()
+    (folder / "openvino" / "openvino_model.xml").touch()
+    assert is_checkpoint(folder)
+    index = folder / "model.safetensors.index.json"
+    index.rename(folder / "index.json")
+    assert not is_checkpoint(folder)
+    (folder / "index.json").rename(index)
     (folder / "openvino_model.xml").touch()
     assert not is_checkpoint(folder)
 
