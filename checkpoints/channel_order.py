@@ -35,8 +35,8 @@ from ov_weight_compression.checkpoints.layouts.quantised_weight import (
 )
 from ov_weight_compression.ir_utils.types import Array
 from ov_weight_compression.patterns import Kind, Weight
+from ov_weight_compression.patterns.fold_targets import Reader, readers
 from ov_weight_compression.patterns.graphs import constant_of, dimensions
-from ov_weight_compression.patterns.scale_folding import Reader, readers
 
 __all__ = ["bring_into_order"]
 

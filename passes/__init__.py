@@ -9,11 +9,11 @@ from ov_weight_compression.ir_utils.errors import (
     WorkError,
 )
 from ov_weight_compression.ir_utils.save_model import save_model
-from ov_weight_compression.passes.adapters import AddAdapters
 from ov_weight_compression.passes.decompress import DecompressWeights, apply_weight_decompression
-from ov_weight_compression.passes.folding import ScaleFolding
+from ov_weight_compression.passes.lora_correction import AddAdapters
 from ov_weight_compression.passes.modes import Accuracy, BackupMode, Device, GroupSizeFallback, Mode, SensitivityMetric
 from ov_weight_compression.passes.report import Report
+from ov_weight_compression.passes.scale_folding import ScaleFolding
 from ov_weight_compression.passes.weight_compression import WeightCompression, apply_weight_compression
 from ov_weight_compression.passes.weight_transpose import FuseWeightTranspose
 from ov_weight_compression.patterns import Activation, IgnoredScope, Refusal, Role, Subgraph

@@ -18,7 +18,7 @@ from ov_weight_compression.ir_utils.lazy_weight import Part
 from ov_weight_compression.ir_utils.option_kinds import shown
 from ov_weight_compression.passes.method import Method
 from ov_weight_compression.passes.modes import Mode
-from ov_weight_compression.passes.smoothing import Folding
+from ov_weight_compression.passes.scale_folding import Folding
 from ov_weight_compression.patterns import Kind, Skip, Sources, Weight
 from ov_weight_compression.quantization.formats import stored_codebook
 from ov_weight_compression.quantization.spec import Spec
@@ -26,7 +26,7 @@ from ov_weight_compression.quantization.spec import Spec
 if TYPE_CHECKING:
     from ov_weight_compression.passes.channel_importance import Importance
     from ov_weight_compression.passes.encoding import StoredRows
-    from ov_weight_compression.passes.lora import StoredAdapters
+    from ov_weight_compression.passes.lora_correction import StoredAdapters
 
 __all__ = [
     "Algorithm",

@@ -19,8 +19,8 @@ from ov_weight_compression.passes.plan import DecidedBy, Plan
 from ov_weight_compression.patterns import Skip
 
 if TYPE_CHECKING:
-    from ov_weight_compression.passes.lora import Correction
-    from ov_weight_compression.passes.smoothing import Scaling
+    from ov_weight_compression.passes.lora_correction import Correction
+    from ov_weight_compression.passes.scale_folding import Scaling
 
 __all__ = ["Report", "Row", "Share", "joined", "make_report", "with_origins"]
 
@@ -175,7 +175,7 @@ def make_report(plan: Plan, recipe: dict[str, str], remarks: tuple[str, ...] = (
         )
     lines: tuple[Correction, ...] = ()
     if plan.method.lora_rank:
-        from ov_weight_compression.passes.lora import corrections
+        from ov_weight_compression.passes.lora_correction import corrections
 
         lines = corrections(plan)
     return Report(_rows(plan), tuple(plan.skips), recipe, warnings, plan.folding.report(), lines)

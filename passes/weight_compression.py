@@ -185,7 +185,7 @@ class WeightCompression(ModelPass):
             rewrite(plan, self._pipeline, options.lazy)
             plan.folding.apply()
             if plan.adapters:
-                from ov_weight_compression.passes.adapters import attach_adapters
+                from ov_weight_compression.passes.lora_correction import attach_adapters
 
                 attach_adapters(model, plan, options.threads, options.lazy)
             recipe = options.recipe() | ({} if data.description is None else {"data": data.description})
@@ -272,7 +272,7 @@ def _prepared(plan: Plan, data: Measurements, options: Options) -> tuple[Plan, t
     about it: data are run, and values read, but nothing is edited."""
     left_out: tuple[str, ...] = ()
     if plan.method.folds:
-        from ov_weight_compression.passes.awq import fold_scales
+        from ov_weight_compression.passes.awq_factors import fold_scales
 
         plan = fold_scales(plan, data, options.threads)
     if options.uses(Mode.ADAPTIVE_CODEBOOK):

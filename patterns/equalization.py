@@ -1,15 +1,15 @@
 """Where the channels of an activation can be scaled with the network's function left unchanged.
 
 Dividing channel j of a tensor by `t_j` and multiplying column j of every layer that reads it by `t_j` changes nothing.
-A *group* is all those layers, and what absorbs the division is what makes the tensor:
+A *group* is all those layers, and its *target* what takes the division, where the tensor is made:
 
-    norm ─ Multiply(gain / t) ─ [Add(bias / t)] ─▸ q, k, v        NormAbsorber
-    up (rows / t) ─ Multiply(act(gate)) ─▸ down                   ProducerAbsorber
-    v (rows / t) ─ attention ─▸ o                                 ProducerAbsorber
+    norm ─ Multiply(gain / t) ─ [Add(bias / t)] ─▸ q, k, v        GainTarget
+    up (rows / t) ─ Multiply(act(gate)) ─▸ down                   RowsTarget
+    v (rows / t) ─ attention ─▸ o                                 RowsTarget
     anything else, experts side by side                           none; a Multiply in front of the layers would do it
 
-Channels that the absorber cannot tell apart (those of query heads that share a row of v) form a *class* and share
-their factor. Nothing is absorbed where anything but the group's own layers would see the change, or where that cannot
+Channels that the target cannot tell apart (those of query heads that share a row of v) form a *class* and share
+their factor. Nothing is a target where anything but the group's own layers would see the change, or where that cannot
 be told; the reason is kept.
 """
 
@@ -20,21 +20,21 @@ from dataclasses import dataclass
 
 import openvino as ov
 
-from ov_weight_compression.patterns.graphs import dimensions
-from ov_weight_compression.patterns.norms import keeps_channels
-from ov_weight_compression.patterns.roles import Kind
-from ov_weight_compression.patterns.scale_folding import (
-    NormAbsorber,
-    ProducerAbsorber,
+from ov_weight_compression.patterns.fold_targets import (
+    GainTarget,
     Reader,
-    Tracer,
-    absorb_into_norm,
+    RowsTarget,
+    RowsTracer,
+    gain_target,
     is_float,
     readers,
 )
+from ov_weight_compression.patterns.graphs import dimensions
+from ov_weight_compression.patterns.norms import keeps_channels
+from ov_weight_compression.patterns.roles import Kind
 from ov_weight_compression.patterns.weight import Consumer, Weight
 
-__all__ = ["ScalingGroup", "scaling_groups"]
+__all__ = ["EqualizationGroup", "equalization_groups"]
 
 _ACTIVATIONS = frozenset(
     {
@@ -45,7 +45,7 @@ _ACTIVATIONS = frozenset(
 
 
 @dataclass(frozen=True, eq=False)
-class ScalingGroup:
+class EqualizationGroup:
     """Layers whose input channels can be scaled together."""
 
     weights: tuple[Weight, ...]
@@ -55,9 +55,9 @@ class ScalingGroup:
     columns: int
     classes: tuple[int, ...]
     """The class of every channel, from 0: channels of one class must have the same factor."""
-    absorber: NormAbsorber | ProducerAbsorber | None
+    target: GainTarget | RowsTarget | None
     reason: str = ""
-    """Why there is no absorber."""
+    """Why there is no target."""
     behind_activation: bool = False
     """The tensor comes straight from an activation function, alone or gating another tensor, in parts or not."""
     experts: int = 1
@@ -75,17 +75,17 @@ class ScalingGroup:
         return f"{self.layers[0][0].get_friendly_name()}/smoothing"
 
 
-def scaling_groups(model: ov.Model, weights: Iterable[Weight]) -> list[ScalingGroup]:
+def equalization_groups(model: ov.Model, weights: Iterable[Weight]) -> list[EqualizationGroup]:
     """The groups of a model, in graph order; a weight is in at most one.
 
     Args:
         model: the model that they are in.
         weights: those whose values will be rewritten anyway. Any other weight is taken to be fixed: a tensor that it
-            reads is not scaled, and its rows absorb nothing.
+            reads is not scaled, and its rows take nothing.
     """
     weights = [weight for weight in weights if weight.body == ""]
     layers = _Layers(weights)
-    tracer = Tracer(model, weights)
+    tracer = RowsTracer(model, weights)
     groups = []
     seen: set[str] = set()
     for weight in weights:
@@ -100,7 +100,7 @@ def scaling_groups(model: ov.Model, weights: Iterable[Weight]) -> list[ScalingGr
     return groups
 
 
-def _experts(weight: Weight) -> ScalingGroup | None:
+def _experts(weight: Weight) -> EqualizationGroup | None:
     """The layer of experts side by side that a weight is for, where each of them reads a tensor of its own."""
     plain = weight.kind is Kind.EXPERTS and len(weight.shape) == 3 and weight.batch_axes == (0,)
     if not plain or weight.other_uses or len(weight.consumers) != 1 or len(weight.input_axes) != 1:
@@ -111,12 +111,12 @@ def _experts(weight: Weight) -> ScalingGroup | None:
     if port is None or sizes is None or len(sizes) < 3 or sizes[-3] != weight.shape[0]:
         return None
     behind = _is_behind_activation(_root(node.input_value(port)))
-    return ScalingGroup(
+    return EqualizationGroup(
         weights=(weight,),
         layers=((node, port),),
         columns=weight.columns,
         classes=tuple(range(weight.columns)),
-        absorber=None,
+        target=None,
         reason="experts side by side, and nothing before them can absorb a factor",
         behind_activation=behind,
         experts=weight.shape[0],
@@ -168,23 +168,25 @@ def _activation_port(layer: Consumer) -> int | None:
     return meets.port if meets is not None and plain else None
 
 
-def _group_of(value: ov.Output, columns: int, layers: _Layers, tracer: Tracer) -> ScalingGroup | None:
+def _group_of(value: ov.Output, columns: int, layers: _Layers, tracer: RowsTracer) -> EqualizationGroup | None:
     """The group of the layers behind a tensor: all that read what it was rearranged from, or else it alone."""
     root = _root(value)
     found, stranger = _closure(root, layers)
     weights = layers.complete(found)
     if not stranger and weights is not None:
-        absorber = absorb_into_norm(root, columns) or tracer.absorb_into_producer(root, columns)
-        reason = "" if absorber else "nothing before the layers can absorb a factor"
-        classes = tuple(range(columns)) if absorber is None else absorber.classes
+        target = gain_target(root, columns) or tracer.rows_target(root, columns)
+        reason = "" if target else "nothing before the layers can absorb a factor"
+        classes = tuple(range(columns)) if target is None else target.classes
         behind = _is_behind_activation(root)
-        return ScalingGroup(weights, tuple(found), columns, classes, absorber, reason, behind)
+        return EqualizationGroup(weights, tuple(found), columns, classes, target, reason, behind)
     direct = layers.ordered(reader for reader in readers(value) if layers.at(reader))
     weights = layers.complete(direct)
     if weights is None:
         return None
     what = "not only these layers read their input" if stranger else "a weight is used elsewhere too"
-    return ScalingGroup(weights, tuple(direct), columns, tuple(range(columns)), None, what, _is_behind_activation(root))
+    return EqualizationGroup(
+        weights, tuple(direct), columns, tuple(range(columns)), None, what, _is_behind_activation(root)
+    )
 
 
 def _root(value: ov.Output) -> ov.Output:

@@ -13,7 +13,7 @@ from openvino import opset13 as op
 from openvino.passes import Manager
 
 from ov_weight_compression.passes import OptionError
-from ov_weight_compression.passes.folding import ScaleFolding
+from ov_weight_compression.passes.scale_folding import ScaleFolding
 from tests.running import run, stored
 
 WIDTH, HIDDEN = 64, 96

@@ -11,8 +11,8 @@ import pytest
 from openvino import opset13 as op
 
 from ov_weight_compression.patterns import find_weights
-from ov_weight_compression.patterns.equalization import ScalingGroup, scaling_groups
-from ov_weight_compression.patterns.scale_folding import NormAbsorber, ProducerAbsorber
+from ov_weight_compression.patterns.equalization import EqualizationGroup, equalization_groups
+from ov_weight_compression.patterns.fold_targets import GainTarget, RowsTarget
 from tests import models
 from tests.running import EXACT, inputs_for, run
 from tests.scaling import groups_of, scale_at_random
@@ -30,7 +30,7 @@ def model_of(build: Callable[[ov.Node], ov.Node | list[ov.Node]], size: int = 64
     return ov.Model([op.result(end) for end in (ends if isinstance(ends, list) else [ends])], [x], "absorb")
 
 
-def group(build: Callable[[ov.Node], ov.Node | list[ov.Node]]) -> ScalingGroup:
+def group(build: Callable[[ov.Node], ov.Node | list[ov.Node]]) -> EqualizationGroup:
     return groups_of(model_of(build))["weight"]
 
 
@@ -39,18 +39,18 @@ def test_the_groups_of_a_llama() -> None:
     layer = "model.layers.0"
     attention = groups[f"{layer}.self_attn.q_proj.weight"]
     assert {one.name.split(".")[-2] for one in attention.weights} == {"q_proj", "k_proj", "v_proj"}
-    assert isinstance(attention.absorber, NormAbsorber)
-    assert attention.absorber.name == f"{layer}.input_layernorm.weight"
+    assert isinstance(attention.target, GainTarget)
+    assert attention.target.name == f"{layer}.input_layernorm.weight"
     assert attention.classes == tuple(range(64))
     output = groups[f"{layer}.self_attn.o_proj.weight"]
-    assert isinstance(output.absorber, ProducerAbsorber)
-    assert output.absorber.name == f"{layer}.self_attn.v_proj.weight"
-    rows = [output.absorber.rows[one] for one in output.classes]
+    assert isinstance(output.target, RowsTarget)
+    assert output.target.name == f"{layer}.self_attn.v_proj.weight"
+    rows = [output.target.rows[one] for one in output.classes]
     assert rows == [head // 2 * 16 + j for head in range(4) for j in range(16)]
-    down = groups[f"{layer}.mlp.down_proj.weight"].absorber
-    assert isinstance(down, ProducerAbsorber)
+    down = groups[f"{layer}.mlp.down_proj.weight"].target
+    assert isinstance(down, RowsTarget)
     assert (down.name, down.rows) == (f"{layer}.mlp.up_proj.weight", tuple(range(96)))
-    assert groups["lm_head.weight"].absorber.name == "model.norm.weight"  # type: ignore[union-attr]
+    assert groups["lm_head.weight"].target.name == "model.norm.weight"  # type: ignore[union-attr]
     assert len({id(one) for one in groups.values()}) == 5
 
 
@@ -110,17 +110,17 @@ ABSORBED = [relu_mlp, fused, interleaved, behind_reshapes, keys_twice_as_values,
 
 @pytest.mark.parametrize("build", ABSORBED, ids=lambda build: build.__name__)
 def test_absorbed(build: Callable[[ov.Node], ov.Node | list[ov.Node]]) -> None:
-    assert group(build).absorber is not None
+    assert group(build).target is not None
 
 
 def test_rows_of_the_linear_half_alone() -> None:
-    absorber = group(interleaved).absorber
-    assert isinstance(absorber, ProducerAbsorber)
-    assert absorber.rows == tuple(range(1, 192, 2))
-    absorber = group(fused).absorber
-    assert isinstance(absorber, ProducerAbsorber)
-    assert absorber.rows == tuple(range(96, 192))
-    assert absorber.biases[0].classes == (*[-1] * 96, *range(96))
+    target = group(interleaved).target
+    assert isinstance(target, RowsTarget)
+    assert target.rows == tuple(range(1, 192, 2))
+    target = group(fused).target
+    assert isinstance(target, RowsTarget)
+    assert target.rows == tuple(range(96, 192))
+    assert target.biases[0].classes == (*[-1] * 96, *range(96))
 
 
 Builder = Callable[[], ov.Model]
@@ -220,7 +220,7 @@ def test_nothing_is_absorbed_where_something_else_would_see_it(
     build: Callable[[ov.Node], ov.Node | list[ov.Node]],
 ) -> None:
     found = group(build)
-    assert found.absorber is None
+    assert found.target is None
     assert found.reason
 
 
@@ -263,7 +263,7 @@ def test_layers_of_a_group_are_in_graph_order() -> None:
 
     model = model_of(many)
     weights, _ = find_weights(model)
-    (found,) = scaling_groups(model, weights)
+    (found,) = equalization_groups(model, weights)
     assert [one.name for one in found.weights] == [one.name for one in weights]
     assert [node.get_friendly_name() for node, _ in found.layers] == [
         one.consumers[0].node.get_friendly_name() for one in weights
@@ -280,17 +280,17 @@ def test_a_tensor_that_is_squared_again_and_again_takes_no_time(producer: bool) 
             value = op.multiply(value, value)
         return matmul(value, 64, "weight")
 
-    assert group(squares).absorber is None
+    assert group(squares).target is None
 
 
 def test_a_layer_that_is_left_alone_keeps_its_input() -> None:
     model = models.llama(layers=1)
     weights, _ = find_weights(model)
     left = [weight for weight in weights if "k_proj" not in weight.name and "up_proj" not in weight.name]
-    groups = {one.name: group for group in scaling_groups(model, left) for one in group.weights}
-    assert groups["model.layers.0.self_attn.q_proj.weight"].absorber is None
-    assert groups["model.layers.0.mlp.gate_proj.weight"].absorber is None
-    assert groups["model.layers.0.mlp.down_proj.weight"].absorber is None
+    groups = {one.name: group for group in equalization_groups(model, left) for one in group.weights}
+    assert groups["model.layers.0.self_attn.q_proj.weight"].target is None
+    assert groups["model.layers.0.mlp.gate_proj.weight"].target is None
+    assert groups["model.layers.0.mlp.down_proj.weight"].target is None
 
 
 def test_a_head_that_shares_the_embedding_belongs_to_no_group() -> None:
@@ -332,9 +332,9 @@ def with_cache(start: str = "empty", *, kept: str = "variable", axis: int = 0) -
 
 @pytest.mark.parametrize("start", ["empty", "zeros"])
 def test_values_are_scaled_through_a_cache_that_holds_nothing_at_first(start: str) -> None:
-    absorber = groups_of(with_cache(start))["weight"].absorber
-    assert isinstance(absorber, ProducerAbsorber)
-    assert absorber.name == "weight_v"
+    target = groups_of(with_cache(start))["weight"].target
+    assert isinstance(target, RowsTarget)
+    assert target.name == "weight_v"
 
     def two_calls(model: ov.Model) -> np.ndarray:
         request = ov.Core().compile_model(model, "CPU", EXACT).create_infer_request()
@@ -356,7 +356,7 @@ def test_values_are_scaled_through_a_cache_that_holds_nothing_at_first(start: st
     ids=["begins with values", "seen outside", "reordered by heads"],
 )
 def test_values_in_other_caches_are_not_scaled(model: ov.Model) -> None:
-    assert groups_of(model)["weight"].absorber is None
+    assert groups_of(model)["weight"].target is None
 
 
 ZOO = ["bert", "bloom", "gemma2", "gpt2", "gpt_neox", "gpt_oss", "llama", "mamba", "opt", "phi3", "qwen2", "qwen2_moe"]
@@ -391,4 +391,4 @@ def test_producers_of_exported_models_absorb(shared: Path, name: str, projection
     groups = groups_of(ov.Core().read_model(shared / "zoo" / name / "openvino_model.xml"))
     found = [group for weight, group in groups.items() if projection in weight]
     assert found
-    assert all(isinstance(group.absorber, ProducerAbsorber) for group in found)
+    assert all(isinstance(group.target, RowsTarget) for group in found)

@@ -1,16 +1,21 @@
-"""Put adapters into the graph: two thin MatMuls beside a layer, and an Add that its readers read in its place.
+"""LoRA: adapters beside layers, a caller's own or such as carry what rounding has lost.
 
     x ─┬─▸ layer ───────────────────────────────┬─▸ Add ─▸ readers
        └─▸ MatMul ◂─ A ─▸ MatMul ◂─ B ──────────┘
 
-The layer keeps its friendly name; its tensor names, by which a model's outputs are known, go to the Add. The adapters
-are weights like others: codes of 8 bits with a decompression chain, `<layer>/lora_A` and `<layer>/lora_B`.
+    y = x Wᵀ            becomes            y = x Qᵀ + (x Aᵀ) Bᵀ,        A [rank, in], B [rows, rank]
+
+The layer keeps its friendly name; its tensor names, by which a model's outputs are known, go to the Add. `AddAdapters`
+is a pass for adapters that a caller has. LoRA correction fits them: codes of 8 bits with a decompression chain,
+`<layer>/lora_A` and `<layer>/lora_B`, beside each layer that multiplies its input with a weight of 4 bits or fewer that
+it has to itself. For everything else the report says why not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import openvino as ov
@@ -23,14 +28,127 @@ from ov_weight_compression.ir_utils.layout import Layout
 from ov_weight_compression.ir_utils.lazy_weight import LazyWeight, Part
 from ov_weight_compression.ir_utils.option_kinds import shown
 from ov_weight_compression.ir_utils.pipeline import Pipeline
+from ov_weight_compression.ir_utils.spool import Spool
 from ov_weight_compression.ir_utils.types import Array, Float32
-from ov_weight_compression.passes.encoding import StoredWeight, WeightEncoding
-from ov_weight_compression.passes.lora import StoredAdapters, adapter_parts, layer_obstacle
-from ov_weight_compression.passes.plan import Plan
-from ov_weight_compression.patterns import Consumer, Roles, Weight, find_compressed, find_weights, parse_roles
-from ov_weight_compression.quantization.layerwise.lora import ADAPTER_SPEC
+from ov_weight_compression.passes.encoding import StoredWeight, WeightEncoding, keep
+from ov_weight_compression.passes.plan import Algorithm, Plan, stored_parts
+from ov_weight_compression.patterns import Consumer, Kind, Roles, Weight, find_compressed, find_weights, parse_roles
+from ov_weight_compression.quantization.encode import decode_rows
+from ov_weight_compression.quantization.layerwise.lora import ADAPTER_SPEC, ROUNDS, lora_adapters
+from ov_weight_compression.quantization.reference import unusable
 
-__all__ = ["AddAdapters", "attach_adapters"]
+if TYPE_CHECKING:
+    from ov_weight_compression.passes.layer_by_layer import HessianInfo
+
+__all__ = ["AddAdapters", "Correction", "StoredAdapters", "attach_adapters", "corrections", "fit_adapters", "obstacle"]
+
+_USUAL = 64
+"""The exponent of 2 up to which a Gram matrix is used as it is."""
+
+
+@dataclass(frozen=True)
+class StoredAdapters:
+    """Both matrices of one layer in a spool."""
+
+    down: StoredWeight
+    """A [rank, in]."""
+    up: StoredWeight
+    """B [rows, rank]."""
+    left: float
+    """The layer's output error on the data, as a share of that without adapters."""
+
+    def values(self) -> Float32:
+        """B A, [rows, in], as the device computes it."""
+        down, up = (decode_rows(side.everything(), ADAPTER_SPEC) for side in (self.down, self.up))
+        return up @ down
+
+
+@dataclass(frozen=True)
+class Correction:
+    """One line of the report: a weight of few bits, and the adapters beside its layer or why there are none."""
+
+    name: str
+    """The weight's."""
+    layer: str
+    rank: int
+    """0 where there are none."""
+    bytes: int
+    left: float | None = None
+    """The layer's output error on the data, as a share of that without adapters; None before anything was computed."""
+    reason: str = ""
+
+
+def obstacle(weight: Weight) -> str:
+    """Why no adapters can stand beside a weight's layer; empty where they can."""
+    layer = weight.consumers[0]
+    if weight.body:
+        return f"inside '{weight.body}', where its input is not seen"
+    if len(weight.consumers) > 1:
+        return "several layers read the weight"
+    if reason := _layer_obstacle(layer):
+        return reason
+    if sum(weight.shape[axis] > 1 for axis in (*weight.channel_axes, *weight.batch_axes)) > 1:
+        return "its output channels lie on several axes"
+    if weight.input_axes != weight.reduction_axes:
+        return "its input channels are stored in another order"
+    return ""
+
+
+def _layer_obstacle(layer: Consumer) -> str:
+    """Why no adapters can stand beside a layer, whatever its weight; empty where they can."""
+    if layer.kind is Kind.EXPERTS:
+        return "experts side by side"
+    if layer.activation is None:
+        return f"a {layer.node.get_type_name()} reads the weight"
+    if any(dims not in ((-1,), (-2,)) for dims in (layer.activation.reduction, layer.activation.output)):
+        return "its channels are not one of the last two dimensions"
+    return ""
+
+
+def _adapter_parts(weight: Weight, rank: int) -> tuple[dict[str, Part], dict[str, Part]]:
+    """What A and B are stored as, by the part's name."""
+    rank = min(rank, weight.rows, weight.columns)
+    shapes = ((rank, weight.columns), (weight.rows, rank))
+    down, up = (stored_parts(Layout.of(shape, (1,)), ADAPTER_SPEC) for shape in shapes)
+    return down, up
+
+
+def fit_adapters(
+    weight: Float32, values: Float32, known: HessianInfo, rank: int, spool: Spool, rounds: int | None = None
+) -> StoredAdapters | None:
+    """Adapters for a weight `[rows, in]` that is stored as `values`; None where they would correct nothing."""
+    if known.energy is None:
+        return None
+    gram = known.gram
+    size = float(np.diagonal(gram).max())
+    if not 2.0**-_USUAL < size < 2.0**_USUAL:  # its products with weights may leave the range of f32
+        gram = np.ldexp(gram, -int(np.log2(size)))
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = lora_adapters(known.target(weight) - values, gram, rank, rounds=ROUNDS if rounds is None else rounds)
+    if found is None or any(unusable(side.scale, ADAPTER_SPEC.scale_type) for side in (found.down, found.up)):
+        return None
+    return StoredAdapters(keep(found.down, spool), keep(found.up, spool), found.left)
+
+
+def corrections(plan: Plan) -> tuple[Correction, ...]:
+    """The report's lines: what will be there or, where the data have been seen, what is."""
+    rank = plan.method.lora_rank
+    return tuple(_line(one.weight, rank, plan.adapters) for one in plan.weights if Algorithm.LORA in one.algorithms)
+
+
+def _line(weight: Weight, rank: int, found: Mapping[str, StoredAdapters | None] | None) -> Correction:
+    layer, reason, left = weight.consumers[0].name, obstacle(weight), None
+    if not reason and found is not None:
+        adapters = found.get(weight.name)
+        if adapters is None:
+            reason = "nothing to correct" if weight.name in found else "the data never reached it"
+        else:
+            left = adapters.left
+    if reason:
+        return Correction(weight.name, layer, 0, 0, None, reason)
+    parts = _adapter_parts(weight, rank)
+    size = sum(part.nbytes for side in parts for part in side.values())
+    return Correction(weight.name, layer, min(rank, weight.rows, weight.columns), size, left)
 
 
 class AddAdapters(ModelPass):
@@ -72,7 +190,7 @@ def _fitting(name: str, layer: Consumer | None, down: Array, up: Array) -> tuple
     """A layer, the type of its activation, and both matrices, if it can have them."""
     if layer is None or layer.role is None:
         raise OptionError(f"adapters: the model has no layer {shown(name)} with a weight")
-    reason = layer_obstacle(layer)
+    reason = _layer_obstacle(layer)
     if reason or layer.input is None:
         raise OptionError(f"adapters[{shown(name)}]: cannot stand beside the layer: {reason}")
     sizes = layer.node.get_input_shape(layer.port)
@@ -111,9 +229,9 @@ def _attach(weight: Weight, adapters: StoredAdapters, pipeline: Pipeline, lazy: 
     `tells`: by these adapters OpenVINO recognises that the model is compressed (see `telltale`).
     """
     layer = weight.consumers[0]
-    assert layer.input is not None, "see lora.obstacle"
+    assert layer.input is not None, "see `obstacle`"
     kind = layer.input.get_element_type()
-    parts = adapter_parts(weight, adapters.down.codes.shape[0])
+    parts = _adapter_parts(weight, adapters.down.codes.shape[0])
     down, up = (
         _matrix(_lazy(stored, side, f"{layer.name}/lora_{letter}", pipeline), kind, lazy, tells)
         for stored, side, letter in zip((adapters.down, adapters.up), parts, "AB", strict=True)
@@ -125,7 +243,7 @@ def _put_beside(layer: Consumer, down: Any, up: Any) -> None:
     """Let what reads a layer read the sum of its output and `x · Aᵀ · Bᵀ`, for nodes A `[rank, in]` and B `[out, rank]`
     of the activation's type."""
     node, meets, x = layer.node, layer.activation, layer.input
-    assert meets is not None, "see lora.layer_obstacle"
+    assert meets is not None, "see `_layer_obstacle`"
     last, name = meets.reduction == (-1,), layer.name
     if meets.output == (-1,):
         thin = ops.matmul(x, down, not last, True)

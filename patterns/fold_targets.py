@@ -32,13 +32,13 @@ from ov_weight_compression.patterns.views import Piece
 from ov_weight_compression.patterns.weight import Weight
 
 __all__ = [
-    "NormAbsorber",
+    "GainTarget",
     "Operand",
-    "ProducerAbsorber",
     "Reader",
-    "Tracer",
-    "absorb_into_norm",
+    "RowsTarget",
+    "RowsTracer",
     "constant_port",
+    "gain_target",
     "is_float",
     "readers",
 ]
@@ -74,7 +74,7 @@ class Operand:
 
 
 @dataclass(frozen=True, eq=False)
-class NormAbsorber:
+class GainTarget:
     """A gain, and the bias behind it if there is one, that can be divided by the factors of the channels."""
 
     gain: Operand
@@ -87,7 +87,7 @@ class NormAbsorber:
         return str(self.gain.constant.get_friendly_name())
 
 
-def absorb_into_norm(value: ov.Output, columns: int) -> NormAbsorber | None:
+def gain_target(value: ov.Output, columns: int) -> GainTarget | None:
     """The gain and bias that make up a tensor with `columns` channels in its last dimension.
 
     Who reads the tensor itself is the caller's business; between it and the gain nothing else may.
@@ -105,7 +105,7 @@ def absorb_into_norm(value: ov.Output, columns: int) -> NormAbsorber | None:
             if operand is not None and (dimensions(node.input_value(1 - port)) or [None])[-1] != columns:
                 return None
             if kind == "Multiply" and operand is not None:
-                return NormAbsorber(operand, bias, identity)
+                return GainTarget(operand, bias, identity)
             if kind == "Add" and operand is not None and bias is None:
                 bias = operand
             elif kind != "Multiply" or not _is_scalar(node.input_value(port)):
@@ -155,7 +155,7 @@ _LINEAR_PORTS: dict[str, tuple[int, ...]] = {
 
 
 @dataclass(frozen=True, eq=False)
-class ProducerAbsorber:
+class RowsTarget:
     """Rows of a weight, and biases behind it, that can be divided by the factors of the channels."""
 
     weight: Weight
@@ -179,7 +179,7 @@ class _Path:
     steps: tuple[Reader, ...]
 
 
-class Tracer:
+class RowsTracer:
     """Finds producers in one model."""
 
     def __init__(self, model: ov.Model, weights: Iterable[Weight]) -> None:
@@ -195,16 +195,16 @@ class Tracer:
             if (meets := weight.consumers[0].activation) is not None and meets.output == (-1,)
         }
 
-    def absorb_into_producer(self, value: ov.Output, columns: int) -> ProducerAbsorber | None:
+    def rows_target(self, value: ov.Output, columns: int) -> RowsTarget | None:
         """The rows that make up a tensor with `columns` channels in its last dimension.
 
         Who reads the tensor itself is the caller's business; between it and the producer nothing else may.
         """
         paths = islice(self._climb(value, _DEPTH, set()), _PATHS)
-        found = (self._absorber(path, columns) for path in paths)
-        return next((absorber for absorber in found if absorber is not None), None)
+        found = (self._target(path, columns) for path in paths)
+        return next((target for target in found if target is not None), None)
 
-    def _absorber(self, path: _Path, columns: int) -> ProducerAbsorber | None:
+    def _target(self, path: _Path, columns: int) -> RowsTarget | None:
         sizes = dimensions(path.values[-1])
         origins = self._along(path, columns) if sizes else None
         if not sizes or origins is None:
@@ -224,7 +224,7 @@ class Tracer:
         if any(bias is None for bias in biases):
             return None
         known = tuple(bias for bias in biases if bias is not None)
-        return ProducerAbsorber(path.weight, rows, known, tuple(classes[row] for row in mine))
+        return RowsTarget(path.weight, rows, known, tuple(classes[row] for row in mine))
 
     def _climb(self, value: ov.Output, depth: int, barren: set[tuple[ov.Node, int]]) -> Iterator[_Path]:
         """The linear ways to a tensor from weights that made it; `barren` remembers where there are none."""

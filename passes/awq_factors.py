@@ -3,11 +3,11 @@
     groups of layers with one input (patterns.equalization)
       ─▸ E[x²] of that input, where there are data
       ─▸ factors t, chosen on a sample of rows (quantization.layerwise.awq)
-      ─▸ rounded so that what absorbs them is exact, limited to what f16 holds
+      ─▸ rounded so that what takes them is exact, limited to what f16 holds
       ─▸ Fold: columns · t here; gain / t, rows / t or an inserted Multiply there
 
 With data a fold is kept only if the measured cost falls. Weights are scaled while they are read; gains, biases and
-inserted Multiplies are small and are edited when the model is rewritten (see `smoothing`).
+inserted Multiplies are small and are edited when the model is rewritten (see `scale_folding`).
 """
 
 from __future__ import annotations
@@ -22,14 +22,13 @@ from ov_weight_compression.ir_utils.constants import float_values
 from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.ir_utils.weight_source import WeightSource
 from ov_weight_compression.ir_utils.worker_pool import in_threads
-from ov_weight_compression.passes.folding import rounded_to
 from ov_weight_compression.passes.measurements import Measurements
 from ov_weight_compression.passes.method import Tuning
 from ov_weight_compression.passes.plan import Algorithm, Plan, PlannedWeight
-from ov_weight_compression.passes.smoothing import Fold, Folding, Scaling
+from ov_weight_compression.passes.scale_folding import Fold, Folding, Scaling, rounded_to
 from ov_weight_compression.patterns import Sources
-from ov_weight_compression.patterns.equalization import ScalingGroup, scaling_groups
-from ov_weight_compression.patterns.scale_folding import ProducerAbsorber
+from ov_weight_compression.patterns.equalization import EqualizationGroup, equalization_groups
+from ov_weight_compression.patterns.fold_targets import RowsTarget
 from ov_weight_compression.quantization.layerwise.awq import ALPHAS, Factors, Sample, choose_factors, lift_factors
 
 __all__ = ["fold_scales"]
@@ -56,12 +55,12 @@ def fold_scales(plan: Plan, data: Measurements, threads: int) -> Plan:
     if measured:
         data.statistics(method.tuning.awq_subset)  # once, before threads ask for it
 
-    def decide(group: ScalingGroup) -> Fold | Scaling:
+    def decide(group: EqualizationGroup) -> Fold | Scaling:
         seen = [data.energy(weight, method.tuning.awq_subset) if measured else None for weight in group.weights]
         found = _fold(group, [by_name[weight.name] for weight in group.weights], plan, seen)
         return found if isinstance(found, Fold) else Scaling(_names(group), "", "", None, found)
 
-    groups = scaling_groups(data.model, [one.weight for one in plan.weights])
+    groups = equalization_groups(data.model, [one.weight for one in plan.weights])
     wanted = [group for group in groups if any(Algorithm.AWQ in by_name[one.name].algorithms for one in group.weights)]
     decided = in_threads(decide, wanted, threads)
     folds = tuple(entry for entry in decided if isinstance(entry, Fold))
@@ -69,12 +68,12 @@ def fold_scales(plan: Plan, data: Measurements, threads: int) -> Plan:
     return _within_f16(plan, Folding(folds, left))
 
 
-def _names(group: ScalingGroup) -> tuple[str, ...]:
+def _names(group: EqualizationGroup) -> tuple[str, ...]:
     return tuple(weight.name for weight in group.weights)
 
 
 def _fold(
-    group: ScalingGroup, planned: Sequence[PlannedWeight], plan: Plan, seen: Sequence[Array | None]
+    group: EqualizationGroup, planned: Sequence[PlannedWeight], plan: Plan, seen: Sequence[Array | None]
 ) -> Fold | str:
     """The group's fold, or why there is none.
 
@@ -83,20 +82,20 @@ def _fold(
         plan: where their values come from, and what AWQ may do.
         seen: E[x²] of the input channels of each of them, f32 [in]; None where there are no data.
     """
-    if group.absorber is None and not (plan.method.inserts and group.behind_activation):
+    if group.target is None and not (plan.method.inserts and group.behind_activation):
         return group.reason
     factors = (_of_experts if group.experts > 1 else _of_layers)(group, planned, plan, seen)
-    if group.absorber is None and factors.cost is None and _spread(factors.columns) < _SPREAD_INSERTED:
+    if group.target is None and factors.cost is None and _spread(factors.columns) < _SPREAD_INSERTED:
         return "columns too much alike for a Multiply to pay"
-    columns = _absorbable(group, factors.columns)
-    limit = _LARGEST_COST_INSERTED if group.absorber is None else _LARGEST_COST
+    columns = _exactly_foldable(group, factors.columns)
+    limit = _LARGEST_COST_INSERTED if group.target is None else _LARGEST_COST
     if np.all(columns == 1) or (factors.cost is not None and factors.cost > limit):
-        return "no factors lower the cost" if group.absorber else "no factors lower the cost enough for a Multiply"
+        return "no factors lower the cost" if group.target else "no factors lower the cost enough for a Multiply"
     return Fold(group, columns, factors.cost)
 
 
 def _of_layers(
-    group: ScalingGroup, planned: Sequence[PlannedWeight], plan: Plan, seen: Sequence[Array | None]
+    group: EqualizationGroup, planned: Sequence[PlannedWeight], plan: Plan, seen: Sequence[Array | None]
 ) -> Factors:
     """The factors of layers with one input, [in]."""
     rows = max(1, _SAMPLE_ROWS // len(planned))
@@ -105,7 +104,7 @@ def _of_layers(
 
 
 def _of_experts(
-    group: ScalingGroup, planned: Sequence[PlannedWeight], plan: Plan, seen: Sequence[Array | None]
+    group: EqualizationGroup, planned: Sequence[PlannedWeight], plan: Plan, seen: Sequence[Array | None]
 ) -> Factors:
     """The factors of experts side by side, [experts, in]: each expert's by itself, from the first of its rows."""
     source, energy, spec = plan.sources[planned[0].weight], seen[0], planned[0].spec
@@ -123,7 +122,7 @@ def _of_experts(
     return Factors(np.stack([one.columns for one in found]), float(np.mean(costs)) if costs else None)
 
 
-def _choose(group: ScalingGroup, samples: Sequence[Sample], seen: Array | None, tuning: Tuning) -> Factors:
+def _choose(group: EqualizationGroup, samples: Sequence[Sample], seen: Array | None, tuning: Tuning) -> Factors:
     if seen is None:
         return lift_factors(samples, group.classes, equal=group.behind_activation)
     return choose_factors(samples, seen, group.classes, tuning.awq_alphas or ALPHAS, share=tuning.awq_share)
@@ -139,20 +138,20 @@ def _sample(source: WeightSource, planned: PlannedWeight, count: int) -> Sample:
     return Sample(values, planned.spec, source.layout.rows / len(values))
 
 
-def _absorbable(group: ScalingGroup, columns: Float32) -> Float32:
-    """The factors such that what absorbs them is exact in its type, and 1 where its type could not hold it.
+def _exactly_foldable(group: EqualizationGroup, columns: Float32) -> Float32:
+    """The factors such that what takes them is exact in its type, and 1 where its type could not hold it.
 
     Rows of a producer are quantised anyway, so only its biases count.
     """
-    absorber = group.absorber
-    if absorber is None:
+    target = group.target
+    if target is None:
         inverse = (1 / columns).astype(np.float16).astype(np.float32)
         return np.asarray(1 / inverse, dtype=np.float32)
-    if isinstance(absorber, ProducerAbsorber):
-        biases, factors = absorber.biases, columns.copy()
+    if isinstance(target, RowsTarget):
+        biases, factors = target.biases, columns.copy()
     else:
-        biases = () if absorber.bias is None else (absorber.bias,)
-        factors = _exact_gain(float_values(absorber.gain.constant).reshape(-1), columns, absorber.gain.constant)
+        biases = () if target.bias is None else (target.bias,)
+        factors = _exact_gain(float_values(target.gain.constant).reshape(-1), columns, target.gain.constant)
     owner = np.asarray(group.classes)
     for bias in biases:
         place = np.asarray(bias.classes)

@@ -4,14 +4,16 @@
     x ─ MatMul(P) ─ linear … ─▸ layers(W)       becomes   x ─ MatMul(diag(1/t) P) ─ linear … ─▸ layers(W · diag t)
     x ─▸ layers(W)                              becomes   x ─ Multiply(1 / t) ─▸ layers(W · diag t)
 
-`ScaleFolding` does all of it for factors that a caller has. Within compression weights are multiplied while they are
-read, and `fold_into_graph` does the rest: gains, biases, and Multiplies where nothing takes the factors. New constants
-have the type and the name of those they replace; one that others read too stays for them.
+`ScaleFolding` does all of it for factors that a caller has. Within compression `Folding` says what scales each weight,
+which is multiplied while it is read, and edits the rest of the graph: gains, biases, and Multiplies where nothing takes
+the factors. New constants have the type and the name of those they replace; one that others read too stays for them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,14 +26,113 @@ from ov_weight_compression.ir_utils.dequantization import replace_constant
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.option_kinds import shown
 from ov_weight_compression.ir_utils.types import Array, Float32, element_type
-from ov_weight_compression.patterns import Roles, find_weights, parse_roles, sources_of
-from ov_weight_compression.patterns.equalization import ScalingGroup, scaling_groups
-from ov_weight_compression.patterns.scale_folding import NormAbsorber, Operand, ProducerAbsorber
+from ov_weight_compression.patterns import Roles, Weight, find_weights, parse_roles, sources_of
+from ov_weight_compression.patterns.equalization import EqualizationGroup, equalization_groups
+from ov_weight_compression.patterns.fold_targets import GainTarget, Operand, RowsTarget
 
-__all__ = ["ScaleFolding", "fold_into_graph", "rounded_to"]
+__all__ = ["Fold", "Folding", "ScaleFolding", "Scaling", "rounded_to"]
 
 _DECOMPRESSION_MARK = "decompression_0"
 _WIDE = {"f32": np.float32, "f64": np.float64}
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """One line of the report: layers whose input was scaled, or why it was not."""
+
+    weights: tuple[str, ...]
+    into: str
+    """What took the factors: "norm", "weight", "multiply" (inserted, executed at run time), or "" for nothing."""
+    name: str
+    """The norm's gain, the weight, or the first of the inserted Multiplies."""
+    cost: float | None
+    """Measured cost of rounding with the factors, as a share of the cost without; None where there were no data."""
+    reason: str = ""
+    """Why nothing was scaled."""
+    bytes: int = 0
+    """Of the constants of inserted Multiplies."""
+
+
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """One group's factors."""
+
+    group: EqualizationGroup
+    columns: Float32
+    """[in], or [experts, in], t: the layers' columns are multiplied by it, what makes their input is divided by it."""
+    cost: float | None
+    """Measured cost of rounding with the factors, as a share of the cost without; None where there were no data."""
+
+    @property
+    def classes(self) -> Float32:
+        """t of each class."""
+        return _of_classes(self.group, self.columns)
+
+    @property
+    def producer(self) -> RowsTarget | None:
+        """The weight whose rows take the factors, where one does."""
+        target = self.group.target
+        return target if isinstance(target, RowsTarget) else None
+
+    def report(self) -> Scaling:
+        """The fold as a line of the report."""
+        names, target = tuple(weight.name for weight in self.group.weights), self.group.target
+        if target is not None:
+            return Scaling(names, "weight" if self.producer else "norm", target.name, self.cost)
+        size = self.columns.size * int(self.group.input.get_element_type().bitwidth) // 8
+        return Scaling(names, "multiply", self.group.multiply, self.cost, bytes=size)
+
+
+@dataclass(frozen=True, eq=False)
+class Folding:
+    """All folds of a model."""
+
+    folds: tuple[Fold, ...] = ()
+    left: tuple[Scaling, ...] = ()
+    """The groups that have none, and why."""
+
+    @cached_property
+    def columns(self) -> Mapping[str, Float32]:
+        """t of every weight whose columns are multiplied by it, `[in]` or `[experts, in]`, by the weight's name; the
+        same array for all weights of a fold."""
+        return {weight.name: fold.columns for fold in self.folds for weight in fold.group.weights}
+
+    @cached_property
+    def rows(self) -> Mapping[str, Float32]:
+        """1 / t of every weight whose rows take factors, `[rows]`, by the weight's name."""
+        found: dict[str, Float32] = {}
+        for fold in self.folds:
+            if fold.producer is not None:
+                weight = fold.producer.weight
+                rows = found.setdefault(weight.name, np.ones(weight.rows, dtype=np.float32))
+                rows[list(fold.producer.rows)] /= fold.classes
+        return found
+
+    def touches(self, weight: Weight) -> bool:
+        """Whether a weight's values change."""
+        return weight.name in self.columns or weight.name in self.rows
+
+    def apply(self) -> None:
+        """Edit the graph: gains, biases, and Multiplies where nothing takes them; weights are not its business."""
+        for fold in self.folds:
+            _fold_into_graph(fold.group, fold.columns, fold.classes if fold.group.target else fold.columns)
+
+    def report(self) -> tuple[Scaling, ...]:
+        """Every group as a line of the report: the folds, then what was left."""
+        return (*(fold.report() for fold in self.folds), *self.left)
+
+    def without(self, weight: Weight, reason: str) -> Folding:
+        """The folds that leave a weight alone."""
+        kept, left = [], list(self.left)
+        for fold in self.folds:
+            scaled = {one.name for one in fold.group.weights}
+            if fold.producer:
+                scaled.add(fold.producer.weight.name)
+            if weight.name in scaled:
+                left.append(Scaling(tuple(one.name for one in fold.group.weights), "", "", None, reason))
+            else:
+                kept.append(fold)
+        return Folding(tuple(kept), tuple(left))
 
 
 class ScaleFolding(ModelPass):
@@ -60,7 +161,7 @@ class ScaleFolding(ModelPass):
 
     def __init__(
         self,
-        factors: Callable[[ScalingGroup], Array | None],
+        factors: Callable[[EqualizationGroup], Array | None],
         *,
         insert: bool = False,
         roles: Roles | None = None,
@@ -68,42 +169,34 @@ class ScaleFolding(ModelPass):
         super().__init__()
         self._factors, self._insert = factors, insert
         self._roles = None if roles is None else parse_roles(roles)
-        self.folded: tuple[ScalingGroup, ...] = ()
+        self.folded: tuple[EqualizationGroup, ...] = ()
 
     def run_on_model(self, model: Any) -> bool:
         """Rewrite `model` in place; whether anything changed."""
         weights, _ = find_weights(model, roles=self._roles)
-        wanted = [group for group in scaling_groups(model, weights) if group.absorber is not None or self._insert]
+        wanted = [group for group in equalization_groups(model, weights) if group.target is not None or self._insert]
         found = [(group, self._factors(group)) for group in wanted]
-        folds = [(group, _checked(group, factors)) for group, factors in found if factors is not None]
-        columns = {weight.name: factors for group, factors in folds for weight in group.weights}
-        rows: dict[str, Float32] = {}
-        for group, factors in folds:
-            if isinstance(group.absorber, ProducerAbsorber):
-                producer = group.absorber.weight
-                own = rows.setdefault(producer.name, np.ones(producer.rows, dtype=np.float32))
-                own[list(group.absorber.rows)] /= of_classes(group, factors)
-        sources = sources_of(weights).folded(columns, rows)
-        touched = [weight for weight in weights if weight.name in columns or weight.name in rows]
+        folding = Folding(tuple(Fold(group, _checked(group, own), None) for group, own in found if own is not None))
+        sources = sources_of(weights).folded(folding.columns, folding.rows)
+        touched = [weight for weight in weights if folding.touches(weight)]
         constants = [sources.constant(weight) for weight in touched]
         for weight, constant in zip(touched, constants, strict=True):
             constant.set_friendly_name(weight.stored_name)
             replace_constant(weight.constant, constant, weight.stored_name)
-        for group, factors in folds:
-            fold_into_graph(group, factors, of_classes(group, factors) if group.absorber else factors)
+        folding.apply()
         model.validate_nodes_and_infer_types()
-        self.folded = tuple(group for group, _ in folds)
-        return bool(folds)
+        self.folded = tuple(fold.group for fold in folding.folds)
+        return bool(folding.folds)
 
 
-def of_classes(group: ScalingGroup, factors: Float32) -> Float32:
+def _of_classes(group: EqualizationGroup, factors: Float32) -> Float32:
     """t of each class of a group's channels, from that of each channel."""
     found = np.ones(max(group.classes) + 1, dtype=np.float32)
     found[list(group.classes)] = factors
     return found
 
 
-def _checked(group: ScalingGroup, given: Array) -> Float32:
+def _checked(group: EqualizationGroup, given: Array) -> Float32:
     """A caller's factors for a group."""
     factors = np.asarray(given, dtype=np.float32)
     shapes = [[group.columns], [group.experts, group.columns]][: 1 if group.experts == 1 else 2]
@@ -112,7 +205,7 @@ def _checked(group: ScalingGroup, given: Array) -> Float32:
         raise OptionError(f"{first}: must have the shape {shapes[-1]}, got {list(factors.shape)}")
     if not np.all((factors > 0) & np.isfinite(factors)):
         raise OptionError(f"{first}: must be positive and finite")
-    if group.experts == 1 and not np.array_equal(of_classes(group, factors)[list(group.classes)], factors):
+    if group.experts == 1 and not np.array_equal(_of_classes(group, factors)[list(group.classes)], factors):
         raise OptionError(f"{first}: channels of one class must have the same factor, since one row makes them")
     return factors
 
@@ -128,27 +221,24 @@ def rounded_to(values: Array, kind: str) -> Float32:
     return float_values(tensor)
 
 
-def fold_into_graph(group: ScalingGroup, factors: Float32, classes: Float32) -> tuple[str, ...]:
+def _fold_into_graph(group: EqualizationGroup, factors: Float32, classes: Float32) -> None:
     """Divide the group's input by its factors, except for what rows of a producer take.
 
     Args:
         group: the group; its layers' weights are somebody else's business.
-        factors: [in], t of every channel; [experts, in] where nothing absorbs and experts read each their own.
+        factors: [in], t of every channel; [experts, in] where nothing takes them and experts read each their own.
         classes: t of every class.
-
-    Returns:
-        The names of the Multiplies that were inserted.
     """
-    absorber = group.absorber
-    if absorber is None:
-        return _insert(group, factors)
-    if isinstance(absorber, NormAbsorber):
-        operands = [absorber.gain, *([absorber.bias] if absorber.bias else [])]
+    target = group.target
+    if target is None:
+        _insert(group, factors)
+        return
+    if isinstance(target, GainTarget):
+        operands = [target.gain, *([target.bias] if target.bias else [])]
     else:
-        operands = list(absorber.biases)
+        operands = list(target.biases)
     for operand in operands:
         _divide(operand, classes)
-    return ()
 
 
 def _divide(operand: Operand, classes: Float32) -> None:
@@ -169,7 +259,7 @@ def _divide(operand: Operand, classes: Float32) -> None:
     node.input(port).replace_source_output(new.output(0))
 
 
-def _insert(group: ScalingGroup, factors: Float32) -> tuple[str, ...]:
+def _insert(group: EqualizationGroup, factors: Float32) -> None:
     """A Multiply by 1 / t in front of the group's layers, one for each tensor that they read."""
     inserted: dict[ov.Output, Any] = {}
     for layer, port in group.layers:
@@ -183,7 +273,6 @@ def _insert(group: ScalingGroup, factors: Float32) -> tuple[str, ...]:
             inverse.set_friendly_name(f"{layer.get_friendly_name()}/smoothing/factors")
             inserted[source] = scaled
         layer.input(port).replace_source_output(inserted[source].output(0))
-    return tuple(node.get_friendly_name() for node in inserted.values())
 
 
 def _constant(values: Array, kind: ov.Type) -> Any:
