@@ -220,10 +220,13 @@ class _Values:
 
 
 def _orders(places: Numbered, tensors: Mapping[str, Shape]) -> dict[int, Match]:
-    """Shapes of which each block has one tensor left, the same in each, and of which as many constants are left."""
+    """Matrices of a shape of which each block has one tensor left, the same in each, and of which as many constants are
+    left. Not vectors: exporters compute with those (OPT's biases have a scale in them), and nothing would show it.
+    """
     left: dict[Shape, list[tuple[int, Place]]] = defaultdict(list)
     for number, place in places:
-        left[_key(place.shape)].append((number, place))
+        if len(_squeezed(place.shape)) > 1:
+            left[_key(place.shape)].append((number, place))
     wanted: dict[Shape, list[tuple[int, str, str]]] = defaultdict(list)
     for name, shape in tensors.items():
         block = _BLOCK.search(name)

@@ -272,6 +272,16 @@ def test_what_is_left_is_refused_unless_told_otherwise(what: str, message: str, 
     assert len(pass_.report.rows) == 21 - (what != "more")
 
 
+def test_a_vector_without_a_name_is_not_placed_by_order(tmp_path: Path) -> None:
+    """It may be the tensor times something."""
+    x = op.parameter([-1, 64], np.float32, name="x")
+    layer = op.add(op.matmul(x, models.constant((96, 64), "up.weight"), False, True), models.constant((1, 96), "C"))
+    model = ov.Model([op.result(layer)], [x], "biased")
+    tensors = {"up.weight": tensor("F32", np.ones((96, 64))), "up.bias": tensor("F32", np.ones(96))}
+    with pytest.raises(ModelError, match=r"up.bias \[96\] has no place in the model"):
+        apply_weights_from_checkpoint(model, write_checkpoint(tmp_path / "hf", tensors, CONFIG))
+
+
 def test_buffers_and_neutral_tensors_need_no_place(tmp_path: Path) -> None:
     model = models.llama()
     tensors = as_tensors(weights_of(model))
