@@ -19,7 +19,7 @@ from ov_weight_compression.checkpoints.layouts.bit_stream import codes_of
 from ov_weight_compression.checkpoints.layouts.groups import plain_grouping
 from ov_weight_compression.checkpoints.layouts.integer_codes import IntegerRows, integer_weight
 from ov_weight_compression.checkpoints.layouts.quantised_weight import QuantisedWeight
-from ov_weight_compression.checkpoints.layouts.tensors import Tensors, checked, scale_values
+from ov_weight_compression.checkpoints.layouts.tensors import Tensors, checked, float_array
 from ov_weight_compression.ir_utils.types import Array
 
 __all__ = ["awq_weight"]
@@ -47,7 +47,7 @@ def awq_weight(tensors: Tensors, layer: str, group_size: int, kind: str = "AWQ")
         names.append(f"{layer}.qzeros")
     source = IntegerRows(
         codes=lambda first, last: _channels(qweight.values(), first, last),
-        scales=lambda first, last: scale_values(scales, names[1])[:, first:last].T,
+        scales=lambda first, last: float_array(scales, names[1])[:, first:last].T,
         zeros=None if zeros is None else lambda first, last: _channels(zeros.values(), first, last),
     )
     shape = (rows, columns)

@@ -25,7 +25,7 @@ from ov_weight_compression.checkpoints.layouts.groups import plain_grouping
 from ov_weight_compression.checkpoints.layouts.integer_codes import IntegerRows, counted_from_zero, integer_weight
 from ov_weight_compression.checkpoints.layouts.level_codes import LevelRows, level_weight
 from ov_weight_compression.checkpoints.layouts.quantised_weight import QuantisedWeight, requantised
-from ov_weight_compression.checkpoints.layouts.tensors import Tensors, checked, required, scale_values
+from ov_weight_compression.checkpoints.layouts.tensors import Tensors, checked, float_array, required
 from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.quantization.formats import FORMATS, Format, with_codebook
@@ -68,7 +68,7 @@ def bitsandbytes_weight(tensors: Tensors, name: str) -> QuantisedWeight:
     packed = required(tensors, name)
     if packed.values().nbytes * 2 != rows * columns + rows * columns % 2:
         raise ModelError(f"{name}: {packed.values().nbytes} bytes do not hold [{rows}, {columns}] codes of 4 bits")
-    table = scale_values(checked(tensors, f"{name}.quant_map", ("F32",), (16,)), f"{name}.quant_map")
+    table = float_array(checked(tensors, f"{name}.quant_map", ("F32",), (16,)), f"{name}.quant_map")
     blocks = -(-rows * columns // block)
     names = [name, state, f"{name}.absmax", f"{name}.quant_map"]
     nested = "nested_absmax" in {key.rpartition(".")[2] for key in tensors if key.startswith(f"{name}.nested")}
@@ -104,7 +104,7 @@ def _format(table: Float32) -> tuple[Format, tuple[str, ...]]:
 def _absmax(tensors: Tensors, name: str, said: _Description, nested: bool, places: Array) -> Float32:
     stored = tensors[f"{name}.absmax"]
     if not nested:
-        return np.asarray(scale_values(stored, f"{name}.absmax")[places], dtype=np.float32)
+        return np.asarray(float_array(stored, f"{name}.absmax")[places], dtype=np.float32)
     levels = checked(tensors, f"{name}.nested_quant_map", ("F32",), (256,)).values()
     count = -(-prod(stored.shape) // said.nested_block)
     outer = checked(tensors, f"{name}.nested_absmax", ("F32",), (count,)).values()

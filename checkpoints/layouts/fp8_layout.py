@@ -21,7 +21,7 @@ import numpy as np
 from ov_weight_compression.checkpoints.layouts.groups import plain_grouping
 from ov_weight_compression.checkpoints.layouts.level_codes import LevelRows, level_weight
 from ov_weight_compression.checkpoints.layouts.quantised_weight import QuantisedWeight
-from ov_weight_compression.checkpoints.layouts.tensors import RawTensor, Tensors, checked, required, scale_values
+from ov_weight_compression.checkpoints.layouts.tensors import RawTensor, Tensors, checked, float_array, required
 from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.types import Array
 from ov_weight_compression.quantization.formats import FORMATS
@@ -49,7 +49,7 @@ class ScaleGrid:
         """[last − first, groups], f16 or f32."""
         if self.tensor.dtype in ("F8_E8M0", "U8"):
             return self._rows(power_of_two_scales(self.tensor.values()), first, last)
-        return self._rows(scale_values(self.tensor, self.name), first, last)
+        return self._rows(float_array(self.tensor, self.name), first, last)
 
     def bits(self, first: int, last: int) -> Array:
         """[last − first, groups], as they are stored."""

@@ -25,7 +25,7 @@ from ov_weight_compression.checkpoints.layouts.bit_stream import codes_of
 from ov_weight_compression.checkpoints.layouts.groups import Grouping, grouping_of, plain_grouping
 from ov_weight_compression.checkpoints.layouts.integer_codes import IntegerRows, integer_weight
 from ov_weight_compression.checkpoints.layouts.quantised_weight import QuantisedWeight
-from ov_weight_compression.checkpoints.layouts.tensors import Tensors, checked, required, scale_values
+from ov_weight_compression.checkpoints.layouts.tensors import Tensors, checked, float_array, required
 from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.types import Array
 
@@ -80,12 +80,12 @@ def gptq_weight(tensors: Tensors, layer: str, variant: GptqVariant) -> Quantised
     def any_rows(numbers: Array) -> tuple[npt.NDArray[np.uint8], Array, npt.NDArray[np.uint8] | None]:
         own = None if zeros is None else _zero_points(zeros.values(), 0, rows, word, variant)[numbers]
         picked = np.take(qweight.values(), numbers, axis=1).T
-        return codes_of(picked, bits, columns), scale_values(scales, names[1])[:, numbers].T, own
+        return codes_of(picked, bits, columns), float_array(scales, names[1])[:, numbers].T, own
 
     source = IntegerRows(
         any_rows=any_rows,
         codes=codes,
-        scales=lambda first, last: scale_values(scales, names[1])[:, first:last].T,
+        scales=lambda first, last: float_array(scales, names[1])[:, first:last].T,
         zeros=None if zeros is None else lambda first, last: _zero_points(zeros.values(), first, last, word, variant),
     )
     kind = f"{variant.kind} {bits} bit"

@@ -37,7 +37,7 @@ from ov_weight_compression.quantization.spec import Encoded, Spec
 
 __all__ = ["IntegerRows", "counted_from_zero", "integer_weight"]
 
-Codes = npt.NDArray[np.uint8]
+CodeRows = npt.NDArray[np.uint8]
 _FORMATS = {2: ("int2_sym", "int2_asym"), 4: ("int4_sym", "int4_asym"), 8: ("int8_sym", "int8_asym")}
 _SMALLEST_GROUP = 4
 """Smaller groups would take more bytes than the codes they are for."""
@@ -47,13 +47,13 @@ _SMALLEST_GROUP = 4
 class IntegerRows:
     """Where the rows `first` to `last` of a layer come from, groups and columns as the checkpoint has them."""
 
-    codes: Callable[[int, int], Codes]
+    codes: Callable[[int, int], CodeRows]
     """[n, in], 0 … 2^b − 1."""
     scales: Callable[[int, int], Array]
     """[n, groups], f16 or f32."""
-    zeros: Callable[[int, int], Codes] | None
+    zeros: Callable[[int, int], CodeRows] | None
     """[n, groups], 0 … 2^b − 1; None where all are 2^(b−1)."""
-    any_rows: Callable[[Array], tuple[Codes, Array, Codes | None]] | None = None
+    any_rows: Callable[[Array], tuple[CodeRows, Array, CodeRows | None]] | None = None
     """The three for rows by their numbers, where a layout can pick them without reading everything between."""
 
 
@@ -92,7 +92,7 @@ def integer_weight(
     spec = Spec(FORMATS[_FORMATS[width][0 if symmetric else 1]], group, scale_type)
     scale_dtype = np.float16 if scale_type == "f16" else np.float32
 
-    def encoded(codes: Codes, scales: Array, zeros: Codes | None) -> Encoded:
+    def encoded(codes: CodeRows, scales: Array, zeros: CodeRows | None) -> Encoded:
         if symmetric and width > 2:
             codes = (codes - np.uint8(middle)) & np.uint8((1 << width) - 1)
         own = None if symmetric or zeros is None else np.ascontiguousarray(grouping.spread(zeros))
@@ -126,6 +126,6 @@ def integer_weight(
     return weight
 
 
-def counted_from_zero(signed: Array) -> Codes:
+def counted_from_zero(signed: Array) -> CodeRows:
     """Signed bytes, counted from the smallest: q + 128."""
     return np.asarray(np.ascontiguousarray(signed).view(np.uint8) ^ np.uint8(0x80))

@@ -9,7 +9,7 @@ from ov_weight_compression.ir_utils.constants import bf16_to_f32
 from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.types import Array
 
-__all__ = ["RawTensor", "Tensors", "checked", "required", "scale_values"]
+__all__ = ["RawTensor", "Tensors", "checked", "float_array", "required"]
 
 
 class RawTensor(Protocol):
@@ -62,7 +62,7 @@ def checked(tensors: Tensors, name: str, dtypes: tuple[str, ...], shape: tuple[i
     return tensor
 
 
-def scale_values(tensor: RawTensor, name: str) -> Array:
+def float_array(tensor: RawTensor, name: str) -> Array:
     """The values of a tensor of floats: f16 as it is, bf16 and f32 as f32.
 
     Raises:

@@ -26,7 +26,7 @@ from ov_weight_compression.checkpoints.layouts.fp8_layout import fp8_weight, sca
 from ov_weight_compression.checkpoints.layouts.groups import plain_grouping
 from ov_weight_compression.checkpoints.layouts.integer_codes import IntegerRows, counted_from_zero, integer_weight
 from ov_weight_compression.checkpoints.layouts.quantised_weight import QuantisedWeight
-from ov_weight_compression.checkpoints.layouts.tensors import Tensors, checked, required, scale_values
+from ov_weight_compression.checkpoints.layouts.tensors import Tensors, checked, float_array, required
 from ov_weight_compression.ir_utils.errors import ModelError
 
 __all__ = ["torchao_weight", "torchao_weights"]
@@ -109,11 +109,11 @@ def _int4(tensors: Tensors, name: str, data: str, scale: str, zero: str) -> Quan
     scales = checked(tensors, scale, ("F32", "F16", "BF16"), (None, rows))
     groups = scales.shape[0]
     zeros = checked(tensors, zero, ("F32", "F16", "BF16"), scales.shape)
-    if scale_values(zeros, zero).any():
+    if float_array(zeros, zero).any():
         raise ModelError(f"{zero}: fractional zero points are not read; quantise symmetrically, or with zero points i8")
     source = IntegerRows(
         codes=lambda first, last: codes_of(weight.values()[first:last].view(np.uint8), 4, columns) ^ np.uint8(8),
-        scales=lambda first, last: scale_values(scales, scale)[:, first:last].T,
+        scales=lambda first, last: float_array(scales, scale)[:, first:last].T,
         zeros=None,
     )
     grouping = plain_grouping(columns, columns // groups if groups else 0, groups, scale)
