@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from ov_weight_compression.ir_utils.publish import TemporaryFolder
 
 __all__ = ["Exported", "HolesReadError", "Skeleton", "export", "missing_package"]
 
-_PACKAGES = {"torch": "torch", "transformers": "transformers", "optimum.exporters.openvino": "optimum-intel"}
+_PACKAGES = ("torch", "transformers", "optimum-intel")
 _WORKER = "ov_weight_compression.checkpoints.export_worker"
 _NO_NETWORK = {
     "HF_HUB_OFFLINE": "1",
@@ -58,12 +58,11 @@ class Exported:
 
 
 def missing_package() -> str | None:
-    """The first of the packages that an export needs and that is not installed."""
-    for module, package in _PACKAGES.items():
+    """The first of the packages that an export needs and that is not installed; none of them is imported."""
+    for package in _PACKAGES:
         try:
-            if find_spec(module) is None:
-                return package
-        except ImportError:
+            distribution(package)
+        except PackageNotFoundError:
             return package
     return None
 

@@ -169,11 +169,25 @@ def _task_of(checkpoint: Checkpoint) -> str:
         tasks = TasksManager.get_supported_tasks_for_model_type(kind, exporter="openvino", library_name="transformers")
     except (KeyError, ValueError) as error:
         raise ModelError(f"{where}: optimum-intel does not export {kind} ({name}): {_reason(error)}") from error
+    if task not in tasks:
+        task = next((one for one in tasks if not one.endswith("-with-past") and _is_for(one, str(kind), found)), task)
     if f"{task}-with-past" in tasks:
         return f"{task}-with-past"
     if task not in tasks:
         raise ModelError(f"{where}: optimum-intel exports {kind} for {', '.join(tasks)}, and {name} is for {task}")
     return task
+
+
+def _is_for(task: str, kind: str, model_class: Any) -> bool:
+    """Whether transformers loads a class for a task; it may be for several: Bart's translates and fills masks."""
+    from optimum.exporters.tasks import TasksManager
+
+    try:
+        auto = TasksManager.get_model_class_for_task(task, "pt", model_type=kind, library="transformers")
+        found = auto._model_mapping[model_class.config_class]
+    except (AttributeError, KeyError, ValueError):
+        return False
+    return model_class in (found if isinstance(found, tuple) else (found,))
 
 
 @contextmanager
