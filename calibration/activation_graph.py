@@ -124,14 +124,11 @@ class _Use:
     tap: _Reading | None
 
 
-def read_graph(
-    model: ov.Model, weights: Sequence[Weight], *, tapped: frozenset[str] | None = None, values: Sources | None = None
-) -> ActivationGraph:
+def read_graph(model: ov.Model, weights: Sequence[Weight], *, values: Sources | None = None) -> ActivationGraph:
     """Work out levels, order and taps of `model` for `weights`.
 
-    Only activations of the weights named in `tapped` (default: of all) are wanted. Weights inside bodies of If, Loop
-    and TensorIterator have none: their layers run somewhere inside one operation. `values` says where the weights'
-    values come from, the model's constants by default.
+    Weights inside bodies of If, Loop and TensorIterator have no activation: their layers run somewhere inside one
+    operation. `values` says where the weights' values come from, the model's constants by default.
 
     Raises:
         OptionError: a weight inside such a body has been given another source than the model's constant.
@@ -144,7 +141,7 @@ def read_graph(
     twin = {name: index[copied.get_name()] for name, copied in twins.items() if copied.get_name() in index}
     uses = [use for weight in weights if not weight.body for use in _uses_of(weight, twin, nodes, sources)]
     levels = _levels(sources, constant, {use.layer for use in uses})
-    taps = _taps([use for use in uses if use.tap and not constant[use.tap[0][0]]], nodes, levels, tapped)
+    taps = _taps([use for use in uses if use.tap and not constant[use.tap[0][0]]], nodes, levels)
     order = _order(taps, sources, constant, levels, nodes)
     place = {number: position for position, number in enumerate(order)}
     layers: dict[int, tuple[str, ...]] = {}
@@ -252,13 +249,11 @@ def _levels(sources: Sequence[Sequence[TensorKey]], constant: Sequence[bool], la
     return levels
 
 
-def _taps(
-    uses: Sequence[_Use], nodes: Sequence[ov.Node], levels: Sequence[int], tapped: frozenset[str] | None
-) -> tuple[Tap, ...]:
+def _taps(uses: Sequence[_Use], nodes: Sequence[ov.Node], levels: Sequence[int]) -> tuple[Tap, ...]:
     """One tap for all layers that read the same tensor in the same way."""
     readers: dict[_Reading, list[str]] = {}
     for use in uses:
-        if use.tap is not None and (tapped is None or use.weight.name in tapped):
+        if use.tap is not None:
             names = readers.setdefault(use.tap, [])
             if use.weight.name not in names:
                 names.append(use.weight.name)

@@ -10,7 +10,8 @@ outputs of the layers that hold them, on a few samples                     (laye
 from __future__ import annotations
 
 import math
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
@@ -32,22 +33,22 @@ from ov_weight_compression.evaluation.figures import (
 )
 from ov_weight_compression.evaluation.layer_outputs import measure_outputs
 from ov_weight_compression.evaluation.layers import FormatFigures, LayerFigures, formats_of, pair_layers, weigh
-from ov_weight_compression.evaluation.logits_file import BaseLogitsReader, Header
+from ov_weight_compression.evaluation.logits_file import Header, keep_logits, kept_logits
 from ov_weight_compression.evaluation.models import Loaded, Pair, Runner, choose, open_pair, output_name
 from ov_weight_compression.evaluation.outputs import OutputFigures, OutputTotals
 from ov_weight_compression.evaluation.predictions import (
-    BaseSource,
-    KeptBase,
-    LiveBase,
+    LogitsOf,
     OnProgress,
     Scores,
+    logits_of,
     run_language,
 )
 from ov_weight_compression.evaluation.request import CompareRequest, ComparisonProtocol
 from ov_weight_compression.evaluation.samples import CompareData, InputSets, prepare
-from ov_weight_compression.evaluation.windows import Windows, of_inputs, of_windows
+from ov_weight_compression.evaluation.windows import Batch, Windows, of_inputs, of_windows
 from ov_weight_compression.ir_utils.errors import CompressionError, ModelError, OptionError, WorkError
 from ov_weight_compression.ir_utils.option_kinds import flag, optional, path, word
+from ov_weight_compression.ir_utils.types import Float32
 from ov_weight_compression.patterns import Roles, parse_roles
 from ov_weight_compression.patterns.graphs import graphs_of
 
@@ -149,7 +150,6 @@ class _TextFound:
 
 def _compare_text(pair: Pair, samples: InputSets, request: CompareRequest, progress: OnProgress) -> _TextFound:
     """Predictions of both models, over all windows."""
-    base = _base_source(pair, samples.windows, request)
     compressed = Runner(pair.compressed, pair.arithmetic)
     total = None
     if samples.windows is not None:
@@ -157,7 +157,8 @@ def _compare_text(pair: Pair, samples: InputSets, request: CompareRequest, progr
         batches = of_windows(samples.windows, samples.ids)
     else:
         batches = of_inputs(samples.sets, samples.ids, request.protocol.context or 0, request.protocol.score_last)
-    scored = run_language(base, compressed, batches, total, progress)
+    with _base_logits(pair, samples.windows, request) as base:
+        scored = run_language(base, compressed, batches, total, progress)
     if not any((one.batch.following >= 0).any() for one in scored):
         raise OptionError("data: it has no token with a next one to predict")
     figures = summarise(Scores.concatenate([one.scores for one in scored]))
@@ -174,18 +175,29 @@ def _compare_text(pair: Pair, samples: InputSets, request: CompareRequest, progr
     return _TextFound(figures, tuple(positions), tuple(passages), len(scored), tuple(notes))
 
 
-def _base_source(pair: Pair, windows: Windows | None, request: CompareRequest) -> BaseSource:
-    protocol = request.protocol
-    if windows is None or not (protocol.save_base or protocol.base_logits):
-        return LiveBase(Runner(pair.base, pair.arithmetic))
-    header = partial(_header, pair, windows, fingerprint(pair.base.model))
-    if protocol.save_base:
-        return LiveBase(Runner(pair.base, pair.arithmetic), Path(protocol.save_base), header)
-    assert protocol.base_logits is not None
-    reader = BaseLogitsReader(Path(protocol.base_logits))
-    port = pair.compressed.logits
-    reader.check(header((port.vocabulary if port else None) or reader.header.vocabulary))
-    return KeptBase(reader)
+@contextmanager
+def _base_logits(pair: Pair, windows: Windows | None, request: CompareRequest) -> Iterator[LogitsOf]:
+    """What gives the base model's logits: the model itself, which may keep them in a file, or such a file."""
+    protocol, header = request.protocol, None
+    if windows is not None and (protocol.save_base or protocol.base_logits):
+        header = partial(_header, pair, windows, fingerprint(pair.base.model))
+    if header is not None and protocol.base_logits:
+        vocabulary = pair.compressed.logits.vocabulary if pair.compressed.logits else None
+        with kept_logits(Path(protocol.base_logits), header, vocabulary) as following:
+            yield lambda batch: following(int(batch.chosen.sum()))
+        return
+    live = partial(logits_of, Runner(pair.base, pair.arithmetic))
+    if header is None or not protocol.save_base:
+        yield live
+        return
+    with keep_logits(Path(protocol.save_base), header) as keep:
+
+        def kept(batch: Batch) -> Float32:
+            logits = live(batch)
+            keep(logits)
+            return logits
+
+        yield kept
 
 
 def _header(pair: Pair, windows: Windows, mark: str, vocabulary: int) -> Header:

@@ -23,8 +23,9 @@ The file is written under another name and moved into place when it is complete;
 
 from __future__ import annotations
 
-import contextlib
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -35,7 +36,7 @@ from ov_weight_compression.ir_utils.errors import ModelError, OptionError, WorkE
 from ov_weight_compression.ir_utils.publish import Publication, cannot_write
 from ov_weight_compression.ir_utils.types import Float32
 
-__all__ = ["BaseLogitsReader", "BaseLogitsWriter", "Header"]
+__all__ = ["Header", "keep_logits", "kept_logits"]
 
 _MAGIC = b"OVBLOGIT"
 _ALIGN = 64
@@ -62,100 +63,92 @@ class Header:
     version: int = 2
 
 
-class BaseLogitsWriter:
-    """Writes the file while the base model runs: `open`, `append` each window, then `commit` or `discard`."""
+@contextmanager
+def keep_logits(path: Path, header: Callable[[int], Header]) -> Iterator[Callable[[Float32], None]]:
+    """Write the file while the base model runs: gives a function that appends the scored positions of the next window,
+    `[positions, vocabulary]`. The file has its place once the block is done, and none where it fails.
 
-    def __init__(self, path: Path, header: Header) -> None:
-        self._path, self._header = path, header
-        self._publication: Publication | None = None
-        self._file: BinaryIO | None = None
+    Args:
+        path: of the file.
+        header: what it says of itself, for the size of the vocabulary.
 
-    def open(self) -> None:
-        """Start the file."""
-        text = json.dumps(asdict(self._header)).encode()
-        text += b" " * (-(len(_MAGIC) + 8 + len(text)) % _ALIGN)
-        try:
-            self._publication = Publication(self._path)
-            self._file = open(self._publication.path, "wb")  # noqa: SIM115 - closed by commit or discard
-            self._file.write(_MAGIC + len(text).to_bytes(8, "little") + text)
-        except OSError as error:
-            raise cannot_write(self._path, error) from error
+    Raises:
+        WorkError: it cannot be written.
+    """
+    try:
+        with Publication(path) as partial, open(partial, "wb") as file:
 
-    def append(self, logits: Float32) -> None:
-        """The scored positions of the next window, `[positions, vocabulary]`."""
-        assert self._file is not None
-        try:
-            self._file.write(np.ascontiguousarray(logits, dtype="<f4").data)
-        except OSError as error:
-            raise cannot_write(self._path, error) from error
+            def append(logits: Float32) -> None:
+                if not file.tell():
+                    text = json.dumps(asdict(header(logits.shape[1]))).encode()
+                    text += b" " * (-(len(_MAGIC) + 8 + len(text)) % _ALIGN)
+                    file.write(_MAGIC + len(text).to_bytes(8, "little") + text)
+                file.write(np.ascontiguousarray(logits, dtype="<f4").data)
 
-    def commit(self) -> None:
-        """Move the complete file into place."""
-        assert self._file is not None
-        assert self._publication is not None
-        try:
-            self._file.close()
-            self._publication.commit()
-        except OSError as error:
-            raise cannot_write(self._path, error) from error
-
-    def discard(self) -> None:
-        """Leave nothing behind."""
-        if self._file is not None:
-            with contextlib.suppress(OSError):  # what could not be written is thrown away
-                self._file.close()
-        if self._publication is not None:
-            self._publication.discard()
+            yield append
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
-class BaseLogitsReader:
-    """Reads the file window by window, after checking that it is what is wanted."""
+@contextmanager
+def kept_logits(
+    path: Path, header: Callable[[int], Header], vocabulary: int | None
+) -> Iterator[Callable[[int], Float32]]:
+    """Read the file, after checking that it is what is wanted: gives a function that returns the logits of the next
+    window's so many scored positions.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        if not path.is_file():
-            raise OptionError(f"base_logits={str(path)!r}: there is no such file")
-        self._file = open(path, "rb")  # noqa: SIM115 - closed in close()
-        self.header, self._start = self._read_header()
-        expected = self._start + 4 * self.header.positions * self.header.vocabulary
+    Args:
+        path: of the file.
+        header: what it must say of itself, for the size of the vocabulary.
+        vocabulary: the size that it must have; None for whatever it has.
+
+    Raises:
+        OptionError: there is no such file, or it belongs to something else; the message says what differs.
+        ModelError: it is damaged.
+        WorkError: it ends too early.
+    """
+    if not path.is_file():
+        raise OptionError(f"base_logits={str(path)!r}: there is no such file")
+    with open(path, "rb") as file:
+        found, start = _read_header(file, path)
+        expected = start + 4 * found.positions * found.vocabulary
         if path.stat().st_size != expected:
             raise ModelError(f"base logits {path}: {path.stat().st_size} bytes where {expected} belong; it is damaged")
+        _check(found, header(vocabulary or found.vocabulary), path)
 
-    def _read_header(self) -> tuple[Header, int]:
-        head = self._file.read(len(_MAGIC) + 8)
-        try:
-            if head[: len(_MAGIC)] != _MAGIC:
-                raise ValueError("no such mark at its beginning")
-            length = int.from_bytes(head[len(_MAGIC) :], "little")
-            if length > 1 << 20:
-                raise ValueError("its header has no end")
-            return Header(**json.loads(self._file.read(length))), len(head) + length
-        except (ValueError, TypeError) as error:
-            raise ModelError(f"base logits {self._path}: not a file of base logits ({error})") from error
+        def following(positions: int) -> Float32:
+            logits = np.empty((positions, found.vocabulary), dtype="<f4")
+            if file.readinto(logits.reshape(-1).view(np.uint8).data) != logits.nbytes:
+                raise WorkError(f"base logits {path} ended too early")
+            return logits.astype(np.float32, copy=False)
 
-    def check(self, wanted: Header) -> None:
-        """Raise `OptionError` unless the logits belong to what is wanted; the message says what differs."""
-        texts = {
-            "version": f"they are of version {self.header.version} of the format, this is {wanted.version}",
-            "fingerprint": f"they are of another base model ('{self.header.model}')",
-            "tokens": "they are of another text, or of the same cut otherwise",
-            "window": f"their window is {self.header.window}, not {wanted.window}",
-            "context": f"their context is {self.header.context}, not {wanted.context}",
-            "score_last": "they count the last position of a window differently",
-            "vocabulary": f"their vocabulary has {self.header.vocabulary} tokens, not {wanted.vocabulary}",
-            "arithmetic": f"they were computed with {self.header.arithmetic}, not with {wanted.arithmetic}",
-        }
-        for name, text in texts.items():
-            if getattr(self.header, name) != getattr(wanted, name):
-                raise OptionError(f"base_logits={str(self._path)!r}: cannot be used here, {text}")
+        yield following
 
-    def next(self, positions: int) -> Float32:
-        """The logits of the next window's scored positions."""
-        found = np.empty((positions, self.header.vocabulary), dtype="<f4")
-        if self._file.readinto(found.reshape(-1).view(np.uint8).data) != found.nbytes:
-            raise WorkError(f"base logits {self._path} ended too early")
-        return found.astype(np.float32, copy=False)
 
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+def _read_header(file: BinaryIO, path: Path) -> tuple[Header, int]:
+    head = file.read(len(_MAGIC) + 8)
+    try:
+        if head[: len(_MAGIC)] != _MAGIC:
+            raise ValueError("no such mark at its beginning")
+        length = int.from_bytes(head[len(_MAGIC) :], "little")
+        if length > 1 << 20:
+            raise ValueError("its header has no end")
+        return Header(**json.loads(file.read(length))), len(head) + length
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"base logits {path}: not a file of base logits ({error})") from error
+
+
+def _check(found: Header, wanted: Header, path: Path) -> None:
+    texts = {
+        "version": f"they are of version {found.version} of the format, this is {wanted.version}",
+        "fingerprint": f"they are of another base model ('{found.model}')",
+        "tokens": "they are of another text, or of the same cut otherwise",
+        "window": f"their window is {found.window}, not {wanted.window}",
+        "context": f"their context is {found.context}, not {wanted.context}",
+        "score_last": "they count the last position of a window differently",
+        "vocabulary": f"their vocabulary has {found.vocabulary} tokens, not {wanted.vocabulary}",
+        "arithmetic": f"they were computed with {found.arithmetic}, not with {wanted.arithmetic}",
+    }
+    for name, text in texts.items():
+        if getattr(found, name) != getattr(wanted, name):
+            raise OptionError(f"base_logits={str(path)!r}: cannot be used here, {text}")

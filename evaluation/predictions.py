@@ -24,19 +24,16 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from ov_weight_compression.evaluation.logits_file import BaseLogitsReader, BaseLogitsWriter, Header
 from ov_weight_compression.evaluation.models import Runner
 from ov_weight_compression.evaluation.windows import NO_TOKEN, Batch
 from ov_weight_compression.ir_utils.errors import ModelError, OptionError, WorkError
 from ov_weight_compression.ir_utils.types import Array, Float32
 
-__all__ = ["BaseSource", "KeptBase", "LiveBase", "OnProgress", "Scored", "Scores", "run_language", "score"]
+__all__ = ["LogitsOf", "OnProgress", "Scored", "Scores", "logits_of", "run_language", "score"]
 
 _BLOCK_ELEMENTS = 1 << 17
 
@@ -128,66 +125,12 @@ class Scored:
     scores: Scores
 
 
-class BaseSource(Protocol):
-    """Where the base model's logits come from."""
-
-    def logits(self, batch: Batch) -> Float32:
-        """`[scored positions, vocabulary]` of the next batch."""
-
-    def close(self) -> None:
-        """Everything went well, nothing more is wanted."""
-
-    def abort(self) -> None:
-        """Something failed."""
-
-
-class LiveBase:
-    """The base model itself, optionally keeping what it says in a file."""
-
-    def __init__(self, runner: Runner, save: Path | None = None, header: Callable[[int], Header] | None = None) -> None:
-        self._runner, self._save, self._header = runner, save, header
-        self._writer: BaseLogitsWriter | None = None
-
-    def logits(self, batch: Batch) -> Float32:
-        """Run the model."""
-        found = _logits(self._runner, batch)
-        if self._save is not None and self._header is not None:
-            if self._writer is None:
-                self._writer = BaseLogitsWriter(self._save, self._header(found.shape[1]))
-                self._writer.open()
-            self._writer.append(found)
-        return found
-
-    def close(self) -> None:
-        """Move the kept file into place."""
-        if self._writer is not None:
-            self._writer.commit()
-
-    def abort(self) -> None:
-        """Remove what was written of the kept file."""
-        if self._writer is not None:
-            self._writer.discard()
-
-
-class KeptBase:
-    """Logits kept in a file by an earlier run."""
-
-    def __init__(self, reader: BaseLogitsReader) -> None:
-        self._reader = reader
-
-    def logits(self, batch: Batch) -> Float32:
-        """Read them."""
-        return self._reader.next(int(batch.chosen.sum()))
-
-    def close(self) -> None:
-        """Close the file."""
-        self._reader.close()
-
-    abort = close
+LogitsOf = Callable[[Batch], Float32]
+"""Logits `[scored positions, vocabulary]` of the next batch."""
 
 
 def run_language(
-    base: BaseSource, compressed: Runner, pieces: Iterable[Batch], total: int | None, progress: OnProgress
+    base: LogitsOf, compressed: Runner, batches: Iterable[Batch], total: int | None, progress: OnProgress
 ) -> list[Scored]:
     """Score every batch.
 
@@ -197,21 +140,16 @@ def run_language(
         WorkError: a model cannot be run, or gives NaN.
     """
     done: list[Scored] = []
-    try:
-        for number, batch in enumerate(pieces):
-            progress("windows", number, total)
-            if batch.chosen.any():
-                done.append(_score_piece(base, compressed, batch, number))
-    except BaseException:
-        base.abort()
-        raise
-    base.close()
+    for number, batch in enumerate(batches):
+        progress("windows", number, total)
+        if batch.chosen.any():
+            done.append(_score(base, compressed, batch, number))
     progress("windows", len(done), len(done))
     return done
 
 
-def _score_piece(base: BaseSource, compressed: Runner, batch: Batch, number: int) -> Scored:
-    ours, theirs = base.logits(batch), _logits(compressed, batch)
+def _score(base: LogitsOf, compressed: Runner, batch: Batch, number: int) -> Scored:
+    ours, theirs = base(batch), logits_of(compressed, batch)
     if ours.shape != theirs.shape:
         raise ModelError(f"the models have different vocabularies: base {ours.shape[1]}, compressed {theirs.shape[1]}")
     if int(batch.tokens.max()) >= ours.shape[1]:
@@ -226,7 +164,13 @@ def _score_piece(base: BaseSource, compressed: Runner, batch: Batch, number: int
     return Scored(Batch({}, batch.tokens, batch.chosen, batch.following), scores)
 
 
-def _logits(runner: Runner, batch: Batch) -> Float32:
+def logits_of(runner: Runner, batch: Batch) -> Float32:
+    """A model's logits `[scored positions, vocabulary]`.
+
+    Raises:
+        ModelError: it does not predict at every position.
+        WorkError: it cannot be run.
+    """
     logits = runner.logits(runner.inputs.complete(batch.inputs))
     if logits.shape[:2] != batch.tokens.shape:
         raise ModelError(
