@@ -26,12 +26,14 @@ from ov_weight_compression.passes.measurements import Measurements
 from ov_weight_compression.passes.method import Tuning
 from ov_weight_compression.passes.plan import Algorithm, Plan, PlannedWeight
 from ov_weight_compression.passes.scale_folding import Fold, Folding, Scaling, rounded_to
-from ov_weight_compression.patterns import Sources
+from ov_weight_compression.patterns import Refusal, Sources
 from ov_weight_compression.patterns.equalization import EqualizationGroup, equalization_groups
 from ov_weight_compression.patterns.fold_targets import RowsTarget
+from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL
 from ov_weight_compression.quantization.layerwise.awq import ALPHAS, Factors, Sample, choose_factors, lift_factors
+from ov_weight_compression.quantization.spec import Spec
 
-__all__ = ["fold_scales"]
+__all__ = ["factors_without_data", "fold_scales"]
 
 _SAMPLE_ROWS = 384
 _F16_MAX = 65504.0
@@ -58,7 +60,7 @@ def fold_scales(plan: Plan, data: Measurements, threads: int) -> Plan:
     def decide(group: EqualizationGroup) -> Fold | Scaling:
         seen = [data.energy(weight, method.tuning.awq_subset) if measured else None for weight in group.weights]
         found = _fold(group, [by_name[weight.name] for weight in group.weights], plan, seen)
-        return found if isinstance(found, Fold) else Scaling(_names(group), "", "", None, found)
+        return found if isinstance(found, Fold) else Scaling(_names(group), "", "", None, found.reason)
 
     groups = equalization_groups(data.model, [one.weight for one in plan.weights])
     wanted = [group for group in groups if any(Algorithm.AWQ in by_name[one.name].algorithms for one in group.weights)]
@@ -74,7 +76,7 @@ def _names(group: EqualizationGroup) -> tuple[str, ...]:
 
 def _fold(
     group: EqualizationGroup, planned: Sequence[PlannedWeight], plan: Plan, seen: Sequence[Array | None]
-) -> Fold | str:
+) -> Fold | Refusal:
     """The group's fold, or why there is none.
 
     Args:
@@ -83,14 +85,14 @@ def _fold(
         seen: E[x²] of the input channels of each of them, f32 [in]; None where there are no data.
     """
     if group.target is None and not (plan.method.inserts and group.behind_activation):
-        return group.reason
+        return Refusal(group.reason)
     factors = (_of_experts if group.experts > 1 else _of_layers)(group, planned, plan, seen)
     if group.target is None and factors.cost is None and _spread(factors.columns) < _SPREAD_INSERTED:
-        return "columns too much alike for a Multiply to pay"
+        return Refusal("columns too much alike for a Multiply to pay")
     columns = _exactly_foldable(group, factors.columns)
     limit = _LARGEST_COST_INSERTED if group.target is None else _LARGEST_COST
     if np.all(columns == 1) or (factors.cost is not None and factors.cost > limit):
-        return "no factors lower the cost" if group.target else "no factors lower the cost enough for a Multiply"
+        return Refusal("no factors lower the cost" + ("" if group.target else " enough for a Multiply"))
     return Fold(group, columns, factors.cost)
 
 
@@ -99,7 +101,7 @@ def _of_layers(
 ) -> Factors:
     """The factors of layers with one input, [in]."""
     rows = max(1, _SAMPLE_ROWS // len(planned))
-    samples = [_sample(plan.sources[one.weight], one, rows) for one in planned]
+    samples = [_sample(plan.sources[one.weight], one.spec, rows) for one in planned]
     return _choose(group, samples, next((one for one in seen if one is not None), None), plan.method.tuning)
 
 
@@ -128,14 +130,26 @@ def _choose(group: EqualizationGroup, samples: Sequence[Sample], seen: Array | N
     return choose_factors(samples, seen, group.classes, tuning.awq_alphas or ALPHAS, share=tuning.awq_share)
 
 
+def factors_without_data(group: EqualizationGroup, sources: Sources, group_size: int) -> Float32 | None:
+    """The factors [in] that AWQ without data gives layers whose weights will be stored in groups of so many (per
+    channel where that does not divide them); None where that is 1 for all, and for experts side by side."""
+    if group.experts > 1:
+        return None
+    spec = Spec(FORMATS["int4_sym"], group_size if group.columns % group_size == 0 else PER_CHANNEL)
+    rows = max(1, _SAMPLE_ROWS // len(group.weights))
+    samples = [_sample(sources[weight], spec, rows) for weight in group.weights]
+    columns = _exactly_foldable(group, lift_factors(samples, group.classes, equal=group.behind_activation).columns)
+    return None if np.all(columns == 1) else columns
+
+
 def _spread(columns: Float32) -> float:
     return float(np.std(np.log(columns)))
 
 
-def _sample(source: WeightSource, planned: PlannedWeight, count: int) -> Sample:
+def _sample(source: WeightSource, spec: Spec, count: int) -> Sample:
     """Some rows of a weight, spread evenly over it."""
     values = source.sample(count)
-    return Sample(values, planned.spec, source.layout.rows / len(values))
+    return Sample(values, spec, source.layout.rows / len(values))
 
 
 def _exactly_foldable(group: EqualizationGroup, columns: Float32) -> Float32:

@@ -24,7 +24,7 @@ from openvino.passes import ModelPass
 from ov_weight_compression.ir_utils.constants import float_values
 from ov_weight_compression.ir_utils.dequantization import replace_constant
 from ov_weight_compression.ir_utils.errors import OptionError
-from ov_weight_compression.ir_utils.option_kinds import shown
+from ov_weight_compression.ir_utils.option_kinds import count, flag, shown
 from ov_weight_compression.ir_utils.types import Array, Float32, element_type
 from ov_weight_compression.patterns import Roles, Weight, find_weights, parse_roles, sources_of
 from ov_weight_compression.patterns.equalization import EqualizationGroup, equalization_groups
@@ -136,9 +136,9 @@ class Folding:
 
 
 class ScaleFolding(ModelPass):
-    """Scale the input channels of a float model's layers by factors that a caller has, in place.
+    """Scale the input channels of a float model's layers, in place; the model computes the same.
 
-    A pass for `openvino.passes.Manager`; AWQ within compression chooses factors of its own and needs no such pass. The
+    A pass for `openvino.passes.Manager`; AWQ within compression does the same by itself and needs no such pass. The
     weights that change become constants in memory, rounded to the type that they had.
 
         equalize = lambda group: 1 / numpy.sqrt(activations[group.weights[0].name])
@@ -147,7 +147,9 @@ class ScaleFolding(ModelPass):
     Args:
         factors: t of a group's input channels, f32 `[in]`, or `[experts, in]` for experts side by side, positive; None
             leaves the group as it is. Channels of one class (`group.classes`) must have the same. See
-            `patterns.equalization` for groups.
+            `patterns.equalization` for groups. By default those that AWQ takes without data: columns far below the
+            usual size are lifted to it.
+        group_size: for the default: what the weights will be stored in groups of.
         insert: insert a Multiply, executed at run time, where nothing before the layers can take the factors; without
             it such groups are not asked for.
         roles: what operations of your own make of their weights, as `WeightCompression` takes it.
@@ -161,13 +163,15 @@ class ScaleFolding(ModelPass):
 
     def __init__(
         self,
-        factors: Callable[[EqualizationGroup], Array | None],
+        factors: Callable[[EqualizationGroup], Array | None] | None = None,
         *,
+        group_size: int = 128,
         insert: bool = False,
         roles: Roles | None = None,
     ) -> None:
         super().__init__()
-        self._factors, self._insert = factors, insert
+        self._factors, self._insert = factors, flag().parse("insert", insert)
+        self._group_size: int = count(1).parse("group_size", group_size)
         self._roles = None if roles is None else parse_roles(roles)
         self.folded: tuple[EqualizationGroup, ...] = ()
 
@@ -175,9 +179,15 @@ class ScaleFolding(ModelPass):
         """Rewrite `model` in place; whether anything changed."""
         weights, _ = find_weights(model, roles=self._roles)
         wanted = [group for group in equalization_groups(model, weights) if group.target is not None or self._insert]
-        found = [(group, self._factors(group)) for group in wanted]
+        sources, factors = sources_of(weights), self._factors
+        if factors is None:
+            from ov_weight_compression.passes.awq_factors import factors_without_data
+
+            found = [(group, factors_without_data(group, sources, self._group_size)) for group in wanted]
+        else:
+            found = [(group, factors(group)) for group in wanted]
         folding = Folding(tuple(Fold(group, _checked(group, own), None) for group, own in found if own is not None))
-        sources = sources_of(weights).folded(folding.columns, folding.rows)
+        sources = sources.folded(folding.columns, folding.rows)
         touched = [weight for weight in weights if folding.touches(weight)]
         constants = [sources.constant(weight) for weight in touched]
         for weight, constant in zip(touched, constants, strict=True):

@@ -12,9 +12,9 @@ import pytest
 from openvino import opset13 as op
 from openvino.passes import Manager
 
-from ov_weight_compression.passes import OptionError
+from ov_weight_compression.passes import OptionError, apply_weight_compression
 from ov_weight_compression.passes.scale_folding import ScaleFolding
-from tests.running import run, stored
+from tests.running import constants, run, stored
 
 WIDTH, HIDDEN = 64, 96
 RANDOM = np.random.default_rng(2)
@@ -53,7 +53,7 @@ def behind_gelu(second: np.ndarray, inverse: np.ndarray | None) -> ov.Model:
     return ov.Model([named(op.result(layer), "y")], [x], "gelu")
 
 
-def folded(model: ov.Model, factors: Callable[[Any], Any], **more: Any) -> tuple[ov.Model, ScaleFolding]:
+def folded(model: ov.Model, factors: Callable[[Any], Any] | None, **more: Any) -> tuple[ov.Model, ScaleFolding]:
     manager, folding = Manager(), ScaleFolding(factors, **more)
     manager.register_pass(folding)
     manager.run_passes(model)
@@ -103,6 +103,22 @@ def test_without_insert_or_factors_nothing_changes(tmp_path: Path) -> None:
     model, folding = folded(behind_gelu(SECOND, None), lambda group: asked.append(group))
     assert (asked, folding.folded) == ([], ())
     assert stored(model, tmp_path, "model") == stored(behind_gelu(SECOND, None), tmp_path, "model_ref")
+
+
+def test_by_default_small_columns_are_lifted_as_awq_does_without_data() -> None:
+    weight = FIRST.copy()
+    weight[:, ::5] /= 16
+    model, folding = folded(behind_norm(GAIN, BIAS, weight), None, group_size=32)
+    assert len(folding.folded) == 1
+    found = {name: node.data for name, node in constants(model).items()}
+    factors = (GAIN / found["gain"]).reshape(-1)
+    assert np.all((factors == 1) == (np.arange(WIDTH) % 5 != 0))
+    assert np.all(factors[::5] > 8)
+    np.testing.assert_allclose(found["weight"], weight * factors, rtol=1e-6)
+    other = apply_weight_compression(
+        behind_norm(GAIN, BIAS, weight), mode="int4_sym", group_size=32, all_layers=True, awq=True, lazy=False
+    )
+    np.testing.assert_array_equal(constants(other)["gain"].data, found["gain"])
 
 
 @pytest.mark.parametrize(
