@@ -144,7 +144,7 @@ def role_of(roles: Roles, node: ov.Node, port: int, shape: tuple[int, ...]) -> R
         return found
     if not isinstance(found, Role):
         raise OptionError(f"roles[{kind!r}, {port}]: must return a Role or a Refusal, got {shown(found)}")
-    misfit = _misfit(found, node, shape)
+    misfit = None if row is ROLES.get((kind, port)) else _misfit(found, node, shape)  # ours follow from the shapes
     return found if misfit is None else Refusal(f"its role in {kind} does not fit: {misfit}")
 
 
