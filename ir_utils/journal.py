@@ -12,7 +12,7 @@ from typing import Literal
 
 __all__ = ["Entry", "keep_in", "note", "read_journal"]
 
-Kind = Literal["reads", "writes", "made", "temporary", "done"]
+NoteKind = Literal["reads", "writes", "made", "temporary", "done"]
 """A model that is read; an output that is about to be written; a folder that was made for it; a temporary folder; what
 was asked for is done, and then with which exit code the process ends."""
 
@@ -33,7 +33,7 @@ def keep_in(descriptor: int) -> None:
     _descriptor = descriptor
 
 
-def note(kind: Kind, what: str | os.PathLike[str]) -> None:
+def note(kind: NoteKind, what: str | os.PathLike[str]) -> None:
     """Add a note."""
     if _descriptor is not None:
         with suppress(OSError):
