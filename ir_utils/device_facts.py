@@ -8,6 +8,7 @@
     MatMul, weights [n, out, in], n > 1    none (expanded to bf16)    ?               ?
     MatMul, weight as first input          none                       ?               ?
     convolutions                           none                       none            none
+    any other operation (Einsum, …)        none                       ?               ?
 
 Codebooks are expanded everywhere. The CPU's column was read from its runtime graph on a processor with AVX-512 and
 bfloat16; the others follow OpenVINO's documentation (the NPU wants symmetric integers) and were not measured.
@@ -36,6 +37,7 @@ __all__ = [
     "GATHER",
     "GROUPED_MATMUL",
     "MATMUL",
+    "OTHER_OPERATION",
     "is_checked",
     "misread",
     "refused",
@@ -44,6 +46,7 @@ __all__ = [
 ]
 
 MATMUL, GROUPED_MATMUL, GATHER = "MatMul", "GroupedMatMul", "Gather"
+OTHER_OPERATION = "operation of one's own"
 EXPERTS, FIRST_INPUT, CONVOLUTION = "MatMul of 3-D weights", "MatMul with the weight as first input", "convolution"
 
 CHECKED = ("2026.4",)
@@ -60,6 +63,7 @@ CPU_EXECUTED: dict[str, frozenset[str]] = {
     GATHER: _INTEGERS,
     EXPERTS: _NOTHING,
     FIRST_INPUT: _NOTHING,
+    OTHER_OPERATION: _NOTHING,
     **_CONVOLUTIONS,
 }
 EXECUTED: dict[str, dict[str, frozenset[str]]] = {

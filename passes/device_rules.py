@@ -17,7 +17,10 @@ from ov_weight_compression.ir_utils.device_facts import (
     EXECUTED,
     EXPERTS,
     FIRST_INPUT,
+    GATHER,
+    GROUPED_MATMUL,
     MATMUL,
+    OTHER_OPERATION,
     misread,
     refused,
 )
@@ -143,7 +146,7 @@ def layer_of(consumer: Consumer) -> str:
     if consumer.kind is Kind.CONVOLUTION:
         return CONVOLUTION
     if kind != MATMUL:
-        return kind
+        return kind if kind in (GATHER, GROUPED_MATMUL) else OTHER_OPERATION
     if consumer.port == 0:
         return FIRST_INPUT
     if consumer.kind is Kind.EXPERTS:

@@ -194,6 +194,14 @@ def test_inspect_and_decompression_know_it_by_the_same_table() -> None:
     assert not owc.verify(model, roles=roles).checks
 
 
+def test_the_report_says_that_cpus_expand_it() -> None:
+    layer, _, roles, last = OWN["einsum"]
+    compression = owc.WeightCompression(mode="int4_sym", all_layers=True, group_size=32, roles=roles)
+    compression.run_on_model(network(layer, last=last))
+    (warning,) = compression.report.warnings
+    assert warning.startswith("CPU expands 2 weights in int4_sym (operation of one's own) to floats when it compiles")
+
+
 def test_without_a_role_the_report_says_so() -> None:
     layer, _, _, last = OWN["channels in the middle"]
     compression = owc.WeightCompression()
