@@ -26,10 +26,12 @@ __all__ = [
     "MOST",
     "OptionKind",
     "anything",
+    "candidates",
     "check_model",
     "choice",
     "count",
     "flag",
+    "functions",
     "group",
     "number",
     "one_line",
@@ -166,6 +168,30 @@ def _number_from_text(text: str) -> object:
         return text
 
 
+def candidates() -> OptionKind:
+    """How many scales a search tries: a number, or one of two words."""
+
+    def read(value: Any) -> str | int:
+        if isinstance(value, str):
+            return {"auto": "auto", "off": "off"}.get(value.lower()) or read(whole(whole_from_text(value)))
+        found = whole(value)
+        _refuse_unless(0 <= found <= 256)
+        return found or "off"
+
+    return OptionKind("'auto', 'off' or a number of candidates up to 256", read, "str | int")
+
+
+def functions(name: str, arguments: str) -> OptionKind:
+    """Some functions of these arguments; `name` is their type's."""
+
+    def read(value: Any) -> tuple[Any, ...]:
+        found = tuple(value)
+        _refuse_unless(bool(found) and all(map(callable, found)))
+        return found
+
+    return OptionKind(f"a sequence of functions ({arguments})", read, f"Sequence[{name}]")
+
+
 def flag() -> OptionKind:
     """True or False."""
 
@@ -234,7 +260,8 @@ def one_of(kind: type[_E]) -> OptionKind:
             return value
         text = value.value if isinstance(value, Enum) else value
         _refuse_unless(isinstance(text, str))
-        return next(member for member in kind if text.strip().lower() == str(member.value).lower())
+        name = text.strip().lower()
+        return next((member for member in kind if name == str(member.value).lower()), None) or kind(name)
 
     return OptionKind("", read, f"{kind.__name__} | str", tuple(str(member.value) for member in kind))
 

@@ -6,10 +6,11 @@
     best         + targets of the float model over the compressed   the same, on text that the model writes itself
                  layers before (two streams)
 
-`scale_estimation=True` is the weighted search, `gptq=True` is GPTQ with descent. A dataset alone means the weighted
-search too, for there is no reason to measure and not to use it. `lora_correction=True` adds adapters to whichever of
-these is chosen. `awq=True` goes with all of them and may insert a Multiply behind an activation function where nothing
-takes the factors, which `fast` never does; `awq=False` is `fast` without. GPTQ makes up for most of what AWQ brings.
+`scale_estimation=True` is the weighted search, `gptq=True` is GPTQ with descent, `algorithm=` whatever steps the caller
+hands in instead. A dataset alone means the weighted search too, for there is no reason to measure and not to use it.
+`lora_correction=True` adds adapters to whichever of these is chosen. `awq=True` goes with all of them and may insert a
+Multiply behind an activation function where nothing takes the factors, which `fast` never does; `awq=False` is `fast`
+without. GPTQ makes up for most of what AWQ brings.
 """
 
 from __future__ import annotations
@@ -95,8 +96,8 @@ def method_of(options: Options, model: Any) -> Method:
     inserts = bool(options.awq)
     if dataset is None:
         return Method(folds=inserts, inserts=inserts, tuning=options.tuning)
-    steps = None
-    if options.gptq or accuracy in (Accuracy.BALANCED, Accuracy.BEST):
+    steps = options.algorithm
+    if steps is None and (options.gptq or accuracy in (Accuracy.BALANCED, Accuracy.BEST)):
         from ov_weight_compression.quantization.layerwise.layer import BALANCED, BEST
 
         steps = BEST if accuracy is Accuracy.BEST else BALANCED
@@ -113,9 +114,9 @@ def method_of(options: Options, model: Any) -> Method:
 
 def _made_up(options: Options, model: Any) -> str | None:
     """The data that are made for a language model, where the options want some."""
-    if options.scale_estimation or options.gptq or options.lora_correction:
+    if options.scale_estimation or options.gptq or options.lora_correction or options.algorithm is not None:
         raise OptionError(
-            "dataset: scale_estimation, gptq and lora_correction need one; "
+            "dataset: scale_estimation, gptq, algorithm and lora_correction need one; "
             "give model inputs, or 'random' or 'self' for a language model"
         )
     if options.accuracy is None:

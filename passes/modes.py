@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import Enum
 
+from ov_weight_compression.quantization.formats import FORMATS
+
 __all__ = [
     "Accuracy",
     "BackupMode",
@@ -16,7 +18,10 @@ __all__ = [
 
 
 class Mode(str, Enum):
-    """How weights are stored; see the table of modes in the README. The value is the format's name."""
+    """How weights are stored; see the table of modes in the README. The value is the format's name.
+
+    A format that somebody adds to `quantization.FORMATS` is a mode too, by its name: `Mode("int6_sym")`.
+    """
 
     INT8_ASYM = "int8_asym"
     INT8_SYM = "int8_sym"
@@ -34,6 +39,15 @@ class Mode(str, Enum):
     CB4 = "cb4"
     CODEBOOK = "codebook"
     ADAPTIVE_CODEBOOK = "adaptive_codebook"
+
+    @classmethod
+    def _missing_(cls, value: object) -> Mode | None:
+        """The mode of a format that was added (what `Enum` asks for a value that it does not know)."""
+        if not isinstance(value, str) or value not in FORMATS:
+            return None
+        mode = str.__new__(cls, value)
+        mode._name_, mode._value_ = value.upper(), value
+        return mode
 
     @property
     def is_int8(self) -> bool:

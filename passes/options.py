@@ -18,15 +18,17 @@ from difflib import get_close_matches
 from enum import Enum
 from functools import lru_cache, wraps
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.option_kinds import (
     OptionKind,
     anything,
+    candidates,
     choice,
     count,
     flag,
+    functions,
     group,
     number,
     one_of,
@@ -34,8 +36,6 @@ from ov_weight_compression.ir_utils.option_kinds import (
     shown,
     table,
     table_type,
-    whole,
-    whole_from_text,
 )
 from ov_weight_compression.ir_utils.worker_pool import default_threads
 from ov_weight_compression.passes.advanced import read_advanced
@@ -53,6 +53,9 @@ from ov_weight_compression.passes.rules import Rule, parse_rules
 from ov_weight_compression.patterns import GivenSources, IgnoredScope, Roles, given_sources, parse_roles
 from ov_weight_compression.quantization.formats import CODEBOOK_TYPES, FORMATS, Format, with_codebook
 from ov_weight_compression.quantization.lloyd import stand_in
+
+if TYPE_CHECKING:
+    from ov_weight_compression.quantization.layerwise import Step
 
 __all__ = ["OPTIONS", "Need", "Option", "Options", "by_name", "read_options"]
 
@@ -107,25 +110,16 @@ def declared(
     return field(default=MISSING if make else default, default_factory=make or MISSING, metadata={"option": row})
 
 
-def _read_search(value: Any) -> str | int:
-    if isinstance(value, str):
-        return {"auto": "auto", "off": "off"}.get(value.lower()) or _read_search(whole_from_text(value).__index__())  # type: ignore[attr-defined]
-    found = whole(value)
-    if not 0 <= found <= 256:
-        raise ValueError
-    return found or "off"
-
-
 def _read_format(value: Any) -> str:
     if str(getattr(value, "value", value)) != "dequantize":
         raise OptionError("compression_format: only 'dequantize' is written, for the others train with NNCF")
     return "dequantize"
 
 
-_SEARCH = OptionKind("'auto', 'off' or a number of candidates up to 256", _read_search, "str | int")
 _RULES = OptionKind("a list of (pattern, mode) pairs", parse_rules, "RulesLike")
 _ROLES = OptionKind("", parse_roles, "Roles")
 _stand_in = lru_cache(maxsize=8)(stand_in)
+_STEPS = functions("Step", "target, draft, hessian, grid")
 _SCOPE = OptionKind("", IgnoredScope.of, "Any")
 _SOURCES = OptionKind("a mapping from weights' names to their sources, or a function", given_sources, "GivenSources")
 
@@ -179,7 +173,10 @@ class Options:
     rules: tuple[Rule, ...] = declared((), _RULES, "what particular weights get, by name", flag=None)
     roles: Roles | None = declared(None, _ROLES, "what operations of one's own make of their weights", flag=None)
     scale_search: str | int = declared(
-        "auto", _SEARCH, "better scales for 4 bits and fewer: auto, off, or a number of candidates", recorded="always"
+        "auto",
+        candidates(),
+        "better scales for 4 bits and fewer: auto, off or a number of candidates",
+        recorded="always",
     )
     dataset: Any = declared(
         None, anything("Any"), "what to calibrate with", flag=None, below_8_bits=True, with_data=True
@@ -191,6 +188,9 @@ class Options:
         False, flag(), "scale search weighted by the data", below_8_bits=True, with_data=True
     )
     gptq: bool = declared(False, flag(), "codes by GPTQ", below_8_bits=True, with_data=True)
+    algorithm: tuple[Step, ...] | None = declared(
+        None, _STEPS, "the steps for each layer, in place of GPTQ's", flag=None, below_8_bits=True, with_data=True
+    )
     awq: bool | None = declared(
         None,
         flag(),
@@ -343,7 +343,7 @@ def _told(value: Any) -> str:
     if isinstance(value, Mapping) and all(isinstance(key, tuple) for key in value):  # roles
         return "; ".join(f"{operation}:{port}" for operation, port in value)
     if isinstance(value, tuple):
-        return "; ".join(map(str, value))
+        return "; ".join(getattr(part, "__name__", None) or str(part) for part in value)
     return str(value) if isinstance(value, (str, bool, int, float)) else type(value).__name__
 
 
@@ -476,7 +476,7 @@ def _check_few_bits(options: Options, asked: Mapping[str, Any]) -> None:
         return
     told = f"{options.mode.value} with {len(options.codebook or ())} values" if options.codebook else options.mode.value
     fitted = options.uses(Mode.ADAPTIVE_CODEBOOK)
-    for name in ("gptq", "awq", "lora_correction", "scale_estimation", "accuracy"):
+    for name in ("gptq", "algorithm", "awq", "lora_correction", "scale_estimation", "accuracy"):
         if asked.get(name) not in (None, False) and not (fitted and name in ("scale_estimation", "accuracy")):
             raise OptionError(
                 f"{name}: changes only weights of 4 bits or fewer, of which {told} makes none; leave it out, or use a "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from warnings import warn
 
 import openvino as ov
@@ -38,6 +38,9 @@ from ov_weight_compression.passes.rules import RulesLike
 from ov_weight_compression.passes.telltale import with_telltale
 from ov_weight_compression.patterns import GivenSources, Roles, find_weights, sources_of
 from ov_weight_compression.quantization.kernels import kept_kernels
+
+if TYPE_CHECKING:
+    from ov_weight_compression.quantization.layerwise import Step
 
 __all__ = ["WeightCompression", "apply_weight_compression"]
 
@@ -83,7 +86,9 @@ class WeightCompression(ModelPass):
         subset_size, context_length: how many windows of the dataset are used (128) and, for tokens, how long (256).
         accuracy: `"fast"`, `"balanced"` or `"best"`; see `ov_weight_compression.passes.method`.
         scale_estimation: the scale search weighted with what the data shows.
-        gptq: codes by GPTQ, with descent on codes and scales after it.
+        gptq: codes by GPTQ, with coordinate descent on codes and scales after it.
+        algorithm: the steps that make each layer's codes, in place of GPTQ's own: functions `(target, draft, hessian,
+            grid) → draft`, as `quantization.layerwise.gptq` is one; needs a dataset.
         statistics_path: folder to keep statistics in, and to read them from if they are there.
         calibration_memory: bytes that calibration may hold; 2 GiB.
         quiet: False shows a progress bar while calibrating.
@@ -126,6 +131,7 @@ class WeightCompression(ModelPass):
         accuracy: Accuracy | str | None = None,
         scale_estimation: bool = False,
         gptq: bool = False,
+        algorithm: Sequence[Step] | None = None,
         awq: bool | None = None,
         lora_correction: bool = False,
         lora_rank: int = 8,
@@ -231,6 +237,7 @@ def apply_weight_compression(
     accuracy: Accuracy | str | None = None,
     scale_estimation: bool = False,
     gptq: bool = False,
+    algorithm: Sequence[Step] | None = None,
     awq: bool | None = None,
     lora_correction: bool = False,
     lora_rank: int = 8,
