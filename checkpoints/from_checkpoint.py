@@ -15,7 +15,7 @@ from ov_weight_compression.checkpoints.export import Exported, HolesReadError, e
 from ov_weight_compression.checkpoints.folder import Checkpoint, read_checkpoint
 from ov_weight_compression.checkpoints.insertion import insert_codes
 from ov_weight_compression.checkpoints.layouts.quantised_weight import QuantisedWeight
-from ov_weight_compression.checkpoints.layouts.quantised_weights import quantised_weights
+from ov_weight_compression.checkpoints.layouts.quantised_weights import is_of_activations, quantised_weights
 from ov_weight_compression.checkpoints.skeleton import fill, read_skeleton
 from ov_weight_compression.checkpoints.virtual_folder import write_virtual_folder
 from ov_weight_compression.ir_utils.errors import ModelError, OptionError, WorkError
@@ -123,7 +123,11 @@ def export_opened(opened: OpenedCheckpoint, output: Path, task: str | None = Non
         with TemporaryFolder() as shown:
             virtual = write_virtual_folder(checkpoint, opened.quantised, dequantised, shown)
             try:
-                return export(shown, output, task, virtual.tensors)
+                exported = export(shown, output, task, virtual.tensors)
+                beside = {
+                    name: "of activations, which stay floats" for name in checkpoint.tensors if is_of_activations(name)
+                }
+                return replace(exported, unused={**exported.unused, **beside})
             except HolesReadError as error:
                 if dequantised.issuperset(error.names):
                     raise

@@ -170,6 +170,8 @@ def _by_layer(readers: Iterable[ov.Node]) -> Iterable[str]:
         if path:
             own = "bias" if reader.get_type_name() in ("Add", "Subtract") else "weight"
             yield f"{path}.{own}"
+            if path.endswith("self_attn"):  # gpt-oss
+                yield f"{path}.sinks"
             if f".{path}".endswith(".decoder"):  # a head whose bias is its parent's (BERT's)
                 yield f"{path.removesuffix('decoder')}{own}"
 

@@ -13,7 +13,7 @@ says otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -27,7 +27,7 @@ from openvino.passes import ModelPass
 from ov_weight_compression.checkpoints.folder import Checkpoint, read_checkpoint
 from ov_weight_compression.checkpoints.insertion import insert_codes
 from ov_weight_compression.checkpoints.layouts.quantised_weight import QuantisedWeight
-from ov_weight_compression.checkpoints.layouts.quantised_weights import quantised_weights
+from ov_weight_compression.checkpoints.layouts.quantised_weights import is_of_activations, quantised_weights
 from ov_weight_compression.checkpoints.safetensors_file import StoredTensor, mapped_constants
 from ov_weight_compression.checkpoints.tensor_matching import Match, Place, match_tensors, places_of
 from ov_weight_compression.ir_utils.constants import bf16_to_f32
@@ -51,6 +51,8 @@ _BUFFERS = (
     "attn.bias",
 )
 """Ends of the names of tensors that are no parameters: the graph computes them."""
+_HEADS = frozenset({"pooler", "cls", "lm_head", "qa_outputs", "classifier", "vocab_projector", "vocab_transform"})
+"""Parts that training had; where the model has nothing by their names, it has no such part."""
 _ONE_PLUS = ("gemma", "gemma2", "gemma3", "gemma3_text", "recurrent_gemma")
 """Architectures whose norms multiply by 1 + weight, which exporters compute."""
 _SAMPLE = 4096
@@ -131,7 +133,8 @@ class WeightsFromCheckpoint(ModelPass):
         places = places_of(model)
         matches, left, unused = match_tensors(places, source.shapes, source.has_values_of)
         weights = {weight.source: weight for weight in find_weights(model)[0]}
-        explained = {name: source.why_unused(name, matches) for name in unused}
+        there = {part for place in places for name in (place.own_name, *place.layer_names) for part in name.split(".")}
+        explained = {name: source.why_unused(name, matches, there) for name in unused}
         if not self.allow_unmatched:
             _refuse_what_is_left(source, weights, left, explained)
         quantised = {
@@ -199,12 +202,18 @@ class _Source:
         theirs = _floats_of(stored.values(), _FLOATS[stored.dtype]).reshape(-1)
         return _equal(mine[:_SAMPLE], theirs[:_SAMPLE]) and _equal(mine, theirs)
 
-    def why_unused(self, name: str, matches: Sequence[Match]) -> str:
-        """Why a tensor without a place may be left out; empty where it may not."""
+    def why_unused(self, name: str, matches: Sequence[Match], there: Set[str]) -> str:
+        """Why a tensor without a place may be left out; empty where it may not. `there` are the parts of the names of
+        the model's constants and of what reads them."""
+        head = _HEADS.intersection(name.split("."))
+        if head and not head & there and name not in self.quantised:
+            return "the model has no such part"
         if name.endswith(_BUFFERS):
             return "a buffer that the graph computes"
         if name in self.quantised:
             return ""
+        if self.quantised and is_of_activations(name):
+            return "of activations, which stay floats"
         stored = self.floats[name]
         taken = [self.floats[match.tensor] for match in matches if match.tensor in self.floats]
         alike = [one for one in taken if (one.shape, one.dtype) == (stored.shape, stored.dtype) and len(one.shape) > 1]

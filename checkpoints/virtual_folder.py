@@ -31,6 +31,7 @@ import numpy as np
 from ov_weight_compression.checkpoints.explain import FileSpans, is_present
 from ov_weight_compression.checkpoints.folder import Checkpoint
 from ov_weight_compression.checkpoints.layouts.quantised_weight import QuantisedWeight, row_blocks
+from ov_weight_compression.checkpoints.layouts.quantised_weights import is_of_activations
 from ov_weight_compression.checkpoints.safetensors_file import DTYPES, read_header
 from ov_weight_compression.ir_utils.types import Array
 
@@ -78,7 +79,7 @@ def write_virtual_folder(
     """
     real = set(dequantised)
     parts = {name for weight in weights.values() for name in weight.tensors}
-    kept = [tensor for tensor in checkpoint.tensors.values() if tensor.name not in parts]
+    kept = [one for name, one in checkpoint.tensors.items() if name not in parts and not is_of_activations(name)]
     dtype = "BF16" if checkpoint.config.get("torch_dtype", checkpoint.config.get("dtype")) == "bfloat16" else "F16"
     for file in checkpoint.folder.iterdir():
         if file.is_file() and not any(file.match(pattern) for pattern in _LEFT_OUT):

@@ -86,11 +86,7 @@ def _packed(tensors: Tensors, layer: str, scheme: CompressedTensorsScheme) -> Qu
     zeros: Callable[[int, int], npt.NDArray[np.uint8]] | None = None
     if f"{layer}.weight_zero_point" in tensors:
         names.append(f"{layer}.weight_zero_point")
-        tensor = checked(tensors, names[-1], ("I32",), (*lead, None, groups))
-        flat = _is_dense(names[-1], tensor.shape[-2], rows, bits, expected=dense)
-
-        def zeros(first: int, last: int) -> npt.NDArray[np.uint8]:
-            return _zero_points(tensor, rows, bits, flat, first, last)
+        zeros = _packed_zero_points(tensors, names[-1], (*lead, rows), groups, bits, dense)
 
     def any_rows(numbers: Array) -> tuple[npt.NDArray[np.uint8], Array, npt.NDArray[np.uint8] | None]:
         count = prod(lead) * rows
@@ -109,6 +105,19 @@ def _packed(tensors: Tensors, layer: str, scheme: CompressedTensorsScheme) -> Qu
     )
     kind, shape = f"compressed-tensors {bits} bit", (*lead, rows, columns)
     return integer_weight(f"{layer}.weight", kind, shape, bits, grouping, source, tuple(names))
+
+
+def _packed_zero_points(
+    tensors: Tensors, name: str, rows: tuple[int, ...], groups: int, bits: int, dense: bool
+) -> Callable[[int, int], npt.NDArray[np.uint8]]:
+    """[last − first, G], counted from 0: packed like the codes, or, by older versions, plain signed bytes."""
+    if required(tensors, name).dtype == "I8":
+        plain = checked(tensors, name, ("I8",), (*rows, groups))
+        middle = np.uint8(1 << (bits - 1))
+        return lambda first, last: plain.values().reshape(-1, groups)[first:last].astype(np.uint8) + middle
+    packed = checked(tensors, name, ("I32",), (*rows[:-1], None, groups))
+    flat = _is_dense(name, packed.shape[-2], rows[-1], bits, expected=dense)
+    return lambda first, last: _zero_points(packed, rows[-1], bits, flat, first, last)
 
 
 def _is_dense(name: str, words: int, count: int, bits: int, expected: bool = True) -> bool:
@@ -167,7 +176,13 @@ def _integers(tensors: Tensors, layer: str, scheme: CompressedTensorsScheme) -> 
 
 
 def _floats(tensors: Tensors, layer: str, scheme: CompressedTensorsScheme) -> QuantisedWeight:
-    return fp8_weight(tensors, f"{layer}.weight", f"{layer}.weight_scale", scheme.block, "compressed-tensors FP8")
+    weight = fp8_weight(tensors, f"{layer}.weight", f"{layer}.weight_scale", scheme.block, "compressed-tensors FP8")
+    zero = f"{layer}.weight_zero_point"
+    if zero not in tensors:
+        return weight
+    if tensors[zero].values().any():
+        raise ModelError(f"{zero}: floats have no zero points, and these are not 0")
+    return replace(weight, tensors=(*weight.tensors, zero))
 
 
 def _naive(tensors: Tensors, layer: str, scheme: CompressedTensorsScheme) -> QuantisedWeight:

@@ -29,9 +29,15 @@ from ov_weight_compression.checkpoints.layouts.torchao_layout import torchao_wei
 from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.option_kinds import shown
 
-__all__ = ["METHODS", "quantised_weights"]
+__all__ = ["METHODS", "is_of_activations", "quantised_weights"]
 
 Config = Mapping[str, Any]
+
+_OF_ACTIVATIONS = frozenset(
+    f"{what}_{part}"
+    for what in ("input", "output", "k", "v", "q", "kv", "kv_cache", "k_proj_output", "v_proj_output", "activation")
+    for part in ("scale", "zero_point", "global_scale", "scale_ub", "scale_inv")
+)
 
 
 def quantised_weights(
@@ -59,6 +65,11 @@ def quantised_weights(
     if not found:
         raise ModelError(f"quantization_config: says {method}, but none of the tensors is quantised so")
     return found
+
+
+def is_of_activations(name: str) -> bool:
+    """Whether a tensor says how activations, or the cache, would be quantised: they are not, here."""
+    return name.rpartition(".")[2] in _OF_ACTIVATIONS
 
 
 def _layers(tensors: Tensors, last: str) -> list[str]:

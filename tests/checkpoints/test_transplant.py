@@ -142,6 +142,7 @@ def test_quantised_weights(order: bool, tmp_path: Path) -> None:
     for node in model.get_ops():
         node.set_friendly_name(node.get_friendly_name().removesuffix("_compressed"))
     tensors, values = quantised_llama(model, order)
+    tensors["model.layers.0.mlp.up_proj.input_scale"] = tensor("F32", np.ones(1))
     folder = write_checkpoint(tmp_path / "hf", tensors, GPTQ, shards=2)
     expected = run(with_values(models.llama(), values))[0]
     pass_ = WeightsFromCheckpoint(folder)
@@ -150,6 +151,7 @@ def test_quantised_weights(order: bool, tmp_path: Path) -> None:
     apply_weight_compression(model, mode="int8_sym")
     assert sorted(found.storage for found in find_compressed(model)) == ["i8"] * 2 + ["u4"] * 14
     assert pass_.report is not None
+    assert pass_.report.unused == {"model.layers.0.mlp.up_proj.input_scale": "of activations, which stay floats"}
     stored = {row.tensor.partition(": ")[2]: row.stored for row in pass_.report.rows}
     said = "; act-order, its input brought into order by a Gather"
     assert stored["model.layers.1.mlp.up_proj.weight"].startswith("GPTQ 4 bit g32, codes kept" + said * order)
@@ -288,6 +290,7 @@ def test_buffers_and_neutral_tensors_need_no_place(tmp_path: Path) -> None:
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = tensor("F32", np.arange(8))
     tensors["model.layers.0.self_attn.q_norm.weight"] = tensor("F16", np.ones(16))
     tensors["model.layers.0.self_attn.q_proj.bias"] = tensor("F16", np.zeros(64))
+    tensors["pooler.dense.weight"] = tensor("F16", np.full((64, 64), 2))
     pass_ = WeightsFromCheckpoint(write_checkpoint(tmp_path / "hf", tensors, CONFIG))
     pass_.run_on_model(model)
     assert pass_.report is not None
@@ -295,6 +298,7 @@ def test_buffers_and_neutral_tensors_need_no_place(tmp_path: Path) -> None:
         "model.layers.0.self_attn.rotary_emb.inv_freq": "a buffer that the graph computes",
         "model.layers.0.self_attn.q_norm.weight": "all ones, which exporters leave out",
         "model.layers.0.self_attn.q_proj.bias": "all zeros, which exporters leave out",
+        "pooler.dense.weight": "the model has no such part",
     }
 
 

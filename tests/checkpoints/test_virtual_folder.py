@@ -32,6 +32,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/pagemap").exists(), reason=
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     tensors, _ = quantised_llama(models.llama())
+    tensors["model.layers.0.self_attn.k_scale"] = tensor("F32", np.ones(1))
     made = write_checkpoint(tmp_path / "hf", tensors, {**GPTQ, "torch_dtype": "bfloat16"}, shards=2)
     (made / "tokenizer.json").write_text("{}")
     (made / "quantize_config.json").write_text("{}")
@@ -141,16 +142,20 @@ def test_an_export_that_reads_holes_is_made_again_with_values(
 ) -> None:
     name, seen = "model.layers.1.self_attn.o_proj.weight", []
 
-    def export(source: Path, output: Path, task: object, tensors: object) -> str:
+    def export(source: Path, output: Path, task: object, tensors: object) -> Exported:
         stored = read_checkpoint(source).tensors[name]
         seen.append(stored.dtype)
         if stored.dtype != "F32":
             raise HolesReadError(f"it computes with {name}", [name])
-        return "done"
+        return Exported(output, {}, {"buffer": "computed"}, "", {})
 
     module = import_module("ov_weight_compression.checkpoints.from_checkpoint")
     monkeypatch.setattr(module, "export", export)
-    assert export_opened(open_checkpoint(folder), tmp_path / "out") == "done"
+    made = export_opened(open_checkpoint(folder), tmp_path / "out")
+    assert made.unused == {
+        "buffer": "computed",
+        "model.layers.0.self_attn.k_scale": "of activations, which stay floats",
+    }
     assert seen == ["BF16", "F32"]
 
 

@@ -55,6 +55,29 @@ def test_packed_codes(seed: int, bits: int, columns: int, group: int, form: str,
     assert set(weight.tensors) == set(tensors)
 
 
+def test_zero_points_of_older_versions_are_plain_bytes() -> None:
+    rng = np.random.default_rng(8)
+    codes, zeros = rng.integers(0, 16, (8, 64)), rng.integers(0, 16, (8, 2))
+    tensors = compressed_tensors_packed("up", codes, tensor("F16", np.ones((8, 2))), zeros, 4)
+    tensors["up.weight_zero_point"] = tensor("I8", zeros - 8)
+    weight = compressed_tensors_weight(tensors, "up", CompressedTensorsScheme("pack-quantized", 4))
+    np.testing.assert_array_equal(weight.values(0, 8), codes - np.repeat(zeros, 32, axis=1))
+    np.testing.assert_array_equal(weight.values(3, 7), weight.values(0, 8)[3:7])
+
+
+def test_floats_may_have_zero_points_of_zero() -> None:
+    tensors = {
+        "up.weight": tensor("F8_E4M3", np.full((8, 32), 0x38)),
+        "up.weight_scale": tensor("F32", np.ones((8, 1))),
+        "up.weight_zero_point": tensor("F8_E4M3", np.zeros((8, 1))),
+    }
+    scheme = CompressedTensorsScheme("float-quantized", 8)
+    assert set(compressed_tensors_weight(tensors, "up", scheme).tensors) == set(tensors)
+    tensors["up.weight_zero_point"] = tensor("F8_E4M3", np.ones((8, 1)))
+    with pytest.raises(ModelError, match=r"up.weight_zero_point: floats have no zero points, and these are not 0"):
+        compressed_tensors_weight(tensors, "up", scheme)
+
+
 def test_scales_that_f16_cannot_hold_stay_f32() -> None:
     codes, scales = np.zeros((8, 32), int), tensor("F32", np.full((8, 1), 1e-6))
     weight = compressed_tensors_weight(
