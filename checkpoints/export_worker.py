@@ -21,6 +21,7 @@ import traceback
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass, replace
+from itertools import takewhile
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -381,8 +382,17 @@ class _Accounts:
         stretch = self._stretch_of(value)
         if stretch is not None:
             self._used.add(stretch.tensor.name)
-        else:
-            self._used.add(self._tensor_of(self._copies.get(value.data_ptr()) or _own_name(path)))
+            return
+        own = self._copies.get(value.data_ptr()) or _own_name(path)
+        self._used.add(self._tensor_of(own) or self._equal_tensor(value, own))
+
+    def _equal_tensor(self, value: Any, name: str) -> str:
+        """The tensor with the numbers of a parameter, of several the one whose name ends most alike; "" for none."""
+        if not value.is_floating_point():
+            return ""
+        floats, total = self._floats(value.numel()), sum_of_bits(value.detach().float().numpy(), "f32")
+        alike = [one for one, tensor in floats.items() if self._sum(tensor) == total]
+        return max(alike, key=lambda one: _common_end(one, name), default="")
 
     def _stretch_of(self, value: Any) -> Stretch | None:
         return self._places.find(self._spans, value.data_ptr(), value.numel() * value.element_size())
@@ -401,6 +411,12 @@ class _Accounts:
 def _own_name(path: str) -> str:
     """A parameter's name from its path in the traced model."""
     return path.removeprefix("self.").replace("._openvino_orig_", ".")
+
+
+def _common_end(one: str, other: str) -> int:
+    """How many parts two names have in common at their ends."""
+    pairs = zip(reversed(one.split(".")), reversed(other.split(".")), strict=False)
+    return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
 
 
 if __name__ == "__main__":
