@@ -56,7 +56,7 @@ def profiled(calls: Calls) -> Iterator[None]:
 def of_the_package(calls: Calls) -> list[tuple[str, str]]:
     """Files and names of the package's functions among those that were called."""
     found: dict[tuple[str, str], None] = {}
-    for code in calls:
+    for code in list(calls):  # threads that were started meanwhile still add to it
         path = Path(code.co_filename)
         if path.is_relative_to(PACKAGE) and not code.co_name.startswith("<"):
             name = getattr(code, "co_qualname", code.co_name)
