@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from ov_weight_compression.passes import Activation as Activation
     from ov_weight_compression.passes import AddAdapters as AddAdapters
     from ov_weight_compression.passes import BackupMode as BackupMode
+    from ov_weight_compression.passes import Codebook as Codebook
+    from ov_weight_compression.passes import CodebookSharing as CodebookSharing
     from ov_weight_compression.passes import CompressionError as CompressionError
     from ov_weight_compression.passes import CompressionWarning as CompressionWarning
     from ov_weight_compression.passes import DecompressWeights as DecompressWeights
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from ov_weight_compression.passes import WorkError as WorkError
     from ov_weight_compression.passes import apply_weight_compression as apply_weight_compression
     from ov_weight_compression.passes import apply_weight_decompression as apply_weight_decompression
+    from ov_weight_compression.passes import report_of as report_of
     from ov_weight_compression.passes import save_model as save_model
 
 __version__ = "0.1.0"
@@ -48,6 +51,8 @@ _PASSES = (
     "Activation",
     "AddAdapters",
     "BackupMode",
+    "Codebook",
+    "CodebookSharing",
     "CompressionError",
     "CompressionWarning",
     "DecompressWeights",
@@ -69,6 +74,7 @@ _PASSES = (
     "WorkError",
     "apply_weight_compression",
     "apply_weight_decompression",
+    "report_of",
     "save_model",
 )
 

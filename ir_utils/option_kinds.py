@@ -7,11 +7,14 @@ message, cut short (`shown`).
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from enum import Enum
+from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +29,7 @@ __all__ = [
     "MOST",
     "OptionKind",
     "anything",
+    "by_name",
     "candidates",
     "check_model",
     "choice",
@@ -43,6 +47,7 @@ __all__ = [
     "shown",
     "table",
     "table_type",
+    "unknown_option",
     "whole",
     "whole_from_text",
     "word",
@@ -58,6 +63,7 @@ MOST = 2**31 - 1
 """The largest count that an option takes: more of anything than there can be."""
 
 _E = TypeVar("_E", bound=Enum)
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def shown(value: object) -> str:
@@ -340,3 +346,29 @@ def check_model(model: object) -> None:
     if not isinstance(model, ov.Model):
         kind = one_line(type(model).__name__, _SHOWN)
         raise OptionError(f"model: expected an openvino.Model, got {kind}; read a file with Core().read_model")
+
+
+def by_name(function: _F) -> _F:
+    """For functions with keyword-only options: what is given by place, or by a name that is no option's, is refused in
+    the package's own words."""
+    parameters = inspect.signature(function).parameters
+    options = [name for name, one in parameters.items() if one.kind is one.KEYWORD_ONLY]
+    places = len(parameters) - len(options)
+
+    @wraps(function)
+    def checked(*given: Any, **named: Any) -> Any:
+        if len(given) > places:
+            raise OptionError(f"{shown(given[places])}: options are given by name, as in mode='int4_sym'")
+        for name in named:
+            if name not in parameters:
+                raise unknown_option(name, options)
+        return function(*given, **named)
+
+    return checked  # type: ignore[return-value]
+
+
+def unknown_option(name: str, known: Iterable[str]) -> OptionError:
+    """The error for a name that is none of an option, with the one that it is nearest to."""
+    near = get_close_matches(name[:40], known, 1)
+    hint = f"did you mean {near[0]!r}?" if near else "help(WeightCompression) lists those there are"
+    return OptionError(f"unknown option {shown(name)}; {hint}")

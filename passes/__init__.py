@@ -11,8 +11,17 @@ from ov_weight_compression.ir_utils.errors import (
 from ov_weight_compression.ir_utils.save_model import save_model
 from ov_weight_compression.passes.decompress import DecompressWeights, apply_weight_decompression
 from ov_weight_compression.passes.lora_correction import AddAdapters
-from ov_weight_compression.passes.modes import Accuracy, BackupMode, Device, GroupSizeFallback, Mode, SensitivityMetric
-from ov_weight_compression.passes.report import Report
+from ov_weight_compression.passes.modes import (
+    Accuracy,
+    BackupMode,
+    Codebook,
+    CodebookSharing,
+    Device,
+    GroupSizeFallback,
+    Mode,
+    SensitivityMetric,
+)
+from ov_weight_compression.passes.report import Report, report_of
 from ov_weight_compression.passes.scale_folding import ScaleFolding
 from ov_weight_compression.passes.weight_compression import WeightCompression, apply_weight_compression
 from ov_weight_compression.passes.weight_transpose import FuseWeightTranspose
@@ -23,6 +32,8 @@ __all__ = [
     "Activation",
     "AddAdapters",
     "BackupMode",
+    "Codebook",
+    "CodebookSharing",
     "CompressionError",
     "CompressionWarning",
     "DecompressWeights",
@@ -44,5 +55,6 @@ __all__ = [
     "WorkError",
     "apply_weight_compression",
     "apply_weight_decompression",
+    "report_of",
     "save_model",
 ]

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
+from numpy.typing import NDArray
+
+from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.quantization.formats import FORMATS
 
 __all__ = [
     "Accuracy",
     "BackupMode",
+    "Codebook",
     "CodebookSharing",
     "Device",
     "GroupSizeFallback",
@@ -94,6 +101,38 @@ class CodebookSharing(str, Enum):
     NONE = "none"
     BLOCK = "block"
     ACROSS_BLOCKS = "across_blocks"
+
+
+@dataclass(frozen=True, eq=False)
+class Codebook:
+    """Everything about tables in one option, `codebook=Codebook(…)`, in place of four; None says nothing.
+
+    apply_weight_compression(model, mode="codebook", codebook=Codebook([-1.0, -0.3, 0.0, 0.3, 1.0], type="f16"))
+    apply_weight_compression(model, mode="adaptive_codebook", codebook=Codebook(size=8, sharing="block"))
+    """
+
+    values: Sequence[float] | NDArray[Any] | None = None
+    """The table of `codebook`, or what the fitting of `adaptive_codebook` begins with (the option `codebook`)."""
+    type: str | None = None
+    """What tables are stored as (`codebook_type`)."""
+    size: int | None = None
+    """Entries of fitted tables (`codebook_size`)."""
+    sharing: CodebookSharing | str | None = None
+    """Which weights share a fitted one (`codebook_sharing`)."""
+
+    def spread(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Options with the four that it stands for in its place.
+
+        Raises:
+            OptionError: one of them is given beside it.
+        """
+        names: dict[str, Any] = {"codebook": self.values, "codebook_type": self.type}
+        names |= {"codebook_size": self.size, "codebook_sharing": self.sharing}
+        said = {name: value for name, value in names.items() if value is not None}
+        for name in said:
+            if name != "codebook" and given.get(name) not in (None, CodebookSharing.NONE):
+                raise OptionError(f"{name}: is said twice, the Codebook has it too; leave one of them out")
+        return {**given, "codebook": None, **said}
 
 
 class Accuracy(str, Enum):

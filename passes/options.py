@@ -11,14 +11,12 @@ left at its default was not asked for, and None is the default everywhere.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
-from difflib import get_close_matches
+from dataclasses import MISSING, dataclass, field, fields, replace
 from enum import Enum
-from functools import lru_cache, wraps
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.option_kinds import (
@@ -33,9 +31,9 @@ from ov_weight_compression.ir_utils.option_kinds import (
     number,
     one_of,
     path,
-    shown,
     table,
     table_type,
+    unknown_option,
 )
 from ov_weight_compression.ir_utils.worker_pool import default_threads
 from ov_weight_compression.passes.advanced import read_advanced
@@ -43,6 +41,7 @@ from ov_weight_compression.passes.method import Tuning
 from ov_weight_compression.passes.modes import (
     Accuracy,
     BackupMode,
+    Codebook,
     CodebookSharing,
     Device,
     GroupSizeFallback,
@@ -57,12 +56,10 @@ from ov_weight_compression.quantization.lloyd import stand_in
 if TYPE_CHECKING:
     from ov_weight_compression.quantization.layerwise import Step
 
-__all__ = ["OPTIONS", "Need", "Option", "Options", "by_name", "read_options"]
+__all__ = ["OPTIONS", "Need", "Option", "Options", "read_options"]
 
 _LEAST_MEMORY = 1 << 26
 _MOST_THREADS = 4096
-
-_F = TypeVar("_F", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -120,6 +117,7 @@ _RULES = OptionKind("a list of (pattern, mode) pairs", parse_rules, "RulesLike")
 _ROLES = OptionKind("", parse_roles, "Roles")
 _stand_in = lru_cache(maxsize=8)(stand_in)
 _STEPS = functions("Step", "target, draft, hessian, grid")
+_CODEBOOK = replace(table(), annotation="Sequence[float] | NDArray[Any] | Codebook")
 _SCOPE = OptionKind("", IgnoredScope.of, "Any")
 _SOURCES = OptionKind("a mapping from weights' names to their sources, or a function", given_sources, "GivenSources")
 
@@ -219,7 +217,7 @@ class Options:
         None, count(_LEAST_MEMORY, 1 << 48), "bytes that calibration may hold, 2 GiB", recorded="never", with_data=True
     )
     codebook: tuple[float, ...] | None = declared(
-        None, table(), "the table of codebook, 2 to 65536 values", recorded="never"
+        None, _CODEBOOK, "the table of codebook, 2 to 65536 values", recorded="never"
     )
     codebook_type: str = declared(
         None,
@@ -347,41 +345,20 @@ def _told(value: Any) -> str:
     return str(value) if isinstance(value, (str, bool, int, float)) else type(value).__name__
 
 
-def by_name(function: _F) -> _F:
-    """For functions with keyword-only options: what is given by place, or by a name that is no option's, is refused in
-    the package's own words."""
-    parameters = inspect.signature(function).parameters
-    options = [name for name, one in parameters.items() if one.kind is one.KEYWORD_ONLY]
-    places = len(parameters) - len(options)
-
-    @wraps(function)
-    def checked(*given: Any, **named: Any) -> Any:
-        if len(given) > places:
-            raise OptionError(f"{shown(given[places])}: options are given by name, as in mode='int4_sym'")
-        for name in named:
-            if name not in parameters:
-                raise _unknown(name)
-        return function(*given, **named)
-
-    return checked  # type: ignore[return-value]
-
-
-def _unknown(name: str) -> OptionError:
-    near = get_close_matches(name[:40], OPTIONS, 1)
-    hint = f"did you mean {near[0]!r}?" if near else "help(WeightCompression) lists those there are"
-    return OptionError(f"unknown option {shown(name)}; {hint}")
-
-
 def read_options(**given: Any) -> Options:
     """Check keyword arguments and make `Options` of them.
 
     Raises:
         OptionError: an unknown option, an impossible value, or a combination that means nothing.
     """
+    if isinstance(given.get("codebook"), Codebook):
+        given = given["codebook"].spread(given)
     asked, tuning = _parsed(given), Tuning()
     advanced = asked.pop("advanced_parameters", None)
     if advanced is not None:
         more, tuning = read_advanced(advanced, _running(asked))
+        if asked.get("mode", Mode.INT8_ASYM).is_int8:
+            more.pop("statistics_path", None)  # as NNCF's own example says it: there are none to keep
         given = {**more, **{name: given[name] for name in asked}}
         asked = _parsed(given)
     values = dict(asked)
@@ -422,7 +399,7 @@ def _parsed(given: Mapping[str, Any]) -> dict[str, Any]:
     values = {}
     for name, value in given.items():
         if name not in OPTIONS:
-            raise _unknown(name)
+            raise unknown_option(name, OPTIONS)
         option = OPTIONS[name]
         if value is not None and value is not option.default:
             read = option.kind.parse(name, value)

@@ -8,10 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import openvino as ov
 
 from ov_weight_compression.ir_utils.device_facts import CHECKED, is_checked, release_of
+from ov_weight_compression.ir_utils.errors import OptionError
+from ov_weight_compression.ir_utils.option_kinds import check_model
 from ov_weight_compression.ir_utils.publish import write_text
 from ov_weight_compression.passes.device_rules import device_warnings
 from ov_weight_compression.passes.modes import Device
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
     from ov_weight_compression.passes.lora_correction import Correction
     from ov_weight_compression.passes.scale_folding import Scaling
 
-__all__ = ["Report", "Row", "Share", "joined", "make_report", "with_origins"]
+__all__ = ["Report", "Row", "Share", "joined", "keep_report", "make_report", "report_of", "with_origins"]
 
 COMPUTED = "computed by the exporter"
 """The origin of a weight that is no single tensor of the checkpoint."""
@@ -236,3 +239,27 @@ def group_skips(skips: Iterable[Skip]) -> Sequence[tuple[str, int, int]]:
         counts[skip.reason] += 1
         sizes[skip.reason] += skip.bytes
     return [(reason, counts[reason], size) for reason, size in sizes.most_common()]
+
+
+_REPORTS: WeakKeyDictionary[ov.Model, Report] = WeakKeyDictionary()
+
+
+def keep_report(model: ov.Model, report: Report) -> None:
+    """Have `report_of` give this for the model, for as long as it lives."""
+    _REPORTS[model] = report
+
+
+def report_of(model: ov.Model) -> Report:
+    """What `apply_weight_compression` did to this very model, the last time.
+
+    Raises:
+        OptionError: nothing, in this process. Clones and models that were read have no report; `inspect` looks at what
+            is stored.
+    """
+    check_model(model)
+    if model not in _REPORTS:
+        raise OptionError(
+            "report_of: apply_weight_compression has not been called with this model (clones, and models that were "
+            "read from files, have no report: inspect says what they hold)"
+        )
+    return _REPORTS[model]

@@ -14,7 +14,7 @@ from openvino.passes import ModelPass
 import ov_weight_compression
 from ov_weight_compression.ir_utils.errors import CompressionWarning, OptionError, WorkError
 from ov_weight_compression.ir_utils.metadata import OWN_SECTION, read_metadata, write_metadata
-from ov_weight_compression.ir_utils.option_kinds import check_model, shown
+from ov_weight_compression.ir_utils.option_kinds import by_name, check_model, shown
 from ov_weight_compression.ir_utils.pipeline import Pipeline
 from ov_weight_compression.ir_utils.worker_pool import Job
 from ov_weight_compression.passes.channel_importance import weigh_channels
@@ -23,16 +23,17 @@ from ov_weight_compression.passes.method import method_of
 from ov_weight_compression.passes.modes import (
     Accuracy,
     BackupMode,
+    Codebook,
     CodebookSharing,
     Device,
     GroupSizeFallback,
     Mode,
     SensitivityMetric,
 )
-from ov_weight_compression.passes.options import OPTIONS, Options, by_name, read_options
+from ov_weight_compression.passes.options import OPTIONS, Options, read_options
 from ov_weight_compression.passes.plan import Plan
 from ov_weight_compression.passes.planning import make_plan
-from ov_weight_compression.passes.report import Report, make_report
+from ov_weight_compression.passes.report import Report, keep_report, make_report
 from ov_weight_compression.passes.rewrite import hold_small_constants, rewrite, with_equal_weights
 from ov_weight_compression.passes.rules import RulesLike
 from ov_weight_compression.passes.telltale import with_telltale
@@ -72,7 +73,7 @@ class WeightCompression(ModelPass):
         codebook, codebook_type: the table of `mode="codebook"`, 2 to 65536 values, and the type that it is stored in:
             `"f8e4m3"`, `"f16"`, `"f32"`, `"i8"` or `"u8"`; by default that of the array or tensor that it is, for a
             list f8e4m3. `adaptive_codebook` fits a table of that type (f8e4m3 by default, not u8) to each weight, and
-            begins with the codebook where one is given.
+            begins with the codebook where one is given. `codebook=Codebook(…)` says all of it, and the next two.
         codebook_size: entries of the tables of `mode="adaptive_codebook"`: the codebook's, or 16; 2 to 65536.
         codebook_sharing: which weights share one of them: `"none"` (default), those of a `"block"`, or the same layer
             `"across_blocks"`; see `fitted_codebooks`.
@@ -139,7 +140,7 @@ class WeightCompression(ModelPass):
         context_length: int | None = None,
         statistics_path: str | PathLike[str] | None = None,
         calibration_memory: int | None = None,
-        codebook: Sequence[float] | NDArray[Any] | None = None,
+        codebook: Sequence[float] | NDArray[Any] | Codebook | None = None,
         codebook_type: str | None = None,
         codebook_size: int | None = None,
         codebook_sharing: CodebookSharing | str = CodebookSharing.NONE,
@@ -245,7 +246,7 @@ def apply_weight_compression(
     context_length: int | None = None,
     statistics_path: str | PathLike[str] | None = None,
     calibration_memory: int | None = None,
-    codebook: Sequence[float] | NDArray[Any] | None = None,
+    codebook: Sequence[float] | NDArray[Any] | Codebook | None = None,
     codebook_type: str | None = None,
     codebook_size: int | None = None,
     codebook_sharing: CodebookSharing | str = CodebookSharing.NONE,
@@ -260,9 +261,9 @@ def apply_weight_compression(
 ) -> ov.Model:
     """Compress the weights of a model in place, and return it; `model.clone()` first keeps the original.
 
-    Takes the options of `WeightCompression`, which are explained there.
+    Takes the options of `WeightCompression`, which are explained there. `report_of(model)` says what was done.
 
-        ov.save_model(apply_weight_compression(model, mode="int4_sym"), "model.xml")
+        save_model(apply_weight_compression(model, mode="int4_sym"), "model.xml")
 
     Raises:
         OptionError: as `WeightCompression` does, and where an ignored scope or a rule matches nothing.
@@ -270,7 +271,9 @@ def apply_weight_compression(
     """
     given = {name: value for name, value in locals().items() if name in OPTIONS}
     check_model(model)
-    WeightCompression(**given).run_on_model(model)
+    compression = WeightCompression(**given)
+    compression.run_on_model(model)
+    keep_report(model, compression.report)
     return model
 
 

@@ -9,7 +9,8 @@ import openvino as ov
 import pytest
 
 from ov_weight_compression.ir_utils.constant_values import ConstantValues
-from ov_weight_compression.passes import OptionError, WeightCompression
+from ov_weight_compression.passes import Codebook, OptionError, WeightCompression
+from ov_weight_compression.passes.options import read_options
 from ov_weight_compression.patterns import find_compressed
 from tests.models import layers, llama, op
 
@@ -116,3 +117,27 @@ def test_the_callers_table_is_stored_as_it_is(tmp_path: Path) -> None:
 def test_tables_that_cannot_be(options: dict[str, object], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         WeightCompression(**options)
+
+
+@pytest.mark.parametrize(
+    ("group", "options"),
+    [
+        (Codebook([-1.0, 0.0, 1.0], type="f16"), {"codebook": [-1.0, 0.0, 1.0], "codebook_type": "f16"}),
+        (Codebook(np.array([-3, 0, 5], np.int8)), {"codebook": [-3.0, 0.0, 5.0], "codebook_type": "i8"}),
+        (
+            Codebook(size=8, sharing="block", type="i8"),
+            {"codebook_size": 8, "codebook_sharing": "block", "codebook_type": "i8"},
+        ),
+        (Codebook(), {}),
+    ],
+)
+def test_one_object_says_everything_about_tables(group: Codebook, options: dict[str, object]) -> None:
+    mode = "codebook" if group.values is not None else "adaptive_codebook"
+    assert read_options(mode=mode, codebook=group) == read_options(mode=mode, **options)
+
+
+def test_what_is_said_twice_is_refused() -> None:
+    with pytest.raises(OptionError, match=r"^codebook_type: is said twice, the Codebook has it too"):
+        WeightCompression(mode="codebook", codebook=Codebook([0.0, 1.0], type="f16"), codebook_type="f16")
+    with pytest.raises(OptionError, match=r"^codebook_size: must be a whole number from 2 to 65536, got 1"):
+        WeightCompression(mode="adaptive_codebook", codebook=Codebook(size=1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,9 @@ from openvino import opset13 as op
 
 import ov_weight_compression.passes.compat as nncf
 from ov_weight_compression.ir_utils.metadata import _plain, read_metadata
-from ov_weight_compression.passes import OptionError, WeightCompression, apply_weight_decompression
+from ov_weight_compression.passes import OptionError, WeightCompression, apply_weight_decompression, report_of
 from ov_weight_compression.passes.method import Tuning
-from tests.models import layers, llama
+from tests.models import layers, linear, llama
 
 
 class ForeignMode(str, Enum):
@@ -364,3 +365,11 @@ def test_every_name_is_there() -> None:
     assert nncf.CompressionFormat("dequantize") is nncf.CompressionFormat.DQ
     with pytest.raises(nncf.ParameterNotSupportedError, match="compression_format"):
         nncf.compress_weights(layers(1), compression_format=nncf.CompressionFormat.FQ_LORA)
+
+
+def test_a_place_for_statistics_is_taken_with_8_bits() -> None:
+    """As NNCF's documentation hands it in; there are no statistics to keep."""
+    model = linear()
+    nncf.compress_weights(model, advanced_parameters=nncf.AdvancedCompressionParameters(statistics_path="statistics"))
+    assert report_of(model).rows[0].mode == "int8_asym"
+    assert not Path("statistics").exists()

@@ -12,7 +12,7 @@ import pytest
 from openvino import opset13 as op
 
 from ov_weight_compression.ir_utils.save_model import save_model
-from ov_weight_compression.passes import Report, WeightCompression
+from ov_weight_compression.passes import OptionError, Report, WeightCompression, apply_weight_compression, report_of
 from tests.models import linear, llama, lstm, tied_head
 from tests.running import constants, stored
 
@@ -137,3 +137,17 @@ def test_equal_weights_are_counted_once(tmp_path: Path) -> None:
     assert (second.name, second.bytes_after, second.reason) == ("second", 0, "the same bytes as first")
     save_model(model, tmp_path / "m.xml")
     assert (tmp_path / "m.bin").stat().st_size - compression.report.bytes_after < 64
+
+
+def test_the_function_leaves_a_report_too() -> None:
+    model = linear()
+    with pytest.raises(OptionError, match=r"^report_of: apply_weight_compression has not been called with this model"):
+        report_of(model)
+    compression = WeightCompression(mode="int8_sym")
+    compression.run_on_model(linear())
+    assert apply_weight_compression(model, mode="int8_sym") is model
+    assert report_of(model) == compression.report
+    with pytest.raises(OptionError, match="clones"):
+        report_of(model.clone())
+    with pytest.raises(OptionError, match=r"^model: expected an openvino.Model, got str"):
+        report_of("m.xml")  # type: ignore[arg-type]
