@@ -33,6 +33,8 @@ __all__ = ["METHODS", "is_of_activations", "quantised_weights"]
 
 Config = Mapping[str, Any]
 
+_LONGEST_EXPRESSION = 500
+_REPEATED = re.compile(r"[+*}]\)[+*{]|\|[^)]*\)[+*{]")
 _OF_ACTIVATIONS = frozenset(
     f"{what}_{part}"
     for what in ("input", "output", "k", "v", "q", "kv", "kv_cache", "k_proj_output", "v_proj_output", "activation")
@@ -137,6 +139,15 @@ def _own(config: Config, layer: str) -> Mapping[str, Any]:
 
 
 def _matches(expression: str, layer: str) -> bool:
+    """Whether a layer's name is what a configuration's expression describes.
+
+    Raises:
+        ModelError: an expression that could take forever: a repetition repeated, or a very long one.
+    """
+    if len(expression) > _LONGEST_EXPRESSION or _REPEATED.search(expression):
+        raise ModelError(
+            f"quantization_config: the expression {shown(expression)} is not evaluated: it could take forever"
+        )
     try:
         return re.fullmatch(expression, layer) is not None
     except re.error:

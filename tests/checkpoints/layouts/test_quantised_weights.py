@@ -174,3 +174,11 @@ def test_what_is_not_known_is_refused_by_name(config: dict[str, Any], message: s
     tensors = PACKED if config.get("quant_method") == "compressed-tensors" else GPTQ
     with pytest.raises(ModelError, match=message):
         quantised_weights(config, tensors)
+
+
+@pytest.mark.parametrize("expression", ["re:(a+)+$", "re:(a|aa)*b", "re:" + "a" * 501])
+def test_expressions_that_could_take_forever_are_refused(expression: str) -> None:
+    group = {"targets": [expression], "weights": {"num_bits": 4}}
+    config = {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"g": group}}
+    with pytest.raises(ModelError, match="is not evaluated: it could take forever"):
+        quantised_weights(config, PACKED)
