@@ -136,8 +136,7 @@ class FileMappings:
 
     def holds(self, values: Array) -> bool:
         """Whether an array's memory is a file's."""
-        address = values.__array_interface__["data"][0]
-        return any(one.start <= address < one.stop for one in self._ranges)
+        return self._around(values) is not None
 
     def read(self, values: Array, buffer: Array | None = None) -> Array:
         """The values, read from the file and not through the mapping where that is possible: in a copy, or in `buffer`.

@@ -115,6 +115,7 @@ class ConstantSource(WeightSource):
         self.layout = layout
         self.element_type = str(constant.get_output_element_type(0).get_type_name())
         self._constant, self._mappings = constant, mappings
+        self._data: Array = constant.data  # asked for once: it costs as much as reading a small weight
 
     def read(self, slab: Slab) -> Array:
         """float16 as it is (a view where possible), else float32."""
@@ -171,8 +172,7 @@ class ConstantSource(WeightSource):
         return ValueRange(absmax, bad)
 
     def _values(self) -> Array:
-        values: Array = self._constant.data
-        return values
+        return self._data
 
     def _bytes(self) -> Array:
         return self._values().reshape(-1).view(np.uint8)

@@ -5,6 +5,7 @@ caller may cut them as it likes and use as many threads as it likes: the bytes a
 """
 
 from dataclasses import replace
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -217,15 +218,15 @@ def _refit(
 
 
 def _kernel(groups: Array, spec: Spec, importance: bool, graph: bool) -> Kernel | None:
+    source = "f16" if groups.dtype == np.float16 else "f32"
+    return kernel_for(_key(spec, groups.shape[1], source, graph, importance), groups.size)
+
+
+@lru_cache(maxsize=64)
+def _key(spec: Spec, group: int, source: str, graph: bool, importance: bool) -> Key:
     group_size = spec.format.default_group if spec.format.fixed_group else PER_CHANNEL
-    key = Key(
-        spec=replace(spec, group_size=group_size, search=spec.search if spec.search > 1 else 0),
-        group=groups.shape[1],
-        source="f16" if groups.dtype == np.float16 else "f32",
-        graph=graph,
-        importance=importance,
-    )
-    return kernel_for(key, groups.size)
+    own = replace(spec, group_size=group_size, search=spec.search if spec.search > 1 else 0)
+    return Key(own, group, source, graph, importance)
 
 
 class _Parts:

@@ -1,8 +1,8 @@
 """Running kernels over any number of groups, from any number of threads.
 
 A kernel computes a fixed block of groups. Each thread that runs one compiles it for itself, for one stream of one
-thread: OpenVINO then computes in the thread that asks, so N threads use N cores and no more. There are two sizes of
-block, for large weights and for small ones; the last block is run partly empty.
+thread: OpenVINO then computes in the thread that asks, so N threads use N cores and no more. There are three sizes of
+block, for large weights, small ones and those of a few thousand elements; the last block is run partly empty.
 
 Compiling costs tens of milliseconds, as much as the numpy reference needs for some ten thousand weights; so a key is
 compiled when it has been asked for that many, and until then (or for good, in a model of small odd weights) the
@@ -34,8 +34,9 @@ COMPILE_AFTER = 1 << 17
 _PLAIN_ELEMENTS = 1 << 19
 _SEARCH_ELEMENTS = 5 << 17
 
-# A small block has this part of the groups of a whole one.
+# Small blocks have these parts of the groups of a whole one.
 _SMALL = 16
+_TINY = 128
 
 # Rows of a weight that a block must hold at least to be filled with whole ones only.
 _WHOLE_PERIODS = 8
@@ -151,8 +152,8 @@ class Kernel:
     def __init__(self, key: Key, block: int) -> None:
         self.key = key
         self.block = block
-        self.small = max(8, block // _SMALL // 8 * 8)
-        self._free: dict[int, list[_Compiled]] = {self.block: [], self.small: []}
+        self.small, self.tiny = (max(8, block // part // 8 * 8) for part in (_SMALL, _TINY))
+        self._free: dict[int, list[_Compiled]] = {self.block: [], self.small: [], self.tiny: []}
         self._made: list[_Compiled] = []
         self._lock = threading.Lock()
 
@@ -172,7 +173,9 @@ class Kernel:
             take: called with each block's start and its outputs, cut to the groups it holds; they are the kernel's own
                 memory, to be read before ``take`` returns.
         """
-        block = self.small if len(groups) * 2 <= self.block else self.block
+        block = self.block
+        if len(groups) * 2 <= block:
+            block = self.tiny if len(groups) <= self.tiny else self.small
         compiled = self._acquire(block)
         try:
             if tensor_scale is not None:
