@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -197,6 +198,9 @@ class WeightCompression(ModelPass):
                 attach_adapters(model, plan, options.threads, options.lazy)
             recipe = options.recipe() | ({} if data.description is None else {"data": data.description})
             self._report = make_report(plan, recipe, remarks)
+            for text in self._report.warnings[len(plan.remarks) + len(remarks) :]:  # what devices make of it
+                warn(text, CompressionWarning, stacklevel=2)
+            _log(self._report)
             if plan.weights:
                 _write_metadata(model, self._report, options)
             if plan.weights and options.lazy:
@@ -275,6 +279,17 @@ def apply_weight_compression(
     compression.run_on_model(model)
     keep_report(model, compression.report)
     return model
+
+
+def _log(report: Report) -> None:
+    """Tell the logger `ov_weight_compression` what was done: in short, and weight by weight."""
+    logger = logging.getLogger("ov_weight_compression")
+    sizes = f"{report.bytes_before} bytes to {report.bytes_after}"
+    logger.info("%d weights compressed (%s), %d left alone", len(report.rows), sizes, len(report.skips))
+    for row in report.rows:
+        logger.debug("%s: %s, group %d%s", row.name, row.mode, row.group_size, f" ({row.reason})" if row.reason else "")
+    for skip in report.skips:
+        logger.debug("%s: left alone: %s", skip.name, skip.reason)
 
 
 def _prepared(plan: Plan, data: Measurements, options: Options) -> tuple[Plan, tuple[str, ...]]:

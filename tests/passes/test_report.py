@@ -12,8 +12,15 @@ import pytest
 from openvino import opset13 as op
 
 from ov_weight_compression.ir_utils.save_model import save_model
-from ov_weight_compression.passes import OptionError, Report, WeightCompression, apply_weight_compression, report_of
-from tests.models import linear, llama, lstm, tied_head
+from ov_weight_compression.passes import (
+    CompressionWarning,
+    OptionError,
+    Report,
+    WeightCompression,
+    apply_weight_compression,
+    report_of,
+)
+from tests.models import convolution, linear, llama, lstm, tied_head
 from tests.running import constants, stored
 
 
@@ -151,3 +158,13 @@ def test_the_function_leaves_a_report_too() -> None:
         report_of(model.clone())
     with pytest.raises(OptionError, match=r"^model: expected an openvino.Model, got str"):
         report_of("m.xml")  # type: ignore[arg-type]
+
+
+def test_what_a_device_expands_is_warned_of_once_and_the_rest_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("DEBUG", "ov_weight_compression"), pytest.warns(CompressionWarning) as caught:
+        apply_weight_compression(convolution(), mode="int8_sym")
+    (warning,) = caught
+    assert str(warning.message).startswith("CPU expands 1 weight in int8_sym (convolution) to floats when it compiles")
+    summary, *details = [record.getMessage() for record in caplog.records]
+    assert summary.startswith("1 weights compressed (")
+    assert any("int8_sym, group -1" in detail for detail in details)
