@@ -6,10 +6,13 @@ import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
-__all__ = ["Array", "Float32", "element_type"]
+__all__ = ["F16_MAX", "Array", "Float32", "element_type"]
 
 Array: TypeAlias = npt.NDArray[Any]
 Float32: TypeAlias = npt.NDArray[np.float32]
+
+F16_MAX = 65504.0
+"""The largest number that f16 holds."""
 
 
 def element_type(name: str) -> ov.Type:

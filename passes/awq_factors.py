@@ -19,7 +19,7 @@ import numpy as np
 import openvino as ov
 
 from ov_weight_compression.ir_utils.constants import float_values
-from ov_weight_compression.ir_utils.types import Array, Float32
+from ov_weight_compression.ir_utils.types import F16_MAX, Array, Float32
 from ov_weight_compression.ir_utils.weight_source import WeightSource
 from ov_weight_compression.ir_utils.worker_pool import in_threads
 from ov_weight_compression.passes.measurements import Measurements
@@ -36,7 +36,6 @@ from ov_weight_compression.quantization.spec import Spec
 __all__ = ["factors_without_data", "fold_scales"]
 
 _SAMPLE_ROWS = 384
-_F16_MAX = 65504.0
 _F16_NORMAL = 2.0**-14
 _LARGEST_COST = 0.995
 """A fold that saves less is not worth touching the graph for."""
@@ -172,7 +171,7 @@ def _exactly_foldable(group: EqualizationGroup, columns: Float32) -> Float32:
         values = np.abs(float_values(bias.constant).reshape(-1))[place >= 0]
         shares = np.ones(owner.max() + 1, dtype=np.float32)
         shares[owner] = factors
-        too_large = values / shares[place[place >= 0]] > _F16_MAX
+        too_large = values / shares[place[place >= 0]] > F16_MAX
         factors[np.isin(owner, place[place >= 0][too_large])] = 1
     return factors
 
@@ -180,7 +179,7 @@ def _exactly_foldable(group: EqualizationGroup, columns: Float32) -> Float32:
 def _exact_gain(gain: Float32, columns: Float32, constant: ov.Node) -> Float32:
     """Factors by which the gain can be divided without a rounding error in its own type."""
     rounded = np.abs(rounded_to(gain / columns, constant.get_output_element_type(0).get_type_name()))
-    fits = (rounded >= _F16_NORMAL) & (rounded <= _F16_MAX)
+    fits = (rounded >= _F16_NORMAL) & (rounded <= F16_MAX)
     return np.asarray(np.where(fits, np.abs(gain) / np.where(fits, rounded, 1), 1), dtype=np.float32)
 
 

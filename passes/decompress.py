@@ -28,7 +28,7 @@ from ov_weight_compression.ir_utils.lazy_weight import LazyWeight, Part, Sink
 from ov_weight_compression.ir_utils.metadata import drop_metadata
 from ov_weight_compression.ir_utils.option_kinds import OptionKind, check_model, choice, flag
 from ov_weight_compression.ir_utils.pipeline import Pipeline
-from ov_weight_compression.ir_utils.types import Array
+from ov_weight_compression.ir_utils.types import F16_MAX, Array
 from ov_weight_compression.ir_utils.worker_pool import Task
 from ov_weight_compression.patterns import CompressedWeight, Roles, find_compressed, parse_roles
 from ov_weight_compression.patterns.graphs import graphs_of, is_postponed
@@ -37,7 +37,6 @@ __all__ = ["DecompressWeights", "Decompressed", "apply_weight_decompression"]
 
 _DTYPES: dict[str, type] = {"f16": np.float16, "f32": np.float32}
 _DTYPE = OptionKind("'f16' or 'f32', or None for the type of each chain", choice(list(_DTYPES)).read, "str")
-_F16_MAX = 65504.0
 _LARGEST = {"nf4": 1.0, "f4e2m1": 6.0, "f8e4m3": 448.0, "f8e5m2": 57344.0}
 """The largest magnitude of a code; integers of n bits are taken to reach 2ⁿ."""
 
@@ -107,7 +106,7 @@ class DecompressWeights(ModelPass):
         own = str(weight.last.get_output_element_type(0).to_string())
         if self.dtype != "f16" or own == "f16":
             return self.dtype or ("f16" if own == "f16" else "f32")
-        return "f16" if _bound(weight) <= _F16_MAX else "f32"
+        return "f16" if _bound(weight) <= F16_MAX else "f32"
 
 
 def apply_weight_decompression(

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from ov_weight_compression.ir_utils.device_facts import CHECKED, working_groups
 from ov_weight_compression.ir_utils.errors import OptionError
+from ov_weight_compression.ir_utils.types import F16_MAX
 from ov_weight_compression.ir_utils.weight_source import ValueRange
 from ov_weight_compression.passes.device_rules import executed_variant, misreading, refusal
 from ov_weight_compression.passes.modes import BackupMode, GroupSizeFallback, Mode
@@ -18,7 +19,6 @@ from ov_weight_compression.quantization.spec import Spec
 __all__ = ["fit"]
 
 _LARGEST = 2.0**100  # where scales in f32 and f8e8m0 end, so that no product overflows
-_F16_MAX = 65504.0
 
 
 def fit(weight: Weight, request: FormatRequest, values: ValueRange, options: Options) -> PlannedWeight | Skip:
@@ -152,7 +152,7 @@ def _with_range(planned: PlannedWeight, values: ValueRange) -> PlannedWeight | S
     ranged = replace(planned, absmax=values.absmax)
     if values.absmax > _LARGEST * min(1.0, planned.spec.format.top):
         return skipped(planned.weight, f"values up to {values.absmax:.1e}, beyond what scales reach")
-    if 2 * values.absmax > _F16_MAX and _is_read_in_f16(planned.weight):
+    if 2 * values.absmax > F16_MAX and _is_read_in_f16(planned.weight):
         return skipped(planned.weight, f"values up to {values.absmax:g}, which f16 does not hold once they are rounded")
     return _with_wide_scales(ranged) if planned.spec.scale_type == "f16" and ranged.beyond_f16 else ranged
 

@@ -16,6 +16,7 @@ from ov_weight_compression.ir_utils.device_facts import CPU_EXECUTED
 from ov_weight_compression.ir_utils.layout import Layout
 from ov_weight_compression.ir_utils.lazy_weight import Part
 from ov_weight_compression.ir_utils.option_kinds import shown
+from ov_weight_compression.ir_utils.types import F16_MAX
 from ov_weight_compression.passes.method import Method
 from ov_weight_compression.passes.modes import Mode
 from ov_weight_compression.passes.scale_folding import Folding
@@ -40,7 +41,6 @@ __all__ = [
     "stored_parts",
 ]
 
-_F16_MAX = 65504.0
 _F16_NORMAL = 2.0**-14
 _F16_COARSE = 2.0**-21
 """Below it an f16 scale is a subnormal with a relative error of up to 2⁻⁴, half a step of 4 bits; with every further
@@ -167,7 +167,7 @@ class PlannedWeight:
         if self.exact and self.spec.format.tensor_scale:
             return True
         too_small = self.absmax / self.spec.format.top < coarse
-        return self.absmax > 0 and (too_small or 2 * self.absmax > _F16_MAX)
+        return self.absmax > 0 and (too_small or 2 * self.absmax > F16_MAX)
 
 
 @dataclass(frozen=True)
