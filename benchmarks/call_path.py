@@ -28,7 +28,7 @@ from openvino import opset13 as ops
 import ov_weight_compression
 from benchmarks.places import ROOT
 from ov_weight_compression.evaluation import compare
-from ov_weight_compression.ir_utils.save_model import save_model
+from ov_weight_compression.ir_utils.saving import save_model
 from ov_weight_compression.passes import apply_weight_compression
 
 PACKAGE = Path(ov_weight_compression.__file__).parent

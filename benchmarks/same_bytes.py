@@ -26,7 +26,7 @@ import openvino as ov
 from benchmarks.machine import describe
 from benchmarks.places import ROOT, SHARED
 from ov_weight_compression.ir_utils.errors import CompressionError
-from ov_weight_compression.ir_utils.save_model import save_model
+from ov_weight_compression.ir_utils.saving import save_model
 from ov_weight_compression.passes import apply_weight_compression
 
 KEPT = ROOT / "benchmarks" / "results" / "bytes.json"

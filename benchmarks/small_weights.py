@@ -18,7 +18,7 @@ import openvino as ov
 from openvino import opset13 as op
 
 from benchmarks.machine import describe
-from ov_weight_compression.ir_utils.save_model import save_model
+from ov_weight_compression.ir_utils.saving import save_model
 from ov_weight_compression.passes import apply_weight_compression
 
 SIZE = 64

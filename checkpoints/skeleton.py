@@ -26,7 +26,7 @@ from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.ir_file import read_model
 from ov_weight_compression.ir_utils.pipeline import Pipeline
 from ov_weight_compression.ir_utils.postponed_constants import postponed_constant
-from ov_weight_compression.ir_utils.save_model import find_stubs, make_room
+from ov_weight_compression.ir_utils.saving import find_stubs, make_room
 from ov_weight_compression.ir_utils.worker_pool import Job
 from ov_weight_compression.patterns.graphs import graphs_of, is_postponed
 

@@ -18,7 +18,7 @@ from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.ir_file import changed_since
 from ov_weight_compression.ir_utils.model_folder import build_folder
 from ov_weight_compression.ir_utils.publish import TemporaryFolder
-from ov_weight_compression.ir_utils.save_model import save_model
+from ov_weight_compression.ir_utils.saving import save_model
 from ov_weight_compression.passes.modes import Device
 from ov_weight_compression.passes.report import Report, joined, with_origins
 from ov_weight_compression.passes.weight_compression import WeightCompression

@@ -14,7 +14,7 @@ from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.ir_file import changed_since, read_model
 from ov_weight_compression.ir_utils.model_folder import convert_path, edit_config
 from ov_weight_compression.ir_utils.publish import expanded
-from ov_weight_compression.ir_utils.save_model import save_model
+from ov_weight_compression.ir_utils.saving import save_model
 from ov_weight_compression.passes.report import Report, with_origins
 from ov_weight_compression.passes.weight_compression import WeightCompression
 

@@ -60,7 +60,7 @@ def decompress_path(
     """
     from ov_weight_compression.ir_utils.ir_file import changed_since, read_model
     from ov_weight_compression.ir_utils.model_folder import convert_path, edit_config
-    from ov_weight_compression.ir_utils.save_model import save_model
+    from ov_weight_compression.ir_utils.saving import save_model
     from ov_weight_compression.passes.decompress import DecompressWeights
 
     own = DecompressWeights(dtype)

@@ -12,7 +12,7 @@ from openvino import opset13 as op
 
 from ov_weight_compression.checkpoints.insertion import insert_codes
 from ov_weight_compression.ir_utils.errors import ModelError
-from ov_weight_compression.ir_utils.save_model import save_model
+from ov_weight_compression.ir_utils.saving import save_model
 from ov_weight_compression.passes import apply_weight_compression, apply_weight_decompression
 from ov_weight_compression.patterns import find_compressed
 from tests import models

@@ -20,7 +20,7 @@ from ov_weight_compression.checkpoints.skeleton import (
     write_skeleton,
 )
 from ov_weight_compression.ir_utils.errors import ModelError
-from ov_weight_compression.ir_utils.save_model import save_model
+from ov_weight_compression.ir_utils.saving import save_model
 from tests.checkpoints.files import write_tensors
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/pagemap").exists(), reason="only Linux says whose memory it is")

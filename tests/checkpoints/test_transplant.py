@@ -14,7 +14,7 @@ from openvino.passes import Manager
 
 from ov_weight_compression.checkpoints.transplant import WeightsFromCheckpoint, apply_weights_from_checkpoint
 from ov_weight_compression.ir_utils.errors import ModelError
-from ov_weight_compression.ir_utils.save_model import save_model
+from ov_weight_compression.ir_utils.saving import save_model
 from ov_weight_compression.passes import apply_weight_compression
 from ov_weight_compression.patterns import find_compressed
 from tests import models

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ov_weight_compression.cli import main
-from ov_weight_compression.ir_utils.save_model import save_model
+from ov_weight_compression.ir_utils.saving import save_model
 from tests.fuzz.kills import wait_for_handler
 from tests.models import layers
 

@@ -18,7 +18,7 @@ import openvino as ov
 import pytest
 from openvino import opset13 as op
 
-from ov_weight_compression.ir_utils.save_model import save_model
+from ov_weight_compression.ir_utils.saving import save_model
 from ov_weight_compression.ir_utils.weight_source import ConstantSource
 from ov_weight_compression.ir_utils.worker_pool import Job
 from ov_weight_compression.passes import DecompressWeights, WeightCompression, WorkError, apply_weight_compression

@@ -11,7 +11,7 @@ from openvino import opset13 as op
 
 import ov_weight_compression
 from ov_weight_compression.ir_utils import deferral
-from ov_weight_compression.ir_utils.save_model import save_model
+from ov_weight_compression.ir_utils.saving import save_model
 from ov_weight_compression.passes import Mode, WeightCompression, apply_weight_compression
 from tests.models import llama
 from tests.running import files_of, run, stored

@@ -8,7 +8,7 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from ov_weight_compression.ir_utils.save_model import save_model
+from ov_weight_compression.ir_utils.saving import save_model
 from ov_weight_compression.passes import Mode, WeightCompression
 from ov_weight_compression.passes.options import read_options
 from tests.running import inputs_for, run

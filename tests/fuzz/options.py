@@ -26,7 +26,7 @@ import openvino as ov
 from ov_weight_compression.cli import main
 from ov_weight_compression.evaluation import ComparisonProtocol, compare, inspect
 from ov_weight_compression.ir_utils.errors import CompressionError
-from ov_weight_compression.ir_utils.save_model import save_model
+from ov_weight_compression.ir_utils.saving import save_model
 from ov_weight_compression.passes import (
     DecompressWeights,
     WeightCompression,

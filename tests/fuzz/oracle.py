@@ -15,7 +15,7 @@ from openvino import opset13 as op
 
 from ov_weight_compression.evaluation import inspect
 from ov_weight_compression.ir_utils.errors import CompressionError
-from ov_weight_compression.ir_utils.save_model import save_model
+from ov_weight_compression.ir_utils.saving import save_model
 from ov_weight_compression.passes import Report, WeightCompression, apply_weight_decompression
 from tests.fuzz.campaign import ORIGINAL, Failure
 from tests.fuzz.levels import misplaced_codes

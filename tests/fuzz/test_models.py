@@ -9,7 +9,7 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from ov_weight_compression.ir_utils.save_model import save_model
+from ov_weight_compression.ir_utils.saving import save_model
 from ov_weight_compression.passes import WeightCompression
 from tests import models
 from tests.fuzz.campaign import ORIGINAL, Campaign, worker_command

@@ -10,7 +10,7 @@ import pytest
 
 from ov_weight_compression.evaluation import inspect
 from ov_weight_compression.ir_utils.errors import OptionError
-from ov_weight_compression.ir_utils.save_model import save_model
+from ov_weight_compression.ir_utils.saving import save_model
 from ov_weight_compression.passes import WeightCompression, apply_weight_decompression
 from ov_weight_compression.quantization import FORMATS, Format, Spec, decode_rows, encode_rows
 from tests.models import linear

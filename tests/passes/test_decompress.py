@@ -12,12 +12,12 @@ import pytest
 from openvino import opset13 as op
 from openvino.passes import Manager
 
-import ov_weight_compression.ir_utils.save_model as saving
+import ov_weight_compression.ir_utils.saving as saving
 from ov_weight_compression.cli import main
 from ov_weight_compression.ir_utils import constant_values
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.lazy_weight import LazyWeight
-from ov_weight_compression.ir_utils.save_model import save_model
+from ov_weight_compression.ir_utils.saving import save_model
 from ov_weight_compression.passes import (
     DecompressWeights,
     WeightCompression,

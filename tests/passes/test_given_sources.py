@@ -13,7 +13,7 @@ from openvino import opset13 as op
 from ov_weight_compression.calibration import filled_copy
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.layout import Layout, Slab
-from ov_weight_compression.ir_utils.save_model import save_model
+from ov_weight_compression.ir_utils.saving import save_model
 from ov_weight_compression.ir_utils.types import Array
 from ov_weight_compression.ir_utils.weight_source import WeightSource
 from ov_weight_compression.passes import WeightCompression, apply_weight_compression

@@ -15,7 +15,7 @@ from openvino import opset13 as op
 
 from ov_weight_compression.cli import main
 from ov_weight_compression.evaluation import inspect
-from ov_weight_compression.ir_utils.save_model import save_model
+from ov_weight_compression.ir_utils.saving import save_model
 from ov_weight_compression.passes import OptionError, Report, WeightCompression, apply_weight_decompression
 from ov_weight_compression.passes.options import read_options
 from ov_weight_compression.patterns import find_compressed

@@ -15,7 +15,7 @@ from ov_weight_compression.ir_utils.deferral import FileSink, active_deferral
 from ov_weight_compression.ir_utils.errors import WorkError
 from ov_weight_compression.ir_utils.pipeline import Pipeline
 from ov_weight_compression.ir_utils.postponed_constants import postponed_constant
-from ov_weight_compression.ir_utils.save_model import save_model
+from ov_weight_compression.ir_utils.saving import save_model
 from ov_weight_compression.ir_utils.worker_pool import Task
 from tests.models import in_if, in_loop, layers, linear
 from tests.running import run
