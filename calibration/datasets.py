@@ -97,7 +97,7 @@ def make_samples(
         assert language is not None
         return _language_samples(language, list(tokens), how)
     limit = subset_size or SUBSET_SIZE
-    dataset = readable(dataset)
+    dataset = readable(dataset, "dataset")
     arrays = _arrays(dataset, inputs)
     if isinstance(arrays, tuple):
         assert language is not None
@@ -139,8 +139,20 @@ def _arrays(dataset: Any, inputs: ModelInputs) -> tuple[Array, ...] | dict[str, 
     return sort_arrays(dataset, inputs)
 
 
-def readable(dataset: Any) -> Any:
-    """The dataset as it can be read any number of times; whatever is none is left as it is."""
+def readable(dataset: Any, option: str) -> Any:
+    """The dataset as it can be read any number of times; whatever is none is left as it is.
+
+    Raises OptionError, which names the option that it was given for, where the caller's own code raises.
+    """
+    try:
+        return _readable(dataset)
+    except (CompressionError, MemoryError):
+        raise
+    except Exception as error:
+        raise OptionError(f"{option}: it cannot be read: {_said(error)}") from error
+
+
+def _readable(dataset: Any) -> Any:
     if isinstance(dataset, (str, Mapping)):
         return dataset
     if hasattr(dataset, "get_inference_data"):
@@ -179,8 +191,11 @@ class Told:
         except (CompressionError, MemoryError):
             raise
         except Exception as error:
-            reason = one_line(f"{type(error).__name__}: {error}", 120)
-            raise OptionError(f"{self._option}: sample {number} cannot be read: {reason}") from error
+            raise OptionError(f"{self._option}: sample {number} cannot be read: {_said(error)}") from error
+
+
+def _said(error: Exception) -> str:
+    return one_line(f"{type(error).__name__}: {error}", 120)
 
 
 def _made(

@@ -125,7 +125,7 @@ def open_data(data: CompareData, inputs: ModelInputs, places: Sequence[Path | No
         return _sorted(sort_arrays(data, inputs), "an array", inputs, batch)
     if isinstance(data, Mapping):
         return Data("inputs by name", inputs=rows_of(inputs.named(data), inputs, batch))
-    data = data if isinstance(data, Iterator) else readable(data)
+    data = data if isinstance(data, Iterator) else readable(data, "data")
     if not isinstance(data, Iterable):
         raise OptionError(f"data: {type(data).__name__} is not a file, an array, a dict or an iterable of those")
     items = iter(Told(data, "data"))

@@ -130,7 +130,7 @@ class Measurements:
         """The data, to be read as often as there are uses for it."""
         from ov_weight_compression.calibration import readable
 
-        return readable(self.method.dataset)
+        return readable(self.method.dataset, "dataset")
 
     def _measured(self, subset: int | None) -> Statistics:
         from ov_weight_compression.calibration import collect, load_statistics, save_statistics, statistics_file

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -113,6 +114,18 @@ def test_data_that_does_not_fit(tmp_path: Path) -> None:
     np.save(tmp_path / "object.npy", np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(OptionError, match="cannot be read"):
         read(tmp_path / "object.npy")
+
+
+def test_what_a_callers_own_iterable_raises_is_an_error_of_the_data() -> None:
+    class Loader:
+        def __iter__(self) -> Iterator[object]:
+            raise ZeroDivisionError("no workers\nleft")
+
+    said = "it cannot be read: ZeroDivisionError: no workers left$"
+    with pytest.raises(OptionError, match=f"^data: {said}"):
+        read(Loader())
+    with pytest.raises(OptionError, match=f"^dataset: {said}"):
+        make_samples(language_model(), Loader())
 
 
 def test_models_are_found_in_folders(tmp_path: Path) -> None:
