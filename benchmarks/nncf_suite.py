@@ -88,6 +88,7 @@ def _taken_here(message: str) -> str:
         ("Simultaneous use", "lora_correction with gptq"),
         ("INT8 modes do not support all_layers", "all_layers=False with INT8"),
         ("INT8 modes do not support backup_mode", "backup_mode=INT8_ASYM with INT8"),
+        ("do not support the `statistics_path`", "statistics_path with INT8"),
         ("must be a sorted", "a codebook in any order, or with equal values"),
         ("Failed to apply group-wise", "a group that does not divide is adjusted"),
     ):

@@ -127,18 +127,26 @@ def _formats(model: Any) -> dict[str, str]:
 
     found: dict[str, str] = {}
     for one in find_compressed(model):
-        layer = one.consumers[0].name
-        if "lora" not in f"{layer} {one.name}".lower():
-            one_group = one.group_axis is None or one.shape[one.group_axis] == one.group_size
-            found[layer] = f"{one.storage}/{-1 if one_group else one.group_size}"
+        one_group = one.group_axis is None or one.shape[one.group_axis] == one.group_size
+        for layer in (consumer.name for consumer in one.consumers):  # equal weights share one chain here
+            if "lora" not in f"{layer} {one.name}".lower():
+                found[layer] = f"{one.storage}/{-1 if one_group else one.group_size}"
     return found
 
 
 def _skips(model: Any) -> dict[str, str]:
     """Why this package leaves a layer's weight alone whatever is asked for."""
     from ov_weight_compression.patterns import find_weights
+    from ov_weight_compression.patterns.follow import follow
+    from ov_weight_compression.patterns.views import own_view
 
-    return {skip.consumer: skip.reason for skip in find_weights(model)[1]}
+    reasons = {skip.name: skip.reason for skip in find_weights(model)[1]}
+    constants = [node for node in model.get_ops() if node.get_friendly_name() in reasons]
+    return {
+        str(use.node.get_friendly_name()): reasons[node.get_friendly_name()]
+        for node in constants
+        for use in follow(node, own_view(tuple(node.get_output_shape(0))))
+    }
 
 
 def _errors(original: Any, ours: Any, their: Any, dataset: Any) -> dict[str, list[float]]:

@@ -7,8 +7,8 @@ What is different from NNCF, in one list:
 
 - The weights are computed when the model is saved or compiled, or at once with `lazy=False`; the result is a model.
 - A group size that does not divide a weight's channels is adjusted, to 16 or more, where NNCF raises an error; with
-  `GroupSizeFallbackMode.ERROR` in advanced parameters it is an error here too. Groups of one weight are refused, and so
-  are groups that the CPU plugin is known to multiply wrongly.
+  `GroupSizeFallbackMode.ERROR` in advanced parameters it is an error here too. So it is with groups that the CPU plugin
+  is known to multiply wrongly. Groups of one weight are refused.
 - `ratio` is filled without gaps: a weight that no longer fits does not end it, so more of them get the mode than with
   NNCF, which stops at the first. `ratio=0` gives none the mode; NNCF reads it as 1.
 - What the float modes leave, and the backup of `ratio`, has 8-bit integers unless `backup_mode` says otherwise; NNCF
@@ -22,8 +22,9 @@ What is different from NNCF, in one list:
   only where it pays.
 - `gptq` and `lora_correction` may be combined, `awq`, `scale_estimation` and `gptq` take FP4, MXFP4 and NVFP4, and all
   of them layers with transposed activations. Adapters always have 8 bits.
-- A codebook may have its values in any order, and more than once. `all_layers=False` and
-  `backup_mode=INT8_ASYM`, which change nothing, are taken with INT8 as well.
+- A codebook may have its values in any order, and more than once. `all_layers=False`, `backup_mode=INT8_ASYM` and
+  `statistics_path`, which change nothing, are taken with INT8 as well.
+- A ratio may come out with as many weights in the mode as NNCF's and other ones among them.
 - Options that this package has beside NNCF's (`rules`, `accuracy`, `device`, …) are taken too. One exception class
   stands for several of NNCF's: an option or a dataset that cannot be is an `OptionError`.
 - A field of the advanced parameters that means nothing here is refused by name, not ignored.
