@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import openvino as ov
-from openvino import opset13 as op
 
 from ov_weight_compression.evaluation import inspect
 from ov_weight_compression.ir_utils.errors import CompressionError
@@ -19,20 +18,16 @@ from ov_weight_compression.ir_utils.saving import save_model
 from ov_weight_compression.passes import Report, WeightCompression, apply_weight_decompression
 from tests.fuzz.campaign import ORIGINAL, Failure
 from tests.fuzz.levels import misplaced_codes
-from tests.fuzz.stored import FOLDED, raw_bytes, values_of
+from tests.fuzz.outputs import core, misread, misread_by_default, run, undefined_outputs
+from tests.fuzz.stored import FOLDED, constants_of, operations_of, raw_bytes, values_of
 from tests.running import EXACT, files_of
 
 __all__ = ["Case", "check"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _INDICES = ("i64", "i32")
-_TOLERANCE = 1e-3
-_BF16 = 2.0**-7
 _STEP = 6 * 2.0**-25
 """The largest code of f4e2m1 times what a scale is off that a chain computes in f16, below f16's normal numbers."""
-_ROUNDINGS = 4
-_ROUNDED = 4.0
-"""How often more a compiled model may be off than one whose weights are rounded to f16: plugins fold chains in f16."""
 
 
 class Case:
@@ -71,7 +66,7 @@ class Case:
     def original(self, config: Mapping[str, Any] = EXACT) -> list[Array]:
         """The outputs of the model as it was."""
         self.stage(ORIGINAL)
-        outputs = _run(self.model, self.feeds, config)
+        outputs = run(self.model, self.feeds, config)
         self.stage("")
         return outputs
 
@@ -85,7 +80,7 @@ class Case:
             ov.save_model(model, path)
         else:
             ov.serialize(model, path)
-        return _core().read_model(path)
+        return core().read_model(path)
 
 
 def check(case: Case) -> list[Failure]:
@@ -120,17 +115,11 @@ def _check(case: Case) -> Iterator[Failure]:
     yield from _sizes(case, saved, report)
     yield from _inspected(case, saved, report)
     if not case.data:
-        yield from misplaced_codes(_constants(case.model), _constants(saved), report)
+        yield from misplaced_codes(constants_of(case.model), constants_of(saved), report)
     yield from _signature(case.model, saved)
     yield from _decompressed(case, saved)
     if case.options.get("device") in (None, "CPU"):  # for another device nothing is promised of CPUs
         yield from _computed(case, saved)
-
-
-def _core() -> ov.Core:
-    if not hasattr(_core, "core"):
-        _core.core = ov.Core()  # type: ignore[attr-defined]
-    return _core.core  # type: ignore[attr-defined, no-any-return]
 
 
 def _where(error: BaseException) -> str:
@@ -144,21 +133,6 @@ def _generic(error: BaseException) -> str:
     """The last line of a message without what is peculiar to one case."""
     line = (str(error).strip().splitlines() or [""])[-1]
     return re.sub(r"'[^']*'|\d+(\.\d+)?(e[+-]?\d+)?", "…", line)[:90]
-
-
-def _operations(model: ov.Model) -> Iterator[ov.Node]:
-    """Of a model and of the bodies in it."""
-    for node in model.get_ordered_ops():
-        yield node
-        if node.get_type_name() == "If":
-            yield from _operations(node.get_then_body())
-            yield from _operations(node.get_else_body())
-        elif node.get_type_name() in ("Loop", "TensorIterator"):
-            yield from _operations(node.get_function() if node.get_type_name() == "Loop" else node.get_body())
-
-
-def _constants(model: ov.Model) -> list[ov.Node]:
-    return [node for node in _operations(model) if node.get_type_name() == "Constant"]
 
 
 def _unchanged(case: Case, saved: ov.Model) -> Iterator[Failure]:
@@ -203,7 +177,7 @@ def _content(model: ov.Model) -> Counter[tuple[str, str, tuple[int, ...], bytes]
     """The constants: name, type, shape, bytes."""
     return Counter(
         (_named(node), node.get_output_element_type(0).to_string(), tuple(node.get_output_shape(0)), raw_bytes(node))
-        for node in _constants(model)
+        for node in constants_of(model)
     )
 
 
@@ -278,7 +252,7 @@ def _stored_bytes(model: ov.Model) -> int:
     """All constants' bytes, without the numbers that Reshape and Transpose go by."""
     return sum(
         len(raw_bytes(node))
-        for node in _constants(model)
+        for node in constants_of(model)
         if node.get_output_element_type(0).to_string() not in _INDICES
     )
 
@@ -323,76 +297,26 @@ def _signature(model: ov.Model, saved: ov.Model) -> Iterator[Failure]:
                     yield Failure(f"an {what}'s {aspect} changes", f"{was} became {became}")
 
 
-def _referenced(saved: ov.Model, rounding: int = 0, in_bf16: bool = False) -> ov.Model:
-    """The model with every chain of constants replaced with its values by numpy; rounded, in ways that differ with the
-    number, where one is given."""
-    model = saved.clone()
-    known: dict[ov.Node, Array | None] = {}
-    bf16 = in_bf16 or any(
-        node.get_output_size() and node.get_output_element_type(0) == ov.Type.bf16 for node in _operations(model)
-    )
-    for node in list(_operations(model)):
-        if node.get_type_name() not in FOLDED or node.get_output_element_type(0).to_string() not in _FLOATS:
-            continue
-        values = values_of(node, known)
-        targets = list(node.output(0).get_target_inputs())
-        inside = [one for one in targets if one.get_node().get_type_name() in FOLDED]
-        if values is None or len(inside) == len(targets) > 0:
-            continue
-        plain = _coarse(values, bf16, rounding) if rounding else values
-        constant: ov.Node = op.constant(np.ascontiguousarray(plain, dtype=np.float32))
-        if node.get_output_element_type(0) != ov.Type.f32:
-            constant = op.convert(constant, node.get_output_element_type(0).to_string())
-        for target in targets:
-            if values_of(target.get_node(), known) is None:
-                target.replace_source_output(constant.output(0))
-    model.validate_nodes_and_infer_types()
-    return model
-
-
-def _coarse(values: Array, bf16: bool, rounding: int) -> Array:
-    """Off by as much as a plugin may round that folds a chain in the type that the graph says, in either direction."""
-    signs = np.random.default_rng(rounding).choice(np.array([-1, 1], np.float32), values.shape)
-    return values + signs * np.maximum(np.abs(values) * np.float32(2**-8 if bf16 else 2**-11), np.float32(2**-25))
-
-
-_FLOATS = ("f32", "f16", "bf16", "f64")
-
-
 def _decompressed(case: Case, saved: ov.Model) -> Iterator[Failure]:
     model = apply_weight_decompression(saved.clone(), "f32")
     path = case.folder / "floats.xml"
     save_model(model, path)
-    floats = _core().read_model(path)
+    floats = core().read_model(path)
     known: dict[ov.Node, Array | None] = {}
     expected: dict[str, list[Array]] = {}
-    for node in _operations(saved):
+    for node in operations_of(saved):
         if node.get_type_name() in FOLDED:
             values = values_of(node, known)
             if values is not None and values.dtype == np.float32:
                 expected.setdefault(str(values.shape), []).append(values)
-    plain = Counter(raw_bytes(node) for node in _constants(saved))
-    for node in _constants(floats):
+    plain = Counter(raw_bytes(node) for node in constants_of(saved))
+    for node in constants_of(floats):
         if node.get_output_element_type(0) != ov.Type.f32 or raw_bytes(node) in plain:
             continue
         own = np.frombuffer(raw_bytes(node), np.float32).reshape(tuple(node.get_output_shape(0)))
         found = expected.get(str(own.shape), [])
         if found and not any(np.allclose(own, other, rtol=1e-3, atol=_STEP, equal_nan=True) for other in found):
             yield Failure("decompress gives other values", f"{node.get_friendly_name()[:40]} {list(own.shape)}")
-
-
-def _run(model: ov.Model, feeds: Sequence[Any], config: Mapping[str, Any] = EXACT) -> list[Array]:
-    request = _core().compile_model(model, "CPU", dict(config)).create_infer_request()
-    results = request.infer(dict(enumerate(feeds)))
-    return [_numbers(request.get_tensor(port)) for port in results]
-
-
-def _numbers(tensor: ov.Tensor) -> Array:
-    """A tensor's values; OpenVINO hands the bits of bf16 out as those of f16."""
-    values = np.array(tensor.data)
-    if tensor.get_element_type() != ov.Type.bf16:
-        return values
-    return (values.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
 
 
 def _computed(case: Case, saved: ov.Model) -> Iterator[Failure]:
@@ -402,20 +326,20 @@ def _computed(case: Case, saved: ov.Model) -> Iterator[Failure]:
         case.notes.append("no CPU takes the original")
         return
     try:
-        found = _run(saved, case.feeds)
+        found = run(saved, case.feeds)
     except RuntimeError as error:
         yield Failure(f"does not compile or run compressed: {_generic(error)}", _where(error))
         return
     case.notes.append("ran")
-    undefined = _undefined(case.model)
+    undefined = undefined_outputs(case.model)
     for number, (old, new) in enumerate(zip(first, found, strict=True)):
         if old.shape != new.shape or old.dtype != new.dtype:
             yield Failure("the CPU returns another shape or type", f"{old.dtype}{old.shape} {new.dtype}{new.shape}")
         sound = np.isfinite(old).all() and np.abs(old).max(initial=0.0) < 1e30 if old.dtype.kind == "f" else False
         if sound and number not in undefined and not np.isfinite(new).all():
             yield Failure("outputs that were finite are not", f"output {number}")
-    wrong = _misread(saved, found, case.feeds)
-    if wrong and _misread(case.model, first, case.feeds):
+    wrong = misread(saved, found, case.feeds)
+    if wrong and misread(case.model, first, case.feeds):
         case.notes.append("the CPU misreads the original")
     elif wrong:
         yield Failure("the CPU computes something else", wrong)
@@ -426,108 +350,7 @@ def _computed(case: Case, saved: ov.Model) -> Iterator[Failure]:
             case.notes.append("no CPU takes the original by default")
             return
         try:
-            yield from _deployed(saved, found, case.feeds)
+            for wrong in misread_by_default(saved, found, case.feeds):
+                yield Failure("the CPU computes something else by default", wrong)
         except RuntimeError as error:
             yield Failure(f"does not compile or run by default: {_generic(error)}", _where(error))
-
-
-def _deployed(saved: ov.Model, exact: Sequence[Array], feeds: Sequence[Any]) -> Iterator[Failure]:
-    """As users run it: in bf16 where the CPU has that, activations quantised. Compared with the float model run so."""
-    found, floats = _run(saved, feeds, {}), [_run(_referenced(saved), feeds, {})]
-    undefined = _undefined(saved)
-    for number, (new, wanted) in enumerate(zip(found, exact, strict=True)):
-        finite = np.isfinite(wanted).all() and np.isfinite(floats[0][number]).all()
-        if new.dtype.kind != "f" or number in undefined or not finite:
-            continue
-        largest, error = float(np.abs(wanted).max(initial=0.0)), _largest_error(new, wanted)
-        if error <= _ROUNDED * _largest_error(floats[0][number], wanted) + 0.05 * largest + 1e-30:
-            continue
-        if len(floats) == 1:  # one rounding may come out well by chance where sums cancel, others do not
-            floats += [_run(_referenced(saved, seed, True), feeds, {}) for seed in range(1, _ROUNDINGS + 1)]
-            floats.append(_run(_with_activations_in_8_bits(_referenced(saved)), feeds))
-        if not error <= _ROUNDED * max(_largest_error(one[number], wanted) for one in floats) + 0.05 * largest:
-            yield Failure(
-                "the CPU computes something else by default", f"output {number}: off by {error / largest:.2%}"
-            )
-
-
-def _with_activations_in_8_bits(model: ov.Model) -> ov.Model:
-    """What MatMuls multiply constants with is rounded, as CPUs do it: to 255 levels in groups of 32, or in a row."""
-    for node in model.get_ordered_ops():
-        if node.get_type_name() != "MatMul" or node.get_attributes()["transpose_a"]:
-            continue
-        value, shape = node.input_value(0), node.get_input_partial_shape(0)
-        weight = node.input_value(1).get_node()
-        source = weight.input_value(0).get_node() if weight.get_type_name() == "Convert" else weight
-        static = shape.rank.is_static and len(shape) > 1 and shape[len(shape) - 1].is_static
-        if source.get_type_name() != "Constant" or not static:
-            continue
-        columns = shape[len(shape) - 1].get_length()
-        kept = [0] * (len(shape) - 1)
-        cut = op.reshape(op.convert(value, "f32"), np.array([*kept, -1, 32 if columns % 32 == 0 else columns]), True)
-        step = op.divide(op.reduce_max(op.abs(cut), np.array([-1]), True), np.float32(127))
-        step = op.maximum(step, np.float32(1e-30))
-        rounded = op.multiply(op.round(op.divide(cut, step), "half_to_even"), step)
-        back = op.convert(op.reshape(rounded, np.array([*kept, columns]), True), value.get_element_type().to_string())
-        node.input(0).replace_source_output(back.output(0))
-    model.validate_nodes_and_infer_types()
-    return model
-
-
-def _largest_error(found: Array, wanted: Array) -> float:
-    with np.errstate(all="ignore"):
-        return float(np.abs(found.astype(np.float64) - wanted).max(initial=0.0))
-
-
-def _undefined(model: ov.Model) -> set[int]:
-    """Outputs that depend on a sum over nothing: the CPU plugin leaves what was in the memory there (seen of MatMuls of
-    no columns, which are not always zeros)."""
-    empty: dict[ov.Node, bool] = {}
-    for node in model.get_ordered_ops():
-        shapes = [value.get_partial_shape() for value in node.input_values()]
-        sums = node.get_type_name() == "MatMul" and any(
-            shape.is_static and 0 in list(shape.to_shape()) for shape in shapes
-        )
-        empty[node] = sums or any(empty[value.get_node()] for value in node.input_values())
-    return {number for number, output in enumerate(model.outputs) if empty[output.get_node()]}
-
-
-def _computes_in_bf16(model: ov.Model) -> bool:
-    """Whether some layer's outputs are rounded to bf16: an order of adding that differs is a step of that then."""
-    kinds = ("MatMul", "Convolution", "Gather", "Add")
-    layers = [node for node in _operations(model) if node.get_type_name() in kinds]
-    return any(node.get_output_element_type(0) == ov.Type.bf16 for node in layers)
-
-
-def _changes(model: ov.Model, feeds: Sequence[Any], number: int) -> bool:
-    """Whether the floats alone do not give an output twice: seen of an If with infinities in a branch not taken."""
-    runs = [_run(_referenced(model), feeds)[number] for _ in range(6)]
-    return any(not np.array_equal(runs[0], other, equal_nan=True) for other in runs[1:])
-
-
-def _misread(model: ov.Model, outputs: Sequence[Array], feeds: Sequence[Any]) -> str:
-    """Where outputs are not what numpy's weights give, by more than rounding explains."""
-    try:
-        expected = _run(_referenced(model), feeds)
-        undefined = _undefined(model)
-        near, tolerance = expected, _BF16 if _computes_in_bf16(model) else _TOLERANCE
-        for number, (new, wanted) in enumerate(zip(outputs, expected, strict=True)):
-            if new.dtype.kind != "f" or new.shape != wanted.shape or number in undefined:
-                continue
-            if not np.isfinite(wanted).all() or not np.isfinite(new).all():
-                continue
-            largest = float(np.abs(wanted).max(initial=0.0))
-            error = float(np.abs(new.astype(np.float64) - wanted).max(initial=0.0))
-            if error <= tolerance * largest + 1e-30:
-                continue
-            if near is expected:
-                near = _run(_referenced(model, 1), feeds)
-            with np.errstate(all="ignore"):
-                rounding = np.abs(near[number] - wanted).max(initial=0.0)
-            if not error <= _ROUNDED * rounding + tolerance * largest:
-                if _changes(model, feeds, number):  # what the floats give is what was in the memory
-                    continue
-                return f"output {number}: off by {error:.3g} of {largest:.3g} ({error / (largest or 1.0):.2%})"
-    except RuntimeError:  # the floats themselves are what the CPU does not take
-        return ""
-    return ""

@@ -6,13 +6,13 @@ OCP's for the small floats, QLoRA's table for nf4, OpenVINO's layout of packed e
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import openvino as ov
 
-__all__ = ["FOLDED", "UnknownError", "raw_bytes", "values_of"]
+__all__ = ["FOLDED", "UnknownError", "constants_of", "operations_of", "raw_bytes", "values_of"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -151,3 +151,18 @@ def values_of(node: ov.Node, known: dict[ov.Node, Array | None]) -> Array | None
         else:
             known[node] = None
     return known[node]
+
+
+def operations_of(model: ov.Model) -> Iterator[ov.Node]:
+    """Of a model and of the bodies in it."""
+    for node in model.get_ordered_ops():
+        yield node
+        if node.get_type_name() == "If":
+            yield from operations_of(node.get_then_body())
+            yield from operations_of(node.get_else_body())
+        elif node.get_type_name() in ("Loop", "TensorIterator"):
+            yield from operations_of(node.get_function() if node.get_type_name() == "Loop" else node.get_body())
+
+
+def constants_of(model: ov.Model) -> list[ov.Node]:
+    return [node for node in operations_of(model) if node.get_type_name() == "Constant"]
