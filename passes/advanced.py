@@ -225,7 +225,7 @@ def _alphas(given: Mapping[str, Any]) -> tuple[float, ...] | None:
     steps = count(1, 1000).parse("awq_params.steps", given.get("awq_params.steps", 100))
     if low > high:
         raise OptionError(f"awq_params.alpha_min: must not be above alpha_max={high:g}, got {low:g}")
-    return tuple(low + number * (high - low) / steps for number in range(steps))
+    return tuple(low + step * (high - low) / steps for step in range(steps))
 
 
 def _value_type(value: Any) -> str:

@@ -1,6 +1,6 @@
 """What will be done with each weight of a model, as data: nothing of it changes what the model holds.
 
-A `Plan` is made by `planning.make_plan`; the functions of AWQ (`awq`), of fitted codebooks, of GPTQ and LoRA
+A `Plan` is made by `planning.make_plan`; the functions of AWQ (`awq_factors`), of `fitted_codebooks`, of GPTQ and LoRA
 (`layer_by_layer`) and of the scale search (`channel_importance`) take a plan and return one that knows more. Once they
 have run, everything that computing and storing the weights takes is in it, and the graph is no longer asked.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from ov_weight_compression.ir_utils.device_facts import CPU_EXECUTED
+from ov_weight_compression.ir_utils.device_facts import CPU_EXECUTED, GATHER
 from ov_weight_compression.ir_utils.layout import Layout
 from ov_weight_compression.ir_utils.lazy_weight import Part
 from ov_weight_compression.ir_utils.option_kinds import shown
@@ -147,8 +147,10 @@ class PlannedWeight:
         kinds = {consumer.kind for consumer in self.weight.consumers}
         if Kind.GATHER not in kinds:
             return Kind.CONVOLUTION in kinds
-        in_groups_of_its_own_shape = self.spec.group_size != -1 and len(self.weight.shape) > 2
-        return self.spec.format.storage not in CPU_EXECUTED["Gather"] or in_groups_of_its_own_shape
+        # In groups the chain ends in a Reshape, which the CPU plugin of OpenVINO 2026.4 looks through in front of a
+        # Gather only where the table has two dimensions: left unfolded, others are expanded at every inference.
+        behind_reshape = self.spec.group_size != -1 and len(self.weight.shape) > 2
+        return self.spec.format.storage not in CPU_EXECUTED[GATHER] or behind_reshape
 
     @property
     def has_unit_factor(self) -> bool:

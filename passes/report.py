@@ -80,7 +80,8 @@ class Report:
     skips: tuple[Skip, ...]
     recipe: dict[str, str]
     warnings: tuple[str, ...] = ()
-    """What the target device (the CPU where none is named) is known to expand when it compiles the model."""
+    """What the caller is warned of: weights left alone or regrouped, samples left out, what the target device (the CPU
+    where none is named) is known to expand when it compiles the model, an OpenVINO that nobody has looked at."""
     scalings: tuple[Scaling, ...] = ()
     """AWQ: for each tensor that layers of few bits read, what took its factors, or why it has none."""
     corrections: tuple[Correction, ...] = ()
