@@ -4,7 +4,7 @@ Three steps for each floating-point constant, none of which looks at its values:
 
     follow   from the constant through Convert, Reshape, Transpose and FakeConvert to the operations that read it
     judge    what each of them makes of it, in the constant's own axes; one weight if they agree, else why not
-    settle   names made unique, and the last layer marked, once all are known
+    name     each by a name of its own, and mark the last layer, once all are known
 
 The weights of fp8 checkpoints are stored in eight bits already, and meant to be compressed further:
 
@@ -68,8 +68,8 @@ def find_weights(
     scope = IgnoredScope.of(ignored)
     later = _ambiguous(scope.names, graphs) if scope else {}
     rules = scope.resolve(graphs, later) if scope else {}
-    sources, table = not is_compressed(model), with_roles(roles)
-    found = [entry for graph in graphs for entry in _settle(graph, rules, sources, table)]
+    fp8_sources, table = not is_compressed(model), with_roles(roles)
+    found = [entry for graph in graphs for entry in _found_in(graph, rules, fp8_sources, table)]
     found.sort(key=lambda entry: entry.place)
     _name(found)
     if scope:
@@ -116,14 +116,15 @@ class _Found:
     result: Weight | Skip
 
 
-def _settle(graph: Graph, rules: dict[str, str], sources: bool, roles: Roles) -> Iterator[_Found]:
-    """What becomes of every constant of one level that needs a mention."""
+def _found_in(graph: Graph, rules: dict[str, str], fp8_sources: bool, roles: Roles) -> Iterator[_Found]:
+    """What becomes of every constant of one level that needs a mention; with `fp8_sources`, what looks like the weight
+    of an fp8 checkpoint is one."""
     parts: dict[ov.Node, str] = {}
     told: set[ov.Node] = set()
     for one in compressed_in(graph, roles):
         consumer = one.consumers[0]
         layers = [graph.place(other.node) for other in one.consumers]
-        if sources and one.is_fp8_source:
+        if fp8_sources and one.is_fp8_source:
             yield _Found(layers[0], layers, _fp8_source(graph, one, rules, roles))
             told.update(one.constants)
             continue
@@ -197,7 +198,7 @@ class _Candidate:
         end = reshaped(constant, graph.position)
         shape = tuple(end.shape)
         read = [use for use in follow(end, own_view(shape), roles) if use.node in graph.position]
-        uses = [_settled(use, graph) for use in read]
+        uses = [_refused_if_computed_once(use, graph) for use in read]
         uses.sort(key=lambda use: (graph.position[use.node], use.port))
         return cls(graph, constant, end, element_type, shape, uses, [use for use in uses if use.role is not None])
 
@@ -239,7 +240,7 @@ class _Axes:
     batch: tuple[int, ...]
 
 
-def _settled(use: Use, graph: Graph) -> Use:
+def _refused_if_computed_once(use: Use, graph: Graph) -> Use:
     """The use, with a refusal where nothing else that the layer reads depends on the model's inputs.
 
     OpenVINO computes such a layer while it compiles the model. There is nothing to gain, and what it computes from a
@@ -366,7 +367,7 @@ def _weight(candidate: _Candidate, readings: list[tuple[Use, Role, _Axes]]) -> W
 
 
 def _fp8_source(graph: Graph, one: CompressedWeight, rules: dict[str, str], roles: Roles) -> Weight | Skip:
-    """The weight that an fp8 source is, or why it is left alone; `rules` as `judge` takes them.
+    """The weight that an fp8 source is, or why it is left alone; `rules` as `_judge` takes them.
 
     Its `constant` is the operation whose output stands for the float weight, behind any Reshape of blocks.
     """
