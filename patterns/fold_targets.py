@@ -24,9 +24,9 @@ from math import prod
 
 import openvino as ov
 
-from ov_weight_compression.patterns.graphs import constant_of, dimensions
+from ov_weight_compression.patterns.graphs import constant_of, constant_port, dimensions
 from ov_weight_compression.patterns.norms import keeps_channels
-from ov_weight_compression.patterns.provenance import ROWS, Origin, Origins, counts_rows
+from ov_weight_compression.patterns.provenance import ROWS, Origin, Origins, counts_rows, row_numbers
 from ov_weight_compression.patterns.roles import Kind
 from ov_weight_compression.patterns.views import Piece
 from ov_weight_compression.patterns.weight import Weight
@@ -37,7 +37,6 @@ __all__ = [
     "Reader",
     "RowsTarget",
     "RowsTracer",
-    "constant_port",
     "gain_target",
     "is_float",
     "readers",
@@ -118,11 +117,6 @@ def gain_target(value: ov.Output, columns: int) -> GainTarget | None:
         if len(readers(value)) != 1:
             return None
     return None
-
-
-def constant_port(node: ov.Node) -> int | None:
-    """The port of a Multiply or Add that reads a constant."""
-    return next((port for port in (1, 0) if constant_of(node.input_value(port)) is not None), None)
 
 
 def _is_scalar(value: ov.Output) -> bool:
@@ -312,7 +306,7 @@ class RowsTracer:
         if whole is None or piece is None or len(whole) != 1 or len(piece) != 1:
             return False
         own = [part for dimension in piece[0].view for part in dimension if part.axis == ROWS]
-        return not rows & set(_digits(piece[0].offset, own))
+        return not rows & set(row_numbers(piece[0].offset, own))
 
 
 def _rows(origin: Origin, place: int, columns: int) -> list[int] | None:
@@ -321,14 +315,7 @@ def _rows(origin: Origin, place: int, columns: int) -> list[int] | None:
     elsewhere = any(counts_rows(dim) for number, dim in enumerate(origin.view) if number != place)
     if elsewhere or any(piece.axis != ROWS for piece in pieces) or prod(p.size for p in pieces) != columns:
         return None
-    return _digits(origin.offset, pieces)
-
-
-def _digits(offset: int, pieces: Iterable[Piece]) -> list[int]:
-    rows = [offset]
-    for piece in pieces:
-        rows = [row + digit * piece.stride for row in rows for digit in range(piece.size)]
-    return rows
+    return row_numbers(origin.offset, pieces)
 
 
 def _bias(node: ov.Node, port: int, origin: Origin, classes: dict[int, int]) -> Operand | None:
@@ -346,7 +333,7 @@ def _bias(node: ov.Node, port: int, origin: Origin, classes: dict[int, int]) -> 
             places.append([0] * (size or 0))
             continue
         own = [piece if piece.axis == ROWS else Piece(piece.axis, piece.size, 0) for piece in dimension]
-        places.append(_digits(0, own))
+        places.append(row_numbers(0, own))
         if len(places[-1]) != size:
             return None
     rows = [origin.offset + sum(steps) for steps in product(*places)]

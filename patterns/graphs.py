@@ -18,6 +18,7 @@ __all__ = [
     "Graph",
     "bytes_of",
     "constant_of",
+    "constant_port",
     "dimensions",
     "graphs_of",
     "is_constant",
@@ -89,6 +90,12 @@ def constant_of(value: ov.Output) -> ov.Node | None:
     while node.get_type_name() in ("Convert", "Reshape", "Squeeze", "Unsqueeze"):
         node = node.input_value(0).get_node()
     return node if node.get_type_name() == "Constant" else None
+
+
+def constant_port(node: ov.Node) -> int | None:
+    """The port through which an operation of two operands reads a constant, the second where both are; None where it
+    reads none."""
+    return next((port for port in (1, 0) if constant_of(node.input_value(port)) is not None), None)
 
 
 def _walk(model: ov.Model, path: str, key: tuple[int, ...], fixed: frozenset[int]) -> Iterator[Graph]:

@@ -17,7 +17,8 @@ from math import prod
 
 from ov_weight_compression.patterns.graphs import dimensions
 from ov_weight_compression.patterns.norms import NormGain, norm_gain
-from ov_weight_compression.patterns.provenance import Origin, Origins
+from ov_weight_compression.patterns.provenance import ROWS, Origin, Origins, row_numbers
+from ov_weight_compression.patterns.views import Piece
 from ov_weight_compression.patterns.weight import Consumer, Weight
 
 __all__ = ["ImportanceSource", "NormGain", "RowNormProduct", "RowNorms", "importance_sources"]
@@ -29,21 +30,17 @@ class RowNorms:
 
     weight: Weight
     offset: int
-    digits: tuple[tuple[int, int], ...]
-    """Pairs (size, stride), outermost first: j is read as digits of these sizes, and its row is the sum of offset and
-    digit · stride."""
+    pieces: tuple[Piece, ...]
+    """Outermost first: j is read as digits of their sizes, and its row is the sum of offset and digit · stride."""
 
     def rows(self) -> list[int]:
         """The row of every channel."""
-        rows = [self.offset]
-        for size, stride in self.digits:
-            rows = [row + digit * stride for row in rows for digit in range(size)]
-        return rows
+        return row_numbers(self.offset, self.pieces)
 
     @property
     def signature(self) -> tuple[object, ...]:
         """Equal for equal answers."""
-        return (self.weight.name, self.offset, self.digits)
+        return (self.weight.name, self.offset, self.pieces)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +102,6 @@ def _rows(found: Iterable[Origin], place: int, columns: int) -> Iterator[RowNorm
     """The origins whose rows make up the whole of one dimension."""
     for origin in found:
         pieces = origin.view[place]
-        if any(piece.axis != 0 for piece in pieces) or prod(piece.size for piece in pieces) != columns:
+        if any(piece.axis != ROWS for piece in pieces) or prod(piece.size for piece in pieces) != columns:
             return
-        yield RowNorms(origin.weight, origin.offset, tuple((piece.size, piece.stride) for piece in pieces))
+        yield RowNorms(origin.weight, origin.offset, pieces)

@@ -11,7 +11,7 @@ from math import prod
 
 import openvino as ov
 
-from ov_weight_compression.patterns.graphs import constant_of, dimensions
+from ov_weight_compression.patterns.graphs import constant_of, constant_port, dimensions
 
 __all__ = ["NormGain", "keeps_channels", "norm_gain"]
 
@@ -46,7 +46,7 @@ def norm_gain(value: ov.Output, columns: int) -> NormGain | None:
         if sizes is None or not sizes or sizes[-1] != columns:
             return None
         if kind in ("Multiply", "Divide", "Add"):
-            port = next((port for port in (1, 0) if constant_of(node.input_value(port)) is not None), None)
+            port = constant_port(node)
             if port is None:
                 return NormGain(tuple(gains), tuple(biases)) if _is_root_mean_square(node, columns) else None
             constant = constant_of(node.input_value(port))
@@ -130,7 +130,7 @@ def _reduces(value: ov.Output, source: ov.Node) -> bool:
         if kind in ("Convert", "Sqrt"):
             value = node.input_value(0)
         elif kind in ("Add", "Multiply", "Divide", "Maximum", "Power"):
-            port = next((port for port in (1, 0) if constant_of(node.input_value(port)) is not None), None)
+            port = constant_port(node)
             if port is None:
                 return False
             value = node.input_value(1 - port)

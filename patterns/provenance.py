@@ -25,7 +25,7 @@ from ov_weight_compression.patterns.graphs import constant_of, dimensions
 from ov_weight_compression.patterns.views import Piece, View, cut, repeat, reshape_partly, transpose, whole_axis
 from ov_weight_compression.patterns.weight import Weight
 
-__all__ = ["ROWS", "Origin", "Origins", "counts_rows"]
+__all__ = ["ROWS", "Origin", "Origins", "counts_rows", "row_numbers"]
 
 ROWS = 0
 """The axis of pieces that count rows of the weight; other axes are of no interest but are tracked."""
@@ -92,6 +92,14 @@ def _replaced(view: View, place: int, sizes: Sequence[int | None]) -> View:
 
 def counts_rows(dimension: Sequence[Piece]) -> bool:
     return any(piece.axis == ROWS and piece.stride for piece in dimension)
+
+
+def row_numbers(offset: int, pieces: Iterable[Piece]) -> list[int]:
+    """The row of every position of a dimension that these pieces make up, outermost first."""
+    rows = [offset]
+    for piece in pieces:
+        rows = [row + digit * piece.stride for row in rows for digit in range(piece.size)]
+    return rows
 
 
 def _same_for_all(value: ov.Output, found: Sequence[Origin]) -> bool:
