@@ -189,20 +189,23 @@ class WeightCompression(ModelPass):
             plan, data = self._planned(model)
             plan, remarks = _prepared(plan, data, options)
             plan = with_equal_weights(with_telltale(plan))
+            recipe = options.recipe() | ({} if data.description is None else {"data": data.description})
+            report = make_report(plan, recipe, remarks)
+            for text in report.warnings[len(plan.remarks) + len(remarks) :]:  # what devices make of it
+                warn(text, CompressionWarning, stacklevel=2)
+            # From here on the model is edited, so all that can be refused stands above: a warning too, where a filter
+            # makes an error of it. `rewrite` is first, for with `lazy=False` it computes before its first edit.
             self._pipeline = Pipeline(threads=options.threads, held=kept_kernels)
             rewrite(plan, self._pipeline, options.lazy)
             plan.folding.apply()
-            if plan.adapters:
+            if plan.adapters:  # after the folds: adapters read what their layer reads, behind an inserted Multiply
                 from ov_weight_compression.passes.lora_correction import attach_adapters
 
                 attach_adapters(model, plan, options.threads, options.lazy)
-            recipe = options.recipe() | ({} if data.description is None else {"data": data.description})
-            self._report = make_report(plan, recipe, remarks)
-            for text in self._report.warnings[len(plan.remarks) + len(remarks) :]:  # what devices make of it
-                warn(text, CompressionWarning, stacklevel=2)
-            _log(self._report)
+            self._report = report
+            _log(report)
             if plan.weights:
-                _write_metadata(model, self._report, options)
+                _write_metadata(model, report, options)
             if plan.weights and options.lazy:
                 hold_small_constants(model)
             if options.verify:

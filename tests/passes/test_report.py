@@ -168,3 +168,12 @@ def test_what_a_device_expands_is_warned_of_once_and_the_rest_is_logged(caplog: 
     summary, *details = [record.getMessage() for record in caplog.records]
     assert summary.startswith("1 weights compressed (")
     assert any("int8_sym, group -1" in detail for detail in details)
+
+
+@pytest.mark.filterwarnings("error::ov_weight_compression.passes.CompressionWarning")
+def test_a_warning_made_an_error_leaves_the_model_as_it_was() -> None:
+    model = convolution()
+    before = [node.get_type_name() for node in model.get_ordered_ops()]
+    with pytest.raises(CompressionWarning, match=r"^CPU expands 1 weight"):
+        apply_weight_compression(model, mode="int8_sym")
+    assert [node.get_type_name() for node in model.get_ordered_ops()] == before
