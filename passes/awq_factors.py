@@ -59,7 +59,7 @@ def fold_scales(plan: Plan, data: Measurements, threads: int) -> Plan:
     def decide(group: EqualizationGroup) -> Fold | Scaling:
         seen = [data.energy(weight, method.tuning.awq_subset) if measured else None for weight in group.weights]
         found = _fold(group, [by_name[weight.name] for weight in group.weights], plan, seen)
-        return found if isinstance(found, Fold) else Scaling(_names(group), "", "", None, found.reason)
+        return found if isinstance(found, Fold) else Scaling(group.names, "", "", None, found.reason)
 
     groups = equalization_groups(data.model, [one.weight for one in plan.weights])
     wanted = [group for group in groups if any(Algorithm.AWQ in by_name[one.name].algorithms for one in group.weights)]
@@ -67,10 +67,6 @@ def fold_scales(plan: Plan, data: Measurements, threads: int) -> Plan:
     folds = tuple(entry for entry in decided if isinstance(entry, Fold))
     left = tuple(entry for entry in decided if isinstance(entry, Scaling))
     return _within_f16(plan, Folding(folds, left))
-
-
-def _names(group: EqualizationGroup) -> tuple[str, ...]:
-    return tuple(weight.name for weight in group.weights)
 
 
 def _fold(

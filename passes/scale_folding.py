@@ -76,7 +76,7 @@ class Fold:
 
     def report(self) -> Scaling:
         """The fold as a line of the report."""
-        names, target = tuple(weight.name for weight in self.group.weights), self.group.target
+        names, target = self.group.names, self.group.target
         if target is not None:
             return Scaling(names, "weight" if self.producer else "norm", target.name, self.cost)
         size = self.columns.size * int(self.group.input.get_element_type().bitwidth) // 8
@@ -125,11 +125,11 @@ class Folding:
         """The folds that leave a weight alone."""
         kept, left = [], list(self.left)
         for fold in self.folds:
-            scaled = {one.name for one in fold.group.weights}
+            scaled = set(fold.group.names)
             if fold.producer:
                 scaled.add(fold.producer.weight.name)
             if weight.name in scaled:
-                left.append(Scaling(tuple(one.name for one in fold.group.weights), "", "", None, reason))
+                left.append(Scaling(fold.group.names, "", "", None, reason))
             else:
                 kept.append(fold)
         return Folding(tuple(kept), tuple(left))

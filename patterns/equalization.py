@@ -64,6 +64,11 @@ class EqualizationGroup:
     """How many layers side by side the weight `[experts, …]` is, each with an input, and with factors, of its own."""
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The weights' names."""
+        return tuple(weight.name for weight in self.weights)
+
+    @property
     def input(self) -> ov.Output:
         """The activation that the first layer reads."""
         node, port = self.layers[0]
@@ -93,8 +98,8 @@ def equalization_groups(model: ov.Model, weights: Iterable[Weight]) -> list[Equa
         if value is None or weight.name in seen:
             continue
         group = _group_of(value, weight.columns, layers, tracer)
-        if group is not None and not seen & {one.name for one in group.weights}:
-            seen.update(one.name for one in group.weights)
+        if group is not None and seen.isdisjoint(group.names):
+            seen.update(group.names)
             groups.append(group)
     groups += [group for group in map(_experts, weights) if group is not None]
     return groups
