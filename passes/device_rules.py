@@ -30,7 +30,7 @@ from ov_weight_compression.patterns import Consumer, Kind, Weight
 from ov_weight_compression.patterns.graphs import dimensions
 from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL, Format
 
-__all__ = ["Variant", "device_warnings", "executed_variant", "is_expanded", "layer_of", "misreading", "refusal"]
+__all__ = ["Variant", "device_warnings", "executed_variant", "layer_of", "misreading", "refusal"]
 
 _SINGLE = "MatMul of a single 3-D weight"
 _MEASURED = {
@@ -49,11 +49,6 @@ class Variant:
     reason: str
 
 
-def is_expanded(device: Device, weight: Weight, format: Format) -> bool:
-    """Whether a device is known to expand this weight in this format for at least one of its layers."""
-    return _expanding_layer(device, weight, format) is not None
-
-
 def executed_variant(device: Device, weight: Weight, format: Format, group: int) -> Variant | None:
     """The format nearest to `format` that the device executes in every layer of the weight; None where the device
     executes `format` itself, or is not known to execute anything for this weight.
@@ -70,7 +65,7 @@ def executed_variant(device: Device, weight: Weight, format: Format, group: int)
     else:
         candidates = []
     for mode, size in [*candidates, (Mode.INT8_SYM, PER_CHANNEL)]:
-        if not is_expanded(device, weight, FORMATS[mode.value]):
+        if _expanding_layer(device, weight, FORMATS[mode.value]) is None:
             return Variant(mode, size, f"{device.value} would expand {format.name} in a {layer}")
     return None
 
@@ -130,7 +125,7 @@ def device_warnings(device: Device | None, choices: Iterable[tuple[Weight, Forma
 
 
 def _expanding_layer(device: Device, weight: Weight, format: Format) -> str | None:
-    """The first kind of layer that would read the weight expanded."""
+    """The first kind of layer for which the device is known to expand the weight; None where there is none."""
     table = EXECUTED[device.value]
     storage = "a codebook" if format.codebook_type is not None else format.storage
     for consumer in weight.consumers:

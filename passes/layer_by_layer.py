@@ -32,7 +32,7 @@ from ov_weight_compression.quantization.spec import Encoded, Spec, join_rows
 if TYPE_CHECKING:
     from ov_weight_compression.calibration import LayerInput, Seen, Stage
 
-__all__ = ["HessianInfo", "encode_layer", "encode_layer_by_layer", "hessian_info_of"]
+__all__ = ["HessianInfo", "encode_layer_by_layer"]
 
 _TOGETHER = 1 << 24
 """Elements of weights that are encoded at once."""
@@ -92,7 +92,7 @@ class _Encoded:
         for together in self._together(names):
             factors = self.plan.folding.columns.get(together[0])
             if id(factors) not in known:
-                known[id(factors)] = hessian_info_of(seen, factors, method.tuning.gptq_damping)
+                known[id(factors)] = _hessian_info_of(seen, factors, method.tuning.gptq_damping)
             try:
                 matrices = [sources.by_name[name].read_all() for name in together]
                 values = self._encode(together, matrices, known[id(factors)])
@@ -134,7 +134,7 @@ class _Encoded:
         planned, method = self.wanted[names[0]], self.plan.method
         scale = tensor_scale_of(planned.absmax, planned.spec.format)
         rows = matrices[0] if len(matrices) == 1 else np.concatenate(matrices)
-        encoded = encode_layer(rows, planned.spec, known, method.steps, scale)
+        encoded = _encode_layer(rows, planned.spec, known, method.steps, scale)
         found = []
         begin = 0
         for name, matrix in zip(names, matrices, strict=True):
@@ -176,7 +176,7 @@ class HessianInfo:
         return weight if self.correction is None else weight + weight @ self.correction
 
 
-def hessian_info_of(seen: Seen, factors: Float32 | None = None, damping: float | None = None) -> list[HessianInfo]:
+def _hessian_info_of(seen: Seen, factors: Float32 | None = None, damping: float | None = None) -> list[HessianInfo]:
     """One entry, or one per expert. With `factors` [in], or [experts, in], the layers will see the input divided by
     them."""
     grams: Array = seen.gram if seen.gram.ndim == 3 else seen.gram[None]
@@ -194,7 +194,7 @@ def _of_one(gram: Array, cross: Array | None, damping: float | None) -> HessianI
     return HessianInfo(gram, input_correction(gram, cross), damping)
 
 
-def encode_layer(
+def _encode_layer(
     weight: Float32,
     spec: Spec,
     known: list[HessianInfo],

@@ -25,7 +25,18 @@ if TYPE_CHECKING:
     from ov_weight_compression.passes.lora_correction import Correction
     from ov_weight_compression.passes.scale_folding import Scaling
 
-__all__ = ["Report", "Row", "Share", "joined", "keep_report", "make_report", "report_of", "with_origins"]
+__all__ = [
+    "COMPUTED",
+    "Report",
+    "Row",
+    "Share",
+    "group_skips",
+    "joined",
+    "keep_report",
+    "make_report",
+    "report_of",
+    "with_origins",
+]
 
 COMPUTED = "computed by the exporter"
 """The origin of a weight that is no single tensor of the checkpoint."""

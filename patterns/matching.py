@@ -17,7 +17,7 @@ from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.option_kinds import one_line, shown
 from ov_weight_compression.patterns.weight import Weight
 
-__all__ = ["check_pattern", "matching", "names_of"]
+__all__ = ["check_pattern", "matching"]
 
 _REGEX = "re:"
 
@@ -33,7 +33,7 @@ def matching(pattern: str, weights: Sequence[Weight], others: Container[str] = (
     literal = [weight for weight in weights if pattern == weight.name or pattern in _layers(weight)]
     if literal or pattern in others:
         return literal
-    return [weight for weight in weights if any(map(matches, names_of(weight)))]
+    return [weight for weight in weights if any(map(matches, _names_of(weight)))]
 
 
 def check_pattern(pattern: str) -> None:
@@ -41,7 +41,7 @@ def check_pattern(pattern: str) -> None:
     _compiled(pattern)
 
 
-def names_of(weight: Weight) -> tuple[str, ...]:
+def _names_of(weight: Weight) -> tuple[str, ...]:
     """The names that a wildcard may match: the weight's own, its constant's, those of the layers that use it."""
     own = dict.fromkeys((weight.name, str(weight.constant.get_friendly_name())))
     return (*own, *_layers(weight))
