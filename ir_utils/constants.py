@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import openvino as ov
+from openvino import opset13 as ops
 
 from ov_weight_compression.ir_utils.types import Array, Float32
 
-__all__ = ["FLOAT_TYPES", "bf16_to_f32", "float_values", "tensor_values"]
+__all__ = ["FLOAT_TYPES", "bf16_to_f32", "float_constant", "float_values", "tensor_values"]
 
 FLOAT_TYPES = ("f16", "bf16", "f32", "f64")
 _NUMPY_TYPES = ("f16", "f32", "f64", "i8", "i16", "i32", "i64", "u8", "u16", "u32", "u64", "boolean")
@@ -26,6 +27,13 @@ def float_values(constant: Any) -> Float32:
     if constant.get_output_element_type(0).get_type_name() == "bf16":
         return bf16_to_f32(values)
     return values.astype(np.float32)
+
+
+def float_constant(values: Array, kind: ov.Type) -> Any:
+    """A Constant of a floating-point type, of the values' shape and with a copy of them, each rounded to the type."""
+    if kind == ov.Type.bf16:  # numpy has no such type: the constructor rounds
+        return ov.op.Constant(kind, ov.Shape(list(values.shape)), values.astype(np.float32).reshape(-1))
+    return ops.constant(np.asarray(values, dtype=kind.to_dtype(), order="C"))
 
 
 def tensor_values(tensor: ov.Tensor) -> Array:

@@ -21,7 +21,7 @@ import openvino as ov
 from openvino import opset13 as ops
 from openvino.passes import ModelPass
 
-from ov_weight_compression.ir_utils.constants import float_values
+from ov_weight_compression.ir_utils.constants import float_constant, float_values
 from ov_weight_compression.ir_utils.dequantization import replace_constant
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.option_kinds import count, flag, shown
@@ -33,7 +33,6 @@ from ov_weight_compression.patterns.fold_targets import GainTarget, Operand, Row
 __all__ = ["Fold", "Folding", "ScaleFolding", "Scaling", "rounded_to"]
 
 _DECOMPRESSION_MARK = "decompression_0"
-_WIDE = {"f32": np.float32, "f64": np.float64}
 
 
 @dataclass(frozen=True)
@@ -222,13 +221,10 @@ def _checked(group: EqualizationGroup, given: Array) -> Float32:
 
 def rounded_to(values: Array, kind: str) -> Float32:
     """Values as a constant of a floating-point type holds them."""
-    if kind in _WIDE:
+    if kind in ("f32", "f64"):
         return values.astype(np.float32)
-    if kind == "f16":
-        with np.errstate(over="ignore"):
-            return values.astype(np.float16).astype(np.float32)
-    tensor = ov.op.Constant(element_type(kind), ov.Shape(list(values.shape)), values.astype(np.float32).reshape(-1))
-    return float_values(tensor)
+    with np.errstate(over="ignore"):
+        return float_values(float_constant(values, element_type(kind)))
 
 
 def _fold_into_graph(group: EqualizationGroup, factors: Float32, classes: Float32) -> None:
@@ -260,7 +256,7 @@ def _divide(operand: Operand, classes: Float32) -> None:
     source = node.input_value(port)
     shape = tuple(int(size) for size in source.get_partial_shape().to_shape())
     values = (float_values(constant).reshape(-1) / factors).reshape(shape)
-    new = _constant(values, constant.get_output_element_type(0))
+    new = float_constant(values, constant.get_output_element_type(0))
     new.set_friendly_name(constant.get_friendly_name())
     if source.get_element_type() != constant.get_output_element_type(0):
         new = ops.convert(new, source.get_element_type())
@@ -277,15 +273,9 @@ def _insert(group: EqualizationGroup, factors: Float32) -> None:
         if source not in inserted:
             rank = int(source.get_partial_shape().rank.get_length())
             lead = [1] * (rank - 1) if factors.ndim == 1 else [*[1] * (rank - 3), len(factors), 1]
-            inverse = _constant((1 / factors).reshape([*lead, factors.shape[-1]]), source.get_element_type())
+            inverse = float_constant((1 / factors).reshape([*lead, factors.shape[-1]]), source.get_element_type())
             scaled = ops.multiply(source, inverse)
             scaled.set_friendly_name(f"{layer.get_friendly_name()}/smoothing")
             inverse.set_friendly_name(f"{layer.get_friendly_name()}/smoothing/factors")
             inserted[source] = scaled
         layer.input(port).replace_source_output(inserted[source].output(0))
-
-
-def _constant(values: Array, kind: ov.Type) -> Any:
-    if kind == ov.Type.bf16:
-        return ov.op.Constant(kind, ov.Shape(list(values.shape)), values.astype(np.float32).reshape(-1))
-    return ops.constant(np.ascontiguousarray(values, dtype=kind.to_dtype()))

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import openvino as ov
-from openvino import opset13 as ops
 
+from ov_weight_compression.ir_utils.constants import float_constant
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.file_mappings import FileMappings
 from ov_weight_compression.ir_utils.option_kinds import shown
@@ -65,10 +65,7 @@ class Sources:
         """A weight's values as a Constant of the shape and type that it has in the graph."""
         source = self.by_name[weight.name]
         values = source.layout.from_matrix(source.read_all())
-        kind = weight.constant.get_output_element_type(0)
-        if kind == ov.Type.bf16:
-            return ov.op.Constant(kind, ov.Shape(list(values.shape)), values.reshape(-1))
-        return ops.constant(values.astype(kind.to_dtype(), copy=False))
+        return float_constant(values, weight.constant.get_output_element_type(0))
 
 
 def sources_of(weights: Iterable[Weight], given: GivenSources | None = None) -> Sources:
