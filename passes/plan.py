@@ -186,7 +186,8 @@ class Plan:
     folding: Folding = field(default_factory=Folding)
     """AWQ's factors, and what has to take them."""
     equal: tuple[tuple[int, ...], ...] = ()
-    """The places of weights that are stored as the same bytes, each by itself where it has no equal."""
+    """The places of weights that are stored as the same bytes, each by itself where it has no equal; every weight has
+    one once `rewrite.with_equal_weights` has seen the plan."""
     adapters: Mapping[str, StoredAdapters | None] | None = None
     """LoRA's, by the weight's name, None where there is nothing to correct; None before the data have been seen."""
 

@@ -45,6 +45,7 @@ def rewrite(plan: Plan, pipeline: Pipeline, lazy: bool) -> None:
     Raises:
         WorkError: a weight could not be computed (only with `lazy=False`); the model is unchanged.
     """
+    assert sum(map(len, plan.equal)) == len(plan.weights), "a weight without a place: see `with_equal_weights`"
     stored = [(places, _merged([plan.weights[place] for place in places])) for places in plan.equal]
     encodings = [encoding_of(plan.weights[places[0]], plan) for places, _ in stored]
     weights = [LazyWeight(pipeline, encoding) for encoding in encodings]
@@ -66,7 +67,8 @@ def rewrite(plan: Plan, pipeline: Pipeline, lazy: bool) -> None:
 
 
 def with_equal_weights(plan: Plan) -> Plan:
-    """The plan with the places of weights that are stored as the same bytes in the same chain.
+    """The plan with the places of weights that are stored as the same bytes in the same chain; asked last, when it is
+    known what scales are stored in (see `telltale`).
 
     OpenVINO stores equal plain constants once, but postponed ones as often as there are nodes. Tied weights that an
     exporter left as two constants of one place in its file would be stored twice.

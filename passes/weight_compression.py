@@ -297,7 +297,11 @@ def _log(report: Report) -> None:
 
 def _prepared(plan: Plan, data: Measurements, options: Options) -> tuple[Plan, tuple[str, ...]]:
     """The plan with everything that its algorithms have to know before a weight can be encoded, and what is to be said
-    about it: data are run, and values read, but nothing is edited."""
+    about it: data are run, and values read, but nothing is edited.
+
+    AWQ is first, for everything after it sees the weights with its factors; tables are fitted before the layers' codes,
+    which are indices into them; the scale search has what no other algorithm has encoded.
+    """
     left_out: tuple[str, ...] = ()
     if plan.method.folds:
         from ov_weight_compression.passes.awq_factors import fold_scales
@@ -312,6 +316,7 @@ def _prepared(plan: Plan, data: Measurements, options: Options) -> tuple[Plan, t
 
         plan, left_out = encode_layer_by_layer(plan, data)
     elif plan.method.weighted and plan.weights:
+        # Even where no search asks: data that the model does not take are refused, and `statistics_path` is written.
         data.statistics(plan.method.tuning.scale_estimation_subset)
     plan = weigh_channels(plan, data)
     names = tuple(dict.fromkeys((*data.left_out, *left_out)))
