@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from enum import Enum
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -115,7 +114,6 @@ def _read_format(value: Any) -> str:
 
 _RULES = OptionKind("a list of (pattern, mode) pairs", parse_rules, "RulesLike")
 _ROLES = OptionKind("", parse_roles, "Roles")
-_stand_in = lru_cache(maxsize=8)(stand_in)
 _STEPS = functions("Step", "target, draft, hessian, grid")
 _CODEBOOK = replace(table(), annotation="Sequence[float] | NDArray[Any] | Codebook")
 _SCOPE = OptionKind("", IgnoredScope.of, "Any")
