@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,6 @@ __all__ = [
     "Report",
     "Row",
     "Share",
-    "group_skips",
     "joined",
     "keep_report",
     "make_report",
@@ -241,16 +240,6 @@ def _rows(plan: Plan) -> tuple[Row, ...]:
             )
         )
     return tuple(rows)
-
-
-def group_skips(skips: Iterable[Skip]) -> Sequence[tuple[str, int, int]]:
-    """Skips counted by reason: reason, constants, bytes; the most bytes first."""
-    counts: Counter[str] = Counter()
-    sizes: Counter[str] = Counter()
-    for skip in skips:
-        counts[skip.reason] += 1
-        sizes[skip.reason] += skip.bytes
-    return [(reason, counts[reason], size) for reason, size in sizes.most_common()]
 
 
 _REPORTS: WeakKeyDictionary[ov.Model, Report] = WeakKeyDictionary()

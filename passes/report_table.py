@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from ov_weight_compression.ir_utils.wording import human_bytes, terminal_table
 
 if TYPE_CHECKING:
-    from ov_weight_compression.passes.report import Report
+    from ov_weight_compression.passes.report import Report, Row
 
 __all__ = ["print_report"]
 
@@ -52,16 +53,20 @@ def _reasons_table(title: str, heading: str, rows: list[tuple[str, int, int]]) -
     return table
 
 
-def _exceptions(report: Report) -> list[tuple[str, int, int]]:
+def _by_reason(constants: Iterable[tuple[str, int]]) -> list[tuple[str, int, int]]:
+    """Constants, each with its reason and its bytes, counted by reason: reason, constants, bytes; the most bytes
+    first."""
     counts: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
-    for row in report.rows:
-        if row.reason:
-            group = "" if row.group_size < 0 else f", group {row.group_size}"
-            key = f"{row.mode}{group}: {row.reason}"
-            counts[key] += 1
-            sizes[key] += row.bytes_after
-    return [(key, counts[key], size) for key, size in sizes.most_common()]
+    for reason, size in constants:
+        counts[reason] += 1
+        sizes[reason] += size
+    return [(reason, counts[reason], size) for reason, size in sizes.most_common()]
+
+
+def _format_and_reason(row: Row) -> str:
+    group = "" if row.group_size < 0 else f", group {row.group_size}"
+    return f"{row.mode}{group}: {row.reason}"
 
 
 def _scaling_lines(report: Report) -> list[str]:
@@ -97,18 +102,16 @@ def _correction_lines(report: Report) -> list[str]:
 
 def print_report(report: Report, console: Any) -> None:
     """Print the tables to a rich console."""
-    from ov_weight_compression.passes.report import group_skips
-
     if not report.rows:
         console.print("No weight was compressed.")
     else:
         console.print(_shares_table(report))
-    exceptions = _exceptions(report)
+    exceptions = _by_reason((_format_and_reason(row), row.bytes_after) for row in report.rows if row.reason)
     if exceptions:
         console.print(_reasons_table("Not simply the mode asked for", "format and reason", exceptions))
     if report.skips:
-        rows = list(group_skips(report.skips))
-        console.print(_reasons_table("Left as they are", "reason", rows))
+        skips = _by_reason((skip.reason, skip.bytes) for skip in report.skips)
+        console.print(_reasons_table("Left as they are", "reason", skips))
     for line in (*_scaling_lines(report), *_correction_lines(report)):
         console.print(line, highlight=False, soft_wrap=True)
     if "data" in report.recipe:
