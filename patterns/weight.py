@@ -10,8 +10,8 @@ axis has one name:
     channel     the layer's output channels, or the rows of an embedding
     batch       independent copies of a layer side by side: experts, groups of a convolution
 
-Seen as numbers a weight is the matrix `[rows, columns]`: `order` moves the reduction axes last, everything before them
-is flattened to rows.
+Seen as numbers a weight is the matrix `[rows, columns]`: its `layout` moves the reduction axes last, everything before
+them is flattened to rows.
 """
 
 from __future__ import annotations
@@ -108,12 +108,6 @@ class Weight:
     def layout(self) -> Layout:
         """How it is seen as a matrix `[rows, columns]`."""
         return Layout.of(self.shape, self.reduction_axes)
-
-    @property
-    def order(self) -> tuple[int, ...]:
-        """The permutation of the constant's axes that puts rows first and the reduction axes last."""
-        rows = tuple(axis for axis in range(len(self.shape)) if axis not in self.reduction_axes)
-        return rows + self.reduction_axes
 
     @property
     def rows(self) -> int:

@@ -49,7 +49,7 @@ def test_experts_keep_their_batch_axis(port: int, transpose: bool) -> None:
     assert weight.batch_axes == (0,)
     assert weight.shape[weight.reduction_axes[0]] == 64
     assert (weight.rows, weight.columns) == (4 * 48, 64)
-    assert weight.order == (0, *weight.channel_axes, *weight.reduction_axes)
+    assert weight.layout.order == (0, *weight.channel_axes, *weight.reduction_axes)
 
 
 def test_a_batch_of_one_is_a_plain_matmul() -> None:

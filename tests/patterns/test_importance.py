@@ -202,10 +202,10 @@ def moved_channels(model: ov.Model, weight: Weight, producer: Weight, row: int, 
         return np.array(ov.compile_model(probe, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(inputs)[0])
 
     before = run()
-    values = np.moveaxis(producer.constant.data.astype(np.float32), producer.order, range(len(producer.shape)))
+    values = np.moveaxis(producer.constant.data.astype(np.float32), producer.layout.order, range(len(producer.shape)))
     changed = values.reshape(-1, producer.shape[producer.channel_axes[0]], producer.columns).copy()
     changed[:, row] *= 3
-    changed = np.moveaxis(changed.reshape(values.shape), range(len(producer.shape)), producer.order)
+    changed = np.moveaxis(changed.reshape(values.shape), range(len(producer.shape)), producer.layout.order)
     other = op.constant(np.ascontiguousarray(changed, producer.constant.data.dtype))
     old = producer.constant.output(0)
     targets = old.get_target_inputs()
