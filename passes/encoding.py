@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import openvino as ov
@@ -145,7 +145,8 @@ class WeightEncoding:
     def nbytes(self) -> int:
         """Bytes that the parts take, and the unpacked codes where the axes have to be permuted."""
         stored = sum(part.nbytes for part in self.parts.values())
-        return stored if self.layout.contiguous else stored + self.layout.rows * self.layout.columns
+        unpacked = self.layout.rows * self.layout.columns * np.dtype(self._unpacked_type).itemsize
+        return stored if self.layout.contiguous else stored + unpacked
 
     def begin_into(self, sink: Sink) -> tuple[Sequence[Task], Callable[[], dict[str, ov.Tensor]]]:
         """One task for each piece of rows; the codes go to `sink`."""
@@ -158,7 +159,7 @@ class WeightEncoding:
         zeros: Array | None = np.empty((layout.rows, groups), dtype=np.uint8) if format.zero_point == "group" else None
         unpacked: Array | None = None
         if not layout.contiguous:
-            unpacked = np.empty(layout.shape, dtype=np.uint16 if format.bits == 16 else np.uint8)
+            unpacked = np.empty(layout.shape, dtype=self._unpacked_type)
         tensor_scale = self._tensor_scale
 
         def run(slab: Slab) -> None:
@@ -199,6 +200,11 @@ class WeightEncoding:
             return tensors
 
         return [partial(run, slab) for slab in layout.slabs(self._piece_rows(), layout.rows // experts)], finish
+
+    @property
+    def _unpacked_type(self) -> type[np.unsignedinteger[Any]]:
+        """What holds one code: indices into tables of more than 256 entries take two bytes."""
+        return np.uint16 if self.spec.format.bits == 16 else np.uint8
 
     def _piece_rows(self) -> int:
         rows = _BLOCK_ELEMENTS // max(1, self.layout.columns)

@@ -9,9 +9,13 @@ import openvino as ov
 import pytest
 
 from ov_weight_compression.ir_utils.constant_values import ConstantValues
+from ov_weight_compression.ir_utils.layout import Layout
 from ov_weight_compression.passes import Codebook, OptionError, WeightCompression
+from ov_weight_compression.passes.encoding import WeightEncoding
 from ov_weight_compression.passes.options import read_options
 from ov_weight_compression.patterns import find_compressed
+from ov_weight_compression.quantization.formats import FORMATS, with_codebook
+from ov_weight_compression.quantization.spec import Spec
 from tests.models import layers, llama, op
 
 
@@ -141,3 +145,13 @@ def test_what_is_said_twice_is_refused() -> None:
         WeightCompression(mode="codebook", codebook=Codebook([0.0, 1.0], type="f16"), codebook_type="f16")
     with pytest.raises(OptionError, match=r"^codebook_size: must be a whole number from 2 to 65536, got 1"):
         WeightCompression(mode="adaptive_codebook", codebook=Codebook(size=1))
+
+
+@pytest.mark.parametrize(("entries", "code_bytes"), [(200, 1), (300, 2)])
+def test_codes_that_wait_for_their_axes_to_be_permuted_are_counted_in_full(entries: int, code_bytes: int) -> None:
+    format = with_codebook(FORMATS["codebook"], np.linspace(-1, 1, entries).tolist(), "f32")
+    across, along = (
+        WeightEncoding("w", Layout.of(shape, axes), Spec(format, -1), 1.0)
+        for shape, axes in (((128, 64), (0,)), ((64, 128), (1,)))
+    )
+    assert across.nbytes - along.nbytes == 64 * 128 * code_bytes
