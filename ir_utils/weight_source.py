@@ -30,7 +30,6 @@ _PIECE_ELEMENTS = 1 << 18
 _SCAN_BYTES = 1 << 20
 _SCAN_BLOCKS = 8  # mapped and given back at a time
 _STRETCH_BYTES = 1 << 12
-_ELEMENT_BYTES = {"f64": 8, "f32": 4}
 
 
 @dataclass(frozen=True)
@@ -119,18 +118,18 @@ class ConstantSource(WeightSource):
 
     def read(self, slab: Slab) -> Array:
         """float16 as it is (a view where possible), else float32."""
-        view = self.layout.matrix_view(self._values().reshape(self.layout.shape))[slab.index]
+        view = self.layout.matrix_view(self._data.reshape(self.layout.shape))[slab.index]
         return self._widen(np.ascontiguousarray(self._in_memory(view)).reshape(-1, self.layout.columns))
 
     def release(self, slab: Slab) -> None:
         """Give back the file's pages under the slab."""
         if self._mappings is not None and self.layout.contiguous:
-            self._mappings.drop(self._values().reshape(self.layout.rows, self.layout.columns)[slab.index])
+            self._mappings.drop(self._data.reshape(self.layout.rows, self.layout.columns)[slab.index])
 
     @property
     def identity(self) -> Hashable | None:
         """The memory, and how it is read."""
-        return self._values().__array_interface__["data"][0], self.element_type, self.layout
+        return self._data.__array_interface__["data"][0], self.element_type, self.layout
 
     @property
     def fingerprint(self) -> int:
@@ -152,13 +151,13 @@ class ConstantSource(WeightSource):
 
     def read_all(self) -> Float32:
         """The whole matrix as float32."""
-        whole = self._widen(self.layout.to_matrix(self._in_memory(self._values())))
+        whole = self._widen(self.layout.to_matrix(self._in_memory(self._data)))
         return np.asarray(whole, dtype=np.float32)
 
     def scan(self) -> ValueRange:
         """In the constant's own order, at the speed of memory."""
-        flat = self._values().reshape(-1)
-        step = _SCAN_BYTES // _ELEMENT_BYTES.get(self.element_type, 2)
+        flat = self._data.reshape(-1)
+        step = _SCAN_BYTES // flat.itemsize
         absmax, bad = 0.0, 0
         buffer: Array = np.empty(min(step, flat.size), flat.dtype)
         for first in range(0, flat.size, step * _SCAN_BLOCKS):
@@ -171,11 +170,8 @@ class ConstantSource(WeightSource):
                 self._mappings.drop(window)
         return ValueRange(absmax, bad)
 
-    def _values(self) -> Array:
-        return self._data
-
     def _bytes(self) -> Array:
-        return self._values().reshape(-1).view(np.uint8)
+        return self._data.reshape(-1).view(np.uint8)
 
     def _in_memory(self, values: Array, buffer: Array | None = None) -> Array:
         return values if self._mappings is None else self._mappings.read(values, buffer)
