@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from ov_weight_compression.ir_utils.types import Array, Float32
+from ov_weight_compression.ir_utils.types import F16_MAX, Array, Float32
 
 __all__ = [
     "CB4",
@@ -285,7 +285,7 @@ def round_to_type(values: Float32, codebook_type: str) -> Float32:
     """``values`` rounded to what ``codebook_type`` can hold (saturating), as f32; any shape."""
     rounded = values
     if codebook_type == "f16":
-        rounded = np.clip(values, -65504, 65504).astype(np.float16)
+        rounded = np.clip(values, -F16_MAX, F16_MAX).astype(np.float16)
     if codebook_type == "i8":
         rounded = np.clip(np.rint(values), -128, 127)
     if codebook_type == "u8":

@@ -34,7 +34,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from ov_weight_compression.ir_utils.types import Array, Float32
+from ov_weight_compression.ir_utils.types import F16_MAX, Array, Float32
 from ov_weight_compression.quantization.formats import E4M3_VALUES, Format, e4m3_codes
 from ov_weight_compression.quantization.spec import Spec
 
@@ -158,7 +158,7 @@ def store_scales(scale: Float32, spec: Spec, tensor_scale: np.float32 | None = N
     if spec.scale_type == "f8e4m3":
         assert tensor_scale is not None
         return np.maximum(e4m3_codes(np.asarray(np.abs(scale) / tensor_scale, dtype=np.float32)), 1)
-    smallest, largest = (_TINY, _LIMIT) if spec.scale_type == "f32" else (np.float32(2.0**-24), np.float32(65504))
+    smallest, largest = (_TINY, _LIMIT) if spec.scale_type == "f32" else (np.float32(2.0**-24), np.float32(F16_MAX))
     magnitude = np.clip(np.abs(scale), smallest, largest)
     signed = np.where(scale < 0, -magnitude, magnitude)
     return np.asarray(signed, dtype=np.float32 if spec.scale_type == "f32" else np.float16)

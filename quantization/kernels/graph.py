@@ -28,7 +28,7 @@ import numpy as np
 import openvino as ov
 import openvino.opset13 as op
 
-from ov_weight_compression.ir_utils.types import Array
+from ov_weight_compression.ir_utils.types import F16_MAX, Array
 from ov_weight_compression.quantization.formats import E2M1, E4M3, Format
 from ov_weight_compression.quantization.reference import level_grid
 from ov_weight_compression.quantization.scale_search import MARGIN, candidate_factors, reach, summand_limit
@@ -266,7 +266,7 @@ def _stored_value(scale: Node, spec: Spec, tensor_scale: Node | None) -> Node:
     if spec.scale_type == "f8e4m3":
         _, value = _e4m3_scale(scale, tensor_scale)
         return op.multiply(value, tensor_scale)
-    smallest, largest = (_TINY, _LIMIT) if spec.scale_type == "f32" else (2.0**-24, 65504.0)
+    smallest, largest = (_TINY, _LIMIT) if spec.scale_type == "f32" else (2.0**-24, F16_MAX)
     magnitude = op.clamp(op.abs(scale), smallest, largest)
     if spec.scale_type == "f16":
         # f16 keeps eleven bits of a number, and no bit below 2^-24.
