@@ -4,8 +4,8 @@
     python -m benchmarks.same_bytes            # compare with it: exit code 1 and the names of what differs
 
 A hash is of the constants sorted by name: name, type, shape and bytes; names that OpenVINO made up count the nodes of a
-process, and are left out. Arithmetic of calibrated runs depends
-on the kind of processor, so the file says on which one it was made.
+process, and are left out. Arithmetic of calibrated runs depends on the kind of processor, so the file says on which one
+it was made.
 """
 
 from __future__ import annotations

@@ -44,9 +44,9 @@ def write_metadata(model: Any, own: dict[str, str], nncf: dict[str, Any], versio
 
 def is_compressed(model: Any) -> bool:
     """Whether a compressor says that it has been here: this package, or NNCF."""
-    recipe = read_metadata(model)
-    nncf = recipe.get(_NNCF)
-    return OWN_SECTION in recipe or (isinstance(nncf, dict) and OWN_SECTION in nncf)
+    sections = read_metadata(model)
+    nncf = sections.get(_NNCF)
+    return OWN_SECTION in sections or (isinstance(nncf, dict) and OWN_SECTION in nncf)
 
 
 def drop_metadata(model: Any) -> None:

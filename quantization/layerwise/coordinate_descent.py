@@ -6,9 +6,9 @@ channel j is `q_j + r_j / H_jj`; it is rounded to the grid, and the slope follow
 
     δs = uᵀ r_G / uᵀ H_GG u        u the group's levels,
 
-rounded to a scale that can be stored, and taken where the parabola says that it helps. Likewise a zero point may move
-by one with the group's codes. No step raises the cost, but for rounding errors of f32, so the result is compared with
-the start once more at the end, row by row.
+rounded to a scale that can be stored, and taken where the parabola says that it helps. Zero points stay as they are. No
+step raises the cost, but for rounding errors of f32, so the result is compared with the start once more at the end, row
+by row.
 """
 
 from __future__ import annotations
