@@ -31,7 +31,7 @@ import openvino as ov
 from ov_weight_compression.ir_utils import option_kinds
 from ov_weight_compression.ir_utils.deferral import STUB_BYTES, Deferral, Stub, deferring
 from ov_weight_compression.ir_utils.errors import CompressionError, OptionError, WorkError
-from ov_weight_compression.ir_utils.ir_file import stored_constants
+from ov_weight_compression.ir_utils.ir_file import openvino_reason, stored_constants
 from ov_weight_compression.ir_utils.publish import Publication, cannot_write
 
 __all__ = ["find_stubs", "make_room", "save_model"]
@@ -98,8 +98,8 @@ def _fill(xml: Path, stubs: Path, weights: Path, deferral: Deferral) -> None:
 
 
 def _reason(error: RuntimeError) -> str:
-    """The last line of what OpenVINO says; in plain words where that is only that a stream failed."""
-    line = (str(error).strip() or "no reason given").splitlines()[-1]
+    """What OpenVINO says; in plain words where that is only that a stream failed."""
+    line = openvino_reason(error)
     return f"the disk is full, or refuses more for another reason ({line})" if "iostream" in line else line
 
 
@@ -108,7 +108,7 @@ def _check_complete(xml: Path, weights: Path) -> None:
     needed = max((constant.offset + constant.size for constant in stored_constants(xml)), default=0)
     size = weights.stat().st_size if weights.exists() else 0
     if size < needed:
-        raise OSError(28, f"the disk is full ({size} of {needed} bytes were written)")
+        raise OSError(errno.ENOSPC, f"the disk is full ({size} of {needed} bytes were written)")
 
 
 @dataclass(frozen=True)
