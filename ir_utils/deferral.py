@@ -14,13 +14,12 @@ from collections import deque
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from math import prod
 from typing import Protocol
 
 import numpy as np
 import openvino as ov
 
-from ov_weight_compression.ir_utils.packing import packed_size
+from ov_weight_compression.ir_utils.packing import tensor_bytes
 from ov_weight_compression.ir_utils.pipeline import Pipeline
 from ov_weight_compression.ir_utils.types import Array
 from ov_weight_compression.ir_utils.worker_pool import Job
@@ -138,8 +137,7 @@ class Stub:
     @property
     def nbytes(self) -> int:
         """Bytes in the .bin file."""
-        count, bits = prod(self.shape), self.kind.bitwidth
-        return packed_size(count, bits) if bits < 8 else count * bits // 8
+        return tensor_bytes(self.shape, self.kind.bitwidth)
 
 
 @dataclass

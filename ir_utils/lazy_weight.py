@@ -11,14 +11,13 @@ import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import prod
 from typing import Any, Protocol
 
 import numpy as np
 import openvino as ov
 
 from ov_weight_compression.ir_utils.deferral import FileSink, active_deferral
-from ov_weight_compression.ir_utils.packing import packed_size
+from ov_weight_compression.ir_utils.packing import tensor_bytes
 from ov_weight_compression.ir_utils.pipeline import Pipeline
 from ov_weight_compression.ir_utils.postponed_constants import postponed_constant
 from ov_weight_compression.ir_utils.types import Array, element_type
@@ -40,8 +39,7 @@ class Part:
     @property
     def nbytes(self) -> int:
         """Its bytes in the .bin file."""
-        count, bits = prod(self.shape), element_type(self.type).bitwidth
-        return packed_size(count, bits) if bits < 8 else count * bits // 8
+        return tensor_bytes(self.shape, element_type(self.type).bitwidth)
 
     def tensor(self) -> ov.Tensor:
         """An empty tensor that owns its memory."""

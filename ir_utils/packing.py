@@ -19,12 +19,14 @@ bits   layout
 Only bit patterns are handled here; what a pattern means is the business of ``quantization``.
 """
 
+import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["PACKED_BITS", "pack", "packed_size", "unpack"]
+__all__ = ["PACKED_BITS", "pack", "packed_size", "tensor_bytes", "unpack"]
 
 Codes = npt.NDArray[Any]
 Bytes = npt.NDArray[np.uint8]
@@ -42,6 +44,12 @@ def packed_size(count: int, bits: int) -> int:
     """Bytes that an OpenVINO tensor of ``count`` elements of ``bits`` bits takes."""
     elements, size = _block(bits)
     return -(-count // elements) * size
+
+
+def tensor_bytes(shape: Iterable[int], bits: int) -> int:
+    """Bytes that an OpenVINO tensor takes, of any type: that of codes, or one of whole bytes."""
+    count = math.prod(shape)
+    return count * bits // 8 if bits % 8 == 0 else packed_size(count, bits)
 
 
 def pack(codes: Codes, bits: int, out: Bytes | None = None) -> Bytes:

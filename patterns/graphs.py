@@ -6,12 +6,13 @@ small questions that the bindings answer only at length: what a tensor's dimensi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import openvino as ov
 from openvino.utils.postponed_constant import PostponedConstant
+
+from ov_weight_compression.ir_utils.packing import tensor_bytes
 
 __all__ = [
     "BODY_OPERATIONS",
@@ -80,8 +81,7 @@ def bytes_of(constant: ov.Node) -> int:
     """Bytes of a constant of either kind."""
     if not is_postponed(constant):
         return int(constant.get_byte_size())
-    bits = int(constant.get_output_element_type(0).bitwidth)
-    return -(-math.prod(int(size) for size in constant.shape) * bits // 8)
+    return tensor_bytes(map(int, constant.shape), int(constant.get_output_element_type(0).bitwidth))
 
 
 def constant_of(value: ov.Output) -> ov.Node | None:

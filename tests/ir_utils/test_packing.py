@@ -5,7 +5,7 @@ import openvino as ov
 import openvino.opset13 as op
 import pytest
 
-from ov_weight_compression.ir_utils.packing import PACKED_BITS, pack, packed_size, unpack
+from ov_weight_compression.ir_utils.packing import PACKED_BITS, pack, packed_size, tensor_bytes, unpack
 
 TYPES = {"u1": 1, "u2": 2, "u3": 3, "u4": 4, "i4": 4, "nf4": 4, "f4e2m1": 4, "u6": 6, "u8": 8, "f8e4m3": 8, "u16": 16}
 
@@ -54,6 +54,13 @@ def test_unpack_inverts_pack_at_every_length(bits: int, count: int) -> None:
 def test_packed_size_is_the_tensor_s(type_name: str, bits: int) -> None:
     for count in range(1, 20):
         assert packed_size(count, bits) == ov.Tensor(getattr(ov.Type, type_name), ov.Shape([count])).byte_size
+
+
+@pytest.mark.parametrize("type_name", [*TYPES, "boolean", "bf16", "f32", "f64"])
+@pytest.mark.parametrize("shape", [(), (0, 3), (1,), (2, 5), (3, 3)])
+def test_a_tensor_of_any_type_takes_what_openvino_says(type_name: str, shape: tuple[int, ...]) -> None:
+    kind = getattr(ov.Type, type_name)
+    assert tensor_bytes(shape, kind.bitwidth) == ov.Tensor(kind, ov.Shape(list(shape))).byte_size
 
 
 def test_shape_does_not_matter() -> None:
