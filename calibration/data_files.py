@@ -21,8 +21,7 @@ import numpy as np
 from ov_weight_compression.calibration.model_inputs import ModelInputs
 from ov_weight_compression.calibration.tokenizer import find_tokenizer
 from ov_weight_compression.ir_utils import option_kinds
-from ov_weight_compression.ir_utils.errors import OptionError
-from ov_weight_compression.ir_utils.option_kinds import one_line
+from ov_weight_compression.ir_utils.errors import OptionError, one_line
 from ov_weight_compression.ir_utils.types import Array
 
 __all__ = ["Arrays", "is_text", "read_file", "rows_of", "sort_arrays"]

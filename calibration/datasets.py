@@ -31,8 +31,8 @@ from ov_weight_compression.calibration.generate import random_tokens, written_to
 from ov_weight_compression.calibration.language_model import LanguageModel
 from ov_weight_compression.calibration.model_inputs import ModelInputs
 from ov_weight_compression.calibration.sums import check_sample
-from ov_weight_compression.ir_utils.errors import CompressionError, OptionError
-from ov_weight_compression.ir_utils.option_kinds import count, one_line, shown
+from ov_weight_compression.ir_utils.errors import CompressionError, OptionError, one_line
+from ov_weight_compression.ir_utils.option_kinds import count, shown
 from ov_weight_compression.ir_utils.replay import Replay, read_again, reads_once
 from ov_weight_compression.ir_utils.types import Array
 

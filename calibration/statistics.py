@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
-from ov_weight_compression.ir_utils.errors import CompressionError, MissingExtraError, ModelError
-from ov_weight_compression.ir_utils.option_kinds import one_line, shown
+from ov_weight_compression.ir_utils.errors import CompressionError, MissingExtraError, ModelError, one_line
+from ov_weight_compression.ir_utils.option_kinds import shown
 from ov_weight_compression.ir_utils.publish import Publication, cannot_write
 from ov_weight_compression.ir_utils.types import Float32
 

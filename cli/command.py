@@ -85,7 +85,7 @@ def _show_warning(
 
 
 def _say(message: str) -> None:
-    from ov_weight_compression.ir_utils.option_kinds import one_line
+    from ov_weight_compression.ir_utils.errors import one_line
 
     print(f"ov-compress: {one_line(' '.join(message.split()), 800)}", file=sys.stderr)
 
@@ -115,6 +115,6 @@ class _Parser(argparse.ArgumentParser):
     """What cannot be understood is said in one line, however long the word was."""
 
     def error(self, message: str) -> NoReturn:
-        from ov_weight_compression.ir_utils.option_kinds import one_line
+        from ov_weight_compression.ir_utils.errors import one_line
 
         self.exit(2, f"ov-compress: {one_line(message, 200)}; {self.prog} --help lists what there is\n")

@@ -10,9 +10,8 @@ from xml.etree.ElementTree import ParseError, iterparse
 
 import openvino as ov
 
-from ov_weight_compression.ir_utils.errors import ModelError, WorkError
+from ov_weight_compression.ir_utils.errors import ModelError, WorkError, one_line
 from ov_weight_compression.ir_utils.journal import note
-from ov_weight_compression.ir_utils.option_kinds import one_line
 from ov_weight_compression.ir_utils.publish import mend
 
 __all__ = ["StoredConstant", "changed_since", "openvino_reason", "read_model", "stored_constants"]

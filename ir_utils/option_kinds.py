@@ -38,7 +38,6 @@ __all__ = [
     "functions",
     "group",
     "number",
-    "one_line",
     "one_of",
     "optional",
     "parse_enum",

@@ -20,8 +20,8 @@ from typing import Any
 
 import openvino as ov
 
-from ov_weight_compression.ir_utils.errors import OptionError
-from ov_weight_compression.ir_utils.option_kinds import OptionKind, flag, one_line, shown
+from ov_weight_compression.ir_utils.errors import OptionError, one_line
+from ov_weight_compression.ir_utils.option_kinds import OptionKind, flag, shown
 from ov_weight_compression.patterns.graphs import Graph
 
 __all__ = ["IgnoredScope", "Subgraph"]

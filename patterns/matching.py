@@ -13,8 +13,8 @@ from collections.abc import Callable, Container, Sequence
 from fnmatch import translate
 from functools import lru_cache
 
-from ov_weight_compression.ir_utils.errors import OptionError
-from ov_weight_compression.ir_utils.option_kinds import one_line, shown
+from ov_weight_compression.ir_utils.errors import OptionError, one_line
+from ov_weight_compression.ir_utils.option_kinds import shown
 from ov_weight_compression.patterns.weight import Weight
 
 __all__ = ["check_pattern", "matching"]
