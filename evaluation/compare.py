@@ -50,7 +50,7 @@ from ov_weight_compression.ir_utils.errors import CompressionError, ModelError, 
 from ov_weight_compression.ir_utils.option_kinds import flag, optional, path, word
 from ov_weight_compression.ir_utils.types import Float32
 from ov_weight_compression.patterns import Roles, parse_roles
-from ov_weight_compression.patterns.graphs import graphs_of
+from ov_weight_compression.patterns.graphs import constants_bytes
 
 __all__ = ["compare"]
 
@@ -270,6 +270,4 @@ def _compare_layers(
 
 
 def _model_figures(loaded: Loaded) -> ModelFigures:
-    """A model's name and the bytes of all its constants, those of the bodies in it included."""
-    size = sum(int(node.get_byte_size()) for graph in graphs_of(loaded.model) for node, _ in graph.constants)
-    return ModelFigures(loaded.name, str(loaded.path) if loaded.path else None, size)
+    return ModelFigures(loaded.name, str(loaded.path) if loaded.path else None, constants_bytes(loaded.model))

@@ -28,7 +28,7 @@ from ov_weight_compression.patterns import (
     parse_roles,
 )
 from ov_weight_compression.patterns.find import REPORTED_ELEMENTS
-from ov_weight_compression.patterns.graphs import bytes_of, graphs_of
+from ov_weight_compression.patterns.graphs import bytes_of, constants_bytes
 
 __all__ = ["FloatRow", "FormatRow", "InspectedFloat", "InspectedWeight", "Inspection", "inspect"]
 
@@ -244,7 +244,7 @@ def inspect(
         model=name,
         weights=_weights(found, check),
         floats=_floats(*find_weights(read, roles=own)),
-        constants_bytes=sum(bytes_of(node) for graph in graphs_of(read) for node, _ in graph.constants),
+        constants_bytes=constants_bytes(read),
         recipe=read_metadata(read),
         device=_told(check) if check is not None else None,
     )

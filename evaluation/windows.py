@@ -61,8 +61,7 @@ class Windows:
 
     def following(self, tokens: _Tokens) -> _Tokens:
         """The next token at each scored position of a window; -1 at a last position that is scored without one."""
-        end = len(tokens) if self.score_last else len(tokens) - 1
-        return np.append(tokens[1:], NO_TOKEN)[self.context : end]
+        return np.append(tokens[1:], NO_TOKEN)[self.scored(tokens)]
 
     def scored(self, tokens: _Tokens) -> slice:
         """The scored positions of a window."""

@@ -20,6 +20,7 @@ __all__ = [
     "bytes_of",
     "constant_of",
     "constant_port",
+    "constants_bytes",
     "dimensions",
     "graphs_of",
     "is_constant",
@@ -82,6 +83,11 @@ def bytes_of(constant: ov.Node) -> int:
     if not is_postponed(constant):
         return int(constant.get_byte_size())
     return tensor_bytes(map(int, constant.shape), int(constant.get_output_element_type(0).bitwidth))
+
+
+def constants_bytes(model: ov.Model) -> int:
+    """Bytes of all constants of a model, those of the bodies in it included."""
+    return sum(bytes_of(node) for graph in graphs_of(model) for node, _ in graph.constants)
 
 
 def constant_of(value: ov.Output) -> ov.Node | None:
