@@ -154,7 +154,7 @@ def load_statistics(path: str | Path, model: ov.Model | None = None) -> Statisti
     Raises ModelError for a file that is missing, damaged, of another kind, or of another model.
     """
     try:
-        from safetensors import SafetensorError, safe_open
+        from safetensors import safe_open
     except ImportError as error:
         raise MissingExtraError("safetensors", "calibration", "loading statistics") from error
     file = statistics_file(path)
@@ -181,7 +181,7 @@ def load_statistics(path: str | Path, model: ov.Model | None = None) -> Statisti
         layers = {name: inputs[owner] for name, owner in content["layers"].items()}
     except CompressionError:
         raise
-    except (SafetensorError, Exception) as error:  # whatever damaged contents lead to
+    except Exception as error:  # whatever damaged contents lead to
         reason = one_line(str(error), 200) or type(error).__name__
         raise ModelError(f"{file}: not a file of statistics, or damaged ({reason}): collect them again") from error
     return Statistics(layers, content["fingerprint"], content["data"])
