@@ -19,7 +19,7 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from ov_weight_compression.calibration.language_model import LanguageModel, input_label
+from ov_weight_compression.calibration.language_model import LanguageModel, has_open_axis, input_label, shapes_agree
 from ov_weight_compression.calibration.model_inputs import ModelInputs
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.progress import progress_bar
@@ -117,7 +117,7 @@ def _drawn(logits: NDArray[Any], rng: np.random.Generator) -> NDArray[np.int64]:
 
 def fitting_window(model: ov.Model, window: int) -> int:
     """A window that the model's own shapes agree with: the given one, or a half, a quarter … of it."""
-    names = [name for name, node in _inputs(model).items() if name in _SEQUENCES and _is_open(node, 2, (1,))]
+    names = [name for name, node in _inputs(model).items() if name in _SEQUENCES and has_open_axis(node, 2, (1,))]
     while window > 2 and not _agrees(model, dict.fromkeys(names, (1, window))):
         window //= 2
     return window
@@ -153,12 +153,6 @@ def _inputs(model: ov.Model) -> dict[str, ov.Node]:
     return {input_label(node): node for node in model.get_parameters()}
 
 
-def _is_open(node: ov.Node, rank: int, axes: Sequence[int]) -> bool:
-    """Whether an input has so many axes, and one of those named is open."""
-    shape = node.get_output_partial_shape(0)
-    return bool(shape.rank.is_static and len(shape) == rank and any(shape[axis].is_dynamic for axis in axes))
-
-
 def _draw(name: str, node: ov.Node, size: tuple[int, ...], rows: int, random: np.random.Generator) -> Array:
     kind = node.get_output_element_type(0)
     if kind == ov.Type.boolean or "mask" in name:
@@ -175,7 +169,7 @@ def _draw(name: str, node: ov.Node, size: tuple[int, ...], rows: int, random: np
 def _sizes(
     model: ov.Model, nodes: Mapping[str, ov.Node], wanted: Mapping[str, tuple[int, ...]]
 ) -> dict[str, tuple[int, ...]]:
-    pictures = [name for name, node in nodes.items() if name not in wanted and _is_open(node, 4, (2, 3))]
+    pictures = [name for name, node in nodes.items() if name not in wanted and has_open_axis(node, 4, (2, 3))]
     if not pictures:
         return {name: wanted.get(name) or _filled(name, node, None) for name, node in nodes.items()}
     for side in _PICTURE_SIZES:
@@ -199,11 +193,6 @@ def _filled(name: str, node: ov.Node, side: int | None) -> tuple[int, ...]:
 
 
 def _agrees(model: ov.Model, sizes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether OpenVINO can work out all shapes of the model from these."""
-    trial = model.clone()
-    numbers = {name: number for number, name in enumerate(_inputs(trial))}
-    try:
-        trial.reshape({numbers[name]: ov.PartialShape(list(size)) for name, size in sizes.items()})
-    except RuntimeError:
-        return False
-    return True
+    """Whether OpenVINO can work out all shapes of the model from these, by the inputs' labels."""
+    numbers = {name: number for number, name in enumerate(_inputs(model))}
+    return shapes_agree(model, {numbers[name]: ov.PartialShape(list(size)) for name, size in sizes.items()})

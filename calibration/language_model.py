@@ -18,7 +18,7 @@ worked out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,15 @@ from numpy.typing import NDArray
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.patterns.graphs import constant_of
 
-__all__ = ["LanguageModel", "input_label", "input_names", "longest_window", "read_language_model"]
+__all__ = [
+    "LanguageModel",
+    "has_open_axis",
+    "input_label",
+    "input_names",
+    "longest_window",
+    "read_language_model",
+    "shapes_agree",
+]
 
 _IDS = ("input_ids", "decoder_input_ids")
 _EXPORTED = (*_IDS, "attention_mask", "position_ids", "token_type_ids", "beam_idx", "cache_position")
@@ -278,16 +286,11 @@ def _agreeing(model: ov.Model, parameters: tuple[ov.Node, ...], ids: ov.Node, be
     inputs = {
         number: node.get_output_partial_shape(0)[0]
         for number, node in enumerate(parameters)
-        if node is ids or (set(_SEQUENCES) & input_names(node) and _is_open(node))
+        if node is ids or (set(_SEQUENCES) & input_names(node) and has_open_axis(node, 2, (1,)))
     }
 
     def agrees(length: int) -> bool:
-        trial = model.clone()
-        try:
-            trial.reshape({number: ov.PartialShape([batch, length]) for number, batch in inputs.items()})
-        except RuntimeError:
-            return False
-        return True
+        return shapes_agree(model, {number: ov.PartialShape([batch, length]) for number, batch in inputs.items()})
 
     most = _LONGEST if below is None else min(below, _LONGEST)
     if agrees(most):
@@ -301,7 +304,17 @@ def _agreeing(model: ov.Model, parameters: tuple[ov.Node, ...], ids: ov.Node, be
     return fits
 
 
-def _is_open(node: ov.Node) -> bool:
-    """Whether an input is `[batch, length]` with an open length."""
+def shapes_agree(model: ov.Model, shapes: Mapping[int, ov.PartialShape]) -> bool:
+    """Whether OpenVINO can work out all shapes of the model where its inputs, by number, have these."""
+    trial = model.clone()
+    try:
+        trial.reshape(dict(shapes))
+    except RuntimeError:
+        return False
+    return True
+
+
+def has_open_axis(node: ov.Node, rank: int, axes: Sequence[int]) -> bool:
+    """Whether an input has so many axes, and one of those named is open."""
     shape = node.get_output_partial_shape(0)
-    return bool(shape.rank.is_static and len(shape) == 2 and shape[1].is_dynamic)
+    return bool(shape.rank.is_static and len(shape) == rank and any(shape[axis].is_dynamic for axis in axes))
