@@ -27,6 +27,7 @@ _SPLIT = {
 }
 _IMAGE = {**_LAYERS, "image_size": 32, "patch_size": 8}
 _WORDS = {**_TEXT, "max_position_embeddings": 32}
+_SHARD = "100KB"  # so that every checkpoint has several files
 _GENERATION, _FEATURES = "text-generation-with-past", "feature-extraction"
 
 
@@ -221,25 +222,35 @@ ARCHITECTURES = {
 }
 
 
-def build(name: str, dtype: str, folder: Path, shard: str = "100KB") -> Path:
-    """Write the checkpoint of an architecture in `dtype`; the same bytes every time. Returns the folder."""
+def build(name: str, dtype: str, folder: Path, variant: str = "") -> Path:
+    """Write the checkpoint of an architecture in `dtype`; the same bytes every time, others for each `variant`. Returns
+    the folder."""
     import torch
     import transformers
 
     architecture = ARCHITECTURES[name]
     model_class = getattr(transformers, architecture.model_class)
     config = model_class.config_class(**architecture.options, **architecture.parts)
-    torch.manual_seed(zlib.crc32(name.encode()))
+    torch.manual_seed(zlib.crc32(f"{name}{variant}".encode()))
     model = model_class(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
             if parameter.ndim > 1:
                 parameter.mul_(torch.exp(0.3 * torch.randn(parameter.shape[-1])))
-    model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size=shard)
+    model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size=_SHARD)
     if architecture.text:
         _tokenizer(folder)
     return folder
+
+
+def export_checkpoint(folder: Path, output: Path, task: str, tokenizer: bool = True) -> None:
+    """What optimum-intel writes for a checkpoint, in floats."""
+    import transformers
+    from optimum.exporters.openvino import main_export
+
+    transformers.logging.set_verbosity_error()
+    main_export(str(folder), output, task=task, convert_tokenizer=tokenizer)
 
 
 def _tokenizer(folder: Path) -> None:

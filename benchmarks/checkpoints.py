@@ -21,7 +21,7 @@ from pathlib import Path
 
 import openvino as ov
 
-from benchmarks.architectures import ARCHITECTURES, build
+from benchmarks.architectures import ARCHITECTURES, build, export_checkpoint
 from benchmarks.llama_checkpoint import CHECKPOINT_SHAPES, build_checkpoint
 from benchmarks.places import CACHE
 from benchmarks.processes import run
@@ -69,20 +69,11 @@ def contents(xml: Path) -> Counter[tuple[str, ...]]:
     return found
 
 
-def export_usually(folder: Path, output: Path, task: str) -> None:
-    """What optimum-intel writes, in floats."""
-    import transformers
-    from optimum.exporters.openvino import main_export
-
-    transformers.logging.set_verbosity_error()
-    main_export(str(folder), output, task=task, convert_tokenizer=True)
-
-
 def check(name: str, dtype: str, work: Path) -> list[str]:
     """What differs between both ways for an architecture."""
     checkpoint, usual = build(name, dtype, work / "hf"), work / "usual"
     try:
-        export_usually(checkpoint, usual, ARCHITECTURES[name].task)
+        export_checkpoint(checkpoint, usual, ARCHITECTURES[name].task)
     except Exception as error:  # whatever a library raises
         return [f"(optimum-intel itself cannot: {str(error).strip().splitlines()[0][:120]})"]
     compress_path(usual, work / "exported first", OPTIONS)

@@ -22,21 +22,12 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
-from benchmarks.architectures import ARCHITECTURES, build
+from benchmarks.architectures import ARCHITECTURES, build, export_checkpoint
 from ov_weight_compression.checkpoints import WeightsFromCheckpoint
 from ov_weight_compression.ir_utils.errors import ModelError
 from tests.running import inputs_for, run
 
 TOLERANCE = {"f32": 1e-5, "f16": 1e-3}
-
-
-def export(folder: Path, output: Path, task: str) -> None:
-    """What optimum-intel writes, in floats."""
-    import transformers
-    from optimum.exporters.openvino import main_export
-
-    transformers.logging.set_verbosity_error()
-    main_export(str(folder), output, task=task, convert_tokenizer=False)
 
 
 def difference(one: ov.Model, other: ov.Model) -> float:
@@ -48,10 +39,9 @@ def difference(one: ov.Model, other: ov.Model) -> float:
 
 def check(name: str, work: Path) -> list[str]:
     """A line for each model of an architecture and each way to store it; "WRONG" where outputs differ."""
-    architecture = ARCHITECTURES[name]
-    ARCHITECTURES[f"{name} again"] = architecture  # by whose name the other random numbers come
-    for which, called in (("first", name), ("second", f"{name} again")):
-        export(build(called, "float32", work / which), work / f"{which}-ir", architecture.task)
+    for which, variant in (("first", ""), ("second", " again")):
+        checkpoint = build(name, "float32", work / which, variant)
+        export_checkpoint(checkpoint, work / f"{which}-ir", ARCHITECTURES[name].task, tokenizer=False)
     lines = []
     for xml in sorted((work / "first-ir").glob("openvino_*model*.xml")):
         truth = ov.Core().read_model(work / "second-ir" / xml.name)
@@ -78,7 +68,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, help="folder to work in")
     arguments: Any = parser.parse_args()
     bad = 0
-    for name in arguments.architectures or list(ARCHITECTURES):
+    for name in arguments.architectures or ARCHITECTURES:
         begun, work = time.perf_counter(), Path(tempfile.mkdtemp(prefix="transplants-", dir=arguments.work))
         try:
             lines = check(name, work)
