@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
+from ov_weight_compression.calibration.runner import EXACT
 from ov_weight_compression.cli.compress_files import compress_path
 from tests.checkpoints import quantised_writers as writers
 from tests.checkpoints.quantised_writers import Array, MemoryTensor, tensor
@@ -265,8 +266,7 @@ def write(kind: str, own: Any, folder: Path) -> dict[str, Array]:
 
 def logits_of(xml: Path, ids: Array) -> tuple[Array, list[str]]:
     """The converted model's logits in f32, and what its layers read their weights as."""
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0", "KV_CACHE_PRECISION": "f32"}
-    compiled = ov.Core().compile_model(str(xml), "CPU", settings)
+    compiled = ov.Core().compile_model(str(xml), "CPU", EXACT)
     feed = {
         "input_ids": ids,
         "attention_mask": np.ones_like(ids),
