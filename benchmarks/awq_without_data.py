@@ -143,7 +143,7 @@ def table(found: dict[str, Floats], chosen: list[Case], groups: list[int]) -> tu
             ratios = own[1] / other[1]
             line += [f"{np.median(errors):.3f}" for errors in other]
             line += [f"{np.median(ratios):.2f}", f"{int(np.sum(ratios < 1))} of {len(ratios)}"]
-            if np.median(ratios) > _LIMIT:
+            if not np.median(ratios) <= _LIMIT:  # NaN is not
                 larger.append(f"{case.name} in groups of {group}: {np.median(ratios):.3f} of NNCF's error")
         lines.append(line)
     return lines, larger
