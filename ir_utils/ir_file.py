@@ -100,7 +100,10 @@ def read_model(path: str | Path) -> ov.Model:
     if not there:
         raise ModelError(f"{path}: there is no such file")
     if not path.is_file() or path.suffix.lower() not in _READABLE:
-        raise ModelError(f"{path}: not a model; expected an .xml or .onnx file, or a folder with openvino_*.xml files")
+        raise ModelError(
+            f"{path}: not a model; expected an .xml or .onnx file, or a folder with openvino_*.xml files (to compress "
+            "also a checkpoint's folder, with config.json and *.safetensors)"
+        )
     if path.suffix.lower() == ".xml":
         _check_head(path)
         _check_weights(path)

@@ -42,7 +42,8 @@ def models_in(folder: Path) -> list[Path]:
     found = [path for path in found if path.with_suffix(".bin").exists() or stored_constants(path)]
     if not found:
         raise ModelError(
-            f"{folder}: no openvino_*.xml with weights in this folder; give the model's .xml or .onnx itself"
+            f"{folder}: no openvino_*.xml with weights in this folder; give the model's .xml or .onnx itself (to "
+            "compress also a checkpoint's folder, with config.json and *.safetensors)"
         )
     return found
 

@@ -236,10 +236,17 @@ class TestRefusals:
     def test_no_model_at_all(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         text = tmp_path / "notes.txt"
         text.write_text("hello")
-        assert "notes.txt: not a model" in failing(capsys, 2, text, "-o", tmp_path / "o.xml")
+        also = "(to compress also a checkpoint's folder, with config.json and *.safetensors)"
+        for output in ("o.xml", "o"):
+            said = failing(capsys, 2, text, "-o", tmp_path / output)
+            assert (
+                f"notes.txt: not a model; expected an .xml or .onnx file, or a folder with openvino_*.xml files {also}"
+                in said
+            )
         empty = tmp_path / "empty"
         empty.mkdir()
-        assert "no openvino_*.xml" in failing(capsys, 2, empty, "-o", tmp_path / "o")
+        said = failing(capsys, 2, empty, "-o", tmp_path / "o")
+        assert f"no openvino_*.xml with weights in this folder; give the model's .xml or .onnx itself {also}" in said
         folder = tmp_path / "folder.xml"
         folder.mkdir()
         assert str(folder) in failing(capsys, 2, folder, "-o", tmp_path / "o")
