@@ -85,7 +85,7 @@ class OpenedModel:
     origins: Mapping[str, str]
     """Where each of its constants comes from, by name."""
     kept: Report | None
-    """What became of quantised weights."""
+    """What became of its quantised weights, perhaps none; None where the checkpoint has no such weights."""
 
 
 def open_checkpoint(folder: Path) -> OpenedCheckpoint:
@@ -161,7 +161,7 @@ def open_exported(exported: Exported, name: str, opened: OpenedCheckpoint, devic
             raise ModelError(f"{placed.tensor}: the graph has it in parts, which cannot be made of its codes")
         origins[hole.constant.get_friendly_name()] = f"{_place(opened, placed.tensor)}{part}"
     fill([hole for hole in holes if hole.constant not in quantised], checkpoint.tensors)
-    kept = insert_codes(model, quantised, device) if quantised else None
+    kept = insert_codes(model, quantised, device) if opened.quantised else None
     return OpenedModel(model, origins, kept)
 
 

@@ -17,13 +17,17 @@ from ov_weight_compression.cli.compress_files import FileResult, Progress, compr
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.ir_file import changed_since
 from ov_weight_compression.ir_utils.model_folder import build_folder
-from ov_weight_compression.ir_utils.publish import TemporaryFolder
+from ov_weight_compression.ir_utils.option_kinds import one_of, optional
+from ov_weight_compression.ir_utils.publish import TemporaryFolder, expanded
 from ov_weight_compression.ir_utils.saving import save_model
 from ov_weight_compression.passes.modes import Device
 from ov_weight_compression.passes.report import Report, joined, with_origins
 from ov_weight_compression.passes.weight_compression import WeightCompression
 
 __all__ = ["compress_checkpoint"]
+
+_WITHOUT_COMPRESSION = ("mode", "device", "threads", "quiet")
+"""Options that mean something where floats stay as they are."""
 
 
 def compress_checkpoint(
@@ -45,14 +49,16 @@ def compress_checkpoint(
         MissingExtraError: torch, transformers or optimum-intel are not installed.
         OptionError, WorkError: as `compress_path`.
     """
-    if target is not None and target.exists() and target.resolve() == source.resolve():
-        raise OptionError(f"output: {target} is the checkpoint itself; write somewhere else")
+    if target is not None:
+        target = expanded("output", target)
+        if target.exists() and target.resolve() == source.resolve():
+            raise OptionError(f"output: {target} is the checkpoint itself; write somewhere else")
     opened = open_checkpoint(source)
     leaves_floats = options.get("mode") == "none"
     if leaves_floats and not opened.quantised:
         raise OptionError("mode: 'none' leaves everything in floats; it is for quantised checkpoints alone")
-    if data is None and not leaves_floats:
-        WeightCompression(**options)  # whether the options can be, before an export of minutes
+    _check_options(options, data)
+    device = optional(one_of(Device), "device", options.get("device"))
     unchanged = [changed_since(file) for file in opened.checkpoint.files]
 
     def check_unchanged() -> None:
@@ -64,9 +70,9 @@ def compress_checkpoint(
         given = options if data is None else {**options, "dataset": read_data(data, folder)}
         results = []
         for name in sorted(exported.models):
-            model = open_exported(exported, name, opened, _device(options))
+            model = open_exported(exported, name, opened, device)
             written = None if target is None else folder / name
-            if leaves_floats and model.kept is not None:
+            if leaves_floats:
                 report = _save(model, written, check_unchanged, exported.unused)
             else:
                 report = compress_model(
@@ -85,9 +91,14 @@ def compress_checkpoint(
     return build_folder(source, target, build, force)[1]
 
 
-def _device(options: dict[str, Any]) -> Device | None:
-    word = options.get("device")
-    return None if word is None else Device(word)
+def _check_options(options: dict[str, Any], data: str | None) -> None:
+    """Whether the options can be, before an export of minutes; data can be read only after it, by its tokenizer."""
+    if options.get("mode") == "none":
+        useless = [name for name in (*options, *([] if data is None else ["data"])) if name not in _WITHOUT_COMPRESSION]
+        if useless:
+            raise OptionError(f"{useless[0]}: means nothing with mode 'none', which compresses nothing; leave it out")
+        options = {name: value for name, value in options.items() if name != "mode"}
+    WeightCompression(**(options if data is None else {**options, "dataset": data}))
 
 
 def _save(

@@ -206,7 +206,8 @@ def joined(kept: Report, made: Report) -> Report:
     """The report of a model of which some weights had their codes already, and others were compressed."""
     names = {row.name for row in kept.rows}
     skips = tuple(skip for skip in made.skips if skip.name not in names)
-    return replace(made, rows=(*kept.rows, *made.rows), skips=skips, warnings=(*kept.warnings, *made.warnings))
+    warnings = tuple(dict.fromkeys((*kept.warnings, *made.warnings)))  # of the device, both may say the same
+    return replace(made, rows=(*kept.rows, *made.rows), skips=skips, warnings=warnings)
 
 
 def _row_as_dict(row: Row) -> dict[str, Any]:

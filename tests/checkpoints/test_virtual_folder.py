@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,12 @@ from ov_weight_compression.checkpoints.safetensors_file import mapped_constants
 from ov_weight_compression.checkpoints.skeleton import explain_constants, write_skeleton
 from ov_weight_compression.checkpoints.virtual_folder import HOLES, forget_reads, holes_read, write_virtual_folder
 from ov_weight_compression.cli import main
+from ov_weight_compression.cli.compress_files import compress_path
 from ov_weight_compression.patterns import find_compressed
 from tests import models
 from tests.checkpoints.quantised_writers import tensor, write_checkpoint
 from tests.checkpoints.test_transplant import GPTQ, quantised_llama, with_values
+from tests.cli.commands import failing
 from tests.running import constants, run
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/pagemap").exists(), reason="only Linux says which pages are there")
@@ -198,3 +202,55 @@ def test_leaving_all_in_floats_is_for_quantised_checkpoints(tmp_path: Path, caps
     assert main([str(tmp_path / "m.xml"), "-o", str(tmp_path / "out.xml"), "--mode", "none", "--quiet"]) == 2
     assert "mode: 'none' leaves everything in floats" in capsys.readouterr().err
     assert not os.path.exists(tmp_path / "out.xml")
+
+
+def test_leaving_floats_leaves_a_model_that_has_only_floats(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a checkpoint that is exported as several models, the text model may be the only one that is quantised."""
+    made = exported(folder, tmp_path)
+    ov.save_model(models.linear(), made.folder / "openvino_vision_model.xml", compress_to_fp16=False)
+    both = {**made.models, "openvino_vision_model.xml": Skeleton((), {})}
+
+    def export(_source: Path, output: Path, _task: object, _tensors: object) -> Exported:
+        shutil.copytree(made.folder, output, dirs_exist_ok=True)
+        return replace(made, folder=output, models=both)
+
+    monkeypatch.setattr(import_module("ov_weight_compression.checkpoints.from_checkpoint"), "export", export)
+    out = tmp_path / "out"
+    text, vision = compress_path(folder, out, {"mode": "none"})
+    assert (len(text.report.rows), len(vision.report.rows)) == (14, 0)
+    np.testing.assert_array_equal(run(out / "openvino_vision_model.xml")[0], run(models.linear())[0])
+    text, vision = compress_path(folder, tmp_path / "int8", {"mode": "int8_sym"})
+    assert len(vision.report.rows) == 1
+    assert len(set(text.report.warnings)) == len(text.report.warnings)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--mode", "none", "--ratio", "0.5"], "ratio: means nothing with mode 'none', which compresses nothing"),
+        (["--mode", "none", "--data", "random"], "data: means nothing with mode 'none'"),
+        (["--mode", "none", "--device", "XPU"], "device: 'XPU' is not one of CPU, GPU, NPU"),
+        (["--mode", "int4_sym", "--awq", "--data", "random", "--device", "XPU"], "device: 'XPU' is not one of CPU"),
+    ],
+)
+def test_options_of_a_quantised_checkpoint_are_looked_at_before_the_export(
+    words: list[str],
+    message: str,
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(import_module("ov_weight_compression.checkpoints.from_checkpoint"), "export", None)
+    assert message in failing(capsys, 2, folder, "-o", tmp_path / "out", "--quiet", *words)
+
+
+def test_a_home_in_quotes_is_the_checkpoint_too(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(import_module("ov_weight_compression.checkpoints.from_checkpoint"), "export", None)
+    assert "is the checkpoint itself" in failing(capsys, 2, folder, "-o", "~/hf", "--quiet", "--force")
+    assert (folder / "config.json").exists()
