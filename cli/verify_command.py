@@ -30,8 +30,9 @@ def add_verify_parser(subparsers: Any) -> argparse.ArgumentParser:
 def run_verify(args: argparse.Namespace) -> int:
     """Run the command and return its exit code; what goes wrong is raised as a `CompressionError`."""
     from ov_weight_compression.ir_utils.model_folder import models_in
+    from ov_weight_compression.ir_utils.publish import expanded
 
-    source = args.model.expanduser()
+    source = expanded("MODEL", args.model)
     return verify_files(models_in(source) if source.is_dir() else [source], args.device, args.all, args.json)
 
 

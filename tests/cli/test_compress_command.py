@@ -251,6 +251,10 @@ class TestRefusals:
         folder.mkdir()
         assert str(folder) in failing(capsys, 2, folder, "-o", tmp_path / "o")
 
+    @pytest.mark.parametrize("command", ["inspect", "verify"])
+    def test_nobodys_home(self, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+        assert "MODEL: ~nobody-here/m.xml: there is no such home" in failing(capsys, 2, command, "~nobody-here/m.xml")
+
     def test_a_broken_onnx(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         path = tmp_path / "m.onnx"
         path.write_bytes(b"\x08\x09garbage" * 10)
