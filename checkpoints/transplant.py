@@ -24,16 +24,16 @@ import openvino as ov
 from openvino import opset13 as ops
 from openvino.passes import ModelPass
 
-from ov_weight_compression.checkpoints.folder import Checkpoint, read_checkpoint
+from ov_weight_compression.checkpoints.from_checkpoint import OpenedCheckpoint, open_checkpoint
 from ov_weight_compression.checkpoints.insertion import insert_codes
-from ov_weight_compression.checkpoints.layouts.quantised_weight import QuantisedWeight
-from ov_weight_compression.checkpoints.layouts.quantised_weights import is_of_activations, quantised_weights
+from ov_weight_compression.checkpoints.layouts.quantised_weights import is_of_activations
 from ov_weight_compression.checkpoints.safetensors_file import StoredTensor, mapped_constants
 from ov_weight_compression.checkpoints.tensor_matching import Match, Place, match_tensors, places_of
 from ov_weight_compression.ir_utils.constants import bf16_to_f32
 from ov_weight_compression.ir_utils.dequantization import replace_constant
 from ov_weight_compression.ir_utils.errors import ModelError
-from ov_weight_compression.ir_utils.option_kinds import check_model, flag, shown
+from ov_weight_compression.ir_utils.option_kinds import check_model, flag, one_of, optional, shown
+from ov_weight_compression.ir_utils.publish import expanded
 from ov_weight_compression.passes.modes import Device
 from ov_weight_compression.passes.rewrite import hold_small_constants
 from ov_weight_compression.passes.weight_transpose import take_over_transpose
@@ -114,16 +114,15 @@ class WeightsFromCheckpoint(ModelPass):
         lazy: bool = True,
     ) -> None:
         super().__init__()
-        self.folder = Path(folder)
+        self.folder = expanded("folder", Path(folder))
         self.allow_unmatched: bool = flag().parse("allow_unmatched", allow_unmatched)
-        self.device = None if device is None else Device(device)
+        self.device: Device | None = optional(one_of(Device), "device", device)
         self.lazy: bool = flag().parse("lazy", lazy)
         self.report: TransplantReport | None = None
 
     def run_on_model(self, model: Any) -> bool:
         """Change `model` in place; whether anything changed."""
-        checkpoint = read_checkpoint(self.folder)
-        source = _Source(checkpoint)
+        source = _Source(open_checkpoint(self.folder))
         compressed = find_compressed(model)
         if compressed:
             raise ModelError(
@@ -176,11 +175,9 @@ def apply_weights_from_checkpoint(
 class _Source:
     """A checkpoint's weights by the names of the float tensors that they are, or stand for."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.checkpoint = checkpoint
-        self.quantised: dict[str, QuantisedWeight] = {}
-        if checkpoint.quantization is not None:
-            self.quantised = quantised_weights(checkpoint.quantization, checkpoint.tensors, checkpoint.metadata)
+    def __init__(self, opened: OpenedCheckpoint) -> None:
+        self.checkpoint = checkpoint = opened.checkpoint
+        self.quantised = opened.quantised
         parts = {name for weight in self.quantised.values() for name in weight.tensors}
         self.floats: dict[str, StoredTensor] = {
             name: tensor for name, tensor in checkpoint.tensors.items() if name not in parts and tensor.dtype in _FLOATS

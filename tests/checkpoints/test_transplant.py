@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from openvino import opset13 as op
 from openvino.passes import Manager
 
 from ov_weight_compression.checkpoints.transplant import WeightsFromCheckpoint, apply_weights_from_checkpoint
-from ov_weight_compression.ir_utils.errors import ModelError
+from ov_weight_compression.ir_utils.errors import ModelError, OptionError
 from ov_weight_compression.ir_utils.saving import save_model
 from ov_weight_compression.passes import apply_weight_compression
+from ov_weight_compression.passes.modes import Device
 from ov_weight_compression.patterns import find_compressed
 from tests import models
 from tests.checkpoints.quantised_writers import MemoryTensor, bf16, gptq, tensor, write_checkpoint
@@ -324,3 +326,19 @@ def test_a_model_that_is_compressed_already_is_refused(tmp_path: Path) -> None:
     apply_weight_compression(model)
     with pytest.raises(ModelError, match="is compressed already: put a checkpoint's weights into the float"):
         apply_weights_from_checkpoint(model, folder)
+
+
+def test_a_checkpoint_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    tensors, _ = quantised_llama(models.llama())
+    del tensors["model.layers.0.mlp.up_proj.scales"]
+    folder = write_checkpoint(tmp_path / "hf", tensors, GPTQ)
+    with pytest.raises(ModelError, match=rf"^{re.escape(str(folder))}: model\.layers\.0\.mlp\.up_proj\.scales: "):
+        apply_weights_from_checkpoint(models.llama(), folder)
+
+
+def test_where_the_checkpoint_is_and_the_device_are_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert WeightsFromCheckpoint("~/hf").folder == tmp_path / "hf"
+    assert WeightsFromCheckpoint("hf", device="cpu").device is Device.CPU
+    with pytest.raises(OptionError, match=r"device: 'XPU' is not one of CPU, GPU, NPU"):
+        WeightsFromCheckpoint("hf", device="XPU")
