@@ -19,7 +19,7 @@ import numpy.typing as npt
 from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.types import Array
 
-__all__ = ["Grouping", "grouping_of", "plain_grouping", "refined"]
+__all__ = ["Grouping", "grouping_of", "plain_grouping"]
 
 Integers = npt.NDArray[np.int64]
 
@@ -79,9 +79,3 @@ def grouping_of(index: Array, name: str, count: int) -> Grouping:
     sizes = np.diff(starts, append=groups.size)
     size = int(np.gcd.reduce(sizes)) if sizes.size else 1
     return Grouping(groups.size, size, groups[::size], order)
-
-
-def refined(grouping: Grouping, size: int) -> Grouping:
-    """The same, in smaller groups of a size that divides them."""
-    pick = np.repeat(grouping.pick, grouping.size // size)
-    return Grouping(grouping.columns, size, pick, grouping.order)

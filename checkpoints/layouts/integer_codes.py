@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import numpy.typing as npt
@@ -75,10 +76,9 @@ def integer_weight(
     Raises:
         ModelError: a scale is not finite.
     """
-    rows = int(np.prod(shape[:-1]))
     middle = 1 << (bits - 1)
     symmetric, scale_type, largest = True, "f16", 0.0
-    for first, last in row_blocks(rows, grouping.columns):
+    for first, last in row_blocks(prod(shape[:-1]), grouping.columns):
         scales = source.scales(first, last)
         if not np.isfinite(scales).all():
             raise ModelError(f"{name}: a scale is not finite: the checkpoint is broken")
@@ -104,7 +104,6 @@ def integer_weight(
         return encoded(source.codes(first, last), source.scales(first, last), zeros)
 
     pick = source.any_rows
-
     if width != bits:
         notes = (*notes, f"{bits}-bit codes kept in {width} bits")
     kind = f"{kind} {group_word(said_group or grouping.size, grouping.columns)}"
