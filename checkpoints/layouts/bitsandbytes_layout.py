@@ -71,7 +71,7 @@ def bitsandbytes_weight(tensors: Tensors, name: str) -> QuantisedWeight:
     table = float_array(checked(tensors, f"{name}.quant_map", ("F32",), (16,)), f"{name}.quant_map")
     blocks = -(-rows * columns // block)
     names = [name, state, f"{name}.absmax", f"{name}.quant_map"]
-    nested = "nested_absmax" in {key.rpartition(".")[2] for key in tensors if key.startswith(f"{name}.nested")}
+    nested = f"{name}.nested_absmax" in tensors
     if nested:
         names += [f"{name}.nested_absmax", f"{name}.nested_quant_map"]
     checked(tensors, f"{name}.absmax", ("U8",) if nested else ("F32", "F16", "BF16"), (blocks,))
