@@ -29,9 +29,10 @@ from ov_weight_compression.checkpoints.layouts.tensors import Tensors, checked, 
 from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.types import Array
 
-__all__ = ["GptqVariant", "gptq_weight"]
+__all__ = ["WORD_BITS", "GptqVariant", "gptq_weight"]
 
-_WORDS = {"I8": 8, "U8": 8, "I16": 16, "I32": 32, "U32": 32, "I64": 64}
+WORD_BITS = {"I8": 8, "U8": 8, "I16": 16, "I32": 32, "U32": 32, "I64": 64}
+"""Of each type that codes are packed into."""
 _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
@@ -56,9 +57,9 @@ def gptq_weight(tensors: Tensors, layer: str, variant: GptqVariant) -> Quantised
     """
     bits = variant.bits
     qweight = required(tensors, f"{layer}.qweight")
-    if qweight.dtype not in _WORDS or len(qweight.shape) != 2:
+    if qweight.dtype not in WORD_BITS or len(qweight.shape) != 2:
         raise ModelError(f"{layer}.qweight: is {qweight.dtype} {list(qweight.shape)}, must be a matrix of integers")
-    word = _WORDS[qweight.dtype]
+    word = WORD_BITS[qweight.dtype]
     packed, rows = qweight.shape
     if packed * word % bits or rows * bits % word:
         raise ModelError(f"{layer}.qweight: shape {[packed, rows]} holds no whole number of {bits}-bit codes")

@@ -22,7 +22,7 @@ from ov_weight_compression.checkpoints.layouts.compressed_tensors_layout import 
 )
 from ov_weight_compression.checkpoints.layouts.e2m1_layout import gpt_oss_weight
 from ov_weight_compression.checkpoints.layouts.fp8_layout import fp8_weight
-from ov_weight_compression.checkpoints.layouts.gptq_layout import GptqVariant, gptq_weight
+from ov_weight_compression.checkpoints.layouts.gptq_layout import WORD_BITS, GptqVariant, gptq_weight
 from ov_weight_compression.checkpoints.layouts.quantised_weight import QuantisedWeight
 from ov_weight_compression.checkpoints.layouts.tensors import Tensors
 from ov_weight_compression.checkpoints.layouts.torchao_layout import torchao_weight, torchao_weights
@@ -116,9 +116,8 @@ def _gptq_or_awq(
 def _bits(config: Config, tensors: Tensors, layer: str) -> int:
     """Bits of a layer's codes: what its zero points take, else what is said."""
     packed, zeros = tensors[f"{layer}.qweight"], tensors.get(f"{layer}.qzeros")
-    words = {"I8": 8, "I16": 16, "I32": 32, "I64": 64}
     if zeros is not None and len(zeros.shape) == len(packed.shape) == 2 and packed.shape[1]:
-        bits, rest = divmod(zeros.shape[1] * words.get(zeros.dtype, 32), packed.shape[1])
+        bits, rest = divmod(zeros.shape[1] * WORD_BITS.get(zeros.dtype, 32), packed.shape[1])
         if not rest and 2 <= bits <= 8:
             return bits
     return _number(_own(config, layer).get("bits", config.get("bits", config.get("w_bit"))), f"{layer}: bits", 2, 8)
@@ -168,10 +167,8 @@ def _awq(config: Config, tensors: Tensors, _: Mapping[str, str]) -> Iterator[Qua
 
 
 def _auto_round(config: Config, tensors: Tensors, metadata: Mapping[str, str]) -> Iterator[QuantisedWeight]:
-    packing = str(config.get("packing_format") or "auto_round:auto_gptq").lower()
-    if packing.startswith("auto_round:"):
-        packing = packing.removeprefix("auto_round:")
-    if packing in ("auto_gptq", "auto_round", "gptqmodel", "auto_awq", "auto_round:auto_gptq"):
+    packing = str(config.get("packing_format") or "auto_gptq").lower().removeprefix("auto_round:")
+    if packing in ("auto_gptq", "auto_round", "gptqmodel", "auto_awq"):
         yield from _gptq_or_awq(config, tensors, "AutoRound", less_one=packing == "auto_gptq")
     elif packing in ("llm_compressor", "compressed-tensors"):
         yield from _compressed_tensors(config, tensors, metadata)
@@ -185,7 +182,8 @@ def _compressed_tensors(config: Config, tensors: Tensors, _: Mapping[str, str]) 
 
 
 def _scheme(config: Config, tensors: Tensors, layer: str) -> CompressedTensorsScheme:
-    """The group of the configuration that a layer belongs to: the one that names it, else the one for its class."""
+    """The group of the configuration that a layer belongs to: the one that names it, else the first: of which class a
+    layer is nothing here says, and its tensors must fit in any case."""
     groups = config.get("config_groups")
     if not isinstance(groups, Mapping) or not all(isinstance(group, Mapping) for group in groups.values()):
         raise ModelError("quantization_config: has no config_groups that say how weights are stored")
