@@ -20,14 +20,15 @@ from ov_weight_compression.checkpoints.safetensors_file import StoredTensor, rea
 from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.option_kinds import shown
 
-__all__ = ["Checkpoint", "is_checkpoint", "read_checkpoint"]
+__all__ = ["QUANTIZATION_KEYS", "Checkpoint", "is_checkpoint", "read_checkpoint"]
 
 _CONFIG = "config.json"
 _WHOLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _LARGEST_JSON = 200 << 20
-_QUANTIZATION = ("quantization_config", "compression_config")
+QUANTIZATION_KEYS = ("quantization_config", "compression_config")
+"""What config.json, or a table in it, may call what it says of quantised weights."""
 _QUANTIZATION_FILES = {
     "quantize_config.json": "gptq",
     "quant_config.json": "awq",
@@ -171,7 +172,7 @@ def _without_weights(folder: Path) -> str:
 def _quantization(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:
     inner = config.get("text_config")
     for table in (config, inner if isinstance(inner, dict) else {}):
-        for key in _QUANTIZATION:
+        for key in QUANTIZATION_KEYS:
             if isinstance(table.get(key), dict) and table[key]:
                 return dict(table[key])
     for name, method in _QUANTIZATION_FILES.items():

@@ -29,7 +29,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ov_weight_compression.checkpoints.explain import FileSpans, is_present
-from ov_weight_compression.checkpoints.folder import Checkpoint
+from ov_weight_compression.checkpoints.folder import QUANTIZATION_KEYS, Checkpoint
 from ov_weight_compression.checkpoints.layouts.quantised_weight import QuantisedWeight, row_blocks
 from ov_weight_compression.checkpoints.layouts.quantised_weights import is_of_activations
 from ov_weight_compression.checkpoints.safetensors_file import DTYPES, read_header
@@ -54,7 +54,6 @@ _LEFT_OUT = (
     "quant*_config.json",
     "hf_quant*",
 )
-_SAID = ("quantization_config", "compression_config")
 
 
 @dataclass(frozen=True)
@@ -116,10 +115,10 @@ def write_virtual_folder(
 
 def _float_config(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     """A config that says nothing of quantised weights, in the type that the holes have."""
-    said = {key: value for key, value in config.items() if key not in _SAID}
+    said = {key: value for key, value in config.items() if key not in QUANTIZATION_KEYS}
     for key, value in said.items():
         if isinstance(value, dict):
-            said[key] = {inner: one for inner, one in value.items() if inner not in _SAID}
+            said[key] = {inner: one for inner, one in value.items() if inner not in QUANTIZATION_KEYS}
     name = {"BF16": "bfloat16", "F16": "float16"}[dtype]
     return {**said, "torch_dtype": name, "dtype": name}
 
