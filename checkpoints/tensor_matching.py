@@ -15,6 +15,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import openvino as ov
 
@@ -78,22 +79,20 @@ def places_of(model: ov.Model) -> list[Place]:
 
 
 def match_tensors(
-    places: Sequence[Place], tensors: Mapping[str, Shape], same: SameValues | None = None
+    places: Sequence[Place], tensors: Mapping[str, Shape], same: SameValues
 ) -> tuple[list[Match], list[Place], list[str]]:
     """Pair constants with tensors.
 
     Args:
         places: the graph's constants.
         tensors: shapes by name.
-        same: whether a constant has a tensor's values, where there is something to compare.
+        same: whether a constant has a tensor's values.
 
     Returns:
         The pairs in graph order, the constants that are left, and the tensors that are left.
     """
     found: dict[int, Match] = {}
-    steps: list[Callable[[Numbered, Mapping[str, Shape]], dict[int, Match]]] = [_own_names, _layer_names]
-    steps += [*([] if same is None else [_Values(same)]), _orders, _tied]
-    for step in steps:
+    for step in (_own_names, _layer_names, partial(_values, same), _orders, _tied):
         left = [number for number in range(len(places)) if number not in found]
         taken = {match.tensor for match in found.values()}
         rest = {name: shape for name, shape in tensors.items() if name not in taken or step is _tied}
@@ -204,23 +203,18 @@ def _key(shape: Shape) -> Shape:
     return min(squeezed, _transposed(squeezed))
 
 
-class _Values:
+def _values(same: SameValues, places: Numbered, tensors: Mapping[str, Shape]) -> dict[int, Match]:
     """Constants that have a tensor's values already."""
-
-    def __init__(self, same: SameValues) -> None:
-        self._same = same
-
-    def __call__(self, places: Numbered, tensors: Mapping[str, Shape]) -> dict[int, Match]:
-        by_shape: dict[Shape, list[str]] = defaultdict(list)
-        for name, shape in tensors.items():
-            by_shape[_squeezed(shape)].append(name)
-        found = {}
-        for number, place in places:
-            equal = [name for name in by_shape[_squeezed(place.shape)] if self._same(place, name)]
-            if len(equal) == 1:
-                found[number] = Match(place, equal[0], tensors[equal[0]], "value")
-                by_shape[_squeezed(place.shape)].remove(equal[0])
-        return found
+    by_shape: dict[Shape, list[str]] = defaultdict(list)
+    for name, shape in tensors.items():
+        by_shape[_squeezed(shape)].append(name)
+    found = {}
+    for number, place in places:
+        equal = [name for name in by_shape[_squeezed(place.shape)] if same(place, name)]
+        if len(equal) == 1:
+            found[number] = Match(place, equal[0], tensors[equal[0]], "value")
+            by_shape[_squeezed(place.shape)].remove(equal[0])
+    return found
 
 
 def _orders(places: Numbered, tensors: Mapping[str, Shape]) -> dict[int, Match]:
