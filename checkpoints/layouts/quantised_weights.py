@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from math import comb, inf
 from typing import Any
 
 from ov_weight_compression.checkpoints.layouts.awq_layout import awq_weight
@@ -34,7 +35,12 @@ __all__ = ["METHODS", "is_of_activations", "quantised_weights"]
 Config = Mapping[str, Any]
 
 _LONGEST_EXPRESSION = 500
-_REPEATED = re.compile(r"[+*}]\)[+*{]|\|[^)]*\)[+*{]")
+_MOST_STEPS = 10**8
+_ONE_CHARACTER = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
+_HEAD_OF_GROUP = re.compile(r"\(\?(?:P?<\w+>|<?[:=!])")
+_HIDING = re.compile(r"\(\?(?![:=!<P])")
+"""Comments, and flags that make some: what stands in them may look as if brackets began or ended."""
+_GROUP = re.compile(r"\(([^()]*)\)([*+{]?)")
 _OF_ACTIVATIONS = frozenset(
     f"{what}_{part}"
     for what in ("input", "output", "k", "v", "q", "kv", "kv_cache", "k_proj_output", "v_proj_output", "activation")
@@ -141,9 +147,9 @@ def _matches(expression: str, layer: str) -> bool:
     """Whether a layer's name is what a configuration's expression describes.
 
     Raises:
-        ModelError: an expression that could take forever: a repetition repeated, or a very long one.
+        ModelError: an expression that could take forever.
     """
-    if len(expression) > _LONGEST_EXPRESSION or _REPEATED.search(expression):
+    if len(expression) > _LONGEST_EXPRESSION or _steps(expression, len(layer)) > _MOST_STEPS:
         raise ModelError(
             f"quantization_config: the expression {shown(expression)} is not evaluated: it could take forever"
         )
@@ -151,6 +157,24 @@ def _matches(expression: str, layer: str) -> bool:
         return re.fullmatch(expression, layer) is not None
     except re.error:
         return False
+
+
+def _steps(expression: str, length: int) -> float:
+    """No fewer than the ways in which an expression could be tried on so many characters; infinite where something
+    that can be tried in several ways is repeated."""
+    if _HIDING.search(expression):
+        return inf
+    plain = _HEAD_OF_GROUP.sub("(", _ONE_CHARACTER.sub("x", expression))
+    repetitions = len(re.findall(r"[*+{]", plain))
+    ways = comb(length + repetitions, repetitions) << plain.count("?")
+    while group := _GROUP.search(plain):
+        inner, repeated = group.groups()
+        several = re.search(r"[*+?{|]", inner) is not None
+        if several and repeated:
+            return inf
+        ways *= 1 + inner.count("|")
+        plain = plain[: group.start()] + ("x?" if several else "x") + repeated + plain[group.end() :]
+    return ways * (1 + plain.count("|"))
 
 
 def _number(value: Any, what: str, low: int, high: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -176,9 +177,45 @@ def test_what_is_not_known_is_refused_by_name(config: dict[str, Any], message: s
         quantised_weights(config, tensors)
 
 
-@pytest.mark.parametrize("expression", ["re:(a+)+$", "re:(a|aa)*b", "re:" + "a" * 501])
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "re:(a+)+$",
+        "re:(a|aa)*b",
+        "re:" + "a" * 501,
+        "re:(.*.)*x",
+        "re:((.)+[)]?)*x",
+        "re:(?:.*a){20}x",
+        r"re:[\][](.+)+x]",
+        "re:(?#[)(.+)+x(?#])",
+        "re:" + ".*" * 40 + "x",
+        "re:" + ".?" * 30 + "x",
+        "re:" + "(.|a)" * 30 + "x",
+    ],
+)
 def test_expressions_that_could_take_forever_are_refused(expression: str) -> None:
-    group = {"targets": [expression], "weights": {"num_bits": 4}}
-    config = {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"g": group}}
     with pytest.raises(ModelError, match="is not evaluated: it could take forever"):
-        quantised_weights(config, PACKED)
+        quantised_weights(config_for(expression), named(PACKED, "a" * 60))
+
+
+def config_for(expression: str) -> dict[str, Any]:
+    group = {"targets": [expression], "weights": {"num_bits": 4}}
+    return {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"g": group}}
+
+
+def named(tensors: Mapping[str, MemoryTensor], layer: str) -> dict[str, MemoryTensor]:
+    """The tensors of `a.up` under another layer's name."""
+    return {name.replace("a.up", layer): one for name, one in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        r"re:.*self_attn\.(q|k|v|o)_proj.*",
+        r"re:model\.layers\.(?:[0-9]|1[0-9]|2[0-7])\..*\.(?P<which>up|down)_proj$",
+        r"re:.*layers\.\d+\.(mlp|block_sparse_moe)\.experts\.\d{1,3}\..*",
+    ],
+)
+def test_expressions_as_tools_write_them_are_evaluated(expression: str) -> None:
+    layer = "model.language_model.layers.27.block_sparse_moe.experts.127.down_proj"
+    assert list(quantised_weights(config_for(expression), named(PACKED, layer))) == [f"{layer}.weight"]
