@@ -123,7 +123,7 @@ def run_compress(parsed: argparse.Namespace) -> int:
     if parsed.verify and not parsed.dry_run:
         from ov_weight_compression.cli.verify_command import verify_files
 
-        return verify_files([result.target for result in results if result.target is not None], parsed.device or "CPU")
+        return verify_files([result.target for result in results], parsed.device or "CPU")
     return 0
 
 
