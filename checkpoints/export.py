@@ -52,9 +52,6 @@ class Exported:
     """By the .xml's path relative to the folder."""
     unused: Mapping[str, str]
     """Tensors of the checkpoint that are in no model, and why."""
-    task: str
-    versions: Mapping[str, str]
-    """Of the packages that did it."""
 
 
 def missing_package() -> str | None:
@@ -107,7 +104,7 @@ def export(folder: Path, output: Path, task: str | None = None, tensors: Sequenc
         )
         for name, found in answer["models"].items()
     }
-    return Exported(output, models, answer["unused"], answer["task"], answer["versions"])
+    return Exported(output, models, answer["unused"])
 
 
 def _run(arguments: list[str], log: Path) -> int:

@@ -45,7 +45,6 @@ _KNOWN_UNUSED = re.compile(
 )
 """Buffers that are computed from the config, and heads that training had and the architecture has not."""
 
-
 _LEAST_COMPARED = 1024  # numbers of a constant: of few, the sum says little
 
 
@@ -78,8 +77,6 @@ class Answer:
     `copies` the tensors that they are copies of, in another type."""
     unused: dict[str, str]
     """Tensors that are in no model, and why."""
-    task: str
-    versions: dict[str, str]
 
 
 def work(arguments: list[str]) -> int:
@@ -118,12 +115,9 @@ def _reason(error: BaseException) -> str:
 
 def _export(request: Request) -> Answer:
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # what OpenVINO's converter would report with
-    import openvino as ov
     import optimum.exporters.openvino  # noqa: F401  (registers what it can export)
-    import torch
     import transformers
     from optimum.exporters.openvino import main_export
-    from optimum.intel.version import __version__ as optimum_version
 
     checkpoint = read_checkpoint(Path(request.folder))
     every = set(checkpoint.tensors)
@@ -137,13 +131,7 @@ def _export(request: Request) -> Answer:
     if not accounts.models:
         raise ModelError(f"{checkpoint.folder}: optimum-intel wrote no model for the task {task}")
     models = {str(path.relative_to(request.output)): found for path, found in accounts.models.items()}
-    versions = {
-        "optimum-intel": optimum_version,
-        "transformers": transformers.__version__,
-        "torch": torch.__version__,
-        "openvino": ov.get_version(),
-    }
-    return Answer(models, accounts.unused(), task, versions)
+    return Answer(models, accounts.unused())
 
 
 def _task_of(checkpoint: Checkpoint) -> str:
@@ -398,7 +386,7 @@ class _Accounts:
         return self._places.find(self._spans, value.data_ptr(), value.numel() * value.element_size())
 
     def _tensor_of(self, name: str) -> str:
-        """The tensor that a loader's name means: its own, or the only one that ends alike; "" for none.
+        """The tensor that a loader's name means: its own, or the longest that ends alike; "" for none.
 
         Loaders add or leave out what comes before the layers' own names (`model.`, `bert.`).
         """

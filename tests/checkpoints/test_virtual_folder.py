@@ -126,7 +126,7 @@ def exported(folder: Path, work: Path) -> Exported:
     output.mkdir()
     placed = write_skeleton(model, output / "openvino_model.xml", explained.stored)
     assert holes_read(virtual.folder) == []
-    return Exported(output, {"openvino_model.xml": Skeleton(placed, {})}, {}, "text-generation", {})
+    return Exported(output, {"openvino_model.xml": Skeleton(placed, {})}, {})
 
 
 def test_codes_stand_where_the_holes_were(folder: Path, tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_an_export_that_reads_holes_is_made_again_with_values(
         seen.append(stored.dtype)
         if stored.dtype != "F32":
             raise HolesReadError(f"it computes with {name}", [name])
-        return Exported(output, {}, {"buffer": "computed"}, "", {})
+        return Exported(output, {}, {"buffer": "computed"})
 
     module = import_module("ov_weight_compression.checkpoints.from_checkpoint")
     monkeypatch.setattr(module, "export", export)
