@@ -147,6 +147,8 @@ def _checked_target(source: Path, target: Path, force: bool) -> Path:
         raise cannot_write(target, error) from error
     if source.is_dir() and source.resolve() in target.resolve().parents:
         raise OptionError(f"output: {target} lies inside the input folder {source}; write somewhere else")
+    if target.resolve() in source.resolve().parents:  # replacing it would take the input along
+        raise OptionError(f"output: {target} holds the input {source}; write somewhere else")
     return target
 
 

@@ -285,6 +285,8 @@ class TestRefusals:
         assert "is the input" in failing(capsys, 2, folder, "-o", folder)
         assert "is the input" in failing(capsys, 2, model, "-o", model.parent / "." / model.name)
         assert "lies inside the input folder" in failing(capsys, 2, folder, "-o", folder / "int4", "--force")
+        assert "holds the input" in failing(capsys, 2, folder, "-o", folder.parent, "--force")
+        assert (folder / "openvino_model.xml").exists()
 
     def test_a_rule_that_is_none(self, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert "--rule" in failing(capsys, 2, model, "--dry-run", "--rule", "x")
