@@ -38,6 +38,12 @@ def add_compress_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="leave alone: a layer's name, or name:N, re:REGEX, type:OPERATION; may be repeated",
     )
     command.add_argument("--no-validate", action="store_true", help="an --ignore that matches nothing is no error")
+    command.add_argument(
+        "--runtime-hint",
+        action="append",
+        metavar="NAME=VALUE",
+        help="what a device is to do at inference, such as KV_CACHE_PRECISION=u8; may be repeated",
+    )
     command.add_argument("--task", metavar="TASK", help="what a checkpoint is exported for, in optimum-intel's words")
     data = command.add_argument_group("with data")
     data.add_argument("--data", metavar="FILE", help="text, .npy or .npz; random or self for a language model")
@@ -73,6 +79,7 @@ def _options(parsed: argparse.Namespace) -> dict[str, Any]:
     """The pass's options from the command line's; only those that were given."""
     from ov_weight_compression.passes.options import OPTIONS
     from ov_weight_compression.passes.rules import parse_rule_text
+    from ov_weight_compression.passes.runtime_hints import parse_hint_text
 
     options: dict[str, Any] = {"quiet": parsed.quiet}
     for name, option in OPTIONS.items():
@@ -83,6 +90,8 @@ def _options(parsed: argparse.Namespace) -> dict[str, Any]:
             options[name] = option.kind.from_text(word) if isinstance(word, str) else word
     if parsed.rule:
         options["rules"] = [parse_rule_text(rule) for rule in parsed.rule]
+    if parsed.runtime_hint:
+        options["runtime_hints"] = dict(map(parse_hint_text, parsed.runtime_hint))
     if parsed.ignore:
         options["ignored_scope"] = _ignored(parsed.ignore, not parsed.no_validate)
     return options

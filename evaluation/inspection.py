@@ -127,7 +127,8 @@ class Inspection:
     constants_bytes: int
     """Bytes of all constants of the model, those that are listed nowhere included."""
     recipe: dict[str, Any]
-    """What the model says about how it was made: the sections `weight_compression`, `nncf` and `optimum`."""
+    """What the model says about how it was made: the sections `weight_compression`, `nncf`, `optimum` and
+    `runtime_options`."""
     device: dict[str, str] | None = None
     """Name of the device, its own name for itself, OpenVINO's version and what was compiled."""
 

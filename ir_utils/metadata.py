@@ -3,6 +3,7 @@
 weight_compression   this package's options, with versions
 nncf                 NNCF's; its own section `weight_compression` inside
 optimum              versions of what exported it
+runtime_options      what OpenVINO is to do with it at inference
 
 What this package compresses has a section `nncf` as well, with NNCF's keys and spellings: other tools look there for
 the group size, or for whether a model is compressed already. Its `version` says who wrote it.
@@ -20,7 +21,7 @@ OWN_SECTION = "weight_compression"
 _NNCF = "nncf"
 _VERSION = "version"
 _WRITER = "ov-weight-compression"
-_SECTIONS = (OWN_SECTION, _NNCF, "optimum")
+_SECTIONS = (OWN_SECTION, _NNCF, "optimum", "runtime_options")
 
 
 def read_metadata(model: Any) -> dict[str, Any]:

@@ -48,6 +48,7 @@ from ov_weight_compression.passes.modes import (
     SensitivityMetric,
 )
 from ov_weight_compression.passes.rules import Rule, parse_rules
+from ov_weight_compression.passes.runtime_hints import check_hints_for_cpu, parse_runtime_hints
 from ov_weight_compression.patterns import GivenSources, IgnoredScope, Roles, given_sources, parse_roles
 from ov_weight_compression.quantization.formats import CODEBOOK_TYPES, FORMATS, Format, with_codebook
 from ov_weight_compression.quantization.lloyd import stand_in
@@ -117,6 +118,7 @@ _ROLES = OptionKind("", parse_roles, "Roles")
 _STEPS = functions("Step", "target, draft, hessian, grid")
 _CODEBOOK = replace(table(), annotation="Sequence[float] | NDArray[Any] | Codebook")
 _SCOPE = OptionKind("", IgnoredScope.of, "Any")
+_HINTS = OptionKind("a dict of runtime hints' names and values", parse_runtime_hints, "Mapping[str, Any]")
 _SOURCES = OptionKind("a mapping from weights' names to their sources, or a function", given_sources, "GivenSources")
 
 _WITH_TABLE = Need(
@@ -235,6 +237,9 @@ class Options:
         CodebookSharing.NONE, one_of(CodebookSharing), "which weights share one of them", need=_WITH_FITTED_TABLE
     )
     device: Device | None = declared(None, one_of(Device), "choose formats that this device executes compressed")
+    runtime_hints: Mapping[str, str] | None = declared(
+        None, _HINTS, "what a device is to do at inference, written into the model", flag=None
+    )
     lazy: bool = declared(
         True, flag(), "compute the weights when the model is saved or compiled", flag=None, recorded="never"
     )
@@ -338,6 +343,8 @@ def _told(value: Any) -> str:
         return "; ".join(f"{name}={own}" for name, own in parts if own)
     if isinstance(value, Mapping) and all(isinstance(key, tuple) for key in value):  # roles
         return "; ".join(f"{operation}:{port}" for operation, port in value)
+    if isinstance(value, Mapping) and all(isinstance(own, str) for own in value.values()):  # runtime hints
+        return "; ".join(f"{name}={own}" for name, own in value.items())
     if isinstance(value, tuple):
         return "; ".join(getattr(part, "__name__", None) or str(part) for part in value)
     return str(value) if isinstance(value, (str, bool, int, float)) else type(value).__name__
@@ -435,6 +442,8 @@ def _check_together(options: Options, asked: Mapping[str, Any]) -> None:
         )
     if options.scale_search == "off" and (options.scale_estimation or options.accuracy is not None):
         raise OptionError("scale_search: must not be 'off' with scale_estimation or accuracy, which are made of it")
+    if options.runtime_hints and options.device in (None, Device.CPU):
+        check_hints_for_cpu(options.runtime_hints)
     _check_codebook(options)
     _check_few_bits(options, asked)
     for place, rule in enumerate(options.rules):

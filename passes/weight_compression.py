@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 from warnings import warn
@@ -37,6 +37,7 @@ from ov_weight_compression.passes.planning import make_plan
 from ov_weight_compression.passes.report import Report, keep_report, make_report
 from ov_weight_compression.passes.rewrite import hold_small_constants, rewrite, with_equal_weights
 from ov_weight_compression.passes.rules import RulesLike
+from ov_weight_compression.passes.runtime_hints import write_runtime_hints
 from ov_weight_compression.passes.telltale import with_telltale
 from ov_weight_compression.patterns import GivenSources, Roles, find_weights, sources_of
 from ov_weight_compression.quantization.kernels import kept_kernels
@@ -83,6 +84,8 @@ class WeightCompression(ModelPass):
             compare it with its stored weights; a difference that its arithmetic does not explain is an error.
         threads: threads to compute with; by default OMP_NUM_THREADS or the processors there are.
         device: prefer formats that this device executes compressed.
+        runtime_hints: what a device is to do at inference, such as `{"KV_CACHE_PRECISION": "u8"}`: written into the
+            model beside those that it has; see `ov_weight_compression.passes.runtime_hints`.
         dataset: model inputs (dicts, tuples, arrays), token ids, NNCF's Dataset, or for a language model `"random"` or
             `"self"`; see `ov_weight_compression.calibration`.
         subset_size, context_length: how many windows of the dataset are used (128) and, for tokens, how long (256).
@@ -146,6 +149,7 @@ class WeightCompression(ModelPass):
         codebook_size: int | None = None,
         codebook_sharing: CodebookSharing | str = CodebookSharing.NONE,
         device: Device | str | None = None,
+        runtime_hints: Mapping[str, Any] | None = None,
         lazy: bool = True,
         verify: bool = False,
         threads: int | None = None,
@@ -206,11 +210,12 @@ class WeightCompression(ModelPass):
             _log(report)
             if plan.weights:
                 _write_metadata(model, report, options)
+            write_runtime_hints(model, options.runtime_hints or {})
             if plan.weights and options.lazy:
                 hold_small_constants(model)
             if options.verify:
                 _verify(model, options.device, options.roles)
-            return bool(plan.weights)
+            return bool(plan.weights or options.runtime_hints)
 
     def _planned(self, model: Any) -> tuple[Plan, Measurements]:
         """What every weight gets, and the data that will say more; values are looked at, none is computed."""
@@ -258,6 +263,7 @@ def apply_weight_compression(
     codebook_size: int | None = None,
     codebook_sharing: CodebookSharing | str = CodebookSharing.NONE,
     device: Device | str | None = None,
+    runtime_hints: Mapping[str, Any] | None = None,
     lazy: bool = True,
     verify: bool = False,
     threads: int | None = None,

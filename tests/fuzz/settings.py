@@ -68,6 +68,8 @@ def settings(random: np.random.Generator, names: list[str], with_data: bool) -> 
         )
     if chance(0.15):
         chosen["device"] = pick("CPU", "GPU", "NPU")
+    if chance(0.1):
+        chosen["runtime_hints"] = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": pick(0, 32, -1), "KV_CACHE_PRECISION": "u8"}
     if chance(0.6):
         chosen["threads"] = pick(1, 1, 2, 3, 4)
     if chance(0.3):
