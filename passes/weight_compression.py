@@ -72,10 +72,10 @@ class WeightCompression(ModelPass):
             `ov_weight_compression.patterns.roles`.
         scale_search: `"auto"` (default) looks for better scales than absmax and min–max in formats of 4 bits and fewer;
             `"off"` does not; a number says how many candidates.
-        codebook, codebook_type: the table of `mode="codebook"`, 2 to 65536 values, and the type that it is stored in:
-            `"f8e4m3"`, `"f16"`, `"f32"`, `"i8"` or `"u8"`; by default that of the array or tensor that it is, for a
-            list f8e4m3. `adaptive_codebook` fits a table of that type (f8e4m3 by default, not u8) to each weight, and
-            begins with the codebook where one is given. `codebook=Codebook(…)` says all of it, and the next two.
+        codebook: the table of `mode="codebook"`, 2 to 65536 values; `adaptive_codebook` begins with it where one is
+            given. `Codebook(…)` says the next three too.
+        codebook_type: what a table is stored in: `"f8e4m3"`, `"f16"`, `"f32"`, `"i8"` or `"u8"`; by default that of the
+            array or tensor that it is, for a list and for tables that are fitted (not in u8) f8e4m3.
         codebook_size: entries of the tables of `mode="adaptive_codebook"`: the codebook's, or 16; 2 to 65536.
         codebook_sharing: which weights share one of them: `"none"` (default), those of a `"block"`, or the same layer
             `"across_blocks"`; see `fitted_codebooks`.
@@ -88,7 +88,8 @@ class WeightCompression(ModelPass):
             model beside those that it has; see `ov_weight_compression.passes.runtime_hints`.
         dataset: model inputs (dicts, tuples, arrays), token ids, NNCF's Dataset, or for a language model `"random"` or
             `"self"`; see `ov_weight_compression.calibration`.
-        subset_size, context_length: how many windows of the dataset are used (128) and, for tokens, how long (256).
+        subset_size: how many windows of the dataset are used, 128.
+        context_length: tokens in a window, 256.
         accuracy: `"fast"`, `"balanced"` or `"best"`; see `ov_weight_compression.passes.method`.
         scale_estimation: the scale search weighted with what the data shows.
         gptq: codes by GPTQ, with coordinate descent on codes and scales after it.

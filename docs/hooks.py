@@ -1,0 +1,49 @@
+"""What the site's pages take from the package itself, put in where they say `{{ name }}` or `{{ name argument }}`."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from collections.abc import Callable
+
+from ov_weight_compression.cli import main
+from ov_weight_compression.passes.options import OPTIONS
+from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL
+
+
+def options() -> str:
+    """The table of options: what `WeightCompression` and the command take."""
+    lines = ["| option | on the command line | default | what it does |", "|---|---|---|---|"]
+    for name, option in OPTIONS.items():
+        flag = "" if option.flag is None else f"`{option.flag or '--' + name.replace('_', '-')}`"
+        default = getattr(option.default, "value", option.default)
+        told = "" if default in (None, ()) else f"`{default}`"
+        lines.append(f"| `{name}` | {flag} | {told} | {option.help.replace('|', '/')} |")
+    return "\n".join(lines)
+
+
+def formats() -> str:
+    """The table of storage formats."""
+    lines = ["| mode | codes | group size | scale | bits of a weight |", "|---|---|---|---|---|"]
+    for name, row in FORMATS.items():
+        group = "a channel" if row.default_group == PER_CHANNEL else str(row.default_group)
+        group += "" if row.fixed_group else ", or others"
+        lines.append(f"| `{name}` | {row.storage} | {group} | {row.scale} | {row.bits} |")
+    return "\n".join(lines)
+
+
+def usage(command: str = "") -> str:
+    """What `ov-compress COMMAND --help` prints."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        main([*command.split(), "--help"])
+    return f"```text\n{printed.getvalue().rstrip()}\n```"
+
+
+_FILLED: dict[str, Callable[..., str]] = {"options": options, "formats": formats, "usage": usage}
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """mkdocs' hook: fill a page."""
+    return re.sub(r"\{\{ (\w+) ?([\w ]*) \}\}", lambda found: _FILLED[found[1]](*filter(None, [found[2]])), markdown)
