@@ -138,14 +138,15 @@ def _skips(model: Any) -> dict[str, str]:
     """Why this package leaves a layer's weight alone whatever is asked for."""
     from ov_weight_compression.patterns import find_weights
     from ov_weight_compression.patterns.follow import follow
-    from ov_weight_compression.patterns.views import own_view
+    from ov_weight_compression.patterns.graphs import graphs_of
 
     reasons = {skip.name: skip.reason for skip in find_weights(model)[1]}
-    constants = [node for node in model.get_ops() if node.get_friendly_name() in reasons]
+    main = graphs_of(model)[0]
     return {
         str(use.node.get_friendly_name()): reasons[node.get_friendly_name()]
-        for node in constants
-        for use in follow(node, own_view(tuple(node.get_output_shape(0))))
+        for node, _ in main.constants
+        if node.get_friendly_name() in reasons
+        for use in follow(main, node)
     }
 
 

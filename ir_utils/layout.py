@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from itertools import islice
 
 import numpy as np
@@ -46,35 +45,31 @@ class Layout:
     shape: tuple[int, ...]
     reduced: tuple[int, ...]
 
-    @cached_property
-    def order(self) -> tuple[int, ...]:
-        """The permutation of the constant's axes that brings the reduced ones last."""
-        return (*(axis for axis in range(len(self.shape)) if axis not in self.reduced), *self.reduced)
+    order: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    """The permutation of the constant's axes that brings the reduced ones last."""
+    lead: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    """The sizes of the row axes."""
+    rows: int = field(init=False, repr=False, compare=False)
+    columns: int = field(init=False, repr=False, compare=False)
+    contiguous: bool = field(init=False, repr=False, compare=False)
+    """Whether the matrix is the constant itself, read in its own order."""
+    groupable: bool = field(init=False, repr=False, compare=False)
+    """Whether a Reshape alone can cut the constant into groups: its reduced axes lie side by side."""
 
-    @cached_property
-    def inverse(self) -> tuple[int, ...]:
-        """The permutation that undoes `order`."""
-        return tuple(int(axis) for axis in np.argsort(self.order))
-
-    @cached_property
-    def lead(self) -> tuple[int, ...]:
-        """The sizes of the row axes."""
-        return tuple(self.shape[axis] for axis in self.order[: len(self.shape) - len(self.reduced)])
-
-    @cached_property
-    def rows(self) -> int:
-        """How many rows the matrix has."""
-        return math.prod(self.lead)
-
-    @cached_property
-    def columns(self) -> int:
-        """How many columns the matrix has."""
-        return math.prod(self.shape[axis] for axis in self.reduced)
-
-    @cached_property
-    def contiguous(self) -> bool:
-        """Whether the matrix is the constant itself, read in its own order."""
-        return self.order == tuple(range(len(self.shape)))
+    def __post_init__(self) -> None:
+        outer = tuple(axis for axis in range(len(self.shape)) if axis not in self.reduced)
+        lead = tuple(self.shape[axis] for axis in outer)
+        order = (*outer, *self.reduced)
+        follows = {
+            "order": order,
+            "lead": lead,
+            "rows": math.prod(lead),
+            "columns": math.prod(self.shape[axis] for axis in self.reduced),
+            "contiguous": order == tuple(range(len(self.shape))),
+            "groupable": len(self.reduced) > 0 and self.reduced[-1] - self.reduced[0] == len(self.reduced) - 1,
+        }
+        for name, value in follows.items():
+            object.__setattr__(self, name, value)
 
     def slabs(self, max_rows: int, block: int = 0) -> Iterator[Slab]:
         """Cut the rows into pieces of at most `max_rows` that can each be read by one index.
@@ -114,12 +109,7 @@ class Layout:
     def from_matrix(self, matrix: Array) -> Array:
         """`[rows, columns]` in the constant's own order and shape."""
         sizes = [self.shape[axis] for axis in self.order]
-        return np.ascontiguousarray(matrix.reshape(sizes).transpose(self.inverse))
-
-    @cached_property
-    def groupable(self) -> bool:
-        """Whether a Reshape alone can cut the constant into groups: its reduced axes lie side by side."""
-        return self.reduced[-1] - self.reduced[0] == len(self.reduced) - 1
+        return np.ascontiguousarray(matrix.reshape(sizes).transpose(np.argsort(self.order)))
 
     def grouped_shape(self, group: int) -> tuple[int, ...]:
         """The shape of the codes: the constant's, with the reduced axes cut into `in/g, g`; its own for one group."""

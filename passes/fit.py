@@ -140,7 +140,7 @@ def _fall_back(weight: Weight, request: FormatRequest, options: Options, problem
 
 
 def _groupable(weight: Weight) -> bool:
-    return weight.groupable and weight.kind is not Kind.CONVOLUTION
+    return weight.layout.groupable and weight.kind is not Kind.CONVOLUTION
 
 
 def _planned(weight: Weight, format: Format, group: int, request: FormatRequest) -> PlannedWeight:

@@ -7,33 +7,30 @@ Every tool writes the same chain, with more or fewer links:
 
 where the zero point and the scale are constants behind any Convert, Reshape or Multiply of constants (two-level scales
 are `Convert(Multiply(Convert(scale), scalar))`). The chain counts only if a layer reads its end as a weight: a mask
-that is converted and multiplied, a table of indices or a shape does not.
+that is converted and multiplied, a table of indices or a shape does not. On the way an end that several operations
+read stops everything but the layer itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 import openvino as ov
 
-from ov_weight_compression.patterns.chain import (
-    FLOAT8_TYPES,
-    INDEX_TYPES,
-    STORAGE_TYPES,
-    Chain,
-    extend,
-    merged_axis,
-    scale_shape,
-)
-from ov_weight_compression.patterns.follow import Use, follow
-from ov_weight_compression.patterns.graphs import Graph, bytes_of, graphs_of
-from ov_weight_compression.patterns.roles import Kind, Refusal, Role, Roles, demanding, with_roles
-from ov_weight_compression.patterns.views import own_view
+from ov_weight_compression.patterns.follow import follow
+from ov_weight_compression.patterns.graphs import Graph, bytes_of, graphs_of, is_postponed
+from ov_weight_compression.patterns.roles import ROLES, Kind, Refusal, Role, Roles
 from ov_weight_compression.patterns.weight import Consumer
 
 __all__ = ["CompressedWeight", "compressed_in", "find_compressed"]
+
+_INTEGER_TYPES = frozenset({"u1", "u2", "u3", "u4", "u6", "u8", "i4", "i8"})
+_FLOAT8_TYPES = frozenset({"f8e4m3", "f8e5m2"})
+_STORAGE_TYPES = _INTEGER_TYPES | _FLOAT8_TYPES | {"nf4", "f4e2m1"}
+_INDEX_TYPES = frozenset({"u1", "u2", "u3", "u4", "u6", "u8", "u16", "i32"})
+_DEPTH = 5
+"""Of the operations between a chain and one of its constants."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +66,44 @@ class CompressedWeight:
     consumers: tuple[Consumer, ...]
     body: str = ""
 
+    storage: str = field(init=False)
+    """Element type of the codes."""
+    scale_type: str | None = field(init=False)
+    """Element type of the scale."""
+    constants: tuple[ov.Node, ...] = field(init=False)
+    """Everything that is stored for this weight: codes, zero point, scales, table."""
+    elements: int = field(init=False)
+    """Of the float weight."""
+    bytes: int = field(init=False)
+    """Of all its constants."""
+    format: str = field(init=False)
+    """What it is stored as, in words: "u4, group 128"."""
+    is_fp8_source: bool = field(init=False)
+    """Whether this may be a weight as an fp8 checkpoint holds it, waiting to be compressed: eight-bit floats with no
+    scale, one scale for all, per channel or per block, but not in groups along the reduction axis, which only a
+    compressor makes. A compressed model with one scale per channel looks the same: ask its `rt_info` first."""
+
+    def __post_init__(self) -> None:
+        stored = (self.codes, self.zero_point, self.scale, self.tensor_scale, self.table)
+        constants = tuple(part for part in stored if part is not None)
+        storage, scale_type, table_type = (
+            None if part is None else str(part.get_output_element_type(0).to_string())
+            for part in (self.codes, self.scale, self.table)
+        )
+        words = [f"codebook of {table_type}"] if table_type else []
+        words += [str(storage), *([f"group {self.group_size}"] if self.group_size > 0 else [])]
+        follows = {
+            "storage": storage,
+            "scale_type": scale_type,
+            "constants": constants,
+            "elements": prod(self.shape),
+            "bytes": sum(map(bytes_of, constants)),
+            "format": ", ".join(words),
+            "is_fp8_source": storage in _FLOAT8_TYPES and self.group_size == -1 and scale_type != "f8e8m0",
+        }
+        for name, value in follows.items():
+            object.__setattr__(self, name, value)
+
     @property
     def end(self) -> ov.Node:
         """`last`, or, where a scale per block has cut the axes, the Reshape behind it that joins them again."""
@@ -80,50 +115,11 @@ class CompressedWeight:
                 return node
         return self.last
 
-    @property
-    def storage(self) -> str:
-        """Element type of the codes."""
-        return str(self.codes.get_output_element_type(0).to_string())
-
-    @property
-    def scale_type(self) -> str | None:
-        """Element type of the scale."""
-        return None if self.scale is None else str(self.scale.get_output_element_type(0).to_string())
-
-    @property
-    def constants(self) -> tuple[ov.Node, ...]:
-        """Everything that is stored for this weight: codes, zero point, scales, table."""
-        parts = (self.codes, self.zero_point, self.scale, self.tensor_scale, self.table)
-        return tuple(part for part in parts if part is not None)
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of all its constants."""
-        return sum(bytes_of(part) for part in self.constants)
-
-    @property
-    def elements(self) -> int:
-        """Elements of the float weight."""
-        return prod(self.shape)
-
-    @property
-    def format(self) -> str:
-        """What it is stored as, in words: "u4, group 128"."""
-        parts = ["codebook of " + self.table.get_output_element_type(0).to_string()] if self.table is not None else []
-        return ", ".join([*parts, self.storage, *([f"group {self.group_size}"] if self.group_size > 0 else [])])
-
-    @property
-    def is_fp8_source(self) -> bool:
-        """Whether this may be a weight as an fp8 checkpoint holds it, waiting to be compressed: eight-bit floats with
-        no scale, one scale for all, per channel or per block, but not in groups along the reduction axis, which only
-        a compressor makes. A compressed model with one scale per channel looks the same: ask its `rt_info` first."""
-        return self.storage in FLOAT8_TYPES and self.group_size == -1 and self.scale_type != "f8e8m0"
-
 
 def find_compressed(model: ov.Model, roles: Roles | None = None) -> list[CompressedWeight]:
     """Every weight of `model` and of the bodies inside it that is stored compressed, in graph order; `roles` are rows
     for operations that the table of roles does not know."""
-    graphs, table = graphs_of(model), with_roles(roles)
+    graphs, table = graphs_of(model), {**ROLES, **(roles or {})}
     found = [(graph.place(one.consumers[0].node), one) for graph in graphs for one in compressed_in(graph, table)]
     found.sort(key=lambda entry: entry[0])
     return [one for _, one in found]
@@ -131,51 +127,145 @@ def find_compressed(model: ov.Model, roles: Roles | None = None) -> list[Compres
 
 def compressed_in(graph: Graph, roles: Roles) -> list[CompressedWeight]:
     """The compressed weights of one level of a model."""
-    candidates = STORAGE_TYPES | INDEX_TYPES
-    found: list[CompressedWeight] = []
-    for constant, element_type in graph.constants:
-        if element_type in candidates and len(constant.shape) > 0:
-            found += _chains(graph, constant, element_type, roles)
+    found = []
+    for codes, storage in graph.constants:
+        if storage not in _STORAGE_TYPES | _INDEX_TYPES or len(codes.shape) == 0:
+            continue
+        # One chain, unless several layers decompress the codes each for itself.
+        for target in codes.output(0).get_target_inputs():
+            node = target.get_node()
+            if target.get_index() == 0 and node.get_type_name() == "Convert" and node in graph.position:
+                chain = _chain_of(codes, storage, node)
+                weight = None if chain is None else _read_by_layers(graph, chain, roles)
+                found += [] if weight is None else [weight]
     return found
 
 
-def _chains(graph: Graph, codes: ov.Node, storage: str, roles: Roles) -> Iterator[CompressedWeight]:
-    """The chains that start at one constant: one, unless several layers decompress it each for itself."""
-    for target in codes.output(0).get_target_inputs():
-        node = target.get_node()
-        if target.get_index() == 0 and node.get_type_name() == "Convert" and node in graph.position:
-            chain = Chain(codes, [node])
-            if extend(chain, storage):
-                yield from _settle(graph, chain, roles)
+@dataclass(frozen=True, eq=False)
+class _Chain:
+    """The links between codes and a layer."""
+
+    codes: ov.Node
+    nodes: tuple[ov.Node, ...]
+    """From the first Convert on."""
+    zero_point: ov.Node | None
+    scales: tuple[ov.Node, ...]
+    """The largest first."""
+    table: ov.Node | None
+    code_shape: tuple[int, ...]
+    """Where the scale meets the codes."""
+    group_axis: int | None
 
 
-def _settle(graph: Graph, chain: Chain, roles: Roles) -> Iterator[CompressedWeight]:
+def _chain_of(codes: ov.Node, storage: str, convert: ov.Node) -> _Chain | None:
+    """The chain behind the first Convert, link by link; None where it decompresses nothing."""
+    nodes = [convert]
+    nodes += _reader(nodes[-1], "Convert")
+    table = zero_point = None
+    scales: tuple[ov.Node, ...] = ()
+    for gather in _reader(nodes[-1], "Gather", port=1):
+        tables = _constants(gather.input_value(0)) or ()
+        if len(tables) == 1 and len(tables[0].shape) == 1 and len(codes.shape) >= 2:
+            table = tables[0]
+            nodes.append(gather)
+    if table is None:
+        if storage not in _STORAGE_TYPES:
+            return None
+        nodes += _reader(nodes[-1], "Reshape")
+    code_shape = tuple(nodes[-1].get_output_shape(0))
+    for subtract in _reader(nodes[-1], "Subtract") if table is None else ():
+        points = _constants(subtract.input_value(1)) or ()
+        if len(points) == 1:
+            zero_point = points[0]
+            nodes.append(subtract)
+    for _ in range(2):
+        for port in (0, 1):
+            for multiply in _reader(nodes[-1], "Multiply", port):
+                factors = _constants(multiply.input_value(1 - port))
+                same = prod(multiply.get_output_shape(0)) == prod(code_shape)
+                if factors is not None and same and len(scales) + len(factors) <= 2:
+                    scales += factors
+                    nodes.append(multiply)
+    if table is None and not scales and storage in _INTEGER_TYPES:
+        return None
+    scales = tuple(sorted(scales, key=lambda scale: prod(scale.shape), reverse=True))
+    # The Reshape that merges groups back joins a dimension that the scale covers with the one before.
+    scale_shape = tuple(scales[0].shape) if scales else ()
+    scale_shape = (1,) * (len(code_shape) - len(scale_shape)) + scale_shape
+    for reshape in _reader(nodes[-1], "Reshape"):
+        if _merged_axis(code_shape, tuple(reshape.get_output_shape(0)), scale_shape) is not None:
+            nodes.append(reshape)
+    axis = _merged_axis(code_shape, tuple(nodes[-1].get_output_shape(0)), scale_shape)
+    return _Chain(codes, tuple(nodes), zero_point, scales, table, code_shape, axis)
+
+
+def _reader(node: ov.Node, kind: str, port: int = 0) -> list[ov.Node]:
+    """The only operation that reads a node, if it is of this type, reads it there and has a known shape."""
+    targets = list(node.output(0).get_target_inputs())
+    found = [target.get_node() for target in targets if target.get_index() == port]
+    fits = len(targets) == len(found) == 1 and found[0].get_type_name() == kind
+    return found if fits and found[0].get_output_partial_shape(0).is_static else []
+
+
+def _constants(value: ov.Output, depth: int = _DEPTH) -> tuple[ov.Node, ...] | None:
+    """The constants that a tensor is made of, or None where it is not made of constants alone."""
+    node = value.get_node()
+    kind = node.get_type_name()
+    if kind == "Constant" or is_postponed(node):
+        return (node,)
+    if depth and kind in ("Convert", "Reshape", "Unsqueeze", "Squeeze"):
+        return _constants(node.input_value(0), depth - 1)
+    if depth and kind == "Multiply":
+        left, right = (_constants(node.input_value(port), depth - 1) for port in (0, 1))
+        return None if left is None or right is None else left + right
+    return None
+
+
+def _merged_axis(codes: tuple[int, ...], weight: tuple[int, ...], scale: tuple[int, ...]) -> int | None:
+    """The axis of the weight that two dimensions of the codes, groups and places within one, were merged to; the first
+    of them where groups run across several, as in a table of `[rows, heads, size]`.
+
+    Nobody writes groups of one weight: `[n, 1, m]` with a scale for each of the `n` is a row in one group.
+    """
+    across = len(weight) - len(codes) + 2
+    if across < 1:
+        return None
+    for axis in range(len(codes) - 1):
+        if scale[axis] != codes[axis] or scale[axis + 1] != 1 or codes[axis + 1] == 1:
+            continue
+        joined, group = weight[axis : axis + across], codes[axis + 1]
+        same = weight[:axis] == codes[:axis] and weight[axis + across :] == codes[axis + 2 :]
+        # Groups of as many elements as a row of these axes has are none: those are a scale per channel.
+        cuts = across == 1 or group not in [prod(joined[place:]) for place in range(across)]
+        if same and prod(joined) == codes[axis] * group and cuts:
+            return axis
+    return None
+
+
+def _read_by_layers(graph: Graph, chain: _Chain, roles: Roles) -> CompressedWeight | None:
     """The compressed weight, if a layer reads the end of the chain as one."""
-    shape = tuple(chain.last.get_output_partial_shape(0).to_shape())
-    live = [use for use in follow(chain.last, own_view(shape), roles) if use.node in graph.position]
-    live.sort(key=lambda use: (graph.position[use.node], use.port))
-    uses: list[tuple[Use, Role]] = [(use, use.role) for use in live if isinstance(use.role, Role)]
-    if not uses:
-        return
-    use, role = uses[0]
-    seen = use.view if not isinstance(use.view, Refusal) else ()
-    scales = sorted(chain.scales, key=lambda scale: prod(scale.shape), reverse=True)
-    axis = merged_axis(chain.code_shape, shape, scale_shape(chain))
-    yield CompressedWeight(
+    last = chain.nodes[-1]
+    uses = [use for use in follow(graph, last, roles) if isinstance(use.role, Role)]
+    consumers = tuple(Consumer(use.node, use.port, use.role) for use in uses if isinstance(use.role, Role))
+    if not uses or isinstance(uses[0].view, Refusal) or consumers[0].role is None:
+        return None
+    kinds = {consumer.kind for consumer in consumers}
+    reduction = {piece.axis for dimension in consumers[0].role.reduction for piece in uses[0].view[dimension]}
+    return CompressedWeight(
         name=chain.codes.get_friendly_name().removesuffix("_nncf_codebook_idxs"),
         codes=chain.codes,
         zero_point=chain.zero_point,
-        scale=scales[0] if scales else None,
-        tensor_scale=scales[1] if len(scales) > 1 else None,
+        scale=chain.scales[0] if chain.scales else None,
+        tensor_scale=chain.scales[1] if len(chain.scales) > 1 else None,
         table=chain.table,
-        chain=tuple(chain.nodes),
-        last=chain.last,
-        shape=shape,
+        chain=chain.nodes,
+        last=last,
+        shape=tuple(last.get_output_shape(0)),
         code_shape=chain.code_shape,
-        reduction_axes=tuple(sorted({piece.axis for dim in role.reduction for piece in seen[dim]})),
-        group_axis=axis,
-        group_size=-1 if axis is None else chain.code_shape[axis + 1],
-        kind=demanding(one.kind for _, one in uses),
-        consumers=tuple(Consumer(one.node, one.port, own) for one, own in uses),
+        reduction_axes=tuple(sorted(reduction)),
+        group_axis=chain.group_axis,
+        group_size=-1 if chain.group_axis is None else chain.code_shape[chain.group_axis + 1],
+        kind=next(kind for kind in reversed(Kind) if kind in kinds),
+        consumers=consumers,
         body=graph.path,
     )

@@ -26,12 +26,12 @@ import openvino as ov
 
 from ov_weight_compression.ir_utils.constants import FLOAT_TYPES
 from ov_weight_compression.ir_utils.metadata import is_compressed
-from ov_weight_compression.patterns.compressed import CompressedWeight, compressed_in
+from ov_weight_compression.patterns.compressed import compressed_in
 from ov_weight_compression.patterns.follow import Use, follow, reshaped
 from ov_weight_compression.patterns.graphs import BODY_OPERATIONS, Graph, bytes_of, graphs_of, is_postponed
 from ov_weight_compression.patterns.ignored import IgnoredScope
-from ov_weight_compression.patterns.roles import RECURRENT, Kind, Refusal, Role, Roles, demanding, with_roles
-from ov_weight_compression.patterns.views import View, own_view, pieces_of
+from ov_weight_compression.patterns.roles import RECURRENT, ROLES, Kind, Refusal, Role, Roles
+from ov_weight_compression.patterns.views import View, pieces_of
 from ov_weight_compression.patterns.weight import Consumer, Skip, Weight
 
 __all__ = ["REPORTED_ELEMENTS", "find_weights"]
@@ -65,10 +65,10 @@ def find_weights(
         OptionError: the ignored scope names something that is not in the model, or cannot be read.
     """
     graphs = graphs_of(model)
-    scope = IgnoredScope.of(ignored)
+    scope = None if ignored is None else IgnoredScope.of(ignored)
     later = _ambiguous(scope.names, graphs) if scope else {}
     rules = scope.resolve(graphs, later) if scope else {}
-    fp8_sources, table = not is_compressed(model), with_roles(roles)
+    fp8_sources, table = not is_compressed(model), {**ROLES, **(roles or {})}
     found = [entry for graph in graphs for entry in _found_in(graph, rules, fp8_sources, table)]
     found.sort(key=lambda entry: entry.place)
     _name(found)
@@ -118,33 +118,32 @@ class _Found:
 
 def _found_in(graph: Graph, rules: dict[str, str], fp8_sources: bool, roles: Roles) -> Iterator[_Found]:
     """What becomes of every constant of one level that needs a mention; with `fp8_sources`, what looks like the weight
-    of an fp8 checkpoint is one."""
-    parts: dict[ov.Node, str] = {}
+    of an fp8 checkpoint is one.
+
+    `rules` are the ignored names and what ignores them, as `IgnoredScope.resolve` gives them.
+    """
+    known: dict[ov.Node, str] = {}
     told: set[ov.Node] = set()
     for one in compressed_in(graph, roles):
-        consumer = one.consumers[0]
-        layers = [graph.place(other.node) for other in one.consumers]
+        layers = [graph.place(layer.node) for layer in one.consumers]
         if fp8_sources and one.is_fp8_source:
-            yield _Found(layers[0], layers, _fp8_source(graph, one, rules, roles))
+            candidate = _followed(graph, one.end, one.name, one.storage, one.constants, roles)
+            yield _Found(layers[0], layers, _judged(candidate, rules))
             told.update(one.constants)
             continue
         reason = f"already compressed ({one.format})"
-        skip = Skip(one.name, consumer.name, one.shape, one.storage, reason, bytes_of(one.codes))
+        skip = Skip(one.name, one.consumers[0].name, one.shape, one.storage, reason, bytes_of(one.codes))
         yield _Found(graph.place(one.chain[0]), layers, skip)
-        parts.update((part, f"belongs to '{one.name}', which is already compressed") for part in one.constants)
+        known.update((part, f"belongs to '{one.name}', which is already compressed") for part in one.constants)
     for constant, element_type in graph.constants:
         if element_type not in FLOAT_TYPES or not constant.shape or constant in told:
             continue
-        candidate = _Candidate.of(graph, constant, element_type, roles)
-        if candidate.layers or candidate.elements >= REPORTED_ELEMENTS:
-            known = parts.get(constant) or (_POSTPONED if is_postponed(constant) else None)
-            result = Refusal(known) if known else _judge(candidate, rules)
-            first = candidate.first
-            yield _Found(
-                place=graph.place(first.node if first else constant),
-                layers=[graph.place(use.node) for use in candidate.layers],
-                result=result if isinstance(result, Weight) else candidate.skip(result.reason),
-            )
+        candidate = _followed(graph, constant, constant.get_friendly_name(), element_type, (constant,), roles)
+        if candidate.layers or prod(candidate.shape) >= REPORTED_ELEMENTS:
+            reason = known.get(constant, _POSTPONED if is_postponed(constant) else "")
+            layers = [graph.place(use.node) for use in candidate.layers]
+            first = next((use.node for use in candidate.layers or candidate.uses), constant)
+            yield _Found(graph.place(first), layers, _judged(candidate, rules, reason))
 
 
 def _name(found: list[_Found]) -> None:
@@ -179,55 +178,73 @@ def _mark_last_layer(found: list[_Found]) -> None:
 
 @dataclass(frozen=True, eq=False)
 class _Candidate:
-    """A floating-point constant and the operations that read it, in graph order."""
+    """A constant, or what stands for one, and the operations that read it, in graph order."""
 
     graph: Graph
-    constant: ov.Node
+    start: ov.Node
+    """A floating-point constant, or the end of a chain that decompresses one."""
     end: ov.Node
     """Whose output stands for its values: itself, or a Reshape behind it (see `follow.reshaped`)."""
+    name: str
+    """Not yet unique."""
     element_type: str
+    parts: tuple[ov.Node, ...]
+    """The constants that it is stored as."""
     shape: tuple[int, ...]
     """That of `end`."""
     uses: list[Use]
     layers: list[Use]
     """Those of the uses that are operations which take weights."""
 
-    @classmethod
-    def of(cls, graph: Graph, constant: ov.Node, element_type: str, roles: Roles) -> _Candidate:
-        """Follow a constant. Operations that no result of the model depends on do not count."""
-        end = reshaped(constant, graph.position)
-        shape = tuple(end.shape)
-        read = [use for use in follow(end, own_view(shape), roles) if use.node in graph.position]
-        uses = [_refused_if_computed_once(use, graph) for use in read]
-        uses.sort(key=lambda use: (graph.position[use.node], use.port))
-        return cls(graph, constant, end, element_type, shape, uses, [use for use in uses if use.role is not None])
 
-    @property
-    def first(self) -> Use | None:
-        """The first layer, or else the first operation, that reads it."""
-        return next(iter(self.layers or self.uses), None)
+def _followed(
+    graph: Graph, start: ov.Node, name: str, element_type: str, parts: tuple[ov.Node, ...], roles: Roles
+) -> _Candidate:
+    """Follow a constant to what reads it. A layer that reads nothing else that depends on the model's inputs refuses:
+    OpenVINO computes it while it compiles the model. There is nothing to gain, and what it computes from a
+    decompression chain is not always right."""
+    end = reshaped(start, graph.position)
+    uses = follow(graph, end, roles)
+    for place, use in enumerate(uses):
+        others = (value for port, value in enumerate(use.node.input_values()) if port != use.port)
+        if isinstance(use.role, Role) and not any(value.get_node() in graph.varying for value in others):
+            reads = f"'{use.node.get_friendly_name()}' reads constants alone"
+            uses[place] = replace(use, role=Refusal(f"{reads}: it is computed once, when the model is compiled"))
+    layers = [use for use in uses if use.role is not None]
+    return _Candidate(graph, start, end, name, element_type, parts, tuple(end.shape), uses, layers)
 
-    @property
-    def elements(self) -> int:
-        """Number of elements."""
-        return prod(self.shape)
 
-    @property
-    def name(self) -> str:
-        """The constant's friendly name, not yet unique."""
-        return str(self.constant.get_friendly_name())
-
-    def skip(self, reason: str) -> Skip:
-        """The refusal of this constant."""
-        first = self.first
+def _judged(candidate: _Candidate, rules: dict[str, str], known: str = "") -> Weight | Skip:
+    """The weight that a constant is, or why it is left alone: for a reason that is `known`, or one that is found."""
+    uses, layers = candidate.uses, candidate.layers
+    axes = known or _axes(candidate, rules)
+    if isinstance(axes, str):
         return Skip(
-            name=self.name,
-            consumer=str(first.node.get_friendly_name()) if first else "",
-            shape=tuple(self.constant.shape),
-            element_type=self.element_type,
-            reason=reason,
-            bytes=bytes_of(self.constant),
+            name=candidate.name,
+            consumer=next((str(use.node.get_friendly_name()) for use in layers or uses), ""),
+            shape=tuple(candidate.start.shape),
+            element_type=candidate.element_type,
+            reason=axes,
+            bytes=sum(map(bytes_of, candidate.parts)),
         )
+    consumers = [Consumer(use.node, use.port, use.role) for use in layers if isinstance(use.role, Role)]
+    kinds = {consumer.kind for consumer in consumers}
+    return Weight(
+        name=candidate.name,
+        constant=candidate.end,
+        kind=next(kind for kind in reversed(Kind) if kind in kinds),
+        consumers=tuple(consumers),
+        shape=candidate.shape,
+        element_type=candidate.element_type,
+        reduction_axes=axes.reduction,
+        channel_axes=axes.channel,
+        batch_axes=axes.batch,
+        input_axes=axes.inputs,
+        is_embedding=Kind.GATHER in kinds,
+        other_uses=tuple(Consumer(use.node, use.port) for use in uses if use.role is None),
+        body=candidate.graph.path,
+        parts=() if candidate.parts[0] is candidate.end else candidate.parts,
+    )
 
 
 @dataclass(frozen=True)
@@ -240,61 +257,55 @@ class _Axes:
     batch: tuple[int, ...]
 
 
-def _refused_if_computed_once(use: Use, graph: Graph) -> Use:
-    """The use, with a refusal where nothing else that the layer reads depends on the model's inputs.
-
-    OpenVINO computes such a layer while it compiles the model. There is nothing to gain, and what it computes from a
-    decompression chain is not always right.
-    """
-    others = (value for port, value in enumerate(use.node.input_values()) if port != use.port)
-    if not isinstance(use.role, Role) or any(value.get_node() in graph.varying for value in others):
-        return use
-    name = use.node.get_friendly_name()
-    return replace(
-        use, role=Refusal(f"'{name}' reads constants alone: it is computed once, when the model is compiled")
-    )
-
-
-def _judge(candidate: _Candidate, rules: dict[str, str]) -> Weight | Refusal:
-    """The weight that a constant is, or why it is left alone.
-
-    `rules` are the ignored names and what ignores them, as `IgnoredScope.resolve` gives them.
-    """
-    layers = candidate.layers
-    if layers and rules:
-        for name in (candidate.name, *(use.node.get_friendly_name() for use in layers)):
+def _axes(candidate: _Candidate, rules: dict[str, str]) -> _Axes | str:
+    """What the axes of a constant mean to all layers that read it, or why it is no weight to compress."""
+    if candidate.layers and rules:
+        called = (candidate.start, *(use.node for use in candidate.layers))
+        for name in (candidate.name, *(node.get_friendly_name() for node in called)):
             if name in rules:
-                return Refusal(f"ignored: {rules[name]}")
+                return f"ignored: {rules[name]}"
     for use in candidate.uses:
         kind = use.node.get_type_name()
         if kind in RECURRENT:
-            return Refusal(f"a recurrent layer ({kind}) takes its weights only as they are")
+            return f"a recurrent layer ({kind}) takes its weights only as they are"
         if kind in BODY_OPERATIONS:
             name = use.node.get_friendly_name()
-            return Refusal(f"enters the body of {kind} '{name}' as an input, which cannot be compressed")
-    if not layers:
-        return Refusal(_no_layer(candidate))
-    readings: list[tuple[Use, Role, _Axes]] = []
-    for use in layers:
+            return f"enters the body of {kind} '{name}' as an input, which cannot be compressed"
+    if not candidate.layers:
+        return _no_layer(candidate)
+    agreed: _Axes | None = None
+    for use in candidate.layers:
         if isinstance(use.role, Refusal):
-            return use.role
-        if isinstance(use.role, Role) and not isinstance(use.view, Refusal):
-            axes = _own_axes(use.view, use.role, candidate.shape)
-            if isinstance(axes, Refusal):
-                return axes
-            readings.append((use, use.role, axes))
-    return _disagreement(readings) or _no_gain(candidate, readings[0][2]) or _weight(candidate, readings)
+            return use.role.reason
+        assert isinstance(use.role, Role)
+        assert not isinstance(use.view, Refusal)
+        axes = _own_axes(use.view, use.role, candidate.shape)
+        if isinstance(axes, str):
+            return axes
+        agreed = agreed or axes
+        if axes.reduction != agreed.reduction:
+            first, other = (one.node.get_friendly_name() for one in (candidate.layers[0], use))
+            return (
+                f"its consumers disagree about its axes: '{first}' reduces over {_text(agreed.reduction)}, '{other}' "
+                f"over {_text(axes.reduction)}"
+            )
+    assert agreed is not None
+    elements, columns = prod(candidate.shape), prod(candidate.shape[axis] for axis in agreed.reduction)
+    if elements < _TINY_ELEMENTS:
+        return f"tiny: {elements} elements, fewer than {_TINY_ELEMENTS}"
+    if columns * candidate.start.get_output_element_type(0).size <= columns + _INT8_OVERHEAD:
+        return f"nothing to gain: with {columns} elements a channel, the scales would take what the codes save"
+    return agreed
 
 
-def _own_axes(view: View, role: Role, shape: tuple[int, ...]) -> _Axes | Refusal:
+def _own_axes(view: View, role: Role, shape: tuple[int, ...]) -> _Axes | str:
     """A role's dimensions as axes of a constant of this shape; a reason where a reduction axis is not whole."""
     inputs = pieces_of(view, role.reduction)
     for piece in inputs:
         if piece.size != shape[piece.axis]:
-            axis = piece.axis
-            return Refusal(f"a Reshape cuts axis {axis}: the layer sums over a part of it, or over its parts shuffled")
+            return f"a Reshape cuts axis {piece.axis}: the layer sums over a part of it, or over its parts shuffled"
     if not inputs:
-        return Refusal("the layer sums over a single element")
+        return "the layer sums over a single element"
     reduction = {piece.axis for piece in inputs}
     outer = {piece.axis for dimension in role.channel for piece in view[dimension]}
     batch = {piece.axis for dimension in role.batch for piece in view[dimension]} - outer
@@ -311,72 +322,12 @@ def _no_layer(candidate: _Candidate) -> str:
     if not candidate.uses:
         return "only its shape is read"
     kinds = sorted({use.node.get_type_name() for use in candidate.uses})
-    sort = "one-dimensional, " if max(candidate.shape) == candidate.elements else ""
+    sort = "one-dimensional, " if max(candidate.shape) == prod(candidate.shape) else ""
     if kinds == ["FakeQuantize"]:
         return "behind a FakeQuantize: its values are quantised already"
     takes = "which takes no" if len(kinds) == 1 else "none of which takes"
     return f"{sort}feeds only {', '.join(kinds)}, {takes} compressed weights"
 
 
-def _disagreement(readings: list[tuple[Use, Role, _Axes]]) -> Refusal | None:
-    """Where two layers would want scales along different axes of one constant."""
-    first, _, axes = readings[0]
-    for other, _, others in readings[1:]:
-        if others.reduction != axes.reduction:
-            return Refusal(
-                f"its consumers disagree about its axes: '{first.node.get_friendly_name()}' reduces over "
-                f"{_text(axes.reduction)}, '{other.node.get_friendly_name()}' over {_text(others.reduction)}"
-            )
-    return None
-
-
 def _text(axes: tuple[int, ...]) -> str:
     return f"axis {axes[0]}" if len(axes) == 1 else f"axes {', '.join(map(str, axes))}"
-
-
-def _no_gain(candidate: _Candidate, axes: _Axes) -> Refusal | None:
-    """Where compression would save next to nothing, or nothing."""
-    if candidate.elements < _TINY_ELEMENTS:
-        return Refusal(f"tiny: {candidate.elements} elements, fewer than {_TINY_ELEMENTS}")
-    columns = prod(candidate.shape[axis] for axis in axes.reduction)
-    if columns * candidate.constant.get_output_element_type(0).size <= columns + _INT8_OVERHEAD:
-        return Refusal(f"nothing to gain: with {columns} elements a channel, the scales would take what the codes save")
-    return None
-
-
-def _weight(candidate: _Candidate, readings: list[tuple[Use, Role, _Axes]]) -> Weight:
-    """One weight for all its consumers, which agree on its axes."""
-    axes = readings[0][2]
-    kinds = {role.kind for _, role, _ in readings}
-    return Weight(
-        name=candidate.name,
-        constant=candidate.end,
-        kind=demanding(kinds),
-        consumers=tuple(Consumer(use.node, use.port, role) for use, role, _ in readings),
-        shape=candidate.shape,
-        element_type=candidate.element_type,
-        reduction_axes=axes.reduction,
-        channel_axes=axes.channel,
-        batch_axes=axes.batch,
-        input_axes=axes.inputs,
-        is_embedding=Kind.GATHER in kinds,
-        other_uses=tuple(Consumer(use.node, use.port) for use in candidate.uses if use.role is None),
-        body=candidate.graph.path,
-        parts=() if candidate.end is candidate.constant else (candidate.constant,),
-    )
-
-
-def _fp8_source(graph: Graph, one: CompressedWeight, rules: dict[str, str], roles: Roles) -> Weight | Skip:
-    """The weight that an fp8 source is, or why it is left alone; `rules` as `_judge` takes them.
-
-    Its `constant` is the operation whose output stands for the float weight, behind any Reshape of blocks.
-    """
-    candidate = _Candidate.of(graph, one.end, one.storage, roles)
-    if one.name in rules:
-        found: Weight | Refusal = Refusal(f"ignored: {rules[one.name]}")
-    else:
-        found = _judge(candidate, rules)
-    if isinstance(found, Weight):
-        return replace(found, name=one.name, parts=one.constants)
-    size = sum(bytes_of(part) for part in one.constants)
-    return Skip(one.name, one.consumers[0].name, one.shape, one.storage, found.reason, size)

@@ -6,14 +6,15 @@ Constant ─ (Convert, FakeConvert, Reshape, Squeeze, Unsqueeze, Transpose)* ─
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Container
 from dataclasses import dataclass
 from math import prod
 
 import openvino as ov
 
+from ov_weight_compression.patterns.graphs import Graph
 from ov_weight_compression.patterns.roles import ROLES, Refusal, Role, Roles, role_of
-from ov_weight_compression.patterns.views import View, reshape, transpose
+from ov_weight_compression.patterns.views import Piece, View, reshape, transpose
 
 __all__ = ["Use", "follow", "reshaped"]
 
@@ -33,10 +34,15 @@ class Use:
     """What the operation makes of it, or why it refuses; None for an operation that takes no weights."""
 
 
-def follow(constant: ov.Node, view: View, roles: Roles = ROLES) -> Iterator[Use]:
-    """The operations that read a constant, through everything that only converts or rearranges it, and what they make
-    of it by the table `roles`."""
-    front: list[tuple[ov.Node, View | Refusal]] = [(constant, view)]
+def follow(graph: Graph, constant: ov.Node, roles: Roles = ROLES) -> list[Use]:
+    """The operations of a graph that read a constant, in graph order, through everything that only converts or
+    rearranges it, and what they make of it by the table `roles`.
+
+    Operations that no result of the model depends on are not in the graph, and do not count.
+    """
+    whole = tuple((Piece(axis, size, 1),) for axis, size in enumerate(constant.get_output_shape(0)))
+    front: list[tuple[ov.Node, View | Refusal]] = [(constant, whole)]
+    found: list[Use] = []
     while front:
         source, seen = front.pop()
         for target in source.output(0).get_target_inputs():
@@ -44,8 +50,14 @@ def follow(constant: ov.Node, view: View, roles: Roles = ROLES) -> Iterator[Use]
             kind = node.get_type_name()
             if port == 0 and kind in _THROUGH:
                 front.append((node, _behind(node, kind, seen)))
-            elif kind != "ShapeOf":
-                yield Use(node, port, seen, _role(node, port, seen, roles))
+            elif kind == "ShapeOf" or node not in graph.position:
+                continue
+            elif isinstance(seen, Refusal):
+                found.append(Use(node, port, seen, seen if (kind, port) in roles else None))
+            else:
+                shape = tuple(prod(piece.size for piece in dimension) for dimension in seen)
+                found.append(Use(node, port, seen, role_of(roles, node, port, shape)))
+    return sorted(found, key=lambda use: (graph.position[use.node], use.port))
 
 
 def reshaped(constant: ov.Node, alive: Container[ov.Node]) -> ov.Node:
@@ -83,9 +95,3 @@ def _behind(node: ov.Node, kind: str, view: View | Refusal) -> View | Refusal:
         return Refusal(f"reshaped by '{node.get_friendly_name()}' to a shape known only at run time")
     seen = reshape(view, tuple(shape.to_shape()))
     return seen if seen is not None else Refusal(f"the reshape '{node.get_friendly_name()}' cuts across its axes")
-
-
-def _role(node: ov.Node, port: int, view: View | Refusal, roles: Roles) -> Role | Refusal | None:
-    if isinstance(view, Refusal):
-        return view if (node.get_type_name(), port) in roles else None
-    return role_of(roles, node, port, tuple(prod(piece.size for piece in dimension) for dimension in view))

@@ -6,7 +6,7 @@ small questions that the bindings answer only at length: what a tensor's dimensi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Set
 from dataclasses import dataclass, field
 
 import openvino as ov
@@ -27,10 +27,11 @@ __all__ = [
     "is_postponed",
 ]
 
-BODY_OPERATIONS = frozenset({"If", "Loop", "TensorIterator"})
+_BODIES = {"If": ("then", "else"), "Loop": ("body",), "TensorIterator": ("body",)}
+BODY_OPERATIONS = frozenset(_BODIES)
 
-_GIVEN = frozenset({"Parameter", "ReadValue", "RandomUniform", "Multinomial"})
-"""What makes values that no constant determines."""
+_GIVEN = frozenset({"ReadValue", "RandomUniform", "Multinomial"})
+"""What makes values that neither a parameter nor a constant determines."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +58,29 @@ class Graph:
 
 def graphs_of(model: ov.Model) -> list[Graph]:
     """The model and every body in it, outer before inner."""
-    return list(_walk(model, "", (), frozenset()))
+    found: list[Graph] = []
+    front: list[tuple[ov.Model, str, tuple[int, ...], frozenset[int]]] = [(model, "", (), frozenset())]
+    while front:
+        model, path, key, fixed = front.pop()
+        operations = model.get_ordered_ops()
+        types = [node.get_type_name() for node in operations]
+        constants = []
+        varying = {node for number, node in enumerate(model.get_parameters()) if number not in fixed}
+        for node, kind in zip(operations, types, strict=True):
+            if kind == "Constant" or isinstance(node, PostponedConstant):
+                constants.append((node, node.get_output_element_type(0).to_string()))
+            elif kind in _GIVEN or any(value.get_node() in varying for value in node.input_values()):
+                varying.add(node)
+        position = {node: index for index, node in enumerate(operations)}
+        found.append(Graph(operations, types, path, key, position, constants, frozenset(varying)))
+        bodies = []
+        for node, kind in zip(operations, types, strict=True):
+            for number, name in enumerate(_BODIES.get(kind, ())):
+                inner = "/".join(filter(None, (path, node.get_friendly_name(), name)))
+                body = node.get_function(number) if kind == "If" else node.get_function()
+                bodies.append((body, inner, (*key, position[node], number), _fixed(node, kind, number, varying)))
+        front += reversed(bodies)
+    return found
 
 
 def dimensions(value: ov.Output) -> list[int | None] | None:
@@ -104,48 +127,9 @@ def constant_port(node: ov.Node) -> int | None:
     return next((port for port in (1, 0) if constant_of(node.input_value(port)) is not None), None)
 
 
-def _walk(model: ov.Model, path: str, key: tuple[int, ...], fixed: frozenset[int]) -> Iterator[Graph]:
-    """The levels below and with `model`; `fixed` are the numbers of the parameters that are given constants."""
-    operations = model.get_ordered_ops()
-    types = [node.get_type_name() for node in operations]
-    constants = [node for node, kind in zip(operations, types, strict=True) if kind == "Constant" or is_postponed(node)]
-    varying = _varying(model, operations, types, fixed)
-    yield Graph(
-        operations=operations,
-        types=types,
-        path=path,
-        key=key,
-        position={node: index for index, node in enumerate(operations)},
-        constants=[(node, node.get_output_element_type(0).to_string()) for node in constants],
-        varying=varying,
-    )
-    for index, kind in enumerate(types):
-        if kind in BODY_OPERATIONS:
-            node = operations[index]
-            for number, (name, body) in enumerate(_bodies(node, kind)):
-                inner = "/".join(filter(None, (path, node.get_friendly_name(), name)))
-                yield from _walk(body, inner, (*key, index, number), _fixed(node, kind, number, varying))
-
-
-def _bodies(node: ov.Node, kind: str) -> list[tuple[str, ov.Model]]:
-    if kind == "If":
-        return [("then", node.get_function(0)), ("else", node.get_function(1))]
-    return [("body", node.get_function())]
-
-
-def _varying(model: ov.Model, operations: list[ov.Node], types: list[str], fixed: frozenset[int]) -> frozenset[ov.Node]:
-    constants = {parameter for number, parameter in enumerate(model.get_parameters()) if number in fixed}
-    varying: set[ov.Node] = set()
-    for node, kind in zip(operations, types, strict=True):
-        given = kind in _GIVEN and node not in constants
-        if given or any(value.get_node() in varying for value in node.input_values()):
-            varying.add(node)
-    return frozenset(varying)
-
-
-def _fixed(node: ov.Node, kind: str, number: int, varying: frozenset[ov.Node]) -> frozenset[int]:
-    """The parameters of a body that are the same constant in every run and iteration; all of them where the operation
-    itself reads constants alone, so that it is computed as a whole when the model is compiled."""
+def _fixed(node: ov.Node, kind: str, number: int, varying: Set[ov.Node]) -> frozenset[int]:
+    """The numbers of a body's parameters that are the same constant in every run and iteration; all of them where the
+    operation itself reads constants alone, so that it is computed as a whole when the model is compiled."""
     descriptions = node.get_input_descriptions(number) if kind == "If" else node.get_input_descriptions()
     return frozenset(
         one.body_parameter_index

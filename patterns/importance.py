@@ -11,13 +11,13 @@ given where that is not certain.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 
 from ov_weight_compression.patterns.graphs import dimensions
 from ov_weight_compression.patterns.norms import NormGain, norm_gain
-from ov_weight_compression.patterns.provenance import ROWS, Origin, Origins, row_numbers
+from ov_weight_compression.patterns.provenance import ROWS, Origins, row_numbers
 from ov_weight_compression.patterns.views import Piece
 from ov_weight_compression.patterns.weight import Consumer, Weight
 
@@ -65,25 +65,21 @@ def importance_sources(weights: Iterable[Weight]) -> dict[str, ImportanceSource]
         weights: as `find_weights` gives them. A producer that is not among them (an ignored one) is of unknown make.
     """
     weights = list(weights)
-    origins = Origins(weights)
-    return {weight.name: source for weight in weights if (source := _source(weight, origins)) is not None}
+    origins, known = Origins(weights), dict[str, ImportanceSource]()
+    for weight in weights:
+        layers = [consumer for consumer in weight.consumers if consumer.activation is not None]
+        if not layers or len(weight.input_axes) != 1:
+            continue
+        first, *others = (_said_of(layer, weight.columns, origins) for layer in layers)
+        if first is not None and all(one is not None and one.signature == first.signature for one in others):
+            known[weight.name] = first
+    return known
 
 
-def _source(weight: Weight, origins: Origins) -> ImportanceSource | None:
-    """What all the layers that use a weight have in common; one that gathers its rows has no input channels."""
-    layers = [consumer for consumer in weight.consumers if consumer.activation is not None]
-    if len(weight.input_axes) != 1 or any(len(layer.activation.reduction) != 1 for layer in layers if layer.activation):
-        return None
-    found = [_of_layer(layer, weight.columns, origins) for layer in layers]
-    first = found[0] if found else None
-    if first is None or any(other is None or other.signature != first.signature for other in found):
-        return None
-    return first
-
-
-def _of_layer(layer: Consumer, columns: int, origins: Origins) -> ImportanceSource | None:
+def _said_of(layer: Consumer, columns: int, origins: Origins) -> ImportanceSource | None:
+    """What the graph says of the channels that a layer sums over; one that gathers rows has none."""
     value, sizes = layer.input, None if layer.input is None else dimensions(layer.input)
-    if layer.activation is None or value is None or sizes is None:
+    if layer.activation is None or value is None or sizes is None or len(layer.activation.reduction) != 1:
         return None
     place = len(sizes) + layer.activation.reduction[0]
     if sizes[place] not in (columns, None):
@@ -92,16 +88,12 @@ def _of_layer(layer: Consumer, columns: int, origins: Origins) -> ImportanceSour
         gain = norm_gain(value, columns)
         if gain is not None:
             return gain
-    rows = list(_rows(origins.of_input(value, place, columns) or (), place, columns))
+    rows: list[RowNorms] = []
+    for origin in origins.of_input(value, place, columns) or ():
+        pieces = origin.view[place]
+        if any(piece.axis != ROWS for piece in pieces) or prod(piece.size for piece in pieces) != columns:
+            break  # its rows do not make up the whole of the dimension
+        rows.append(RowNorms(origin.weight, origin.offset, pieces))
     if len(rows) == 1:
         return rows[0]
     return RowNormProduct((rows[0], rows[1])) if len(rows) == 2 else None
-
-
-def _rows(found: Iterable[Origin], place: int, columns: int) -> Iterator[RowNorms]:
-    """The origins whose rows make up the whole of one dimension."""
-    for origin in found:
-        pieces = origin.view[place]
-        if any(piece.axis != ROWS for piece in pieces) or prod(piece.size for piece in pieces) != columns:
-            return
-        yield RowNorms(origin.weight, origin.offset, pieces)

@@ -137,10 +137,18 @@ class Origins:
 
         An empty tuple is a value within bounds (a Sigmoid), which scales nothing; None is a value of unknown make.
         """
-        key = (value.get_node(), value.get_index())
-        if key not in self._known:
-            self._known[key] = self._find(value, depth - 1) if depth else None
-        return self._known[key]
+        node, index = value.get_node(), value.get_index()
+        if (node, index) not in self._known:
+            kind = node.get_type_name()
+            found: tuple[Origin, ...] | None = None
+            if depth and kind in _BOUNDED:
+                found = ()
+            elif depth and node in self._layers:
+                found = self._layer(node)
+            elif depth and kind in _RULES:
+                found = _RULES[kind](self, node, index, depth - 1)
+            self._known[node, index] = found
+        return self._known[node, index]
 
     def of_input(self, value: ov.Output, place: int, size: int) -> tuple[Origin, ...] | None:
         """As `of`, for a value whose dimension `place` must have this size because a layer sums over it.
@@ -154,16 +162,6 @@ class Origins:
         if before is None:
             return None
         return _each(self.of(node.input_value(0)), lambda view: reshape_partly(view, before, after))
-
-    def _find(self, value: ov.Output, depth: int) -> tuple[Origin, ...] | None:
-        node = value.get_node()
-        kind = node.get_type_name()
-        if kind in _BOUNDED:
-            return ()
-        if node in self._layers:
-            return self._layer(node)
-        rule = _RULES.get(kind)
-        return rule(self, node, value.get_index(), depth) if rule else None
 
     def _layer(self, node: ov.Node) -> tuple[Origin, ...] | None:
         """A layer whose last dimension counts the rows of its weight."""

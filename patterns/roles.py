@@ -15,8 +15,8 @@ outputs) asks the role, never the operation's type.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 
 import openvino as ov
@@ -34,28 +34,23 @@ __all__ = [
     "Role",
     "RoleRow",
     "Roles",
-    "demanding",
     "parse_roles",
     "role_of",
-    "with_roles",
 ]
 
 RECURRENT = frozenset(f"{cell}{form}" for cell in ("LSTM", "GRU", "RNN", "AUGRU") for form in ("Cell", "Sequence"))
 
 
 class Kind(Enum):
-    """What sort of layer reads a weight. It decides which formats make sense and what a device executes."""
+    """What sort of layer reads a weight. It decides which formats make sense and what a device executes.
+
+    Of a weight that layers of several kinds share, the last of them in this order asks the most.
+    """
 
     MATMUL = "matmul"
     EXPERTS = "experts"
     GATHER = "gather"
     CONVOLUTION = "convolution"
-
-
-def demanding(kinds: Iterable[Kind]) -> Kind:
-    """The kind that asks the most of a weight which layers of several kinds share."""
-    present = set(kinds)
-    return next(kind for kind in (Kind.CONVOLUTION, Kind.GATHER, Kind.EXPERTS, Kind.MATMUL) if kind in present)
 
 
 @dataclass(frozen=True)
@@ -79,15 +74,6 @@ class Activation:
     """The dimensions of the layer's output that the weight's channels become, in their order. Its other dimensions are
     those of the activation that are not summed over, in their order."""
 
-    def __post_init__(self) -> None:
-        for name in ("reduction", "batch", "output"):
-            given = getattr(self, name)
-            if any(dim >= 0 for dim in given):
-                raise OptionError(
-                    f"Activation({name}={given}): dimensions are counted from the end, -1 is the last, because what "
-                    "stands before them is not the same in every model"
-                )
-
 
 @dataclass(frozen=True)
 class Role:
@@ -104,6 +90,9 @@ class Role:
     """What the layer multiplies the weight with, where each column of the weight meets one channel of it; None for a
     table whose rows are picked, and for kernels that meet each channel at several places."""
 
+    rank: int = field(init=False, repr=False, compare=False)
+    """The number of the weight's dimensions."""
+
     def __post_init__(self) -> None:
         dims = (*self.batch, *self.channel, *self.reduction)
         if sorted(dims) != list(range(len(dims))) or not self.reduction:
@@ -111,6 +100,7 @@ class Role:
                 f"Role(batch={self.batch}, channel={self.channel}, reduction={self.reduction}): together they must be "
                 "all dimensions of the weight, each once and from 0 on, and it must be reduced over one at least"
             )
+        object.__setattr__(self, "rank", len(dims))
         meets = self.activation
         if meets is None:
             return
@@ -119,13 +109,13 @@ class Role:
             ("batch", self.batch, meets.batch),
             ("output", self.channel, meets.output),
         ):
+            if any(dim >= 0 for dim in other):
+                raise OptionError(
+                    f"Activation({name}={other}): dimensions are counted from the end, -1 is the last, because what "
+                    "stands before them is not the same in every model"
+                )
             if len(own) != len(other):
                 raise OptionError(f"Role(activation=Activation({name}={other})): there must be one for each of {own}")
-
-    @property
-    def rank(self) -> int:
-        """The number of the weight's dimensions."""
-        return len(self.batch) + len(self.channel) + len(self.reduction)
 
 
 RoleRow = Role | Callable[[ov.Node, int, tuple[int, ...]], Role | Refusal]
@@ -171,27 +161,28 @@ def _misfit(role: Role, node: ov.Node, shape: tuple[int, ...]) -> str | None:
 
 def _matmul(node: ov.Node, port: int, shape: tuple[int, ...]) -> Role | Refusal:
     """`[..., out, in]` or `[..., in, out]`, by port and transpose flag."""
-    rank = len(shape)
+    rank, other = len(shape), 1 - port
     if rank < 2:
         return Refusal("one-dimensional: there are no output channels to give scales to")
     if _makes_positions(node):
         return Refusal("rotary or positional embedding: its values become angles, which need their precision")
     attributes = node.get_attributes()
-    last_is_out = attributes["transpose_a"] if port == 0 else not attributes["transpose_b"]
+    transposed = (attributes["transpose_a"], attributes["transpose_b"])
+    last_is_out = transposed[0] if port == 0 else not transposed[1]
     channel, reduction = (rank - 1, rank - 2) if last_is_out else (rank - 2, rank - 1)
     batch = tuple(range(rank - 2))
     kind = Kind.EXPERTS if any(shape[axis] > 1 for axis in batch) else Kind.MATMUL
-    return Role(kind, batch, (channel,), (reduction,), _multiplied(node, 1 - port, batch=range(-rank, -2)))
-
-
-def _multiplied(node: ov.Node, port: int, batch: Iterable[int]) -> Activation:
-    """The other input of a MatMul. What has one dimension is a row or a column, whatever the flags say."""
-    rank = node.get_input_partial_shape(port).rank
-    if rank.is_static and rank.get_length() == 1:
-        return Activation(port, (-1,), tuple(batch), (-1,))
-    attributes = node.get_attributes()
-    last = not attributes["transpose_a"] if port == 0 else attributes["transpose_b"]
-    return Activation(port, (-1,) if last else (-2,), tuple(batch), (-1,) if port == 0 else (-2,))
+    meeting = node.get_input_partial_shape(other).rank
+    is_vector = meeting.is_static and meeting.get_length() == 1  # a row or a column, whatever the flags say
+    summed_last = is_vector or (not transposed[0] if other == 0 else transposed[1])
+    made_last = is_vector or other == 0
+    activation = Activation(
+        other,
+        reduction=(-1,) if summed_last else (-2,),
+        batch=tuple(range(-rank, -2)),
+        output=(-1,) if made_last else (-2,),
+    )
+    return Role(kind, batch, (channel,), (reduction,), activation)
 
 
 def _grouped_matmul(node: ov.Node, port: int, shape: tuple[int, ...]) -> Role | Refusal:
@@ -276,11 +267,6 @@ def _makes_positions(node: ov.Node) -> bool:
             return False
         front = following
     return False
-
-
-def with_roles(given: Roles | None) -> Roles:
-    """The table with rows of a caller's own, which count before those that are there."""
-    return ROLES if not given else {**ROLES, **given}
 
 
 def parse_roles(value: object) -> Roles:

@@ -21,7 +21,6 @@ __all__ = [
     "Piece",
     "View",
     "cut",
-    "own_view",
     "pieces_of",
     "repeat",
     "reshape",
@@ -40,11 +39,6 @@ class Piece(NamedTuple):
 
 
 View = tuple[tuple[Piece, ...], ...]
-
-
-def own_view(shape: Sequence[int]) -> View:
-    """The view of a constant that nothing has touched yet."""
-    return tuple((Piece(axis, size, 1),) for axis, size in enumerate(shape))
 
 
 def transpose(view: View, order: Sequence[int]) -> View:

@@ -16,8 +16,7 @@ them is flattened to rows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import prod
+from dataclasses import dataclass, field
 
 import openvino as ov
 
@@ -38,25 +37,22 @@ class Consumer:
     """In the dimensions of the tensor that arrives there. None for an operation that is not a layer but reads the same
     constant (an Add, a Result)."""
 
-    @property
-    def kind(self) -> Kind | None:
-        """The layer's sort; None where it is none."""
-        return None if self.role is None else self.role.kind
+    name: str = field(init=False)
+    """The operation's friendly name."""
+    kind: Kind | None = field(init=False)
+    """The layer's sort; None where it is none."""
+    activation: Activation | None = field(init=False)
+    """What the layer multiplies the weight with; None where it is none, or multiplies nothing."""
 
-    @property
-    def activation(self) -> Activation | None:
-        """What the layer multiplies the weight with; None where it is none, or multiplies nothing."""
-        return None if self.role is None else self.role.activation
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", str(self.node.get_friendly_name()))
+        object.__setattr__(self, "kind", None if self.role is None else self.role.kind)
+        object.__setattr__(self, "activation", None if self.role is None else self.role.activation)
 
     @property
     def input(self) -> ov.Output | None:
-        """The tensor that the layer multiplies the weight with."""
+        """The tensor that the layer multiplies the weight with, as the graph is now."""
         return None if self.activation is None else self.node.input_value(self.activation.port)
-
-    @property
-    def name(self) -> str:
-        """The operation's friendly name."""
-        return str(self.node.get_friendly_name())
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,52 +90,35 @@ class Weight:
     parts: tuple[ov.Node, ...] = ()
     """Where `constant` is no Constant: the constants that the weight is stored as; of an fp8 source the codes first."""
 
-    @property
-    def source(self) -> ov.Node:
-        """What its values are read from: its one float Constant, in whatever shape, or the end of an fp8 source."""
-        return self.parts[0] if self.element_type in FLOAT_TYPES and self.parts else self.constant
+    layout: Layout = field(init=False, repr=False)
+    """How it is seen as a matrix `[rows, columns]`."""
+    rows: int = field(init=False)
+    columns: int = field(init=False)
+    """What one scale per channel covers."""
+    elements: int = field(init=False)
+    bytes: int = field(init=False)
+    """Of the constant, or of its parts, as they were found."""
+    source: ov.Node = field(init=False)
+    """What its values are read from: its one float Constant, in whatever shape, or the end of an fp8 source."""
+    stored_name: str = field(init=False)
+    """Friendly name of the constant that holds its values or codes; not unique, unlike `name`."""
+    backup_reason: str | None = field(init=False)
+    """Why it gets the backup mode unless `all_layers` is given; None where it does not."""
 
-    @property
-    def stored_name(self) -> str:
-        """Friendly name of the constant that holds its values or codes; not unique, unlike `name`."""
-        return str((self.parts or (self.constant,))[0].get_friendly_name())
-
-    @property
-    def layout(self) -> Layout:
-        """How it is seen as a matrix `[rows, columns]`."""
-        return Layout.of(self.shape, self.reduction_axes)
-
-    @property
-    def rows(self) -> int:
-        """Number of rows of the `[rows, columns]` matrix."""
-        return prod(size for axis, size in enumerate(self.shape) if axis not in self.reduction_axes)
-
-    @property
-    def columns(self) -> int:
-        """Number of columns of the `[rows, columns]` matrix: what one scale per channel covers."""
-        return prod(self.shape[axis] for axis in self.reduction_axes)
-
-    @property
-    def elements(self) -> int:
-        """Number of elements."""
-        return prod(self.shape)
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of the constant, or of its parts, as they are now."""
-        return sum(int(part.get_byte_size()) for part in self.parts or (self.constant,))
-
-    @property
-    def groupable(self) -> bool:
-        """Whether a Reshape alone can cut the constant into groups: its reduction axes lie side by side."""
-        return self.reduction_axes[-1] - self.reduction_axes[0] == len(self.reduction_axes) - 1
-
-    @property
-    def backup_reason(self) -> str | None:
-        """Why this weight gets the backup mode unless `all_layers` is given; None where it does not."""
-        if self.is_embedding:
-            return "embedding"
-        return "last layer" if self.is_last_layer else None
+    def __post_init__(self) -> None:
+        layout, parts = Layout.of(self.shape, self.reduction_axes), self.parts or (self.constant,)
+        follows = {
+            "layout": layout,
+            "rows": layout.rows,
+            "columns": layout.columns,
+            "elements": layout.rows * layout.columns,
+            "bytes": sum(int(part.get_byte_size()) for part in parts),
+            "source": parts[0] if self.element_type in FLOAT_TYPES else self.constant,
+            "stored_name": str(parts[0].get_friendly_name()),
+            "backup_reason": "embedding" if self.is_embedding else "last layer" if self.is_last_layer else None,
+        }
+        for name, value in follows.items():
+            object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def test_gather(shape: tuple[int, ...], axis: int, reduction: tuple[int, ...]) -
     assert weight.kind is Kind.GATHER
     assert (weight.channel_axes, weight.reduction_axes) == ((0,), reduction)
     assert (weight.rows, weight.columns) == (80, 64)
-    assert weight.groupable
+    assert weight.layout.groupable
 
 
 @pytest.mark.parametrize(("shape", "axis"), [((64, 80), 1), ((64, 80), -1), ((4, 80, 16), 1)])

@@ -22,7 +22,7 @@ def only(model: ov.Model) -> Weight:
 def test_every_kind_of_scale(scales: str, size: int, to: str, storage: str) -> None:
     weight = only(fp8_checkpoint(scales, to, storage))
     assert (weight.name, weight.element_type, weight.shape) == ("weight", storage, (64, 128))
-    assert (weight.reduction_axes, weight.channel_axes, weight.groupable) == ((1,), (0,), True)
+    assert (weight.reduction_axes, weight.channel_axes, weight.layout.groupable) == ((1,), (0,), True)
     assert [consumer.name for consumer in weight.consumers] == ["layer"]
     assert weight.bytes == 64 * 128 + size
     assert weight.stored_name == "weight"
