@@ -248,7 +248,10 @@ def test_what_is_no_table_of_roles(roles: Any, message: str) -> None:
     [
         (lambda: Role(channel=(0,), reduction=(2,)), "together they must be all dimensions of the weight"),
         (lambda: Role(channel=(0, 1), reduction=()), "it must be reduced over one at least"),
-        (lambda: Role(activation=Activation(0, (1,))), r"Activation\(reduction=\(1,\)\): dimensions are counted from the end"),
+        (
+            lambda: Role(activation=Activation(0, (1,))),
+            r"Activation\(reduction=\(1,\)\): dimensions are counted from the end",
+        ),
         (
             lambda: Role(activation=Activation(0, (-1, -2))),
             r"Activation\(reduction=\(-1, -2\)\)\): there must be one for",
