@@ -5,36 +5,57 @@
     ov-compress verify MODEL [--device CPU]       whether the device computes what it says
     ov-compress compare BASE COMPRESSED …         what it cost
     ov-compress decompress MODEL -o OUT           floats again
+    ov-compress completion bash|zsh|fish          a script that completes all of that in a shell
+
+Results (tables, JSON, paths) go to standard output; progress, warnings and the line that says what it took to standard
+error.
+
 
 Exit codes: 0 done; 1 something failed while working; 2 the options or the input cannot be used.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import NoReturn, TextIO
+from importlib import import_module
+from typing import TextIO
 
 from ov_weight_compression import __version__
+from ov_weight_compression.cli.parsers import CommandParser
 
-__all__ = ["main"]
+__all__ = ["COMMANDS", "command_parser", "main"]
 
-_COMMANDS = ("compress", "inspect", "verify", "compare", "decompress")
+COMMANDS = {
+    "compress": "compress a model's weights; the word may be left out",
+    "inspect": "what a model's weights are stored as, and what a device executes",
+    "verify": "whether a device computes what a compressed model says",
+    "compare": "what compression cost: two models on the same data",
+    "decompress": "write a compressed model's weights as floats",
+    "completion": "print a script that completes the command in a shell",
+}
+"""Each is a module `NAME_command` with a function `NAME_parser`, which is imported when that command is called."""
+
+_EXAMPLES = """examples:
+  ov-compress model -o model-int4 --mode int4_sym --group-size 64
+  ov-compress compare model model-int4 --html cost.html
+  ov-compress inspect model-int4 --device CPU
+
+ov-compress COMMAND --help explains a command."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with `arguments` (those of the process by default) and return its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if words and words[0] not in _COMMANDS and words[0] not in ("-h", "--help", "--version"):
-        words.insert(0, "compress")
-    parser = _parser()
-    parsed = parser.parse_args(words)
-    if not hasattr(parsed, "run"):
-        parser.print_help()
+    if not words or words[0] in ("-h", "--help", "--version"):
+        parser = _overview()
+        parser.parse_args(words)
+        parser.print_help(sys.stderr)
         return 2
+    name = words.pop(0) if words[0] in COMMANDS else "compress"
+    parsed = command_parser(name).parse_args(words)
     from ov_weight_compression.ir_utils.errors import CompressionError, CompressionWarning, MissingExtraError, WorkError
 
     try:
@@ -68,7 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    _say(message)
+    from ov_weight_compression.cli.output import say
+
+    say(message)
     return code
 
 
@@ -81,40 +104,24 @@ def _show_warning(
     line: str | None = None,
 ) -> None:
     """In place of `warnings.showwarning`, where no report is printed."""
-    _say(f"warning: {message}")
+    from ov_weight_compression.cli.output import say
+
+    say(f"warning: {message}")
 
 
-def _say(message: str) -> None:
-    from ov_weight_compression.ir_utils.errors import one_line
-
-    print(f"ov-compress: {one_line(' '.join(message.split()), 800)}", file=sys.stderr)
-
-
-def _parser() -> argparse.ArgumentParser:
-    from ov_weight_compression.cli.compare_command import add_compare_parser
-    from ov_weight_compression.cli.compress_command import add_compress_parser
-    from ov_weight_compression.cli.decompress_command import add_decompress_parser
-    from ov_weight_compression.cli.inspect_command import add_inspect_parser
-    from ov_weight_compression.cli.verify_command import add_verify_parser
-
-    parser = _Parser(
-        prog="ov-compress",
-        description="Compress the weights of OpenVINO models. MODEL -o OUT alone compresses to int8_asym.",
-    )
-    parser.add_argument("--version", action="version", version=f"ov-compress {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND")
-    add_compress_parser(commands)
-    add_inspect_parser(commands)
-    add_verify_parser(commands)
-    add_compare_parser(commands)
-    add_decompress_parser(commands)
+def command_parser(name: str) -> CommandParser:
+    """The parser of one command."""
+    parser: CommandParser = getattr(import_module(f"ov_weight_compression.cli.{name}_command"), f"{name}_parser")()
     return parser
 
 
-class _Parser(argparse.ArgumentParser):
-    """What cannot be understood is said in one line, however long the word was."""
-
-    def error(self, message: str) -> NoReturn:
-        from ov_weight_compression.ir_utils.errors import one_line
-
-        self.exit(2, f"ov-compress: {one_line(message, 200)}; {self.prog} --help lists what there is\n")
+def _overview() -> CommandParser:
+    """What is printed where no command is named; nothing is imported for it."""
+    parser = CommandParser(
+        prog="ov-compress",
+        usage="ov-compress [COMMAND] MODEL [options]",
+        description="Compress the weights of OpenVINO models. MODEL -o OUT alone compresses to int8_asym.",
+        epilog="\n".join(["commands:", *(f"  {name:12}{said}" for name, said in COMMANDS.items()), "", _EXAMPLES]),
+    )
+    parser.add_argument("--version", action="version", version=f"ov-compress {__version__}", help="show the version")
+    return parser

@@ -6,54 +6,75 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ov_weight_compression.cli.parsers import CommandParser, add_json
 from ov_weight_compression.ir_utils.publish import check_place
 
-__all__ = ["add_compare_parser", "run_compare"]
+__all__ = ["compare_parser", "run_compare"]
 
 _DESCRIPTION = """Say what compression cost: run a compressed model and the model it was made from on the same data.
 Of language models the predictions are compared (KL divergence, agreement, perplexity), of others the outputs; of both
 every compressed weight and the outputs of the layers."""
 
+_EXAMPLES = """examples:
+  ov-compress compare model model-int4 --data text.txt --html cost.html
+  ov-compress compare model model-int4 --windows 8 --no-layers --json"""
 
-def add_compare_parser(subparsers: Any) -> argparse.ArgumentParser:
-    """Add the command to the `add_subparsers()` of a parser; `args.run` is set to `run_compare`."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        "compare", help="what compression cost: two models on the same data", description=_DESCRIPTION
+
+def compare_parser() -> CommandParser:
+    """The parser of the command; what it parses has `run`, which is `run_compare`."""
+    parser = CommandParser(
+        prog="ov-compress compare",
+        usage="ov-compress compare BASE COMPRESSED [options]",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
     )
     parser.add_argument("base", type=Path, metavar="BASE", help="the original: a file, or the folder of an exporter")
     parser.add_argument("compressed", type=Path, metavar="COMPRESSED", help="the model made from it, likewise")
-    _add_data(parser)
-    _add_running(parser)
-    _add_results(parser)
+    data, running = parser.add_argument_group("data"), parser.add_argument_group("running")
+    results = parser.add_argument_group("results")
+    _add_data(data, parser.later_group("data, in full"))
+    _add_running(running, parser.later_group("running, in full"))
+    results.add_argument("--html", type=Path, metavar="FILE", help="write a page to look at")
+    add_json(results, "everything")
+    results.add_argument("--quiet", action="store_true", help="print nothing but errors")
     parser.set_defaults(run=run_compare)
     return parser
 
 
-def _add_data(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("data")
+def _add_data(group: Any, later: Any) -> None:
     group.add_argument(
         "--data",
         type=Path,
         metavar="FILE",
-        help="text, token ids (.npy, .npz) or inputs by name (.npz); without it inputs are made up from their shapes",
+        help="text, token ids (.npy, .npz) or inputs by name (.npz) (default: text that a language model writes "
+        "itself, for others inputs made up from their shapes)",
     )
-    group.add_argument("--tokenizer", type=Path, metavar="PATH", help="folder or file, if not beside one of the models")
-    group.add_argument("--window", type=int, metavar="N", help="tokens to a window (256, or what the model takes)")
-    group.add_argument("--stride", type=int, metavar="N", help="tokens from one window to the next (the window)")
     group.add_argument(
+        "--tokenizer", type=Path, metavar="PATH", help="its folder or file (default: beside one of the models)"
+    )
+    group.add_argument(
+        "--window", type=int, metavar="N", help="tokens to a window (default: 256, or what the model takes)"
+    )
+    group.add_argument(
+        "--windows", type=int, metavar="N", help="at most so many windows, the first ones (default: all)"
+    )
+    later.add_argument(
+        "--stride", type=int, metavar="N", help="tokens from one window to the next (default: the window)"
+    )
+    later.add_argument(
         "--context",
         type=int,
         metavar="N",
-        help="leading positions of a window that are not scored (0; where windows overlap, window minus stride)",
+        help="leading positions of a window that are not scored (default: 0; where windows overlap, window minus "
+        "stride)",
     )
-    group.add_argument("--windows", type=int, metavar="N", help="at most so many windows, the first ones")
-    group.add_argument(
+    later.add_argument(
         "--no-score-last",
         action="store_true",
         help="leave the last position of a window, which has no next token, out of KL and agreement too",
     )
-    group.add_argument("--batch", type=int, metavar="N", help="rows of given inputs to run at once (all)")
-    group.add_argument(
+    later.add_argument("--batch", type=int, metavar="N", help="rows of given inputs to run at once (default: all)")
+    later.add_argument(
         "--shape",
         type=_shape,
         action="append",
@@ -63,40 +84,34 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_running(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("running")
-    group.add_argument("--device", default="CPU", help="where to run (CPU)")
-    group.add_argument(
+def _add_running(group: Any, later: Any) -> None:
+    group.add_argument("--device", default="CPU", metavar="NAME", help="where to run (default: CPU)")
+    group.add_argument("--no-layers", action="store_true", help="do not compare weights and layers")
+    later.add_argument(
         "--as-deployed",
         action="store_true",
         help="the device's default precision and quantised activations, instead of f32: not the weights alone",
     )
-    group.add_argument("--save-base", type=Path, metavar="FILE", help="keep the base model's logits in a file")
-    group.add_argument("--base-logits", type=Path, metavar="FILE", help="use logits that --save-base kept")
-    group.add_argument("--no-layers", action="store_true", help="do not compare weights and layers")
-    group.add_argument(
+    later.add_argument("--save-base", type=Path, metavar="FILE", help="keep the base model's logits in a file")
+    later.add_argument("--base-logits", type=Path, metavar="FILE", help="use logits that --save-base kept")
+    later.add_argument(
         "--layer-samples",
         type=int,
         default=2,
         metavar="N",
-        help="windows or inputs on which the layers' outputs are compared (2; 0 for weights alone)",
+        help="windows or inputs on which the layers' outputs are compared; 0 for weights alone (default: 2)",
     )
-
-
-def _add_results(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("results")
-    group.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
-    group.add_argument("--html", type=Path, metavar="FILE", help="write a page to look at")
-    group.add_argument("--quiet", action="store_true", help="print nothing but errors")
 
 
 def run_compare(args: argparse.Namespace) -> int:
     """Run the command and return 0; what goes wrong is raised as a `CompressionError`."""
     _check_results(args)
+    from ov_weight_compression.cli.output import json_place
     from ov_weight_compression.evaluation.compare import compare
     from ov_weight_compression.evaluation.request import ComparisonProtocol
     from ov_weight_compression.ir_utils.progress import progress_bar
 
+    place = json_place(args.json)
     protocol = ComparisonProtocol(
         stride=args.stride,
         context=args.context,
@@ -121,11 +136,11 @@ def run_compare(args: argparse.Namespace) -> int:
             protocol=protocol,
             progress=bar.show,
         )
-    if args.json:
-        found.save_json(args.json)
+    if place is not None:
+        place.write(found.to_dict())
     if args.html:
         found.save_html(args.html)
-    if not args.quiet:
+    if not args.quiet and (place is None or place.path is not None):
         found.print()
     return 0
 
@@ -143,7 +158,7 @@ def _shape(text: str) -> tuple[str, tuple[int, ...]]:
 
 def _check_results(args: argparse.Namespace) -> None:
     """Before anything is computed: whether the results can be written where they are wanted."""
-    for name in ("json", "html", "save_base"):
+    for name in ("html", "save_base"):
         path = getattr(args, name)
         if path is not None:
             setattr(args, name, check_place(f"--{name.replace('_', '-')}", path))

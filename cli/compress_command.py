@@ -3,76 +3,148 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ov_weight_compression.cli.parsers import CommandParser, add_json
 
 if TYPE_CHECKING:
     from ov_weight_compression.cli.compress_files import FileResult, Progress
     from ov_weight_compression.passes.report import Report
 
-__all__ = ["add_compress_parser", "run_compress"]
+__all__ = ["compress_parser", "run_compress"]
 
-_MODEL = ".xml, .onnx, a folder with openvino_*.xml files, or a checkpoint's with config.json and *.safetensors"
+_EXAMPLES = """examples:
+  ov-compress model -o out                                   8 bits
+  ov-compress model -o out --mode int4_sym --group-size 64   4 bits
+  ov-compress model -o out --mode nf4 --data text.txt --accuracy best
+  ov-compress model --dry-run --mode int4_sym                nothing is written"""
+
+_FIRST = ("mode", "group_size", "ratio", "device", "accuracy")
+"""The options of the table that the first screen of help has; with those that are declared here, what most need."""
+
+_TABLES = "codebook"
+_MACHINE = ("threads", "calibration_memory", "statistics_path")
 
 
-def add_compress_parser(subparsers: Any) -> argparse.ArgumentParser:
-    """Add the command to the `add_subparsers()` of a parser; `args.run` is set to `run_compress`."""
-    command: argparse.ArgumentParser = subparsers.add_parser(
-        "compress", help="compress a model's weights (the default command)"
+def compress_parser() -> CommandParser:
+    """The parser of the command; what it parses has `run`, which is `run_compress`."""
+    command = CommandParser(
+        prog="ov-compress compress",
+        usage="ov-compress MODEL -o OUT [options]",
+        description="Compress the weights of a model.",
+        epilog=_EXAMPLES,
     )
-    command.add_argument("model", metavar="MODEL", type=Path, help=_MODEL)
-    command.add_argument("-o", "--output", metavar="OUT", type=Path, help=".xml file or folder to write")
     command.add_argument(
+        "model",
+        metavar="MODEL",
+        type=Path,
+        help=".xml, .onnx, a folder with openvino_*.xml files, or a checkpoint's with config.json and *.safetensors",
+    )
+    command.add_argument("-o", "--output", metavar="OUT", type=Path, help=".xml file or folder to write")
+    command.add_argument("--force", action="store_true", help="replace what is at the output")
+    groups = _Groups(
+        formats=command.add_argument_group("formats"),
+        data=command.add_argument_group("with data"),
+        results=command.add_argument_group("results"),
+        more_formats=command.later_group("formats, in full"),
+        more_data=command.later_group("with data, in full"),
+        tables=command.later_group("the tables of codebook and adaptive_codebook"),
+        running=command.later_group("running"),
+    )
+    groups.data.add_argument(
+        "--data", metavar="FILE", help="text, .npy or .npz; random or self (written by it) for a language model"
+    )
+    _add_declared(groups)
+    _add_own(groups)
+    command.set_defaults(run=run_compress)
+    return command
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """The sections of the help; the first three are its first screen."""
+
+    formats: Any
+    data: Any
+    results: Any
+    more_formats: Any
+    more_data: Any
+    tables: Any
+    running: Any
+
+    def of(self, name: str, with_data: bool) -> Any:
+        """Where an option of the table belongs."""
+        if name in _FIRST:
+            return self.data if with_data else self.formats
+        if name.startswith(_TABLES):
+            return self.tables
+        if name in _MACHINE:
+            return self.running
+        return self.more_data if with_data else self.more_formats
+
+
+def _add_own(groups: _Groups) -> None:
+    """The options that the command reads itself."""
+    groups.formats.add_argument(
         "--rule",
         action="append",
         metavar="PATTERN=MODE[:GROUP]",
         help="what matching weights get; MODE none skips them; may be repeated, the first match wins",
     )
-    command.add_argument(
+    groups.formats.add_argument(
         "--ignore",
         action="append",
         metavar="NAME",
         help="leave alone: a layer's name, or name:N, re:REGEX, type:OPERATION; may be repeated",
     )
-    command.add_argument("--no-validate", action="store_true", help="an --ignore that matches nothing is no error")
-    command.add_argument(
+    groups.more_formats.add_argument(
+        "--no-validate", action="store_true", help="an --ignore that matches nothing is no error (default: it is)"
+    )
+    groups.more_formats.add_argument(
         "--runtime-hint",
         action="append",
         metavar="NAME=VALUE",
         help="what a device is to do at inference, such as KV_CACHE_PRECISION=u8; may be repeated",
     )
-    command.add_argument("--task", metavar="TASK", help="what a checkpoint is exported for, in optimum-intel's words")
-    data = command.add_argument_group("with data")
-    data.add_argument("--data", metavar="FILE", help="text, .npy or .npz; random or self for a language model")
-    _add_declared(command, data)
-    command.add_argument("--report", metavar="FILE", type=Path, help="write the report as JSON")
-    command.add_argument("--dry-run", action="store_true", help="report with exact sizes, write no model")
-    command.add_argument("--verify", action="store_true", help="then see whether the device computes what it says")
-    command.add_argument("--force", action="store_true", help="replace what is at the output")
-    command.add_argument("--quiet", action="store_true", help="no progress, no report: only warnings and errors")
-    command.set_defaults(run=run_compress)
-    return command
+    groups.results.add_argument("--dry-run", action="store_true", help="report with exact sizes, write no model")
+    add_json(groups.results, "the report")
+    groups.results.add_argument("--quiet", action="store_true", help="no progress, no report: only warnings and errors")
+    groups.running.add_argument(
+        "--report", metavar="FILE", type=Path, help="write the report as JSON, beside the tables"
+    )
+    groups.running.add_argument(
+        "--verify", action="store_true", help="then see whether the device computes what the model says"
+    )
+    groups.running.add_argument(
+        "--task", metavar="TASK", help="what a checkpoint is exported for, in optimum-intel's words (default: its own)"
+    )
 
 
-def _add_declared(command: Any, data: Any) -> None:
+def _add_declared(groups: _Groups) -> None:
     """A flag for each option of the table in `passes.options` that has one."""
     from ov_weight_compression.passes.options import OPTIONS
 
     for name, option in OPTIONS.items():
         if option.flag is None:
             continue
-        group, kind = data if option.with_data else command, option.kind
+        group, kind = groups.of(name, option.with_data), option.kind
         word = option.flag or f"--{name.replace('_', '-')}"
         if kind.annotation == "bool":
             action = argparse.BooleanOptionalAction if option.default is None else "store_true"
-            group.add_argument(word, action=action, default=None, help=option.help)
+            usual = f" (default: {option.usual or 'off'})"
+            group.add_argument(word, action=action, default=None, help=f"{option.help}{usual}")
             continue
         choices = f": {', '.join(kind.choices)}" if kind.choices else ""
-        usual = "" if option.default is None else f" (default {getattr(option.default, 'value', option.default)})"
-        group.add_argument(word, metavar=name.upper(), help=f"{option.help}{choices}{usual}".replace("%", "%%"))
+        usual = option.usual if option.default is None else getattr(option.default, "value", option.default)
+        told = f"{option.help}{choices} (default: {usual})".replace("%", "%%")
+        group.add_argument(word, metavar=_METAVARS.get(kind.annotation, name.split("_")[-1].upper()), help=told)
+
+
+_METAVARS = {"int": "N", "float": "X", "str | PathLike[str]": "PATH"}
 
 
 def _options(parsed: argparse.Namespace) -> dict[str, Any]:
@@ -109,16 +181,19 @@ def _ignored(entries: Sequence[str], validate: bool) -> dict[str, object]:
 def run_compress(parsed: argparse.Namespace) -> int:
     """Run the command and return its exit code; what goes wrong is raised as a `CompressionError`."""
     from ov_weight_compression.cli.compress_files import compress_path
+    from ov_weight_compression.cli.output import JsonPlace, json_place, of_models
     from ov_weight_compression.entry import done
     from ov_weight_compression.ir_utils.errors import OptionError
-    from ov_weight_compression.ir_utils.publish import check_place, write_text
+    from ov_weight_compression.ir_utils.publish import check_place
 
     if parsed.output is None and not parsed.dry_run:
         raise OptionError("output: say where to write with -o OUT, or add --dry-run to see the report alone")
-    report = None if parsed.report is None else check_place("--report", parsed.report)
+    report = None if parsed.report is None else JsonPlace(check_place("--report", parsed.report))
     options = _options(parsed)
     target = None if parsed.dry_run else parsed.output
-    if parsed.quiet:
+    place = json_place(parsed.json)
+    quiet = parsed.quiet or (place is not None and place.path is None)
+    if quiet:
         results = compress_path(parsed.model, target, options, parsed.force, data=parsed.data, task=parsed.task)
         done()
     else:
@@ -126,14 +201,17 @@ def run_compress(parsed: argparse.Namespace) -> int:
             results = compress_path(parsed.model, target, options, parsed.force, progress, parsed.data, parsed.task)
             done()
         _summarise(results, parsed.dry_run)
-    if report is not None:
-        models = [{"source": str(r.source), "target": str(r.target), **r.report.to_dict()} for r in results]
-        write_text(report, json.dumps(models[0] if len(models) == 1 else {"models": models}, indent=1) + "\n")
+    for written in filter(None, (report, place)):
+        written.write(of_models([_as_dict(result) for result in results]))
     if parsed.verify and not parsed.dry_run:
         from ov_weight_compression.cli.verify_command import verify_files
 
         return verify_files([result.target for result in results], parsed.device or "CPU")
     return 0
+
+
+def _as_dict(result: FileResult) -> dict[str, Any]:
+    return {"source": str(result.source), "target": str(result.target), **result.report.to_dict()}
 
 
 @contextmanager

@@ -8,41 +8,51 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ov_weight_compression.cli.parsers import CommandParser, add_json
 from ov_weight_compression.ir_utils.errors import OptionError
 
-__all__ = ["add_decompress_parser", "decompress_path", "run_decompress"]
+__all__ = ["decompress_parser", "decompress_path", "run_decompress"]
 
 _DESCRIPTION = """Write a model with its compressed weights as floats, whoever compressed it. What compression has
 rounded away does not come back."""
 
 
-def add_decompress_parser(subparsers: Any) -> argparse.ArgumentParser:
-    """Add the command to the `add_subparsers()` of a parser; `args.run` is set to `run_decompress`."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        "decompress", help="write a compressed model's weights as floats", description=_DESCRIPTION
-    )
+def decompress_parser() -> CommandParser:
+    """The parser of the command; what it parses has `run`, which is `run_decompress`."""
+    parser = CommandParser(prog="ov-compress decompress", description=_DESCRIPTION)
     parser.add_argument("model", metavar="IN", type=Path, help=".xml, .onnx, or a folder with openvino_*.xml files")
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, help=".xml file or folder to write")
-    parser.add_argument("--dtype", help="f16 or f32; without it the type that each weight's own chain computes in")
+    parser.add_argument("--dtype", help="f16 or f32 (default: the type that each weight's own chain computes in)")
     parser.add_argument("--force", action="store_true", help="replace what is at the output")
     parser.add_argument("--quiet", action="store_true", help="no progress, no report: only warnings and errors")
+    add_json(parser, "what was decompressed")
     parser.set_defaults(run=run_decompress)
     return parser
 
 
 def run_decompress(args: argparse.Namespace) -> int:
     """Run the command and return 0; what goes wrong is raised as a `CompressionError`."""
+    from ov_weight_compression.cli.output import json_place, of_models
+    from ov_weight_compression.ir_utils.wording import human_bytes
+
     if args.output is None:
         raise OptionError("output: say where to write with -o OUT")
+    place = json_place(args.json)
     found = decompress_path(args.model, args.output, args.dtype, args.force)
-    if not args.quiet:
-        from ov_weight_compression.ir_utils.wording import human_bytes
-
-        for _, target, weights in found:
-            before, after = (sum(getattr(one, name) for one in weights) for name in ("bytes_before", "bytes_after"))
-            noun = "weight" if len(weights) == 1 else "weights"
-            print(f"{target}: {len(weights)} compressed {noun}, {human_bytes(before)} → {human_bytes(after)}")
+    told = [_told(*one) for one in found]
+    if place is not None:
+        place.write(of_models(told))
+    if not args.quiet and (place is None or place.path is not None):
+        for one in told:
+            noun = "weight" if one["weights"] == 1 else "weights"
+            sizes = " → ".join(human_bytes(one[name]) for name in ("bytes_before", "bytes_after"))
+            print(f"{one['target']}: {one['weights']} compressed {noun}, {sizes}")
     return 0
+
+
+def _told(source: Path, target: Path, weights: Sequence[Any]) -> dict[str, Any]:
+    sizes = {name: sum(getattr(one, name) for one in weights) for name in ("bytes_before", "bytes_after")}
+    return {"source": str(source), "target": str(target), "weights": len(weights), **sizes}
 
 
 def decompress_path(

@@ -88,6 +88,8 @@ class Option:
     """It means nothing with the 8-bit integer modes, which give every weight 8 bits."""
     need: Need | None
     with_data: bool
+    usual: str
+    """In the help of the command: what None means where it is the default."""
 
 
 def declared(
@@ -101,9 +103,10 @@ def declared(
     need: Need | None = None,
     with_data: bool = False,
     make: Callable[[], Any] | None = None,
+    usual: str = "",
 ) -> Any:
     """A field of `Options`; see `Option`. `make` computes its value where None stands in the signature."""
-    row = (default, kind, help, flag, recorded, below_8_bits, need, with_data)
+    row = (default, kind, help, flag, recorded, below_8_bits, need, with_data, usual)
     return field(default=MISSING if make else default, default_factory=make or MISSING, metadata={"option": row})
 
 
@@ -143,7 +146,11 @@ class Options:
         1.0, number(0, 1), "share of the parameters that get the mode, the rest gets the backup mode", recorded="always"
     )
     group_size: int | None = declared(
-        None, group(), "weights that share a scale, -1 for one scale a channel; the mode's own", recorded="always"
+        None,
+        group(),
+        "weights that share a scale, -1 for one scale a channel",
+        recorded="always",
+        usual="the mode's own",
     )
     ignored_scope: IgnoredScope | None = declared(None, _SCOPE, "what to leave alone", flag=None)
     all_layers: bool = declared(
@@ -159,13 +166,15 @@ class Options:
         recorded="always",
         below_8_bits=True,
         make=lambda: SensitivityMetric.WEIGHT_QUANTIZATION_ERROR,
+        usual="weight_quantization_error; with data max_activation_variance",
     )
     group_size_fallback: GroupSizeFallback = declared(
         None,
         one_of(GroupSizeFallback),
-        "for weights that the group size does not divide; adjust unless said",
+        "for weights that the group size does not divide",
         recorded="always",
         make=lambda: GroupSizeFallback.ADJUST,
+        usual="adjust",
     )
     min_adjusted_group_size: int = declared(16, count(2), "the smallest group that a group size is adjusted to")
     rules: tuple[Rule, ...] = declared((), _RULES, "what particular weights get, by name", flag=None)
@@ -180,7 +189,12 @@ class Options:
         None, anything("Any"), "what to calibrate with", flag=None, below_8_bits=True, with_data=True
     )
     accuracy: Accuracy | None = declared(
-        None, one_of(Accuracy), "what to do with data", below_8_bits=True, with_data=True
+        None,
+        one_of(Accuracy),
+        "what to do with data, in rising order of time and accuracy",
+        below_8_bits=True,
+        with_data=True,
+        usual="scales weighted by the data alone",
     )
     scale_estimation: bool = declared(
         False, flag(), "scale search weighted by the data", below_8_bits=True, with_data=True
@@ -192,9 +206,10 @@ class Options:
     awq: bool | None = declared(
         None,
         flag(),
-        "scale input channels; works without data too; not even with accuracy=fast where it is off",
+        "scale input channels so that important ones lose less; works without data too",
         below_8_bits=True,
         with_data=True,
+        usual="on with accuracy=fast, else off",
     )
     lora_correction: bool = declared(
         False, flag(), "thin layers that carry what rounding lost", below_8_bits=True, with_data=True
@@ -202,8 +217,8 @@ class Options:
     lora_rank: int = declared(
         8, count(1), "how thin: channels between the two", below_8_bits=True, need=_WITH_LORA, with_data=True
     )
-    subset_size: int | None = declared(None, count(1), "windows of the data to use, 128", with_data=True)
-    context_length: int | None = declared(None, count(2), "tokens in a window, 256", with_data=True)
+    subset_size: int | None = declared(None, count(1), "windows of the data to use", with_data=True, usual="128")
+    context_length: int | None = declared(None, count(2), "tokens in a window", with_data=True, usual="256")
     statistics_path: Path | None = declared(
         None,
         path(),
@@ -212,31 +227,41 @@ class Options:
         below_8_bits=True,
         need=_OWN_VALUES,
         with_data=True,
+        usual="none are kept",
     )
     calibration_memory: int | None = declared(
-        None, count(_LEAST_MEMORY, 1 << 48), "bytes that calibration may hold, 2 GiB", recorded="never", with_data=True
+        None,
+        count(_LEAST_MEMORY, 1 << 48),
+        "bytes that calibration may hold",
+        recorded="never",
+        with_data=True,
+        usual="2 GiB",
     )
     codebook: tuple[float, ...] | None = declared(
-        None, _CODEBOOK, "the table of codebook, 2 to 65536 values", recorded="never"
+        None, _CODEBOOK, "the table of codebook, 2 to 65536 values", recorded="never", usual="none"
     )
     codebook_type: str = declared(
         None,
         choice(CODEBOOK_TYPES),
-        "what a table is stored as; that of the array that it is, or f8e4m3",
+        "what a table is stored as",
         need=_WITH_TABLE,
+        usual="f8e4m3",
         make=lambda: "f8e4m3",
     )
     codebook_size: int = declared(
         None,
         count(2, 65536),
-        "entries of the tables of adaptive_codebook; as many as the codebook has, or 16",
+        "entries of the tables of adaptive_codebook",
         need=_WITH_FITTED_TABLE,
+        usual="as many as the codebook has, or 16",
         make=lambda: 16,
     )
     codebook_sharing: CodebookSharing = declared(
         CodebookSharing.NONE, one_of(CodebookSharing), "which weights share one of them", need=_WITH_FITTED_TABLE
     )
-    device: Device | None = declared(None, one_of(Device), "choose formats that this device executes compressed")
+    device: Device | None = declared(
+        None, one_of(Device), "choose formats that this device executes compressed", usual="formats as asked for"
+    )
     runtime_hints: Mapping[str, str] | None = declared(
         None, _HINTS, "what a device is to do at inference, written into the model", flag=None
     )
@@ -247,9 +272,10 @@ class Options:
     threads: int = declared(
         None,
         count(1, _MOST_THREADS),
-        "threads to compute with; OMP_NUM_THREADS, or the processors there are",
+        "threads to compute with",
         recorded="never",
         make=default_threads,
+        usual="OMP_NUM_THREADS, or the processors there are",
     )
     quiet: bool = declared(True, flag(), "show no progress while calibrating", flag=None, recorded="never")
     compression_format: str = declared(

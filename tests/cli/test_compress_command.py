@@ -12,7 +12,6 @@ import openvino as ov
 import pytest
 
 from ov_weight_compression.cli import main
-from ov_weight_compression.passes.options import OPTIONS
 from tests.cli.commands import failing
 from tests.models import layers, no_weights
 from tests.running import files_of, run
@@ -362,25 +361,3 @@ def test_a_second_run_keeps_the_bytes(model: Path, tmp_path: Path) -> None:
     assert main([str(model), "-o", str(tmp_path / "a.xml"), "--mode", "int4_sym", "--quiet"]) == 0
     assert main([str(tmp_path / "a.xml"), "-o", str(tmp_path / "b.xml"), "--mode", "int8_sym", "--quiet"]) == 0
     assert (tmp_path / "a.bin").read_bytes() == (tmp_path / "b.bin").read_bytes()
-
-
-def test_help_names_every_choice_and_default(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["compress", "--help"])
-    printed = re.sub(r"\s+", " ", capsys.readouterr().out)
-    for name, option in OPTIONS.items():
-        if option.flag is not None:
-            assert f"--{name.replace('_', '-')}" in printed, name
-            assert option.help in printed, name
-            assert ", ".join(option.kind.choices) in printed, name
-    assert "(default int8_asym)" in printed
-
-
-def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
-    for word in ("--help", "--version"):
-        with pytest.raises(SystemExit) as left:
-            main([word])
-        assert left.value.code == 0
-    printed = capsys.readouterr().out
-    assert "ov-compress" in printed
-    assert main([]) == 2
