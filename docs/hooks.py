@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import re
 from collections.abc import Callable
 
-from ov_weight_compression.cli import main
+from ov_weight_compression.cli.command import command_parser
 from ov_weight_compression.passes.options import OPTIONS
 from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL
 
@@ -18,7 +16,7 @@ def options() -> str:
     for name, option in OPTIONS.items():
         flag = "" if option.flag is None else f"`{option.flag or '--' + name.replace('_', '-')}`"
         default = getattr(option.default, "value", option.default)
-        told = "" if default in (None, ()) else f"`{default}`"
+        told = option.usual if default in (None, ()) else f"`{default}`"
         lines.append(f"| `{name}` | {flag} | {told} | {option.help.replace('|', '/')} |")
     return "\n".join(lines)
 
@@ -33,12 +31,9 @@ def formats() -> str:
     return "\n".join(lines)
 
 
-def usage(command: str = "") -> str:
-    """What `ov-compress COMMAND --help` prints."""
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-        main([*command.split(), "--help"])
-    return f"```text\n{printed.getvalue().rstrip()}\n```"
+def usage(command: str) -> str:
+    """What `ov-compress COMMAND --help-all` prints."""
+    return f"```text\n{command_parser(command).help_text(everything=True).rstrip()}\n```"
 
 
 _FILLED: dict[str, Callable[..., str]] = {"options": options, "formats": formats, "usage": usage}

@@ -11,11 +11,11 @@ left at its default was not asked for, and None is the default everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.option_kinds import (
@@ -47,6 +47,7 @@ from ov_weight_compression.passes.modes import (
     Mode,
     SensitivityMetric,
 )
+from ov_weight_compression.passes.option_rows import Need, Option, declared
 from ov_weight_compression.passes.rules import Rule, parse_rules
 from ov_weight_compression.passes.runtime_hints import check_hints_for_cpu, parse_runtime_hints
 from ov_weight_compression.patterns import GivenSources, IgnoredScope, Roles, given_sources, parse_roles
@@ -56,58 +57,10 @@ from ov_weight_compression.quantization.lloyd import stand_in
 if TYPE_CHECKING:
     from ov_weight_compression.quantization.layerwise import Step
 
-__all__ = ["OPTIONS", "Need", "Option", "Options", "read_options"]
+__all__ = ["OPTIONS", "Options", "read_options"]
 
 _LEAST_MEMORY = 1 << 26
 _MOST_THREADS = 4096
-
-
-@dataclass(frozen=True)
-class Need:
-    """What an option means nothing without."""
-
-    met: Callable[[Options], bool]
-    words: str
-    """After "means nothing": "{value} means nothing without lora_correction=True"; `{mode}` is the mode's name."""
-
-
-@dataclass(frozen=True)
-class Option:
-    """One row of the table."""
-
-    name: str
-    default: Any
-    """In a signature: None where it depends on other options or on the machine."""
-    kind: OptionKind
-    help: str
-    flag: str | None
-    """On the command line; None where it has none, or one that the command reads itself."""
-    recorded: Literal["always", "asked", "never"]
-    """In the recipe: "asked" means where it is not the default, or where its need is met."""
-    below_8_bits: bool
-    """It means nothing with the 8-bit integer modes, which give every weight 8 bits."""
-    need: Need | None
-    with_data: bool
-    usual: str
-    """In the help of the command: what None means where it is the default."""
-
-
-def declared(
-    default: Any,
-    kind: OptionKind,
-    help: str,
-    *,
-    flag: str | None = "",
-    recorded: Literal["always", "asked", "never"] = "asked",
-    below_8_bits: bool = False,
-    need: Need | None = None,
-    with_data: bool = False,
-    make: Callable[[], Any] | None = None,
-    usual: str = "",
-) -> Any:
-    """A field of `Options`; see `Option`. `make` computes its value where None stands in the signature."""
-    row = (default, kind, help, flag, recorded, below_8_bits, need, with_data, usual)
-    return field(default=MISSING if make else default, default_factory=make or MISSING, metadata={"option": row})
 
 
 def _read_format(value: Any) -> str:
