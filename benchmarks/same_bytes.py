@@ -1,6 +1,6 @@
 """Whether a change of the code changed a byte: what is stored for the zoo and the sample models, as hashes.
 
-    python -m benchmarks.same_bytes --keep     # write benchmarks/results/bytes.json
+    python -m benchmarks.same_bytes --keep     # write benchmarks/results/bytes.json; with --only those cases of it
     python -m benchmarks.same_bytes            # compare with it: exit code 1 and the names of what differs
 
 A hash is of the constants sorted by name: name, type, shape and bytes; names that OpenVINO made up count the nodes of a
@@ -105,6 +105,7 @@ def main() -> int:
             found[name] = hash_of(path, options)
             print(f"{name:60} {found[name]}", flush=True)
     if arguments.keep:
+        found = {**json.loads(KEPT.read_text())["hashes"], **found} if arguments.only else found
         KEPT.write_text(json.dumps({"machine": describe(None), "hashes": found}, indent=1) + "\n")
         return 0
     kept = json.loads(KEPT.read_text())["hashes"]

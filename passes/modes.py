@@ -18,6 +18,7 @@ __all__ = [
     "Codebook",
     "CodebookSharing",
     "Device",
+    "FragileLayers",
     "GroupSizeFallback",
     "Mode",
     "SensitivityMetric",
@@ -93,6 +94,14 @@ class GroupSizeFallback(str, Enum):
     ADJUST = "adjust"
     IGNORE = "ignore"
     ERROR = "error"
+
+
+class FragileLayers(str, Enum):
+    """What routers of experts and gates of recurrences get: the backup mode, their floats, or the mode."""
+
+    BACKUP = "backup"
+    FLOAT = "float"
+    MODE = "mode"
 
 
 class CodebookSharing(str, Enum):

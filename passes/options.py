@@ -43,6 +43,7 @@ from ov_weight_compression.passes.modes import (
     Codebook,
     CodebookSharing,
     Device,
+    FragileLayers,
     GroupSizeFallback,
     Mode,
     SensitivityMetric,
@@ -86,6 +87,10 @@ _WITH_FITTED_TABLE = Need(
     "means nothing with {mode}, only with adaptive_codebook; leave it out",
 )
 _OWN_VALUES = Need(lambda options: options.sources is None, "means nothing with sources, which it cannot tell apart")
+_FEWER_BITS = Need(
+    lambda options: not (options.mode.is_int8 and options.fragile_layers is FragileLayers.MODE),
+    "{value} means nothing with {mode}, which they have anyway; leave it out",
+)
 _COMPUTED = Need(lambda options: not options.lazy, "{value} means nothing without lazy=False")
 _WITH_LORA = Need(lambda options: options.lora_correction, "{value} means nothing without lora_correction=True")
 
@@ -111,6 +116,12 @@ class Options:
     )
     backup_mode: BackupMode = declared(
         BackupMode.INT8_ASYM, one_of(BackupMode), "what the rest gets", recorded="always", below_8_bits=True
+    )
+    fragile_layers: FragileLayers = declared(
+        FragileLayers.BACKUP,
+        one_of(FragileLayers),
+        "what routers of experts and gates of recurrences get: backup, float or mode",
+        need=_FEWER_BITS,
     )
     sensitivity_metric: SensitivityMetric = declared(
         None,

@@ -1,6 +1,7 @@
 """Decide what every weight gets, before anything is edited.
 
     rule, first match        → its mode, or left alone
+    router, recurrence       → backup mode, with all_layers too (unless fragile_layers says otherwise)
     embedding, last layer    → backup mode (unless all_layers)
     convolution              → 8 bits, whatever the mode
     ratio and sensitivity    → the mode, or the backup mode for the most sensitive
@@ -21,7 +22,7 @@ from ov_weight_compression.ir_utils.worker_pool import in_threads
 from ov_weight_compression.passes.fit import fit
 from ov_weight_compression.passes.measurements import Measurements
 from ov_weight_compression.passes.method import Method
-from ov_weight_compression.passes.modes import BackupMode, Mode
+from ov_weight_compression.passes.modes import BackupMode, FragileLayers, Mode
 from ov_weight_compression.passes.options import Options
 from ov_weight_compression.passes.plan import (
     Algorithm,
@@ -139,10 +140,14 @@ def _forced(weight: Weight, rule: Rule | None, options: Options) -> FormatReques
             return FormatRequest(None, -1, f"rule {rule.pattern!r} leaves it alone")
         group = FORMATS[rule.mode.value].default_group if rule.group_size is None else rule.group_size
         return FormatRequest(rule.mode, group, f"rule {rule.pattern!r}", (DecidedBy.RULE,))
+    if weight.fragile and options.fragile_layers is FragileLayers.FLOAT:
+        return FormatRequest(None, -1, f"{weight.fragile}, and fragile_layers is float")
     if options.mode.is_int8:
         return FormatRequest(options.mode, -1, decided_by=(DecidedBy.MODE,))
     if weight.kind is Kind.CONVOLUTION and not FORMATS[options.mode.value].everywhere:
         return _backup(options, "convolution")
+    if weight.fragile and options.fragile_layers is FragileLayers.BACKUP:
+        return _backup(options, weight.fragile)
     if weight.backup_reason and not options.all_layers:
         return _backup(options, weight.backup_reason)
     return None

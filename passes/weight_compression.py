@@ -27,6 +27,7 @@ from ov_weight_compression.passes.modes import (
     Codebook,
     CodebookSharing,
     Device,
+    FragileLayers,
     GroupSizeFallback,
     Mode,
     SensitivityMetric,
@@ -62,6 +63,8 @@ class WeightCompression(ModelPass):
         all_layers: give embeddings and the last layer `mode` as well, not `backup_mode`.
         backup_mode: `"int8_asym"` (default), `"int8_sym"`, `"fp8_e4m3"`, `"mxfp8_e4m3"`, or `"none"`, which leaves
             them alone.
+        fragile_layers: what routers of experts and gates of recurrences get, whatever their names: `"backup"` (default)
+            the backup mode, with `all_layers` too; `"float"` leaves them alone, `"mode"` takes them like any other.
         sensitivity_metric: which weights keep the backup mode where `ratio` is below 1.
         group_size_fallback: for weights that the group size does not divide: `"adjust"` (default) takes the largest
             power of two that does, else 8 bits per channel; `"ignore"` leaves them alone; `"error"` raises.
@@ -127,6 +130,7 @@ class WeightCompression(ModelPass):
         ignored_scope: Any = None,
         all_layers: bool = False,
         backup_mode: BackupMode | str = BackupMode.INT8_ASYM,
+        fragile_layers: FragileLayers | str = FragileLayers.BACKUP,
         sensitivity_metric: SensitivityMetric | str | None = None,
         group_size_fallback: GroupSizeFallback | str | None = None,
         min_adjusted_group_size: int = 16,
@@ -241,6 +245,7 @@ def apply_weight_compression(
     ignored_scope: Any = None,
     all_layers: bool = False,
     backup_mode: BackupMode | str = BackupMode.INT8_ASYM,
+    fragile_layers: FragileLayers | str = FragileLayers.BACKUP,
     sensitivity_metric: SensitivityMetric | str | None = None,
     group_size_fallback: GroupSizeFallback | str | None = None,
     min_adjusted_group_size: int = 16,

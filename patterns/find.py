@@ -28,6 +28,7 @@ from ov_weight_compression.ir_utils.constants import FLOAT_TYPES
 from ov_weight_compression.ir_utils.metadata import is_compressed
 from ov_weight_compression.patterns.compressed import compressed_in
 from ov_weight_compression.patterns.follow import Use, follow, reshaped
+from ov_weight_compression.patterns.fragile import fragile_layers
 from ov_weight_compression.patterns.graphs import BODY_OPERATIONS, Graph, bytes_of, graphs_of, is_postponed
 from ov_weight_compression.patterns.ignored import IgnoredScope
 from ov_weight_compression.patterns.roles import RECURRENT, ROLES, Kind, Refusal, Role, Roles
@@ -75,6 +76,7 @@ def find_weights(
     if scope:
         scope.check_found(_ignore(found, later))
     _mark_last_layer(found)
+    _mark_fragile(found, graphs)
     results = [entry.result for entry in found]
     return [one for one in results if isinstance(one, Weight)], [one for one in results if isinstance(one, Skip)]
 
@@ -174,6 +176,15 @@ def _mark_last_layer(found: list[_Found]) -> None:
         if isinstance(entry.result, Weight) and entry.result.kind in (Kind.MATMUL, Kind.EXPERTS):
             entry.result = replace(entry.result, is_last_layer=True)
             return
+
+
+def _mark_fragile(found: list[_Found], graphs: Sequence[Graph]) -> None:
+    """Mark the weights of routers and of a recurrence's gates."""
+    fragile = {node: what for graph in graphs for node, what in fragile_layers(graph).items()}
+    for entry in found if fragile else ():
+        if isinstance(entry.result, Weight):
+            reasons = [fragile[layer.node] for layer in entry.result.consumers if layer.node in fragile]
+            entry.result = replace(entry.result, fragile=reasons[0]) if reasons else entry.result
 
 
 @dataclass(frozen=True, eq=False)
