@@ -89,6 +89,8 @@ def _leave(number: int) -> None:
     publish = sys.modules.get("ov_weight_compression.ir_utils.publish")
     if publish is not None and hasattr(publish, "discard_open"):
         if publish.placing():
+            if not hasattr(signal, "setitimer"):  # Windows: it takes its place, and the process ends by itself
+                return
             signal.signal(signal.SIGALRM, lambda *_: _leave(number))
             signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
             return

@@ -21,6 +21,7 @@ import openvino as ov
 
 from ov_weight_compression.ir_utils.packing import tensor_bytes
 from ov_weight_compression.ir_utils.pipeline import Pipeline
+from ov_weight_compression.ir_utils.positional import write_at
 from ov_weight_compression.ir_utils.types import Array
 from ov_weight_compression.ir_utils.worker_pool import Job
 
@@ -99,7 +100,7 @@ class FileSink:
         start = self._offset + offset
         place, size = start, len(view)
         while view:
-            written = os.pwrite(self._descriptor, view, place)
+            written = write_at(self._descriptor, view, place)
             view, place = view[written:], place + written
         if self._behind is not None:
             self._behind.note(start, size)

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from ov_weight_compression.ir_utils.errors import WorkError
+from ov_weight_compression.ir_utils.positional import read_into
 from ov_weight_compression.ir_utils.types import Array
 
 __all__ = ["FileMappings"]
@@ -63,7 +64,7 @@ class _Range:
         assert self._file is not None
         view, place = values.reshape(-1).view(np.uint8).data, self.offset + address - self.start
         while view:
-            count = os.preadv(self._file, [view], place)
+            count = read_into(self._file, view, place)
             if not count:
                 self.check(address - self.start + values.nbytes)
                 raise WorkError(f"{self.path}: cannot be read any more")

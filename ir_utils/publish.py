@@ -339,7 +339,7 @@ def _sweep_temporary() -> None:
             with contextlib.suppress(OSError):
                 known = folder.lstat()
                 young = time.time() - known.st_mtime < PATIENCE
-                if young or not folder.is_dir() or known.st_uid != os.geteuid():
+                if young or not folder.is_dir() or not hasattr(os, "geteuid") or known.st_uid != os.geteuid():
                     continue
                 descriptor = hold(folder)
                 if descriptor is not None:

@@ -32,6 +32,7 @@ from ov_weight_compression.ir_utils import option_kinds
 from ov_weight_compression.ir_utils.deferral import STUB_BYTES, Deferral, Stub, deferring
 from ov_weight_compression.ir_utils.errors import CompressionError, OptionError, WorkError
 from ov_weight_compression.ir_utils.ir_file import openvino_reason, stored_constants
+from ov_weight_compression.ir_utils.positional import read_at, write_at
 from ov_weight_compression.ir_utils.publish import Publication, cannot_write
 
 __all__ = ["find_stubs", "make_room", "save_model"]
@@ -90,7 +91,7 @@ def _fill(xml: Path, stubs: Path, weights: Path, deferral: Deferral) -> None:
     text, places = make_room(text, stubs, weights, found, deferral.stubs)
     stubs.unlink()
     xml.write_bytes(text)
-    descriptor = os.open(weights, os.O_WRONLY)
+    descriptor = os.open(weights, os.O_WRONLY | getattr(os, "O_BINARY", 0))
     try:
         deferral.compute(descriptor, places)
     finally:
@@ -129,7 +130,7 @@ def find_stubs(xml: bytes, weights: Path, stubs: Mapping[bytes, Stub]) -> dict[i
     """The marks that the .bin holds, by their offsets, rising."""
     places = sorted({int(offset) for offset, size in _DATA.findall(xml) if int(size) == STUB_BYTES})
     with weights.open("rb") as file:
-        read = {offset: os.pread(file.fileno(), STUB_BYTES, offset) for offset in places}
+        read = {offset: read_at(file.fileno(), STUB_BYTES, offset) for offset in places}
     return {offset: mark for offset, mark in read.items() if mark in stubs}
 
 
@@ -222,8 +223,8 @@ def _reserve(descriptor: int, size: int) -> None:
 
 def _copy(source: int, target: int, start: int, stop: int, place: int) -> None:
     while start < stop:
-        data = os.pread(source, min(_COPY_BYTES, stop - start), start)
+        data = read_at(source, min(_COPY_BYTES, stop - start), start)
         start += len(data)
         while data:
-            count = os.pwrite(target, data, place)
+            count = write_at(target, data, place)
             data, place = data[count:], place + count

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import threading
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ov_weight_compression.ir_utils.positional import read_into, write_at
 from ov_weight_compression.ir_utils.types import Array
 
 __all__ = ["Spool", "Spooled"]
@@ -30,7 +30,7 @@ class Spool:
             offset, self._end = self._end, self._end + values.nbytes
         view, place = values.reshape(-1).view(np.uint8).data, offset
         while view:
-            written = os.pwrite(self._file.fileno(), view, place)
+            written = write_at(self._file.fileno(), view, place)
             view, place = view[written:], place + written
         return Spooled(self, offset, values.shape, values.dtype)
 
@@ -39,7 +39,7 @@ class Spool:
         values: Array = np.empty(count, dtype=dtype)
         view, place = values.view(np.uint8).data, offset
         while view:
-            got = os.preadv(self._file.fileno(), [view], place)
+            got = read_into(self._file.fileno(), view, place)
             if not got:
                 raise EOFError("the temporary file is shorter than what was written")
             view, place = view[got:], place + got
