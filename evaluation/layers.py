@@ -31,8 +31,9 @@ import openvino as ov
 
 from ov_weight_compression.evaluation.format_names import mode_of
 from ov_weight_compression.evaluation.outputs import SignalNoise
-from ov_weight_compression.ir_utils.constant_values import ConstantValues, depends_on_constants
+from ov_weight_compression.ir_utils.constant_values import depends_on_constants
 from ov_weight_compression.ir_utils.types import Float32
+from ov_weight_compression.ir_utils.weight_source import WeightSource, source_at
 from ov_weight_compression.patterns import CompressedWeight, Roles, find_compressed
 from ov_weight_compression.patterns.graphs import graphs_of
 
@@ -50,6 +51,8 @@ __all__ = [
 _GAIN_DB = 2.0
 """What factors must gain at least: rounding to any format, two bits included, leaves them less to find."""
 _ROUNDS = 4
+_PIECE = 1 << 21
+"""Elements of a weight that are read at a time."""
 _SAMPLE = 512
 """Rows that show whether a weight is scaled."""
 
@@ -67,33 +70,27 @@ class ChannelFactors:
     """[1, columns]"""
 
     def apply(self, values: Float32, start: int) -> Float32:
-        """Whole rows of the compressed weight, flat, which begin at element `start`, in the base model's units."""
-        width = self.columns.size
-        begin = start // width
-        found = values.reshape(-1, width) * self.columns
-        found *= self.rows[begin : begin + len(found)]
-        return found.reshape(-1)
+        """Rows of the compressed weight, from row `start` on, in the base model's units."""
+        return values * self.columns * self.rows[start : start + len(values)]
 
 
-def factors_between(base: Any, compressed: Any) -> ChannelFactors | None:
-    """The factors between two outputs that depend on constants alone; None where they are not scaled or not 2-D."""
-    shape = tuple(base.get_shape())
+def factors_between(base: WeightSource, compressed: WeightSource) -> ChannelFactors | None:
+    """The factors between two weights of one shape; None where they are not scaled or not 2-D."""
+    shape = base.layout.shape
     if len(shape) != 2 or min(shape) < 2:
         return None
-    ours, theirs = ConstantValues(base), ConstantValues(compressed)
-    first = [next(values.pieces()).reshape(-1, shape[1])[:_SAMPLE] for values in (ours, theirs)]
-    if not _gains(*first):
+    if not _gains(*(next(source.pieces())[1][:_SAMPLE] for source in (base, compressed))):
         return None
     columns = np.ones((1, shape[1]))
     rows = np.ones((shape[0], 1))
     for _ in range(_ROUNDS):
-        above, below, start = np.zeros(shape[1]), np.zeros(shape[1]), 0
-        for left, right in zip(ours.pieces(), theirs.pieces(), strict=True):
-            w, q = (values.reshape(-1, shape[1]).astype(np.float64) for values in (left, right))
-            span = slice(start, start + len(w))
+        above, below = np.zeros(shape[1]), np.zeros(shape[1])
+        for (slab, left), (_, right) in zip(base.pieces(_PIECE), compressed.pieces(_PIECE), strict=True):
+            w, q = left.astype(np.float64), right.astype(np.float64)
+            span = slice(slab.start, slab.stop)
             rows[span] = _fit((w * (q * columns)).sum(1), np.square(q * columns).sum(1))[:, None]
             q *= rows[span]
-            above, below, start = above + (w * q).sum(0), below + (q * q).sum(0), span.stop
+            above, below = above + (w * q).sum(0), below + (q * q).sum(0)
         columns = _fit(above, below)[None]
     return ChannelFactors(rows.astype(np.float32), columns.astype(np.float32))
 
@@ -132,9 +129,20 @@ class PairedLayer:
     factors: ChannelFactors | None = None
     """Of a weight whose channels were scaled."""
 
+    def sources(self) -> tuple[WeightSource, WeightSource] | None:
+        """The original's values and the compressed weight's, as their layers read them; None without an original."""
+        if self.base is None:
+            return None
+        if self.base_port < 0:
+            return source_at(self.base), source_at(self.weight.last)
+        consumer = self.weight.consumers[0]
+        ends = self.base.input_value(self.base_port), consumer.node.input_value(consumer.port)
+        return source_at(ends[0].get_node()), source_at(ends[1].get_node())
+
     def with_factors(self) -> PairedLayer:
         """The pair with the factors that lie between the two weights, if there are any."""
-        factors = factors_between(*_outputs(self, self.base)) if self.base is not None else None
+        sources = self.sources()
+        factors = None if sources is None else factors_between(*sources)
         return self if factors is None else replace(self, factors=factors, note=self.note or _SCALED)
 
 
@@ -215,15 +223,11 @@ def _shape_at(weight: CompressedWeight) -> tuple[int, ...]:
 def weigh(pair: PairedLayer, measured: bool = True) -> tuple[LayerFigures, SignalNoise | None]:
     """The figures of one weight without any data, and its energies, to be summed by format; with `measured=False` only
     what it is stored as."""
-    weight = pair.weight
-    energy = None
-    if pair.base is not None and measured:
-        energy = SignalNoise()
-        ours, theirs = _outputs(pair, pair.base)
-        start = 0
-        for left, right in zip(ConstantValues(ours).pieces(), ConstantValues(theirs).pieces(), strict=True):
-            energy.add(left, right if pair.factors is None else pair.factors.apply(right, start))
-            start += left.size
+    weight, sources = pair.weight, pair.sources() if measured else None
+    energy = None if sources is None else SignalNoise()
+    if energy is not None and sources is not None:
+        for (slab, left), (_, right) in zip(*(source.pieces(_PIECE) for source in sources), strict=True):
+            energy.add(left, right if pair.factors is None else pair.factors.apply(right, slab.start))
     figures = LayerFigures(
         name=weight.name,
         layer=weight.consumers[0].name,
@@ -237,13 +241,6 @@ def weigh(pair: PairedLayer, measured: bool = True) -> tuple[LayerFigures, Signa
         note=pair.note,
     )
     return figures, energy
-
-
-def _outputs(pair: PairedLayer, base: ov.Node) -> tuple[Any, Any]:
-    if pair.base_port < 0:
-        return base.output(0), pair.weight.last.output(0)
-    consumer = pair.weight.consumers[0]
-    return base.input_value(pair.base_port), consumer.node.input_value(consumer.port)
 
 
 def formats_of(

@@ -23,7 +23,7 @@ from openvino.utils.postponed_constant import PostponedConstant
 
 from ov_weight_compression.ir_utils.types import Array, Float32
 
-__all__ = ["ConstantValues", "depends_on_constants", "detached"]
+__all__ = ["ConstantValues", "constants_behind", "depends_on_constants", "detached"]
 
 _PIECE_ELEMENTS = 1 << 21
 _ALIGN = 1 << 10
@@ -42,16 +42,26 @@ def detached(output: Any) -> Any:
 
     One that holds postponed constants is returned as it is: a copy would compute some of them.
     """
+    if any(isinstance(node, PostponedConstant) for node in _behind(output)):
+        return output
+    copy = ov.Model([ops.result(output)], []).clone()
+    return copy.get_results()[0].input_value(0)
+
+
+def constants_behind(output: Any) -> list[Any]:
+    """The Constants that an output is made of; none that are postponed."""
+    return [node for node in _behind(output) if node.get_type_name() == "Constant"]
+
+
+def _behind(output: Any) -> Iterator[Any]:
+    """Every node that an output is made of, once."""
     waiting, seen = [output.get_node()], set()
     while waiting:
         node = waiting.pop()
-        if isinstance(node, PostponedConstant):
-            return output
         if node not in seen:
             seen.add(node)
             waiting += [value.get_node() for value in node.input_values()]
-    copy = ov.Model([ops.result(output)], []).clone()
-    return copy.get_results()[0].input_value(0)
+            yield node
 
 
 class ConstantValues:

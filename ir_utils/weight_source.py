@@ -1,7 +1,8 @@
 """Where a weight's values come from, and how they are read: a piece of rows at a time, never a copy of the whole.
 
     ConstantSource    a float Constant, most often of a mapped file
-    ChainSource       the end of a chain of constants: codes behind a scale, as in fp8 checkpoints
+    ChainSource       the end of a chain of constants: codes behind a scale, as fp8 checkpoints and compressed models
+                      have them
     FoldedSource      another source, multiplied by factors of its rows and columns (AWQ)
 
 Whatever reads a weight does so through a `WeightSource` and asks nothing about its kind, so values may come from
@@ -18,13 +19,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ov_weight_compression.ir_utils.constant_values import ConstantValues, detached
+from ov_weight_compression.ir_utils.constant_values import ConstantValues, constants_behind, detached
 from ov_weight_compression.ir_utils.constants import bf16_to_f32
 from ov_weight_compression.ir_utils.file_mappings import FileMappings
 from ov_weight_compression.ir_utils.layout import Layout, Slab
 from ov_weight_compression.ir_utils.types import Array, Float32
 
-__all__ = ["ChainSource", "ConstantSource", "FoldedSource", "ValueRange", "WeightSource"]
+__all__ = ["ChainSource", "ConstantSource", "FoldedSource", "ValueRange", "WeightSource", "source_at"]
 
 _PIECE_ELEMENTS = 1 << 18
 _SCAN_BYTES = 1 << 20
@@ -186,9 +187,11 @@ class ConstantSource(WeightSource):
 
 
 class ChainSource(WeightSource):
-    """What a chain of constants comes to, in f32.
+    """What a chain of constants comes to, in f32: codes behind zero points and scales, or floats behind what converts
+    and rearranges them.
 
-    Only where the axes have to be permuted the whole matrix is computed, and kept until every row has been released.
+    What of it can only be computed whole (permuted axes, scales that are spread) is kept until every row has been
+    released.
     """
 
     element_type = "f32"
@@ -196,32 +199,43 @@ class ChainSource(WeightSource):
     def __init__(self, last: Any, layout: Layout, mappings: FileMappings | None = None) -> None:
         self.layout = layout
         self._end, self._mappings = detached(last.output(0)), mappings
+        self._stored = [_bytes_of(node) for node in constants_behind(self._end)] if mappings is not None else []
+        self._values: ConstantValues | None = None
         self._matrix: Float32 | None = None
         self._released = 0
         self._lock = threading.Lock()
 
     def read(self, slab: Slab) -> Array:
         """float32 `[n, columns]`."""
-        codes = self._codes(slab)
-        if self._mappings is not None and codes is not None:
-            self._mappings.check(codes)
-        if self.layout.contiguous:
-            values = ConstantValues(self._end, max(1, len(self.layout.lead)))
-            return values.rows(slab.start, slab.stop).reshape(-1, self.layout.columns)
+        if self._mappings is not None:
+            for data in self._stored:
+                self._mappings.check(data)
         with self._lock:
-            if self._matrix is None:
+            if self._values is None:
+                self._values = ConstantValues(self._end, max(1, len(self.layout.lead)))
+            if self._matrix is None and not (self.layout.contiguous and self.layout.lead):
                 self._matrix = self.read_all()
-            return self._matrix[slab.start : slab.stop]
+            values, matrix = self._values, self._matrix
+        if matrix is not None:
+            return matrix[slab.start : slab.stop]
+        return values.rows(slab.start, slab.stop).reshape(-1, self.layout.columns)
 
     def release(self, slab: Slab) -> None:
-        """Drop the matrix with its last rows, and give back the file's pages under the slab."""
+        """Drop what is kept with the last rows, and give back the file's pages under the slab."""
         with self._lock:
             self._released += slab.stop - slab.start
-            if self._released >= self.layout.rows:
-                self._released, self._matrix = 0, None
-        codes = self._codes(slab)
-        if self._mappings is not None and codes is not None:
-            self._mappings.drop(codes)
+            done = self._released >= self.layout.rows
+            if done:
+                self._released, self._matrix, self._values = 0, None, None
+        if self._mappings is not None:
+            for data in self._stored:  # rows one after another, most often: what is dropped too early is read again
+                row = data.size // self.layout.rows
+                self._mappings.drop(data if done else data[slab.start * row : slab.stop * row])
+
+    def pieces(self, elements: int = _PIECE_ELEMENTS, block: int = 0, every: int = 1) -> Iterator[tuple[Slab, Array]]:
+        """All rows in order, eight or a multiple of eight at a time: no packed code is cut in the middle."""
+        rows = max(8, elements // max(1, self.layout.columns) // 8 * 8)
+        return super().pieces(rows * self.layout.columns, block, every)
 
     def read_all(self) -> Float32:
         """The whole matrix as float32."""
@@ -231,16 +245,6 @@ class ChainSource(WeightSource):
         """In the constant's own order, so that nothing is kept."""
         found = [_scan_wide(piece) for piece in ConstantValues(self._end).pieces()]
         return ValueRange(max(peak for peak, _ in found), sum(bad for _, bad in found))
-
-    def _codes(self, slab: Slab) -> Array | None:
-        """The bytes of the file that a slab is made of, where they lie together."""
-        node = self._end.get_node()
-        while node.get_type_name() != "Constant":
-            node = node.input_value(0).get_node()
-        if not self.layout.contiguous or node.get_output_element_type(0).bitwidth != 8:
-            return None
-        data: Array = node.get_tensor_view().data.reshape(-1).view(np.uint8)
-        return data[slab.start * self.layout.columns : slab.stop * self.layout.columns]
 
 
 class FoldedSource(WeightSource):
@@ -291,6 +295,18 @@ class FoldedSource(WeightSource):
         if self.columns.ndim == 1:
             return self.columns
         return np.asarray(self.columns[np.arange(start, stop) // (self.layout.rows // len(self.columns))])
+
+
+def source_at(node: Any, mappings: FileMappings | None = None) -> WeightSource:
+    """What a node comes to that depends on constants alone, as `[all other axes, last axis]`: in the order in which its
+    values lie in memory."""
+    shape = tuple(node.get_output_shape(0))
+    return ChainSource(node, Layout.of(shape, [len(shape) - 1] if shape else []), mappings)
+
+
+def _bytes_of(constant: Any) -> Array:
+    data: Array = constant.get_tensor_view().data
+    return data.reshape(-1).view(np.uint8)
 
 
 def _scan_half(block: Array) -> tuple[float, int]:

@@ -11,16 +11,15 @@ rounded away is not in the file any more and does not come back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import prod
+from math import inf, prod
 from typing import Any
 
 import numpy as np
 import openvino as ov
 from openvino.passes import ModelPass
 
-from ov_weight_compression.ir_utils.constant_values import ConstantValues, detached
 from ov_weight_compression.ir_utils.dequantization import replace_constant
 from ov_weight_compression.ir_utils.errors import WorkError
 from ov_weight_compression.ir_utils.file_mappings import FileMappings
@@ -29,9 +28,10 @@ from ov_weight_compression.ir_utils.metadata import drop_metadata
 from ov_weight_compression.ir_utils.option_kinds import OptionKind, check_model, choice, flag
 from ov_weight_compression.ir_utils.pipeline import Pipeline
 from ov_weight_compression.ir_utils.types import F16_MAX, Array
+from ov_weight_compression.ir_utils.weight_source import source_at
 from ov_weight_compression.ir_utils.worker_pool import Task
 from ov_weight_compression.patterns import CompressedWeight, Roles, find_compressed, parse_roles
-from ov_weight_compression.patterns.graphs import graphs_of, is_postponed
+from ov_weight_compression.patterns.graphs import graphs_of
 
 __all__ = ["DecompressWeights", "Decompressed", "apply_weight_decompression"]
 
@@ -39,6 +39,7 @@ _DTYPES: dict[str, type] = {"f16": np.float16, "f32": np.float32}
 _DTYPE = OptionKind("'f16' or 'f32', or None for the type of each chain", choice(list(_DTYPES)).read, "str")
 _LARGEST = {"nf4": 1.0, "f4e2m1": 6.0, "f8e4m3": 448.0, "f8e5m2": 57344.0}
 """The largest magnitude of a code; integers of n bits are taken to reach 2ⁿ."""
+_PIECE_ELEMENTS = 1 << 21
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,10 @@ class DecompressWeights(ModelPass):
         for one, constant in zip(found, constants, strict=True):
             constant.set_friendly_name(one.name)
             replace_constant(one.end, constant, one.name)
-        self.weights = tuple(one.row() for one in replaced)
+        self.weights = tuple(
+            Decompressed(one.name, new.parts["values"].shape, new.parts["values"].type, one.bytes, new.nbytes)
+            for one, new in zip(found, replaced, strict=True)
+        )
         if found:
             drop_metadata(model)
         return bool(found)
@@ -135,48 +139,27 @@ class _FloatWeight:
 
     def __init__(self, weight: CompressedWeight, dtype: str, mappings: FileMappings) -> None:
         self.name = weight.name
-        self._weight, self._dtype, self._mappings = weight, dtype, mappings
-        self._end = detached(weight.end.output(0))
         self.parts = {"values": Part(dtype, tuple(int(size) for size in weight.end.shape))}
         self.nbytes = self.parts["values"].nbytes
-
-    def row(self) -> Decompressed:
-        return Decompressed(self.name, self.parts["values"].shape, self._dtype, self._weight.bytes, self.nbytes)
+        self._source = source_at(weight.end, mappings)
 
     def begin_into(self, sink: Sink) -> tuple[Sequence[Task], Callable[[], dict[str, ov.Tensor]]]:
         """One task: what is kept of a chain while it is evaluated should be kept once."""
 
         def write() -> None:
             place = 0
-            for piece in self._pieces():
-                sink.write(place, np.ascontiguousarray(piece))
-                place += piece.nbytes
+            dtype = _DTYPES[self.parts["values"].type]
+            try:
+                for _, piece in self._source.pieces(_PIECE_ELEMENTS):
+                    values: Array = np.ascontiguousarray(piece.astype(dtype, copy=False))
+                    sink.write(place, values)
+                    place += values.nbytes
+            except WorkError:
+                raise
+            except RuntimeError as error:
+                raise WorkError(f"{self.name}: cannot be decompressed: {error}") from error
 
         return [write], dict
-
-    def _pieces(self) -> Iterable[Array]:
-        """The values in order, in the constant's type; what was read of the file is given back at the end."""
-        try:
-            for piece in self._checked(ConstantValues(self._end).pieces()):
-                yield piece.astype(_DTYPES[self._dtype], copy=False)
-        except WorkError:
-            raise
-        except RuntimeError as error:
-            raise WorkError(f"{self.name}: cannot be decompressed: {error}") from error
-        for part in self._weight.constants:
-            if not is_postponed(part):
-                self._mappings.drop(part.get_tensor_view().data)
-
-    def _checked(self, pieces: Iterator[Array]) -> Iterator[Array]:
-        """The pieces, each after a look at whether the file still has them."""
-        read = [part.get_tensor_view().data for part in self._weight.constants if not is_postponed(part)]
-        while True:
-            for part in read:
-                self._mappings.check(part)
-            try:
-                yield next(pieces)
-            except StopIteration:
-                return
 
 
 def _bound(weight: CompressedWeight) -> float:
@@ -190,5 +173,6 @@ def _bound(weight: CompressedWeight) -> float:
     return largest * prod(_absmax(scale) for scale in (weight.scale, weight.tensor_scale) if scale is not None)
 
 
-def _absmax(constant: Any) -> float:
-    return max(float(np.abs(piece).max(initial=0.0)) for piece in ConstantValues(constant.output(0)).pieces())
+def _absmax(constant: ov.Node) -> float:
+    found = source_at(constant).scan()
+    return inf if found.bad else found.absmax

@@ -14,10 +14,11 @@ from openvino.passes import Manager
 
 import ov_weight_compression.ir_utils.saving as saving
 from ov_weight_compression.cli import main
-from ov_weight_compression.ir_utils import constant_values
 from ov_weight_compression.ir_utils.errors import OptionError
+from ov_weight_compression.ir_utils.file_mappings import FileMappings
 from ov_weight_compression.ir_utils.lazy_weight import LazyWeight
 from ov_weight_compression.ir_utils.saving import save_model
+from ov_weight_compression.ir_utils.weight_source import source_at
 from ov_weight_compression.passes import (
     DecompressWeights,
     WeightCompression,
@@ -181,13 +182,23 @@ def test_one_constant_of_codes_for_two_layers() -> None:
     np.testing.assert_allclose(run(model, {0: np.ones((1, 64), np.float32)})[0], before, rtol=1e-5, atol=1e-2)
 
 
+@pytest.mark.parametrize("mode", ["int4_asym", "int3_sym", "int2_sym", "nvfp4", "cb4", "int8_asym"])
+def test_a_weight_in_pieces_is_the_weight(mode: str, tmp_path: Path) -> None:
+    model = compressed(models.llama(hidden=64, dtype="f16"), mode, tmp_path)
+    for weight in find_compressed(model):
+        source = source_at(weight.end, FileMappings())
+        whole = source.read_all()
+        for _ in range(2):  # what is kept of a chain goes with its last rows, and comes again
+            pieces = list(source.pieces(3 * source.layout.columns))
+            assert [len(piece) for _, piece in pieces[:-1]] == [8] * (source.layout.rows // 8 - 1)
+            np.testing.assert_array_equal(np.concatenate([piece for _, piece in pieces]), whole)
+
+
 def test_both_writers_give_the_same_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """OpenVINO's takes whole weights, the package's own writes pieces."""
     model = compressed(models.llama(hidden=64, dtype="f16"), "int4_sym", tmp_path, group_size=32)
     apply_weight_decompression(model)
     ov.serialize(model, tmp_path / "whole.xml", tmp_path / "whole.bin")
-    monkeypatch.setattr(constant_values, "_PIECE_ELEMENTS", 1 << 10)
-    monkeypatch.setattr(constant_values, "_ALIGN", 8)
     monkeypatch.setattr(LazyWeight, "computed", None)
     save_model(model, tmp_path / "pieces.xml")
     assert files_of(tmp_path / "whole.xml") == files_of(tmp_path / "pieces.xml")
