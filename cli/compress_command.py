@@ -23,7 +23,7 @@ _EXAMPLES = """examples:
   ov-compress model -o out --mode nf4 --data text.txt --accuracy best
   ov-compress model --dry-run --mode int4_sym                nothing is written"""
 
-_FIRST = ("mode", "group_size", "ratio", "device", "accuracy")
+_FIRST = ("mode", "group_size", "ratio", "target_size", "target_divergence", "device", "accuracy")
 """The options of the table that the first screen of help has; with those that are declared here, what most need."""
 
 _TABLES = "codebook"

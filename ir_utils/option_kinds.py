@@ -95,6 +95,8 @@ class OptionKind:
     choices: tuple[str, ...] = ()
     from_text: Callable[[str], object] = str
     """What a word of the command line means: what `read` takes."""
+    none: object = None
+    """What None stands for, where it does not stand for the default."""
 
     def parse(self, name: str, value: object) -> Any:
         """The value of the option `name`.

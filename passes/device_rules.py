@@ -30,7 +30,7 @@ from ov_weight_compression.patterns import Consumer, Kind, Weight
 from ov_weight_compression.patterns.graphs import dimensions
 from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL, Format
 
-__all__ = ["Variant", "device_warnings", "executed_variant", "layer_of", "misreading", "refusal"]
+__all__ = ["Variant", "device_warnings", "executed_variant", "layer_of", "misreading", "refusal", "runs_from_codes"]
 
 _SINGLE = "MatMul of a single 3-D weight"
 _MEASURED = {
@@ -122,6 +122,12 @@ def device_warnings(device: Device | None, choices: Iterable[tuple[Weight, Forma
         f"see `ov-compress inspect --device {target.value}`)"
         for (mode, layer), count in counts.items()
     )
+
+
+def runs_from_codes(device: Device | None, weight: Weight, format: Format) -> bool:
+    """Whether the device, or the CPU where none is named, executes the format in every layer of the weight, as far as
+    is known."""
+    return _expanding_layer(device or Device.CPU, weight, format) is None
 
 
 def _expanding_layer(device: Device, weight: Weight, format: Format) -> str | None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,9 +47,18 @@ from ov_weight_compression.passes.modes import (
     Mode,
     SensitivityMetric,
 )
+from ov_weight_compression.passes.option_checks import check_together, told
 from ov_weight_compression.passes.option_rows import Need, Option, declared
 from ov_weight_compression.passes.rules import Rule, parse_rules
-from ov_weight_compression.passes.runtime_hints import check_hints_for_cpu, parse_runtime_hints
+from ov_weight_compression.passes.runtime_hints import parse_runtime_hints
+from ov_weight_compression.passes.targets import (
+    BUDGETS,
+    FormatChoice,
+    byte_count,
+    check_budget,
+    format_choices,
+    slowdown,
+)
 from ov_weight_compression.patterns import GivenSources, IgnoredScope, Roles, given_sources, parse_roles
 from ov_weight_compression.quantization.formats import CODEBOOK_TYPES, FORMATS, Format, with_codebook
 from ov_weight_compression.quantization.lloyd import stand_in
@@ -92,6 +100,15 @@ _FEWER_BITS = Need(
     "{value} means nothing with {mode}, which they have anyway; leave it out",
 )
 _COMPUTED = Need(lambda options: not options.lazy, "{value} means nothing without lazy=False")
+_WITH_BUDGET = Need(
+    lambda options: options.budget is not None,
+    "means nothing without target_bits, target_size or target_divergence; leave it out",
+)
+_OWN_CHOICE = Need(
+    lambda options: options.budget is not None and options.formats is None,
+    "means nothing but for a budget that chooses among the formats a device executes: it needs target_bits, "
+    "target_size or target_divergence, and no formats",
+)
 _WITH_LORA = Need(lambda options: options.lora_correction, "{value} means nothing without lora_correction=True")
 
 
@@ -142,6 +159,52 @@ class Options:
     )
     min_adjusted_group_size: int = declared(16, count(2), "the smallest group that a group size is adjusted to")
     rules: tuple[Rule, ...] = declared((), _RULES, "what particular weights get, by name", flag=None)
+    target_bits: float | None = declared(
+        None,
+        number(0.5, 32),
+        "choose each weight's format, for so many bits a weight on average, scales and zero points counted",
+        usual="no such target",
+    )
+    target_size: int | None = declared(
+        None,
+        byte_count(),
+        "choose each weight's format, for a .bin of so many bytes, such as 3.5GB",
+        usual="no such target",
+    )
+    target_divergence: float | None = declared(
+        None,
+        number(1e-9, 1e3),
+        "choose each weight's format, for the smallest model whose predictions are no farther from the original's: "
+        "mean KL in nats, relative L2 where it is no language model",
+        usual="no such target",
+    )
+    formats: tuple[FormatChoice, ...] | None = declared(
+        None,
+        format_choices(),
+        "what a target chooses from, as in int4_sym:64,nf4:32,int8_asym",
+        need=_WITH_BUDGET,
+        usual="what the device executes",
+    )
+    max_slowdown: float = declared(
+        1.25,
+        slowdown(),
+        "how slow a format may be beside the fastest of the same bits for a target to choose it; none for any",
+        need=_OWN_CHOICE,
+    )
+    format_times: Path | None = declared(
+        None,
+        path(),
+        "table of benchmarks.format_times, measured on your machine",
+        recorded="never",
+        need=_WITH_BUDGET,
+        usual="the package's",
+    )
+    tie_inputs: bool = declared(
+        False,
+        flag(),
+        "one format for layers that read the same input, so that they can be fused",
+        need=_WITH_BUDGET,
+    )
     roles: Roles | None = declared(None, _ROLES, "what operations of one's own make of their weights", flag=None)
     scale_search: str | int = declared(
         "auto",
@@ -265,8 +328,14 @@ class Options:
 
     @property
     def modes(self) -> tuple[Mode, ...]:
-        """The mode that was asked for, and those of the rules."""
-        return (self.mode, *(rule.mode for rule in self.rules if rule.mode is not None))
+        """The mode that was asked for, and those of the rules and of the budget's formats."""
+        named = (rule.mode for rule in self.rules if rule.mode is not None)
+        return (self.mode, *named, *(one.mode for one in self.formats or ()))
+
+    @property
+    def budget(self) -> str | None:
+        """The name of the option that says what the formats are chosen for; None where `mode` says it all."""
+        return next((name for name in BUDGETS if getattr(self, name) is not None), None)
 
     def uses(self, mode: Mode) -> bool:
         """Whether a mode is the one that was asked for, or that of a rule."""
@@ -284,7 +353,7 @@ class Options:
             value = getattr(self, name)
             met = option.need is not None and option.need.met(self)
             if option.recorded == "always" or (option.recorded == "asked" and (met or _differs(value, option.default))):
-                recipe[name] = _told(self.effective_group if name == "group_size" else value)
+                recipe[name] = told(self.effective_group if name == "group_size" else value)
         return recipe
 
     def nncf_recipe(self) -> dict[str, Any]:
@@ -325,21 +394,6 @@ def _differs(value: Any, default: Any) -> bool:
     return value is not default and not (type(value) is type(default) and bool(value == default))
 
 
-def _told(value: Any) -> str:
-    if isinstance(value, Enum):
-        return str(value.value)
-    if isinstance(value, IgnoredScope):
-        parts = [(part.name, getattr(value, part.name)) for part in fields(value)]
-        return "; ".join(f"{name}={own}" for name, own in parts if own)
-    if isinstance(value, Mapping) and all(isinstance(key, tuple) for key in value):  # roles
-        return "; ".join(f"{operation}:{port}" for operation, port in value)
-    if isinstance(value, Mapping) and all(isinstance(own, str) for own in value.values()):  # runtime hints
-        return "; ".join(f"{name}={own}" for name, own in value.items())
-    if isinstance(value, tuple):
-        return "; ".join(getattr(part, "__name__", None) or str(part) for part in value)
-    return str(value) if isinstance(value, (str, bool, int, float)) else type(value).__name__
-
-
 def read_options(**given: Any) -> Options:
     """Check keyword arguments and make `Options` of them.
 
@@ -357,12 +411,15 @@ def read_options(**given: Any) -> Options:
         given = {**more, **{name: given[name] for name in asked}}
         asked = _parsed(given)
     values = dict(asked)
+    if any(name in asked for name in BUDGETS):
+        check_budget(asked, "mode" in asked or given.get("mode", Mode.INT8_ASYM) is not Mode.INT8_ASYM)
+        values["mode"] = Mode.INT4_SYM  # what the chosen formats are compared with
     if "sensitivity_metric" not in values and "dataset" in values:
         values["sensitivity_metric"] = SensitivityMetric.MAX_ACTIVATION_VARIANCE  # as NNCF chooses with data
     if "codebook" in values:
         _follow_table(values, given["codebook"])
     options = Options(**values, tuning=tuning)
-    _check_together(options, asked)
+    check_together(options, asked, OPTIONS)
     return options
 
 
@@ -396,78 +453,9 @@ def _parsed(given: Mapping[str, Any]) -> dict[str, Any]:
         if name not in OPTIONS:
             raise unknown_option(name, OPTIONS)
         option = OPTIONS[name]
+        value = option.kind.none if value is None else value
         if value is not None and value is not option.default:
             read = option.kind.parse(name, value)
             if _differs(read, option.default):
                 values[name] = read
     return values
-
-
-def _check_together(options: Options, asked: Mapping[str, Any]) -> None:
-    """Refuse what contradicts itself or means nothing; `asked` are the options that are not left at their defaults."""
-    mode = options.mode.value
-    own = FORMATS[mode]
-    if own.fixed_group and options.effective_group != own.default_group:
-        raise OptionError(f"group_size: {mode} is defined for groups of {own.default_group}, got {options.group_size}")
-    if own.fixed_group and "group_size_fallback" in asked and options.group_size_fallback is GroupSizeFallback.ADJUST:
-        raise OptionError(
-            f"group_size_fallback: {mode} has groups of {own.default_group} and no others, so they cannot be adjusted; "
-            "use 'ignore' or 'error', or leave it out"
-        )
-    if options.mode.is_int8:
-        if options.ratio != 1:
-            raise OptionError(f"ratio: {mode} gives every weight 8 bits, so only 1 is allowed, got {options.ratio:g}")
-        if options.effective_group != -1:
-            raise OptionError(f"group_size: {mode} is per channel, so only -1 is allowed, got {options.group_size}")
-    for name, value in asked.items():
-        option = OPTIONS[name]
-        if option.below_8_bits and options.mode.is_int8 and value is not False:
-            raise OptionError(f"{name}: means nothing with {mode}, which gives every weight 8 bits; leave it out")
-        if option.need is not None and not option.need.met(options):
-            raise OptionError(f"{name}: {option.need.words.format(mode=mode, value=_told(value))}")
-    if options.sensitivity_metric.needs_data and options.dataset is None:
-        raise OptionError(
-            f"sensitivity_metric: {options.sensitivity_metric.value} needs a dataset; give one, or use "
-            "weight_quantization_error"
-        )
-    if options.scale_search == "off" and (options.scale_estimation or options.accuracy is not None):
-        raise OptionError("scale_search: must not be 'off' with scale_estimation or accuracy, which are made of it")
-    if options.runtime_hints and options.device in (None, Device.CPU):
-        check_hints_for_cpu(options.runtime_hints)
-    _check_codebook(options)
-    _check_few_bits(options, asked)
-    for place, rule in enumerate(options.rules):
-        row = None if rule.mode is None else FORMATS[rule.mode.value]
-        if row is not None and row.fixed_group and rule.group_size not in (None, row.default_group):
-            raise OptionError(
-                f"rules[{place}]: {row.name} is defined for groups of {row.default_group}, got {rule.group_size}"
-            )
-
-
-def _check_few_bits(options: Options, asked: Mapping[str, Any]) -> None:
-    """Refuse what is for weights of 4 bits or fewer where no weight will have so few."""
-    if options.mode.is_int8 or any(options.row(mode).default_search for mode in options.modes):
-        return
-    told = f"{options.mode.value} with {len(options.codebook or ())} values" if options.codebook else options.mode.value
-    fitted = options.uses(Mode.ADAPTIVE_CODEBOOK)
-    for name in ("gptq", "algorithm", "awq", "lora_correction", "scale_estimation", "accuracy"):
-        if asked.get(name) not in (None, False) and not (fitted and name in ("scale_estimation", "accuracy")):
-            raise OptionError(
-                f"{name}: changes only weights of 4 bits or fewer, of which {told} makes none; leave it out, or use a "
-                "mode or a rule of 4 bits"
-            )
-
-
-def _check_codebook(options: Options) -> None:
-    used, fitted = options.uses(Mode.CODEBOOK), options.uses(Mode.ADAPTIVE_CODEBOOK)
-    if used and options.codebook is None:
-        raise OptionError("codebook: the mode codebook needs a table of 2 to 65536 values; cb4 has one of its own")
-    if options.codebook is not None and not used and not fitted:
-        raise OptionError(f"codebook: means nothing with {options.mode.value}; use mode='codebook', or leave it out")
-    if fitted and options.codebook_type == "u8":
-        raise OptionError("codebook_type: adaptive_codebook fits values of both signs, which u8 cannot hold; use i8")
-    if options.codebook is not None:
-        try:
-            with_codebook(FORMATS[Mode.CODEBOOK.value], options.codebook, options.codebook_type)
-        except ValueError as error:
-            raise OptionError(str(error)) from None

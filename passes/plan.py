@@ -17,6 +17,7 @@ from ov_weight_compression.ir_utils.layout import Layout
 from ov_weight_compression.ir_utils.lazy_weight import Part
 from ov_weight_compression.ir_utils.option_kinds import shown
 from ov_weight_compression.ir_utils.types import F16_MAX
+from ov_weight_compression.passes.budget_outcome import BudgetOutcome
 from ov_weight_compression.passes.method import Method
 from ov_weight_compression.passes.modes import Mode
 from ov_weight_compression.passes.scale_folding import Folding
@@ -58,6 +59,7 @@ class DecidedBy(Enum):
     FALLBACK = "fallback"
     """The group size, or the format, does not fit it."""
     DEVICE = "device"
+    BUDGET = "budget"
 
 
 class Algorithm(Enum):
@@ -188,6 +190,8 @@ class Plan:
     equal: tuple[tuple[int, ...], ...] = ()
     """The places of weights that are stored as the same bytes, each by itself where it has no equal; every weight has
     one once `rewrite.with_equal_weights` has seen the plan."""
+    budget: BudgetOutcome | None = None
+    """What a budget has decided, and why."""
     adapters: Mapping[str, StoredAdapters | None] | None = None
     """LoRA's, by the weight's name, None where there is nothing to correct; None before the data have been seen."""
 

@@ -2,6 +2,7 @@
 
     rule, first match        → its mode, or left alone
     router, recurrence       → backup mode, with all_layers too (unless fragile_layers says otherwise)
+    a budget                → what is best within it, and nothing of what follows (see `budget`)
     embedding, last layer    → backup mode (unless all_layers)
     convolution              → 8 bits, whatever the mode
     ratio and sensitivity    → the mode, or the backup mode for the most sensitive
@@ -19,6 +20,7 @@ from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.option_kinds import shown
 from ov_weight_compression.ir_utils.weight_source import ValueRange
 from ov_weight_compression.ir_utils.worker_pool import in_threads
+from ov_weight_compression.passes.budget_outcome import BudgetOutcome
 from ov_weight_compression.passes.fit import fit
 from ov_weight_compression.passes.measurements import Measurements
 from ov_weight_compression.passes.method import Method
@@ -51,11 +53,13 @@ def make_plan(
     options: Options,
     data: Measurements,
     shared_out: bool = False,
+    correction: float = 1.0,
 ) -> Plan:
     """Decide for every weight. Values are scanned of those that will be stored otherwise, and their noise is measured
     where a ratio shares out between them; data are run where its metric asks for them.
 
     `shared_out`: the model has been compressed with these options, so what `ratio` decides over is decided already.
+    `correction`: for a budget, the measured over the predicted divergence of an earlier choice.
 
     Raises:
         OptionError: a group does not divide a weight's channels and `group_size_fallback` is `error`; a rule matches
@@ -75,15 +79,35 @@ def make_plan(
     ranges = in_threads(lambda weight: data.sources[weight].scan(), [weight for weight, _ in wanted], options.threads)
     nonfinite = [_nonfinite(weight, found) for (weight, _), found in zip(wanted, ranges, strict=True) if found.bad]
     sound = [(*pair, found) for pair, found in zip(wanted, ranges, strict=True) if not found.bad]
-    requests = _settle_ratio([weight for weight, _, _ in sound], [one for _, one, _ in sound], options, data)
     planned: list[PlannedWeight] = []
-    for (weight, _, found), request in zip(sound, requests, strict=True):
-        fitted = fit(weight, request, found, options)
+    every, outcome = _fitted(sound, options, data, correction)
+    for fitted in every:
         if isinstance(fitted, Skip):
             left.append(fitted)
         else:
             planned.append(_with_algorithms(fitted, data.method))
-    return Plan(tuple(planned), (*left, *nonfinite), tuple(nonfinite), data.sources, data.method)
+    return Plan(tuple(planned), (*left, *nonfinite), tuple(nonfinite), data.sources, data.method, budget=outcome)
+
+
+def _fitted(
+    sound: Sequence[tuple[Weight, FormatRequest | None, ValueRange]],
+    options: Options,
+    data: Measurements,
+    correction: float,
+) -> tuple[list[PlannedWeight | Skip], BudgetOutcome | None]:
+    """What every weight becomes: by its request, or what a ratio or a budget decides."""
+    if options.budget is None:
+        requests = _settle_ratio([weight for weight, _, _ in sound], [one for _, one, _ in sound], options, data)
+        return [
+            fit(weight, request, values, options) for (weight, _, values), request in zip(sound, requests, strict=True)
+        ], None
+    from ov_weight_compression.passes.budget import share_out
+
+    wanted = [
+        (weight, None if request is None else fit(weight, request, values, options), values)
+        for weight, request, values in sound
+    ]
+    return share_out(wanted, options, data, correction)
 
 
 def _with_algorithms(planned: PlannedWeight, method: Method) -> PlannedWeight:
@@ -134,7 +158,7 @@ def _settle_ratio(
 
 
 def _forced(weight: Weight, rule: Rule | None, options: Options) -> FormatRequest | None:
-    """What a weight gets whatever the ratio; None where the ratio decides."""
+    """What a weight gets whatever the ratio or the budget; None where one of them decides."""
     if rule is not None:
         if rule.mode is None:
             return FormatRequest(None, -1, f"rule {rule.pattern!r} leaves it alone")
@@ -142,6 +166,8 @@ def _forced(weight: Weight, rule: Rule | None, options: Options) -> FormatReques
         return FormatRequest(rule.mode, group, f"rule {rule.pattern!r}", (DecidedBy.RULE,))
     if weight.fragile and options.fragile_layers is FragileLayers.FLOAT:
         return FormatRequest(None, -1, f"{weight.fragile}, and fragile_layers is float")
+    if options.budget is not None:
+        return None
     if options.mode.is_int8:
         return FormatRequest(options.mode, -1, decided_by=(DecidedBy.MODE,))
     if weight.kind is Kind.CONVOLUTION and not FORMATS[options.mode.value].everywhere:

@@ -16,6 +16,7 @@ from ov_weight_compression.ir_utils.device_facts import CHECKED, is_checked, rel
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.option_kinds import check_model
 from ov_weight_compression.ir_utils.publish import write_text
+from ov_weight_compression.passes.budget_outcome import BudgetOutcome
 from ov_weight_compression.passes.device_rules import device_warnings
 from ov_weight_compression.passes.modes import Device
 from ov_weight_compression.passes.plan import DecidedBy, Plan
@@ -99,6 +100,8 @@ class Report:
 
     unused: Mapping[str, str] = field(default_factory=dict)
     """Tensors of a checkpoint that are in no constant of its models, and why."""
+    budget: BudgetOutcome | None = None
+    """What a budget has chosen, and what there was to choose from."""
 
     @property
     def bytes_before(self) -> int:
@@ -152,6 +155,7 @@ class Report:
             },
             "warnings": list(self.warnings),
             "shares": [asdict(share) for share in self.shares],
+            **({} if self.budget is None else {"budget": self.budget.to_dict()}),
             "weights": [_row_as_dict(row) for row in self.rows],
             **({"scalings": [asdict(scaling) for scaling in self.scalings]} if self.scalings else {}),
             **({"corrections": [asdict(line) for line in self.corrections]} if self.corrections else {}),
@@ -192,7 +196,7 @@ def make_report(plan: Plan, recipe: dict[str, str], remarks: tuple[str, ...] = (
         from ov_weight_compression.passes.lora_correction import corrections
 
         lines = corrections(plan)
-    return Report(_rows(plan), tuple(plan.skips), recipe, warnings, plan.folding.report(), lines)
+    return Report(_rows(plan), tuple(plan.skips), recipe, warnings, plan.folding.report(), lines, budget=plan.budget)
 
 
 def with_origins(report: Report, origins: Mapping[str, str], unused: Mapping[str, str]) -> Report:

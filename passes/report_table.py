@@ -112,6 +112,10 @@ def print_report(report: Report, console: Any) -> None:
     if report.skips:
         skips = _by_reason((skip.reason, skip.bytes) for skip in report.skips)
         console.print(_reasons_table("Left as they are", "reason", skips))
+    if report.budget is not None:
+        from ov_weight_compression.passes.budget_table import print_budget
+
+        print_budget(report.budget, console)
     for line in (*_scaling_lines(report), *_correction_lines(report)):
         console.print(line, highlight=False, soft_wrap=True)
     if "data" in report.recipe:

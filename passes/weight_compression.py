@@ -70,6 +70,20 @@ class WeightCompression(ModelPass):
             power of two that does, else 8 bits per channel; `"ignore"` leaves them alone; `"error"` raises.
         min_adjusted_group_size: the smallest group that `"adjust"` takes, 16.
         rules: what particular weights get, by name; see `ov_weight_compression.passes.rules`.
+        target_bits: choose each weight's format, so that the compressed weights take so many bits an element on
+            average, scales and zero points counted, and predictions change as little as they can. At most one of the
+            three targets is given, and `mode` and what belongs to it is left out then; rules and ignored scope still
+            win, and their bytes are counted. See `ov_weight_compression.passes.budget`.
+        target_size: the same for the size of the .bin that `save_model` writes, everything in it counted: a number of
+            bytes, or a text such as `"3.5GB"`.
+        target_divergence: the same for the smallest model whose predictions are no farther from the original's than
+            this: mean KL in nats for a language model, else the relative L2 of the outputs.
+        formats: what a target chooses from, such as `["int4_sym:64", ("nf4", 32), "int8_asym"]`; by default what the
+            device executes from codes, in 8 and 4 bits, and in 2 bits where the bytes cannot be met without.
+        max_slowdown: keeps formats out that take longer than so many times the fastest of as many bits, for one row;
+            1.25, None for no limit.
+        format_times: a table of such times for your own machine, made by `python -m benchmarks.format_times`.
+        tie_inputs: give layers that read the same input one format, so that a device can fuse them.
         roles: what operations of your own make of their weights, by type name and port, such as
             `{("MyLinear", 1): Role(channel=(0,), reduction=(1,), activation=Activation(port=0))}`; see
             `ov_weight_compression.patterns.roles`.
@@ -135,6 +149,13 @@ class WeightCompression(ModelPass):
         group_size_fallback: GroupSizeFallback | str | None = None,
         min_adjusted_group_size: int = 16,
         rules: RulesLike = (),
+        target_bits: float | None = None,
+        target_size: int | str | None = None,
+        target_divergence: float | None = None,
+        formats: Sequence[str | tuple[str, int]] | None = None,
+        max_slowdown: float | None = 1.25,
+        format_times: str | PathLike[str] | None = None,
+        tie_inputs: bool = False,
         roles: Roles | None = None,
         scale_search: str | int = "auto",
         dataset: Any = None,
@@ -250,6 +271,13 @@ def apply_weight_compression(
     group_size_fallback: GroupSizeFallback | str | None = None,
     min_adjusted_group_size: int = 16,
     rules: RulesLike = (),
+    target_bits: float | None = None,
+    target_size: int | str | None = None,
+    target_divergence: float | None = None,
+    formats: Sequence[str | tuple[str, int]] | None = None,
+    max_slowdown: float | None = 1.25,
+    format_times: str | PathLike[str] | None = None,
+    tie_inputs: bool = False,
     roles: Roles | None = None,
     scale_search: str | int = "auto",
     dataset: Any = None,

@@ -1,0 +1,75 @@
+"""How long devices take with weights in each format, beside int4_sym in groups of 128: fixed figures, so that what is
+chosen by them is the same on every machine.
+
+`python -m benchmarks.format_times` measures them (its table is in benchmarks/results/format_times.md), and makes a
+table of one's own machine for the option `format_times`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from ov_weight_compression.ir_utils.errors import OptionError
+
+__all__ = ["FormatTime", "FormatTimes", "read_format_times", "time_of"]
+
+
+@dataclass(frozen=True)
+class FormatTime:
+    """Time of a layer beside int4_sym in groups of 128."""
+
+    one_row: float
+    """A token that is generated."""
+    many_rows: float
+    """A prompt."""
+
+
+FormatTimes: TypeAlias = Mapping[str, Mapping[int, FormatTime]]
+"""By format and group size (-1: a channel)."""
+
+
+def _groups(*times: tuple[float, float]) -> dict[int, FormatTime]:
+    return {group: FormatTime(*time) for group, time in zip((128, 64, 32, 16), times, strict=True)}
+
+
+_CPU: FormatTimes = {
+    "int8_sym": {-1: FormatTime(1.15, 1.0)},
+    "int8_asym": {-1: FormatTime(1.15, 1.0)},
+    "int4_sym": _groups((1.0, 1.0), (1.0, 1.0), (1.0, 1.0), (1.0, 1.0)),
+    "int4_asym": _groups((1.2, 1.0), (1.2, 1.0), (1.2, 1.0), (1.2, 1.0)),
+    "nf4": _groups((1.5, 1.0), (1.5, 1.0), (1.5, 1.0), (1.5, 1.0)),
+    "fp4": _groups((1.3, 1.0), (1.3, 1.0), (1.3, 1.0), (1.3, 1.0)),
+    "int2_sym": _groups((1.0, 1.0), (1.0, 1.0), (1.0, 1.0), (1.0, 1.0)),
+    "int2_asym": _groups((1.0, 1.0), (1.0, 1.0), (1.0, 1.0), (1.0, 1.0)),
+}
+_SAME = FormatTime(1.0, 1.0)
+
+
+def time_of(format: str, group: int, times: FormatTimes | None = None) -> FormatTime:
+    """What a layer takes in a format, of a group size the nearest that was measured; 1 where nothing was."""
+    known = (_CPU if times is None else times).get(format)
+    if not known:
+        return _SAME
+    return known[min(known, key=lambda measured: (abs(measured - group), measured))]
+
+
+def read_format_times(path: Path) -> FormatTimes:
+    """A table that `benchmarks.format_times` has written: `{"nf4": {"64": [one row, many rows], …}, …}`.
+
+    Raises:
+        OptionError: there is none.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {
+            str(name): {int(group): FormatTime(*map(float, pair)) for group, pair in groups.items()}
+            for name, groups in found.items()
+        }
+    except OSError as error:
+        raise OptionError(f"format_times: {path} cannot be read: {error.strerror}") from error
+    except (ValueError, TypeError, AttributeError):
+        raise OptionError(f"format_times: {path} is no table of benchmarks.format_times") from None

@@ -1,0 +1,349 @@
+"""Choose each weight's format for a number of bytes, or for how far predictions may move.
+
+    candidates of each weight ─▸ their bytes and losses ─▸ allocation ─▸ planned weights, and what is told of them
+
+Bytes are those of the stored constants, exactly; rules' weights and, for `target_size`, whatever else the .bin holds
+are taken off before anything is chosen. Losses add up over the weights (see `layer_losses`).
+
+2-bit formats come in only where the bytes cannot be met without, unless the caller names the formats: what they do to a
+model is worse than a sum of losses says, so where they come in they count for more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import floor
+from typing import Any
+
+import numpy as np
+
+from ov_weight_compression.ir_utils.errors import OptionError
+from ov_weight_compression.ir_utils.format_times import FormatTimes, read_format_times, time_of
+from ov_weight_compression.ir_utils.weight_source import ValueRange
+from ov_weight_compression.ir_utils.wording import human_bytes, plain
+from ov_weight_compression.passes.budget_outcome import BudgetOutcome, CurvePoint, UniformChoice
+from ov_weight_compression.passes.candidates import candidates_for, last_resort, usual_formats
+from ov_weight_compression.passes.layer_losses import LayerLosses, layer_losses
+from ov_weight_compression.passes.measurements import Measurements
+from ov_weight_compression.passes.options import Options
+from ov_weight_compression.passes.plan import PlannedWeight
+from ov_weight_compression.patterns import Kind, Skip, Sources, Weight
+from ov_weight_compression.patterns.graphs import bytes_of, graphs_of, is_postponed
+from ov_weight_compression.quantization.allocation import Allocation, allocate, curve
+
+__all__ = ["share_out"]
+
+_FEW_BITS = 2
+_FEW_BITS_PENALTY = 1.5
+"""Held out, choices with many 2-bit weights lost 1.2 to 1.5 times what the sum of their losses said."""
+_CURVE_POINTS = 64
+_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class _Item:
+    """Weights that get one format, and what they may get."""
+
+    places: tuple[int, ...]
+    candidates: tuple[tuple[PlannedWeight, ...], ...]
+    """Each says what every one of the weights becomes."""
+    losses: tuple[float, ...]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(sum(one.nbytes for one in candidate) for candidate in self.candidates)
+
+
+@dataclass(frozen=True)
+class _Bytes:
+    """What the .bin will hold beside what is chosen, and for how many elements bits are counted."""
+
+    other: int
+    elements: int
+
+    def allowed(self, options: Options) -> int | None:
+        """Of the .bin; None where a divergence is asked for."""
+        if options.target_bits is not None:
+            return self.other + floor(options.target_bits * self.elements / 8)
+        return options.target_size
+
+    def bits(self, size: int) -> float:
+        """Of an element, in a .bin of some size."""
+        return 8 * (size - self.other) / max(1, self.elements)
+
+
+def share_out(
+    wanted: Sequence[tuple[Weight, PlannedWeight | Skip | None, ValueRange]],
+    options: Options,
+    data: Measurements,
+    correction: float = 1.0,
+) -> tuple[list[PlannedWeight | Skip], BudgetOutcome]:
+    """What becomes of each weight, and what is told of the choice.
+
+    Args:
+        wanted: weights, what rules have made of them (None where the budget decides), and the range of their values.
+        options, data: what the budget is, and what losses are measured with.
+        correction: measured over predicted divergence, of an earlier choice.
+
+    Raises:
+        OptionError: not even the smallest formats, or not even the best ones, reach the target.
+    """
+    times = None if options.format_times is None else read_format_times(options.format_times)
+    choices = options.formats or usual_formats(options.max_slowdown, options.device, times)
+    every: list[list[PlannedWeight]] = []
+    settled: list[PlannedWeight | Skip] = []
+    for weight, fixed, values in wanted:
+        found = [] if fixed is not None else candidates_for(weight, values, choices, options)
+        only = found[0] if found else last_resort(weight, values, options) if fixed is None else fixed
+        every.append(found if found or isinstance(only, Skip) else [only])
+        settled.append(only)
+    places = [place for place, found in enumerate(every) if found]
+    weights = [every[place][0].weight for place in places]
+    held = _Bytes(_other_bytes(data.model, weights), sum(weight.elements for weight in weights))
+    allowed = held.allowed(options)
+    many = every if options.formats is not None else [_without_few_bits(found) for found in every]
+    if allowed is not None and _smallest(many) + held.other > allowed:
+        many = every
+    if allowed is not None and _smallest(many) + held.other > allowed:
+        raise OptionError(_too_small(options, held, _smallest(many)))
+    known = layer_losses({every[place][0].weight.name: [one.spec for one in many[place]] for place in places}, data)
+    items = _items(places, many, known, options.tie_inputs)
+    best, remarks = _solved(items, options, held, known, correction, data.sources)
+    for item, chosen in zip(items, best.formats, strict=True):
+        for place, planned in zip(item.places, item.candidates[chosen], strict=True):
+            settled[place] = planned
+    chosen_weights = [one for one in settled if isinstance(one, PlannedWeight)]
+    size = held.other + sum(one.nbytes for one in chosen_weights) - _stored_once(chosen_weights, data.sources)
+    outcome = BudgetOutcome(
+        option=str(options.budget),
+        target=getattr(options, str(options.budget)),
+        unit=known.unit,
+        bytes=size,
+        allowed=allowed,
+        bits=held.bits(size),
+        predicted=correction * known.divergence(best.loss),
+        correction=correction,
+        shares=_shares(items, best),
+        curve=_curve(items, held, known, correction),
+        uniform=_uniform(items, held, known, correction),
+        token_time=_time(chosen_weights, times, lambda one: one.one_row),
+        prompt_time=_time(chosen_weights, times, lambda one: one.many_rows),
+        remarks=remarks,
+    )
+    return settled, outcome
+
+
+def _without_few_bits(found: list[PlannedWeight]) -> list[PlannedWeight]:
+    return [one for one in found if one.spec.format.bits > _FEW_BITS] or found
+
+
+def _smallest(every: Iterable[Sequence[PlannedWeight]]) -> int:
+    return sum(min(one.nbytes for one in found) for found in every if found)
+
+
+def _items(
+    places: Sequence[int], every: Sequence[Sequence[PlannedWeight]], known: LayerLosses, tied: bool
+) -> list[_Item]:
+    """What is chosen for: each weight by itself, or those that read one input together."""
+    groups: dict[object, list[int]] = {}
+    for place in places:
+        weight = every[place][0].weight
+        groups.setdefault(_input_of(weight) if tied and len(every[place]) > 1 else place, []).append(place)
+    items = []
+    for group in groups.values():
+        tables = [_by_format(every[place], known.losses[every[place][0].weight.name]) for place in group]
+        common = [key for key in tables[0] if all(key in table for table in tables)]
+        parts = [group] if common else [[place] for place in group]
+        for part in parts:
+            own = [table for place, table in zip(group, tables, strict=True) if place in part]
+            keys = common or list(own[0])
+            candidates = tuple(tuple(table[key][0] for table in own) for key in keys)
+            items.append(_Item(tuple(part), candidates, tuple(sum(table[key][1] for table in own) for key in keys)))
+    return items
+
+
+def _by_format(
+    found: Sequence[PlannedWeight], losses: Sequence[float]
+) -> dict[tuple[str, int], tuple[PlannedWeight, float]]:
+    table = {}
+    for one, loss in zip(found, losses, strict=True):
+        penalty = _FEW_BITS_PENALTY if one.spec.format.bits <= _FEW_BITS else 1.0
+        table[one.spec.format.name, one.spec.group_size] = one, penalty * loss
+    return table
+
+
+def _input_of(weight: Weight) -> object:
+    """What a weight's layers read, where they are MatMuls; the weight itself where they are not, or read several."""
+    inputs = {None if use.input is None else (use.input.get_node(), use.input.get_index()) for use in weight.consumers}
+    return inputs.pop() or weight.name if len(inputs) == 1 and weight.kind is Kind.MATMUL else weight.name
+
+
+def _solved(
+    items: Sequence[_Item], options: Options, held: _Bytes, known: LayerLosses, correction: float, sources: Sources
+) -> tuple[Allocation, tuple[str, ...]]:
+    """The allocation, and what there is to say about it."""
+    sizes, losses = [item.sizes for item in items], [item.losses for item in items]
+    allowed = held.allowed(options)
+    if allowed is None:
+        return _least_bytes(items, options, known, correction), ()
+    room = allowed - held.other
+    best = allocate(sizes, losses, room)
+    assert best is not None, "it was seen before that the smallest fit"
+    for _ in range(_ROUNDS):  # what is stored once leaves room that the sum over weights does not see
+        saved = _stored_once(_chosen(items, best), sources)
+        more = allocate(sizes, losses, room + saved)
+        if more is None or more.loss >= best.loss or more.size - _stored_once(_chosen(items, more), sources) > room:
+            break
+        best = more
+    return best, ()
+
+
+def _least_bytes(items: Sequence[_Item], options: Options, known: LayerLosses, correction: float) -> Allocation:
+    """The smallest allocation whose predicted divergence is no larger than what was asked for."""
+    assert options.target_divergence is not None
+    if known.unit == "none":
+        raise OptionError(
+            "target_divergence: nothing was measured from which a divergence could be predicted; give a dataset of the "
+            "model's inputs, or use target_bits or target_size"
+        )
+    sizes, losses = [item.sizes for item in items], [item.losses for item in items]
+    reached, lost = curve(sizes, losses)
+    fine = [correction * known.divergence(loss) <= options.target_divergence for loss in lost.tolist()]
+    if not any(fine):
+        raise OptionError(
+            f"target_divergence: {plain(options.target_divergence)} cannot be reached: with the best formats there "
+            f"are to choose from {plain(correction * known.divergence(float(lost[-1])))} {known.unit} are predicted"
+        )
+    first = fine.index(True)
+    found = allocate(sizes, losses, int(reached[first]))
+    assert found is not None
+    return found
+
+
+def _chosen(items: Sequence[_Item], found: Allocation) -> list[PlannedWeight]:
+    return [one for item, chosen in zip(items, found.formats, strict=True) for one in item.candidates[chosen]]
+
+
+def _shares(items: Sequence[_Item], found: Allocation) -> dict[str, float]:
+    """Each weight's share of the predicted loss; tied weights have that of all of them together, divided evenly."""
+    total = found.loss or 1.0
+    return {
+        one.weight.name: item.losses[chosen] / len(item.places) / total
+        for item, chosen in zip(items, found.formats, strict=True)
+        for one in item.candidates[chosen]
+    }
+
+
+def _curve(items: Sequence[_Item], held: _Bytes, known: LayerLosses, correction: float) -> tuple[CurvePoint, ...]:
+    """The best for every number of bytes, at most so many points of it."""
+    if not items:
+        return ()
+    sizes, losses = curve([item.sizes for item in items], [item.losses for item in items])
+    steps = np.searchsorted(sizes, np.linspace(sizes[0], sizes[-1], _CURVE_POINTS), side="right") - 1
+    return tuple(
+        CurvePoint(
+            held.other + int(sizes[step]),
+            held.bits(held.other + int(sizes[step])),
+            correction * known.divergence(max(0.0, float(losses[step]))),
+        )
+        for step in dict.fromkeys(steps.tolist())
+    )
+
+
+def _uniform(items: Sequence[_Item], held: _Bytes, known: LayerLosses, correction: float) -> tuple[UniformChoice, ...]:
+    """What each format for all weights would cost: embeddings and last layers, and what cannot have it, have the
+    largest of their candidates."""
+    tables = [
+        {
+            (one.spec.format.name, one.spec.group_size): (size, loss)
+            for one, size, loss in zip((first for first, *_ in item.candidates), item.sizes, item.losses, strict=True)
+        }
+        for item in items
+    ]
+    backups = [bool(item.candidates[0][0].weight.backup_reason) for item in items]
+    found = []
+    for name, group in dict.fromkeys(key for table in tables for key in table):
+        chosen = [
+            max(table.values()) if backup or (name, group) not in table else table[name, group]
+            for table, backup in zip(tables, backups, strict=True)
+        ]
+        size, loss = sum(one for one, _ in chosen), sum(one for _, one in chosen)
+        shown = name if group == -1 else f"{name}:{group}"
+        found.append(UniformChoice(shown, held.other + size, correction * known.divergence(loss)))
+    return tuple(sorted(found, key=lambda one: (one.bytes, one.divergence)))
+
+
+def _time(planned: Iterable[PlannedWeight], times: FormatTimes | None, part: Any) -> float:
+    """Of all layers that multiply, beside the same with every weight in int4_sym in groups of 128."""
+    multiplied = [one for one in planned if any(use.kind is not Kind.GATHER for use in one.weight.consumers)]
+    elements = sum(one.weight.elements for one in multiplied)
+    taken = sum(
+        one.weight.elements * part(time_of(one.spec.format.name, one.spec.group_size, times)) for one in multiplied
+    )
+    return float(taken) / elements if elements else 1.0
+
+
+def _other_bytes(model: Any, weights: Sequence[Weight]) -> int:
+    """What the .bin will hold beside the weights: all other constants, equal ones once, and the shapes to which weights
+    in groups are brought."""
+    own = {node for weight in weights for node in weight.parts or (weight.constant,)}
+    seen: set[object] = set()
+    total = sum(_shape_bytes(shape) for shape in {weight.shape for weight in weights})
+    for graph in graphs_of(model):
+        for constant, kind in graph.constants:
+            if constant in own:
+                continue
+            size = bytes_of(constant)
+            if not is_postponed(constant) and kind != "string" and size:
+                digest = hashlib.blake2b(constant.get_tensor_view().data.tobytes()).digest()
+                if digest in seen:
+                    continue
+                seen.add(digest)
+            total += size
+    return total
+
+
+def _shape_bytes(shape: Sequence[int]) -> int:
+    """Of the constant that a weight in groups is brought to its shape with."""
+    return 8 * len(shape)
+
+
+def _stored_once(planned: Sequence[PlannedWeight], sources: Sources) -> int:
+    """Bytes that the sum over the weights and `_other_bytes` count and nobody stores: of weights that are stored as
+    another's are (two constants of the same values), of scalars that many have, of shapes that no group needs. Where
+    scales are searched for weights of the same values may differ, by what their layers read, and count as different."""
+    first: dict[object, list[PlannedWeight]] = {}
+    shapes = {one.weight.shape for one in planned}
+    grouped = {one.weight.shape for one in planned if one.spec.group_size != -1}
+    scalars = Counter(one.spec.format.zero_value for one in planned if one.spec.format.zero_point == "scalar")
+    units = sum(one.has_unit_factor for one in planned)
+    saved = sum(count - 1 for count in scalars.values()) + 4 * max(0, units - 1)
+    saved += sum(_shape_bytes(shape) for shape in shapes - grouped)
+    for one in planned:
+        source = sources[one.weight]
+        if one.spec.search or source.identity is None:
+            continue
+        key = (one.spec, one.weight.layout, one.absmax, one.expanded, source.element_type, source.fingerprint)
+        others = first.setdefault(key, [])
+        if any(sources[other.weight].equals(source) for other in others):
+            saved += one.nbytes
+        else:
+            others.append(one)
+    return saved
+
+
+def _too_small(options: Options, held: _Bytes, smallest: int) -> str:
+    name, size = str(options.budget), held.other + smallest
+    if options.target_bits is not None:
+        return (
+            f"{name}: {options.target_bits:g} bits a weight cannot be reached: the smallest formats that there are to "
+            f"choose from take {held.bits(size):.3f}"
+        )
+    assert options.target_size is not None
+    return (
+        f"{name}: {options.target_size} bytes cannot be reached: with the smallest formats there are to choose from "
+        f"the .bin takes {size}, {human_bytes(held.other)} of it for what is no weight or is left alone"
+    )

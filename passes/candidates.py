@@ -1,0 +1,76 @@
+"""The formats that a budget chooses from: for each weight those that it can have.
+
+Unless the caller names them they are what the device executes from codes in all of the weight's layers: 8 bits per
+channel, 4 and 2 bits in groups of 16 to 128, without those that take much longer than the fastest of as many bits. A
+layer for which the device executes no codes at all costs the same time whatever it holds, so it may have any of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ov_weight_compression.ir_utils.device_facts import working_groups
+from ov_weight_compression.ir_utils.format_times import FormatTimes, time_of
+from ov_weight_compression.ir_utils.weight_source import ValueRange
+from ov_weight_compression.passes.device_rules import runs_from_codes
+from ov_weight_compression.passes.fit import fit
+from ov_weight_compression.passes.modes import Device, FragileLayers, GroupSizeFallback, Mode
+from ov_weight_compression.passes.options import Options
+from ov_weight_compression.passes.plan import DecidedBy, FormatRequest, PlannedWeight
+from ov_weight_compression.passes.targets import FormatChoice
+from ov_weight_compression.patterns import Skip, Weight
+from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL
+
+__all__ = ["candidates_for", "last_resort", "usual_formats"]
+
+_LARGEST_GROUP = 128
+_BITS_OF_FRAGILE = 8
+_WHOLE = (Mode.INT8_ASYM, Mode.INT8_SYM)
+_GROUPED = (Mode.INT4_SYM, Mode.INT4_ASYM, Mode.NF4, Mode.FP4, Mode.INT2_SYM, Mode.INT2_ASYM)
+
+
+def usual_formats(max_slowdown: float, device: Device | None, times: FormatTimes | None = None) -> list[FormatChoice]:
+    """What there is where the caller names nothing, without what is too slow on a CPU; of other devices no times are
+    known, so nothing is left out for them."""
+    groups = [size for size in working_groups() if size <= _LARGEST_GROUP]
+    every = [FormatChoice(mode, PER_CHANNEL) for mode in _WHOLE]
+    every += [FormatChoice(mode, size) for mode in _GROUPED for size in groups]
+    if device not in (None, Device.CPU):
+        return every
+    taken = {one: time_of(one.mode.value, one.group, times).one_row for one in every}
+    fastest: dict[int, float] = {}
+    for one in every:
+        bits = FORMATS[one.mode.value].bits
+        fastest[bits] = min(taken[one], fastest.get(bits, taken[one]))
+    return [one for one in every if taken[one] <= max_slowdown * fastest[FORMATS[one.mode.value].bits] * (1 + 1e-9)]
+
+
+def candidates_for(
+    weight: Weight, values: ValueRange, choices: Sequence[FormatChoice], options: Options
+) -> list[PlannedWeight]:
+    """The weight in each of the formats that it can have as they are, in their order; none where it can have none."""
+    wanted = [(one, FORMATS[one.mode.value]) for one in choices]
+    if options.formats is None:
+        run = [pair for pair in wanted if runs_from_codes(options.device, weight, pair[1])]
+        wanted = run or wanted
+    if weight.fragile and options.fragile_layers is FragileLayers.BACKUP:
+        wanted = [pair for pair in wanted if pair[1].bits >= _BITS_OF_FRAGILE]
+    # What does not fit is no candidate, neither adjusted nor in another format.
+    strict = replace(options, group_size_fallback=GroupSizeFallback.IGNORE)
+    found: dict[tuple[str, int, str], PlannedWeight] = {}
+    for one, format in wanted:
+        if one.group != PER_CHANNEL and weight.columns % one.group:
+            continue
+        fitted = fit(weight, FormatRequest(one.mode, one.group, decided_by=(DecidedBy.BUDGET,)), values, strict)
+        if isinstance(fitted, Skip) or fitted.spec.format.name != format.name:
+            continue
+        spec = fitted.spec
+        found.setdefault((spec.format.name, spec.group_size, spec.scale_type), fitted)
+    return list(found.values())
+
+
+def last_resort(weight: Weight, values: ValueRange, options: Options) -> PlannedWeight | Skip:
+    """8 bits per channel, or why not even those: for a weight that no candidate fits."""
+    request = FormatRequest(Mode.INT8_ASYM, PER_CHANNEL, "no format of the budget fits it", (DecidedBy.FALLBACK,))
+    return fit(weight, request, values, options)
