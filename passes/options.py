@@ -117,9 +117,7 @@ class Options:
     """Every option, parsed; `read_options` makes one from keyword arguments."""
 
     mode: Mode = declared(Mode.INT8_ASYM, one_of(Mode), "how weights are stored", recorded="always")
-    ratio: float = declared(
-        1.0, number(0, 1), "share of the parameters that get the mode, the rest gets the backup mode", recorded="always"
-    )
+    ratio: float = declared(1.0, number(0, 1), "share of the parameters in that mode", recorded="always")
     group_size: int | None = declared(
         None,
         group(),
@@ -162,21 +160,20 @@ class Options:
     target_bits: float | None = declared(
         None,
         number(0.5, 32),
-        "choose each weight's format, for so many bits a weight on average, scales and zero points counted",
-        usual="no such target",
+        "best formats for so many bits a weight, scales counted",
+        usual="none",
     )
     target_size: int | None = declared(
         None,
         byte_count(),
-        "choose each weight's format, for a .bin of so many bytes, such as 3.5GB",
-        usual="no such target",
+        "best formats for so large a .bin",
+        usual="none",
     )
     target_divergence: float | None = declared(
         None,
         number(1e-9, 1e3),
-        "choose each weight's format, for the smallest model whose predictions are no farther from the original's: "
-        "mean KL in nats, relative L2 where it is no language model",
-        usual="no such target",
+        "smallest model within this KL",
+        usual="none",
     )
     formats: tuple[FormatChoice, ...] | None = declared(
         None,
