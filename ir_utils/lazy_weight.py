@@ -22,6 +22,7 @@ from ov_weight_compression.ir_utils.pipeline import Pipeline
 from ov_weight_compression.ir_utils.postponed_constants import postponed_constant
 from ov_weight_compression.ir_utils.types import Array, element_type
 from ov_weight_compression.ir_utils.worker_pool import Job, Task
+from ov_weight_compression.ir_utils.write_behind import reserve
 
 __all__ = ["Encoding", "LazyWeight", "Part", "Sink", "filled"]
 
@@ -157,8 +158,10 @@ class LazyWeight:
         kept: dict[str, Any] = self._mapped.__dict__
         if name not in kept:
             with tempfile.TemporaryFile(prefix="ov-weight-compression-") as file:
+                reserve(file.fileno(), bulk.nbytes)
                 (small,) = self.pipeline.run_all([self.job({self.encoding.bulk: FileSink(file.fileno(), 0)})])
                 codes = np.memmap(file, dtype=kind, mode="r+", shape=bulk.shape)
+            self.pipeline.files.handed_out(bulk.nbytes)
             kept.update({part: ov.op.Constant(tensor, shared_memory=True) for part, tensor in small.items()})
             kept[self.encoding.bulk] = ov.op.Constant(codes, shared_memory=True)
         return kept.pop(name)

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ov_weight_compression.ir_utils.worker_pool import Held, Job, Run, WorkerPool, default_threads
+from ov_weight_compression.ir_utils.write_behind import ForeignFiles
 
 __all__ = ["Pipeline"]
 
@@ -42,6 +43,8 @@ class Pipeline:
     """Called, in whichever thread, after each job's last piece: for progress bars."""
     held: Held = nullcontext
     """What each thread enters for as long as it works."""
+    files: ForeignFiles = field(default_factory=ForeignFiles)
+    """What OpenVINO writes the parts into that `take` returns."""
     _jobs: list[Job] = field(default_factory=list)
     _local: threading.local = field(default_factory=threading.local)
 
@@ -116,6 +119,7 @@ class _Walk:
         if not run.parts:
             self._forget(number)
             self._taken.add(number)
+            self._pipeline.files.handed_out(self._pipeline._jobs[number].nbytes)
             self._begin_ahead(number)
             if len(self._taken) == len(self._pipeline._jobs):  # everything is saved
                 self._pool.dismiss()

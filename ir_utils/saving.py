@@ -34,6 +34,7 @@ from ov_weight_compression.ir_utils.errors import CompressionError, OptionError,
 from ov_weight_compression.ir_utils.ir_file import openvino_reason, stored_constants
 from ov_weight_compression.ir_utils.positional import read_at, write_at
 from ov_weight_compression.ir_utils.publish import Publication, cannot_write
+from ov_weight_compression.ir_utils.write_behind import reserve
 
 __all__ = ["find_stubs", "make_room", "save_model"]
 
@@ -169,7 +170,7 @@ def make_room(
         if sparse:
             os.ftruncate(file.fileno(), size + growth[-1])
         else:
-            _reserve(file.fileno(), size + growth[-1])
+            reserve(file.fileno(), size + growth[-1])
         ends = [*found, size]
         for start, stop in zip([0, *(offset + STUB_BYTES for offset in found)], ends, strict=True):
             _copy(source.fileno(), file.fileno(), start, stop, room.moved(start) if start < stop else 0)
@@ -207,18 +208,6 @@ def _port(port: re.Match[bytes], kind: str, shape: tuple[int, ...]) -> bytes:
     if not shape:
         return tag + b" />"
     return tag + b">" + b"".join(b"%s<dim>%d</dim>" % (port[2], size) for size in shape) + port[3]
-
-
-def _reserve(descriptor: int, size: int) -> None:
-    """Take the space of the whole file at once: a disk that is too small says so now, and writing is faster."""
-    if size and hasattr(os, "posix_fallocate"):
-        try:
-            os.posix_fallocate(descriptor, 0, size)
-            return
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
-                raise
-    os.ftruncate(descriptor, size)
 
 
 def _copy(source: int, target: int, start: int, stop: int, place: int) -> None:

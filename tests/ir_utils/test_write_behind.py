@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ov_weight_compression.ir_utils import deferral as module
-from ov_weight_compression.ir_utils.deferral import FileSink, WriteBehind
+from ov_weight_compression.ir_utils import write_behind as module
+from ov_weight_compression.ir_utils.deferral import FileSink
+from ov_weight_compression.ir_utils.write_behind import ForeignFiles, WriteBehind
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="needs posix_fadvise")
 
@@ -57,3 +59,36 @@ def test_a_slow_disk_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(5):
         behind.note(number << 20, 1 << 20)
     assert len(made) == 1
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at /proc")
+def test_what_somebody_else_adds_to_weights_is_sent(calls: list[tuple[int, int]], tmp_path: Path) -> None:
+    files = ForeignFiles()
+    with (tmp_path / "model.bin").open("wb") as weights, (tmp_path / "model.log").open("wb") as other:
+        for file in (weights, other):
+            file.write(bytes(1 << 20))
+            file.flush()
+        assert files.look()
+        assert not files.look()
+        weights.write(bytes(1 << 17))
+        weights.flush()
+        assert files.look()
+    assert calls == [(0, 1 << 20), (1 << 20, 1 << 17)]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at /proc")
+def test_a_thread_looks_while_constants_are_handed_out(
+    calls: list[tuple[int, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_IDLE_LOOKS", 3)
+    files = ForeignFiles()
+    with (tmp_path / "model.bin").open("wb") as weights:
+        weights.write(bytes(1 << 20))
+        weights.flush()
+        files.handed_out(1 << 20)
+        assert files._thread is None
+        files.handed_out(16 << 20)
+        assert files._thread is not None
+        files._thread.join(timeout=10)
+    assert calls == [(0, 1 << 20)]
+    assert not files._thread.is_alive()

@@ -1,0 +1,126 @@
+"""Large files leave memory while they are written, as their sources do while they are read.
+
+What is written lies in the page cache until the kernel gets round to it. Told at once, a fast disk keeps up, and pages
+that have arrived there serve the next pieces: writing takes the memory of a few pieces, not of the file. Fresh pages
+are dear where the memory of a virtual machine has to be asked for again: 1.2 GB took 2.8 s there, and 0.35 s this way.
+
+Nobody waits for a slow disk: the first call that takes long is the last one, and the file stays in the cache.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+
+__all__ = ["ForeignFiles", "WriteBehind", "reserve"]
+
+_KEPT_BYTES = 64 << 20  # on their way; given back when so much has been written after them
+_SMALL_BYTES = 1 << 16
+_WATCHED_BYTES = 16 << 20  # between two looks at whether there is a thread
+_LOOK_SECONDS = 0.01
+_IDLE_LOOKS = 20
+_SLOW_SECONDS = 0.05
+
+
+class WriteBehind:
+    """What has been written of one open file, from any thread."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._written: deque[tuple[int, int]] = deque()
+        self._kept = 0
+        self._lock = threading.Lock()
+        self._active = hasattr(os, "posix_fadvise")
+
+    def note(self, offset: int, size: int) -> None:
+        """So many bytes have just been written."""
+        if not self._active or size < _SMALL_BYTES:
+            return
+        ready = [(offset, size)]
+        with self._lock:
+            self._written.append((offset, size))
+            self._kept += size
+            while self._kept > _KEPT_BYTES:
+                ready.append(self._written.popleft())
+                self._kept -= ready[-1][1]
+        begun = time.perf_counter()
+        for place, length in ready:
+            # Dirty pages are sent to the disk by this call, clean ones given back: each stretch gets it twice.
+            os.posix_fadvise(self._descriptor, place, length, os.POSIX_FADV_DONTNEED)
+        self._active = time.perf_counter() - begun < _SLOW_SECONDS
+
+
+class ForeignFiles:
+    """The weights that OpenVINO itself is writing, of which nothing is known but that this process has a .bin file open
+    for writing. While constants are `handed_out`, a thread sees to it that what is added to it goes to the disk.
+
+    Advice about pages of the page cache changes nothing that is in a file, whichever file it turns out to be.
+    """
+
+    def __init__(self) -> None:
+        self._bytes = 0
+        self._thread: threading.Thread | None = None
+        self._seen: dict[tuple[int, int, int], tuple[WriteBehind, int]] = {}
+
+    def handed_out(self, size: int) -> None:
+        """A constant of so many bytes is about to be written."""
+        self._bytes += size
+        if self._bytes < _WATCHED_BYTES or not sys.platform.startswith("linux"):
+            return
+        self._bytes = 0
+        if self._thread is None or not self._thread.is_alive():
+            thread = threading.Thread(target=self._watch, name="ov-weight-compression", daemon=True)
+            with suppress(RuntimeError):  # the interpreter ends, or the system has no more threads
+                thread.start()
+                self._thread = thread
+
+    def _watch(self) -> None:
+        idle = 0
+        while idle < _IDLE_LOOKS:
+            idle = 0 if self.look() else idle + 1
+            time.sleep(_LOOK_SECONDS)
+
+    def look(self) -> bool:
+        """Whether a file has grown since the last look. For one thread at a time."""
+        grown, found = False, {}
+        for descriptor, about in _files_being_written():
+            key = (descriptor, about.st_dev, about.st_ino)
+            behind, known = self._seen.get(key, (WriteBehind(descriptor), 0))
+            if about.st_size > known:
+                grown = True
+                with suppress(OSError):
+                    behind.note(known, about.st_size - known)
+            found[key] = behind, about.st_size
+        self._seen = found
+        return grown
+
+
+def _files_being_written() -> Iterator[tuple[int, os.stat_result]]:
+    import fcntl
+
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # closed meanwhile
+            if not os.readlink(f"/proc/self/fd/{name}").endswith(".bin"):
+                continue
+            about, flags = os.fstat(int(name)), fcntl.fcntl(int(name), fcntl.F_GETFL)
+            if stat.S_ISREG(about.st_mode) and flags & os.O_ACCMODE == os.O_WRONLY:
+                yield int(name), about
+
+
+def reserve(descriptor: int, size: int) -> None:
+    """Take the space of a whole file at once: a disk that is too small says so now, and writing is faster."""
+    if size and hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+                raise
+    os.ftruncate(descriptor, size)
