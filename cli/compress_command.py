@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from ov_weight_compression.cli.parsers import CommandParser, add_json
 
 if TYPE_CHECKING:
     from ov_weight_compression.cli.compress_files import FileResult, Progress
+    from ov_weight_compression.cli.usage import Usage
+    from ov_weight_compression.passes.recipe import Recipe
     from ov_weight_compression.passes.report import Report
 
 __all__ = ["compress_parser", "run_compress"]
@@ -112,6 +115,12 @@ def _add_own(groups: _Groups) -> None:
     )
     groups.results.add_argument("--dry-run", action="store_true", help="report with exact sizes, write no model")
     add_json(groups.results, "the report")
+    groups.results.add_argument(
+        "--recipe", metavar="FILE", type=Path, help="take the options from a file; those on the command line come first"
+    )
+    groups.results.add_argument(
+        "--save-recipe", metavar="FILE", type=Path, help="write them to a file that makes the same model again"
+    )
     groups.results.add_argument("--quiet", action="store_true", help="no progress, no report: only warnings and errors")
     groups.running.add_argument(
         "--report", metavar="FILE", type=Path, help="write the report as JSON, beside the tables"
@@ -178,10 +187,27 @@ def _ignored(entries: Sequence[str], validate: bool) -> dict[str, object]:
     return {**fields, "validate": validate}
 
 
+def _asked(parsed: argparse.Namespace) -> Recipe:
+    """All that is asked for: what the command line says comes before what a recipe says."""
+    from ov_weight_compression.passes.recipe import Recipe, read_recipe
+
+    options = _options(parsed)
+    read = Recipe({}) if parsed.recipe is None else read_recipe(parsed.recipe)
+    if "rules" in options and "rules" in read.options:
+        options["rules"] = [*options["rules"], *read.options["rules"]]
+    return replace(
+        read,
+        options={**read.options, **options},
+        data=read.data if parsed.data is None else parsed.data,
+        task=read.task if parsed.task is None else parsed.task,
+    )
+
+
 def run_compress(parsed: argparse.Namespace) -> int:
     """Run the command and return its exit code; what goes wrong is raised as a `CompressionError`."""
     from ov_weight_compression.cli.compress_files import compress_path
-    from ov_weight_compression.cli.output import JsonPlace, json_place, of_models
+    from ov_weight_compression.cli.output import JsonPlace, json_place, say
+    from ov_weight_compression.cli.usage import Watch
     from ov_weight_compression.entry import done
     from ov_weight_compression.ir_utils.errors import OptionError
     from ov_weight_compression.ir_utils.publish import check_place
@@ -189,36 +215,58 @@ def run_compress(parsed: argparse.Namespace) -> int:
     if parsed.output is None and not parsed.dry_run:
         raise OptionError("output: say where to write with -o OUT, or add --dry-run to see the report alone")
     report = None if parsed.report is None else JsonPlace(check_place("--report", parsed.report))
-    options = _options(parsed)
+    kept = None if parsed.save_recipe is None else check_place("--save-recipe", parsed.save_recipe)
+    asked, place = _asked(parsed), json_place(parsed.json)
     target = None if parsed.dry_run else parsed.output
-    place = json_place(parsed.json)
-    quiet = parsed.quiet or (place is not None and place.path is None)
-    if quiet:
-        results = compress_path(parsed.model, target, options, parsed.force, data=parsed.data, task=parsed.task)
+    with Watch() as watch, _weights_bar(parsed.quiet) as progress:
+        results = compress_path(
+            parsed.model, target, dict(asked.options), parsed.force, progress, data=asked.data, task=asked.task
+        )
         done()
-    else:
-        with _weights_bar() as progress:
-            results = compress_path(parsed.model, target, options, parsed.force, progress, parsed.data, parsed.task)
-            done()
-        _summarise(results, parsed.dry_run)
+    if not parsed.quiet:
+        for text in dict.fromkeys((*asked.remarks, *(text for one in results for text in one.report.warnings))):
+            say(f"warning: {text}")
+        if place is None or place.path is not None:
+            _summarise(results, parsed.dry_run)
+        say(f"{'planned' if parsed.dry_run else 'done'} in {watch.usage.told(_bytes_of(results)[0])}")
     for written in filter(None, (report, place)):
-        written.write(of_models([_as_dict(result) for result in results]))
+        written.write(_as_dict(results, watch.usage))
+    if kept is not None:
+        _keep_recipe(kept, asked)
     if parsed.verify and not parsed.dry_run:
         from ov_weight_compression.cli.verify_command import verify_files
 
-        return verify_files([result.target for result in results], parsed.device or "CPU")
+        with redirect_stdout(sys.stderr if place is not None and place.path is None else sys.stdout):
+            return verify_files([result.target for result in results], parsed.device or "CPU")
     return 0
 
 
-def _as_dict(result: FileResult) -> dict[str, Any]:
-    return {"source": str(result.source), "target": str(result.target), **result.report.to_dict()}
+def _bytes_of(results: Sequence[FileResult]) -> tuple[int, int]:
+    """Bytes of the compressed weights of all models, before and after."""
+    return sum(one.report.bytes_before for one in results), sum(one.report.bytes_after for one in results)
+
+
+def _as_dict(results: Sequence[FileResult], usage: Usage) -> dict[str, Any]:
+    from ov_weight_compression.cli.output import of_models
+
+    models = [{"source": str(one.source), "target": str(one.target), **one.report.to_dict()} for one in results]
+    return {**of_models(models), "run": usage.to_dict(_bytes_of(results)[0])}
+
+
+def _keep_recipe(path: Path, asked: Recipe) -> None:
+    from ov_weight_compression.passes.recipe import save_recipe
+
+    save_recipe(path, asked)
 
 
 @contextmanager
-def _weights_bar() -> Iterator[Progress]:
-    """A bar on standard error while the block runs; nothing where that is not a terminal."""
+def _weights_bar(quiet: bool) -> Iterator[Progress | None]:
+    """A bar on standard error while the block runs; nothing where that is not a terminal, None if `quiet`."""
     from ov_weight_compression.ir_utils.progress import progress_bar
 
+    if quiet:
+        yield None
+        return
     with progress_bar(shares=True) as bar:
 
         def start(name: str, report: Report) -> Callable[[int], None]:
@@ -229,17 +277,14 @@ def _weights_bar() -> Iterator[Progress]:
 
 
 def _summarise(results: Sequence[FileResult], dry_run: bool) -> None:
-    from rich.console import Console
-
-    from ov_weight_compression.ir_utils.wording import human_bytes
+    from ov_weight_compression.ir_utils.wording import human_bytes, result_console
     from ov_weight_compression.passes.report_table import print_report
 
-    console = Console()
+    console = result_console()
     for result in results:
         if len(results) > 1:
             console.rule(str(result.source), align="left")
-        print_report(result.report, console)
-    before = sum(result.report.bytes_before for result in results)
-    after = sum(result.report.bytes_after for result in results)
+        print_report(result.report, console, notes=False)
+    before, after = _bytes_of(results)
     where = "nothing written (dry run)" if dry_run else ", ".join(str(result.target) for result in results)
     console.print(f"{human_bytes(before)} of weights → {human_bytes(after)}: {where}", soft_wrap=True)

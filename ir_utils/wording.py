@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import io
 import math
+import os
+import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,7 @@ __all__ = [
     "percent",
     "plain",
     "probability",
+    "result_console",
     "short_format",
     "short_name",
     "terminal_table",
@@ -30,6 +33,7 @@ __all__ = [
     "with_error",
 ]
 
+_WIDE = 120
 _COLUMNS: dict[str, dict[str, Any]] = {
     "text": {"min_width": 10, "overflow": "fold"},
     "word": {"no_wrap": True},
@@ -88,7 +92,8 @@ def human_bytes(size: float) -> str:
         if size < 999.5 or unit == "GB":
             break
         size /= 1000
-    return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.3g} {unit}"
+    decimals = 0 if unit == "B" or size >= 99.95 else 1 if size >= 9.995 else 2
+    return f"{size:.{decimals}f} {unit}"
 
 
 def thousands(number: int) -> str:
@@ -131,6 +136,15 @@ def terminal_table(title: str, columns: Mapping[str, str]) -> Table:
     for heading, holds in columns.items():
         table.add_column(heading, **_COLUMNS[holds])
     return table
+
+
+def result_console() -> Console:
+    """The console for results: standard output; wide enough for tables where that is no terminal, and without colours
+    there or where NO_COLOR is set."""
+    from rich.console import Console
+
+    wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDE
+    return Console(width=wide)
 
 
 def as_text(show: Callable[[Console], None], width: int) -> str:

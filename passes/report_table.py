@@ -6,39 +6,39 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from ov_weight_compression.ir_utils.wording import human_bytes, terminal_table
+from ov_weight_compression.ir_utils.wording import format_name, human_bytes, terminal_table
 
 if TYPE_CHECKING:
-    from ov_weight_compression.passes.report import Report, Row
+    from rich.table import Table
 
-__all__ = ["print_report"]
+    from ov_weight_compression.passes.report import Report, Row, Share
+
+__all__ = ["exceptions_table", "explained", "print_report", "ratio_line", "types_before"]
 
 _NAMED = 3
 
 
 def _shares_table(report: Report) -> Any:
-    numbers = ("group", "weights", "params", "in ratio", "before", "after", "bits")
-    table = terminal_table("Compressed weights", {"format": "word", **dict.fromkeys(numbers, "number")})
+    columns = {"format": "word", "was": "word"}
+    numbers = ("weights", "params", "before", "after", "bits/weight")
+    table = terminal_table("What the weights became", {**columns, **dict.fromkeys(numbers, "number")})
     everything = sum(row.elements for row in report.rows) or 1
-    decided = sum(row.elements for row in report.rows if row.in_ratio) or 1
     for share in report.shares:
         table.add_row(
-            share.mode,
-            "channel" if share.group_size < 0 else str(share.group_size),
-            f"{share.weights} / {len(report.rows)}",
-            f"{share.elements / everything:.0%}",
-            f"{share.ratio_elements / decided:.0%} ({share.ratio_weights})" if share.ratio_weights else "–",
+            format_name(share.mode, share.group_size),
+            types_before(report, share),
+            str(share.weights),
+            f"{share.elements / everything:.1%}",
             human_bytes(share.bytes_before),
             human_bytes(share.bytes_after),
             f"{8 * share.bytes_after / share.elements:.2f}",
         )
     table.add_section()
     table.add_row(
-        "all",
+        "all of them",
         "",
         str(len(report.rows)),
-        "100%" if report.rows else "–",
-        "",
+        "100.0%",
         human_bytes(report.bytes_before),
         human_bytes(report.bytes_after),
         f"{report.bits_per_weight:.2f}",
@@ -46,9 +46,60 @@ def _shares_table(report: Report) -> Any:
     return table
 
 
-def _reasons_table(title: str, heading: str, rows: list[tuple[str, int, int]]) -> Any:
-    table = terminal_table(title, {heading: "text", "constants": "number", "bytes": "number"})
-    for reason, count, size in rows:
+def types_before(report: Report, share: Share) -> str:
+    """What the weights of a share were: "f16"."""
+    own = (row for row in report.rows if (row.mode, row.group_size) == (share.mode, share.group_size))
+    return ", ".join(sorted({row.element_type for row in own}))
+
+
+def ratio_line(report: Report) -> str:
+    """What a ratio below 1 decided, in words; nothing where none was asked for."""
+    decided = [row for row in report.rows if row.in_ratio]
+    if float(report.recipe.get("ratio", 1)) >= 1 or not decided:
+        return ""
+    mode = report.recipe["mode"]
+    own = [row for row in decided if row.mode == mode]
+    share = sum(row.elements for row in own) / sum(row.elements for row in decided)
+    return (
+        f"ratio {report.recipe['ratio']}: {mode} for {len(own)} of the {len(decided)} weights that it is about, "
+        f"{share:.1%} of their parameters; the others are the most sensitive."
+    )
+
+
+def exceptions_table(report: Report) -> Table | None:
+    """Weights that got another format than the mode, or got it with something to be said, and why."""
+    rows = [row for row in report.rows if row.reason]
+    if not rows:
+        return None
+    columns = {"format": "word", "why": "text"}
+    numbers = dict.fromkeys(("weights", "before", "after"), "number")
+    table = terminal_table("Not in the format asked for, or not simply, and why", {**columns, **numbers})
+    grouped: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        grouped.setdefault((format_name(row.mode, row.group_size), explained(row.reason)), []).append(row)
+    for (name, reason), own in sorted(grouped.items(), key=lambda item: -sum(row.bytes_after for row in item[1])):
+        sizes = (human_bytes(sum(getattr(row, key) for row in own)) for key in ("bytes_before", "bytes_after"))
+        table.add_row(name, reason, str(len(own)), *sizes)
+    return table
+
+
+def explained(reason: str) -> str:
+    """A reason for those who do not know the options."""
+    for start, more in _EXPLAINED.items():
+        if reason == start or reason.startswith((f"{start};", f"{start},")):
+            return f"{start} {more}{reason[len(start) :]}"
+    return reason
+
+
+_EXPLAINED = {
+    "embedding": "(gets the backup mode; all_layers gives it the mode)",
+    "last layer": "(gets the backup mode; all_layers gives it the mode)",
+}
+
+
+def _left_table(report: Report) -> Any:
+    table = terminal_table("Left in floats, and why", {"why": "text", "constants": "number", "size": "number"})
+    for reason, count, size in _by_reason((skip.reason, skip.bytes) for skip in report.skips):
         table.add_row(reason, str(count), human_bytes(size))
     return table
 
@@ -62,11 +113,6 @@ def _by_reason(constants: Iterable[tuple[str, int]]) -> list[tuple[str, int, int
         counts[reason] += 1
         sizes[reason] += size
     return [(reason, counts[reason], size) for reason, size in sizes.most_common()]
-
-
-def _format_and_reason(row: Row) -> str:
-    group = "" if row.group_size < 0 else f", group {row.group_size}"
-    return f"{row.mode}{group}: {row.reason}"
 
 
 def _scaling_lines(report: Report) -> list[str]:
@@ -100,18 +146,16 @@ def _correction_lines(report: Report) -> list[str]:
     return lines + [f"  {count} without: {reason}" for reason, count in reasons.most_common()]
 
 
-def print_report(report: Report, console: Any) -> None:
-    """Print the tables to a rich console."""
+def print_report(report: Report, console: Any, notes: bool = True) -> None:
+    """Print the tables to a rich console, and what the caller is warned of unless that is said elsewhere."""
     if not report.rows:
         console.print("No weight was compressed.")
     else:
         console.print(_shares_table(report))
-    exceptions = _by_reason((_format_and_reason(row), row.bytes_after) for row in report.rows if row.reason)
-    if exceptions:
-        console.print(_reasons_table("Not simply the mode asked for", "format and reason", exceptions))
-    if report.skips:
-        skips = _by_reason((skip.reason, skip.bytes) for skip in report.skips)
-        console.print(_reasons_table("Left as they are", "reason", skips))
+    exceptions = exceptions_table(report)
+    for part in (ratio_line(report), exceptions, _left_table(report) if report.skips else None):
+        if part:
+            console.print(part, highlight=False, soft_wrap=isinstance(part, str))
     if report.budget is not None:
         from ov_weight_compression.passes.budget_table import print_budget
 
@@ -125,5 +169,5 @@ def print_report(report: Report, console: Any) -> None:
         more = ", …" if count > _NAMED else ""
         line = f"In no model: {count} of the checkpoint's tensors: {reason} ({', '.join(names[:_NAMED])}{more})."
         console.print(line, highlight=False, soft_wrap=True)
-    for warning in report.warnings:
+    for warning in report.warnings if notes else ():
         console.print(f"note: {warning}", style="yellow", highlight=False, soft_wrap=True)

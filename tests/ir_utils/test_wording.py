@@ -41,7 +41,7 @@ def test_other_ways_of_writing() -> None:
 
 @pytest.mark.parametrize(
     ("size", "text"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (123_456, "123 kB"), (999_499, "999 kB"), (999_600, "1 MB"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1.00 kB"), (9_994, "9.99 kB"), (9_996, "10.0 kB"), (123_456, "123 kB"), (999_499, "999 kB"), (999_600, "1.00 MB"),
      (2_830_000, "2.83 MB"), (99_940_000, "99.9 MB"), (6.43e9, "6.43 GB"), (1.2345e12, "1234 GB")],
 )  # fmt: skip
 def test_sizes_for_people(size: float, text: str) -> None:
