@@ -115,13 +115,13 @@ def _add_own(groups: _Groups) -> None:
     )
     groups.results.add_argument("--dry-run", action="store_true", help="report with exact sizes, write no model")
     add_json(groups.results, "the report")
-    groups.results.add_argument(
+    groups.running.add_argument(
         "--recipe", metavar="FILE", type=Path, help="take the options from a file; those on the command line come first"
     )
-    groups.results.add_argument(
+    groups.running.add_argument(
         "--save-recipe", metavar="FILE", type=Path, help="write them to a file that makes the same model again"
     )
-    groups.results.add_argument("--quiet", action="store_true", help="no progress, no report: only warnings and errors")
+    groups.running.add_argument("--quiet", action="store_true", help="no progress, no report: only warnings and errors")
     groups.running.add_argument(
         "--report", metavar="FILE", type=Path, help="write the report as JSON, beside the tables"
     )
