@@ -81,14 +81,16 @@ _PASSES = (
 __all__ = ["__version__", *_EVALUATION, *_PASSES]
 
 
-def __getattr__(name: str) -> Any:
-    """What is asked for, imported now: the command must be able to import the package in no time."""
-    room = "passes" if name in _PASSES else "evaluation" if name in _EVALUATION else None
-    if room is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
+if not TYPE_CHECKING:  # a checker would take any name for one of the package's
 
-    return getattr(import_module(f"{__name__}.{room}"), name)
+    def __getattr__(name: str) -> Any:
+        """What is asked for, imported now: the command must be able to import the package in no time."""
+        room = "passes" if name in _PASSES else "evaluation" if name in _EVALUATION else None
+        if room is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        return getattr(import_module(f"{__name__}.{room}"), name)
 
 
 def __dir__() -> list[str]:
