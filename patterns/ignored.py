@@ -41,10 +41,10 @@ class Subgraph:
 class IgnoredScope:
     """What to leave alone. A weight is ignored if any operation that uses it is, or the constant itself."""
 
-    names: tuple[str, ...] = ()
-    patterns: tuple[str, ...] = ()
-    types: tuple[str, ...] = ()
-    subgraphs: tuple[Subgraph, ...] = ()
+    names: Sequence[str] = ()
+    patterns: Sequence[str] = ()
+    types: Sequence[str] = ()
+    subgraphs: Sequence[Subgraph] = ()
     validate: bool = True
 
     @classmethod
