@@ -8,7 +8,6 @@ message, cut short (`shown`).
 from __future__ import annotations
 
 import inspect
-import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -115,49 +114,44 @@ class OptionKind:
         raise OptionError(f"{name}: must be {self.takes}, got {shown(value)}")
 
 
-def _refuse_unless(fine: bool) -> None:
-    if not fine:
-        raise ValueError
-
-
 def number(low: float, high: float) -> OptionKind:
     """A number between two limits, both included."""
-
-    def read(value: Any) -> float:
-        _refuse_unless(isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool))
-        found = float(value)
-        _refuse_unless(math.isfinite(found) and low <= found <= high)
-        return found
-
-    return OptionKind(f"a number from {low:g} to {high:g}", read, "float", from_text=_number_from_text)
+    return OptionKind(f"a number from {low:g} to {high:g}", _within(low, high), "float", from_text=_number_from_text)
 
 
 def count(low: int, high: int = MOST) -> OptionKind:
     """A whole number that is neither too small nor too large."""
     limits = f"of at least {low}" if high >= MOST else f"from {low} to {high}"
-
-    def read(value: Any) -> int:
-        found = whole(value)
-        _refuse_unless(low <= found <= high)
-        return found
-
-    return OptionKind(f"a whole number {limits}", read, "int", from_text=whole_from_text)
+    return OptionKind(f"a whole number {limits}", _within(low, high, int), "int", from_text=whole_from_text)
 
 
 def group() -> OptionKind:
     """A group size: a whole number from 2 up, or -1 for one group a channel."""
+    read = _within(2, MOST, int, also=(-1,))
+    return OptionKind("-1 (per channel) or a whole number of at least 2", read, "int", from_text=whole_from_text)
 
-    def read(value: Any) -> int:
-        found = whole(value)
-        _refuse_unless(found == -1 or 2 <= found <= MOST)
+
+def _within(
+    low: float, high: float, kind: type[int] | type[float] = float, also: tuple[int, ...] = ()
+) -> Callable[[Any], Any]:
+    """What reads a number of any type that says it is one, but True and False; `also` are allowed beside the limits."""
+
+    def read(value: Any) -> int | float:
+        number = isinstance(value, (int, float, np.integer, np.floating)) or hasattr(value, "__index__")
+        if not number or isinstance(value, (bool, np.bool_)):
+            raise ValueError
+        found = int(value.__index__()) if kind is int else float(value)
+        if not (low <= found <= high or found in also):
+            raise ValueError
         return found
 
-    return OptionKind("-1 (per channel) or a whole number of at least 2", read, "int", from_text=whole_from_text)
+    return read
 
 
 def whole(value: Any) -> int:
     """A whole number of any type that says it is one. Raises anything for others, True and False among them."""
-    _refuse_unless(not isinstance(value, (bool, np.bool_)))
+    if isinstance(value, (bool, np.bool_)):
+        raise ValueError
     return int(value.__index__())
 
 
@@ -182,7 +176,8 @@ def candidates() -> OptionKind:
         if isinstance(value, str):
             return {"auto": "auto", "off": "off"}.get(value.lower()) or read(whole(whole_from_text(value)))
         found = whole(value)
-        _refuse_unless(0 <= found <= 256)
+        if not 0 <= found <= 256:
+            raise ValueError
         return found or "off"
 
     return OptionKind("'auto', 'off' or a number of candidates up to 256", read, "str | int")
@@ -193,7 +188,8 @@ def functions(name: str, arguments: str) -> OptionKind:
 
     def read(value: Any) -> tuple[Any, ...]:
         found = tuple(value)
-        _refuse_unless(bool(found) and all(map(callable, found)))
+        if not found or not all(map(callable, found)):
+            raise ValueError
         return found
 
     return OptionKind(f"a sequence of functions ({arguments})", read, f"Sequence[{name}]")
@@ -203,7 +199,8 @@ def flag() -> OptionKind:
     """True or False."""
 
     def read(value: Any) -> bool:
-        _refuse_unless(isinstance(value, (bool, np.bool_)))
+        if not isinstance(value, (bool, np.bool_)):
+            raise ValueError
         return bool(value)
 
     return OptionKind("True or False", read, "bool")
@@ -213,7 +210,8 @@ def word() -> OptionKind:
     """A name: some printable text."""
 
     def read(value: Any) -> str:
-        _refuse_unless(isinstance(value, str) and 0 < len(value) <= _LONGEST_NAME and value.isprintable())
+        if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_NAME or not value.isprintable():
+            raise ValueError
         return str(value)
 
     return OptionKind("a name", read, "str")
@@ -224,8 +222,9 @@ def shapes() -> OptionKind:
 
     def read(value: Any) -> dict[str, tuple[int, ...]]:
         found = {name: tuple(map(whole, sizes)) for name, sizes in dict(value).items()}
-        _refuse_unless(all(isinstance(name, str) for name in found))
-        _refuse_unless(all(0 < size <= MOST for sizes in found.values() for size in sizes))
+        named = all(isinstance(name, str) for name in found)
+        if not named or not all(0 < size <= MOST for sizes in found.values() for size in sizes):
+            raise ValueError
         return found
 
     return OptionKind("a dict of inputs' names and shapes", read, "Mapping[str, Sequence[int]]")
@@ -241,9 +240,10 @@ def path() -> OptionKind:
 
     def read(value: Any) -> Path:
         text = os.fspath(value)
-        _refuse_unless(isinstance(text, str) and bool(text) and "\0" not in text)
-        size = len(os.fsencode(text))
-        _refuse_unless(size <= _LONGEST_PATH and all(len(os.fsencode(n)) <= _LONGEST_NAME for n in Path(text).parts))
+        if not isinstance(text, str) or not text or "\0" in text or len(os.fsencode(text)) > _LONGEST_PATH:
+            raise ValueError
+        if any(len(os.fsencode(part)) > _LONGEST_NAME for part in Path(text).parts):
+            raise ValueError
         return Path(text)
 
     return OptionKind("a path", read, "str | PathLike[str]")
@@ -253,8 +253,9 @@ def choice(allowed: Sequence[str]) -> OptionKind:
     """One of some words, in any case."""
 
     def read(value: Any) -> str:
-        _refuse_unless(isinstance(value, str) and value.lower() in allowed)
-        return str(value).lower()
+        if not isinstance(value, str) or value.lower() not in allowed:
+            raise ValueError
+        return value.lower()
 
     return OptionKind("", read, "str", tuple(allowed))
 
@@ -266,7 +267,8 @@ def one_of(kind: type[_E]) -> OptionKind:
         if isinstance(value, kind):
             return value
         text = value.value if isinstance(value, Enum) else value
-        _refuse_unless(isinstance(text, str))
+        if not isinstance(text, str):
+            raise ValueError
         name = text.strip().lower()
         return next((member for member in kind if name == str(member.value).lower()), None) or kind(name)
 
@@ -288,10 +290,12 @@ def table() -> OptionKind:
 
     def read(value: Any) -> tuple[float, ...]:
         found = _numbers(value)
-        _refuse_unless(found.dtype.kind in "iuf" or found.dtype.itemsize == 1)
+        if found.dtype.kind not in "iuf" and found.dtype.itemsize != 1:
+            raise ValueError
         with np.errstate(over="ignore"):
             numbers = found.astype(np.float32)
-        _refuse_unless(numbers.ndim == 1 and bool(np.isfinite(numbers).all()))
+        if numbers.ndim != 1 or not np.isfinite(numbers).all():
+            raise ValueError
         return tuple(numbers.tolist())
 
     def from_text(text: str) -> object:

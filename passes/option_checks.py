@@ -12,7 +12,7 @@ from ov_weight_compression.passes.modes import Device, GroupSizeFallback, Mode
 from ov_weight_compression.passes.option_rows import Option
 from ov_weight_compression.passes.runtime_hints import check_hints_for_cpu
 from ov_weight_compression.patterns import IgnoredScope
-from ov_weight_compression.quantization.formats import FORMATS, with_codebook
+from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL, with_codebook
 
 if TYPE_CHECKING:
     from ov_weight_compression.passes.options import Options
@@ -38,19 +38,6 @@ def told(value: Any) -> str:
 def check_together(options: Options, asked: Mapping[str, Any], rows: Mapping[str, Option]) -> None:
     """Refuse what contradicts itself or means nothing; `asked` are the options that are not left at their defaults."""
     mode = options.mode.value
-    own = FORMATS[mode]
-    if own.fixed_group and options.effective_group != own.default_group:
-        raise OptionError(f"group_size: {mode} is defined for groups of {own.default_group}, got {options.group_size}")
-    if own.fixed_group and "group_size_fallback" in asked and options.group_size_fallback is GroupSizeFallback.ADJUST:
-        raise OptionError(
-            f"group_size_fallback: {mode} has groups of {own.default_group} and no others, so they cannot be adjusted; "
-            "use 'ignore' or 'error', or leave it out"
-        )
-    if options.mode.is_int8:
-        if options.ratio != 1:
-            raise OptionError(f"ratio: {mode} gives every weight 8 bits, so only 1 is allowed, got {options.ratio:g}")
-        if options.effective_group != -1:
-            raise OptionError(f"group_size: {mode} is per channel, so only -1 is allowed, got {options.group_size}")
     for name, value in asked.items():
         option = rows[name]
         if option.below_8_bits and options.mode.is_int8 and value is not False:
@@ -66,36 +53,11 @@ def check_together(options: Options, asked: Mapping[str, Any], rows: Mapping[str
         raise OptionError("scale_search: must not be 'off' with scale_estimation or accuracy, which are made of it")
     if options.runtime_hints and options.device in (None, Device.CPU):
         check_hints_for_cpu(options.runtime_hints)
-    _check_codebook(options)
-    _check_few_bits(options, asked)
-    for place, rule in enumerate(options.rules):
-        row = None if rule.mode is None else FORMATS[rule.mode.value]
-        if row is not None and row.fixed_group and rule.group_size not in (None, row.default_group):
-            raise OptionError(
-                f"rules[{place}]: {row.name} is defined for groups of {row.default_group}, got {rule.group_size}"
-            )
-
-
-def _check_few_bits(options: Options, asked: Mapping[str, Any]) -> None:
-    """Refuse what is for weights of 4 bits or fewer where no weight will have so few."""
-    if options.mode.is_int8 or any(options.row(mode).default_search for mode in options.modes):
-        return
-    told = f"{options.mode.value} with {len(options.codebook or ())} values" if options.codebook else options.mode.value
-    fitted = options.uses(Mode.ADAPTIVE_CODEBOOK)
-    for name in ("gptq", "algorithm", "awq", "lora_correction", "scale_estimation", "accuracy"):
-        if asked.get(name) not in (None, False) and not (fitted and name in ("scale_estimation", "accuracy")):
-            raise OptionError(
-                f"{name}: changes only weights of 4 bits or fewer, of which {told} makes none; leave it out, or use a "
-                "mode or a rule of 4 bits"
-            )
-
-
-def _check_codebook(options: Options) -> None:
-    used, fitted = options.uses(Mode.CODEBOOK), options.uses(Mode.ADAPTIVE_CODEBOOK)
+    used, fitted = Mode.CODEBOOK in options.modes, Mode.ADAPTIVE_CODEBOOK in options.modes
     if used and options.codebook is None:
         raise OptionError("codebook: the mode codebook needs a table of 2 to 65536 values; cb4 has one of its own")
     if options.codebook is not None and not used and not fitted:
-        raise OptionError(f"codebook: means nothing with {options.mode.value}; use mode='codebook', or leave it out")
+        raise OptionError(f"codebook: means nothing with {mode}; use mode='codebook', or leave it out")
     if fitted and options.codebook_type == "u8":
         raise OptionError("codebook_type: adaptive_codebook fits values of both signs, which u8 cannot hold; use i8")
     if options.codebook is not None:
@@ -103,3 +65,39 @@ def _check_codebook(options: Options) -> None:
             with_codebook(FORMATS[Mode.CODEBOOK.value], options.codebook, options.codebook_type)
         except ValueError as error:
             raise OptionError(str(error)) from None
+    _check_formats(options, asked)
+
+
+def _check_formats(options: Options, asked: Mapping[str, Any]) -> None:
+    """Refuse what the formats do not allow: groups of another size than theirs, and what is for weights of 4 bits or
+    fewer where no weight will have so few."""
+    mode, own = options.mode.value, FORMATS[options.mode.value]
+    if own.fixed_group and options.effective_group != own.default_group:
+        raise OptionError(f"group_size: {mode} is defined for groups of {own.default_group}, got {options.group_size}")
+    if own.fixed_group and "group_size_fallback" in asked and options.group_size_fallback is GroupSizeFallback.ADJUST:
+        raise OptionError(
+            f"group_size_fallback: {mode} has groups of {own.default_group} and no others, so they cannot be adjusted; "
+            "use 'ignore' or 'error', or leave it out"
+        )
+    for place, rule in enumerate(options.rules):
+        row = None if rule.mode is None else FORMATS[rule.mode.value]
+        if row is not None and row.fixed_group and rule.group_size not in (None, row.default_group):
+            raise OptionError(
+                f"rules[{place}]: {row.name} is defined for groups of {row.default_group}, got {rule.group_size}"
+            )
+    if options.mode.is_int8:
+        if options.ratio != 1:
+            raise OptionError(f"ratio: {mode} gives every weight 8 bits, so only 1 is allowed, got {options.ratio:g}")
+        if options.effective_group != PER_CHANNEL:
+            raise OptionError(f"group_size: {mode} is per channel, so only -1 is allowed, got {options.group_size}")
+        return
+    if any(options.row(mode).default_search for mode in options.modes):
+        return
+    called = f"{mode} with {len(options.codebook)} values" if options.codebook else mode
+    fitted = Mode.ADAPTIVE_CODEBOOK in options.modes
+    for name in ("gptq", "algorithm", "awq", "lora_correction", "scale_estimation", "accuracy"):
+        if asked.get(name) not in (None, False) and not (fitted and name in ("scale_estimation", "accuracy")):
+            raise OptionError(
+                f"{name}: changes only weights of 4 bits or fewer, of which {called} makes none; leave it out, or use "
+                "a mode or a rule of 4 bits"
+            )

@@ -87,11 +87,11 @@ _HINTS = OptionKind("a dict of runtime hints' names and values", parse_runtime_h
 _SOURCES = OptionKind("a mapping from weights' names to their sources, or a function", given_sources, "GivenSources")
 
 _WITH_TABLE = Need(
-    lambda options: options.uses(Mode.CODEBOOK) or options.uses(Mode.ADAPTIVE_CODEBOOK),
+    lambda options: Mode.CODEBOOK in options.modes or Mode.ADAPTIVE_CODEBOOK in options.modes,
     "means nothing with {mode}, only with codebook and adaptive_codebook; leave it out",
 )
 _WITH_FITTED_TABLE = Need(
-    lambda options: options.uses(Mode.ADAPTIVE_CODEBOOK),
+    lambda options: Mode.ADAPTIVE_CODEBOOK in options.modes,
     "means nothing with {mode}, only with adaptive_codebook; leave it out",
 )
 _OWN_VALUES = Need(lambda options: options.sources is None, "means nothing with sources, which it cannot tell apart")
@@ -311,6 +311,16 @@ class Options:
     sources: GivenSources | None = declared(None, _SOURCES, "where values come from", flag=None, recorded="never")
     tuning: Tuning = field(default_factory=Tuning)
     """No option: what NNCF's advanced parameters say of the algorithms."""
+    modes: tuple[Mode, ...] = field(init=False)
+    """The mode that was asked for, and those of the rules and of the budget's formats."""
+    effective_group: int = field(init=False)
+    """The group size asked for, or the mode's own."""
+
+    def __post_init__(self) -> None:
+        named = (rule.mode for rule in self.rules if rule.mode is not None)
+        own = FORMATS[self.mode.value].default_group
+        object.__setattr__(self, "modes", (self.mode, *named, *(one.mode for one in self.formats or ())))
+        object.__setattr__(self, "effective_group", own if self.group_size is None else self.group_size)
 
     def row(self, mode: Mode) -> Format:
         """The format of a mode; for `codebook` the one with the caller's table, for `adaptive_codebook` one with a
@@ -324,24 +334,9 @@ class Options:
         return with_codebook(row, self.codebook, self.codebook_type)
 
     @property
-    def modes(self) -> tuple[Mode, ...]:
-        """The mode that was asked for, and those of the rules and of the budget's formats."""
-        named = (rule.mode for rule in self.rules if rule.mode is not None)
-        return (self.mode, *named, *(one.mode for one in self.formats or ()))
-
-    @property
     def budget(self) -> str | None:
         """The name of the option that says what the formats are chosen for; None where `mode` says it all."""
         return next((name for name in BUDGETS if getattr(self, name) is not None), None)
-
-    def uses(self, mode: Mode) -> bool:
-        """Whether a mode is the one that was asked for, or that of a rule."""
-        return mode in self.modes
-
-    @property
-    def effective_group(self) -> int:
-        """The group size asked for, or the mode's own."""
-        return FORMATS[self.mode.value].default_group if self.group_size is None else self.group_size
 
     def recipe(self) -> dict[str, str]:
         """The options as strings, for the model's rt_info: what a reader needs to make the same model again."""

@@ -347,7 +347,7 @@ def _prepared(plan: Plan, data: Measurements, options: Options) -> tuple[Plan, t
         from ov_weight_compression.passes.awq_factors import fold_scales
 
         plan = fold_scales(plan, data, options.threads)
-    if options.uses(Mode.ADAPTIVE_CODEBOOK):
+    if Mode.ADAPTIVE_CODEBOOK in options.modes:
         from ov_weight_compression.passes.fitted_codebooks import fit_codebooks
 
         plan = fit_codebooks(plan, options, data)

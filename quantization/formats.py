@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -87,29 +87,26 @@ class Format:
     search_factors: tuple[float, ...] = ()
     everywhere: bool = False
 
-    @property
-    def asymmetric(self) -> bool:
-        """Each group has a zero point of its own."""
-        return self.zero_point == "group"
+    asymmetric: bool = field(init=False, repr=False, compare=False)
+    """Each group has a zero point of its own."""
+    low: int = field(init=False, repr=False, compare=False)
+    """Smallest integer level: of ``q`` where asymmetric, of ``q - z`` where symmetric."""
+    high: int = field(init=False, repr=False, compare=False)
+    """Largest integer level, counted as ``low`` is."""
+    top: float = field(init=False, repr=False, compare=False)
+    """The level of a group's largest magnitude: ``scale = absmax / top`` (``range / top`` where asymmetric)."""
 
-    @property
-    def low(self) -> int:
-        """Smallest integer level: of ``q`` where asymmetric, of ``q - z`` where symmetric."""
-        return 0 if self.asymmetric else -(1 << (self.bits - 1))
-
-    @property
-    def high(self) -> int:
-        """Largest integer level, counted as ``low`` is."""
-        return self.low + (1 << self.bits) - 1
-
-    @property
-    def top(self) -> float:
-        """The level of a group's largest magnitude: ``scale = absmax / top`` (``range / top`` where asymmetric)."""
+    def __post_init__(self) -> None:
+        asymmetric = self.zero_point == "group"
+        low = 0 if asymmetric else -(1 << (self.bits - 1))
+        high = low + (1 << self.bits) - 1
+        top = float(high if asymmetric else -low)
         if self.unit is not None:
-            return self.unit
-        if self.levels is not None:
-            return max(abs(level) for level in self.levels if level == level)
-        return float(self.high if self.asymmetric else -self.low)
+            top = self.unit
+        elif self.levels is not None:
+            top = max(abs(level) for level in self.levels if level == level)
+        for name, value in {"asymmetric": asymmetric, "low": low, "high": high, "top": top}.items():
+            object.__setattr__(self, name, value)
 
 
 def minifloat(exponent: int, mantissa: int, bias: int) -> tuple[float, ...]:
