@@ -30,6 +30,7 @@ __all__ = ["COMMANDS", "command_parser", "main"]
 
 COMMANDS = {
     "compress": "compress a model's weights; the word may be left out",
+    "plan": "what formats a size or a divergence would give the weights, and at what cost",
     "inspect": "what a model's weights are stored as, and what a device executes",
     "verify": "whether a device computes what a compressed model says",
     "compare": "what compression cost: two models on the same data",

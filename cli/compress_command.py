@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ov_weight_compression.passes.recipe import Recipe
     from ov_weight_compression.passes.report import Report
 
-__all__ = ["compress_parser", "run_compress"]
+__all__ = ["Groups", "add_options", "asked_of", "compress_parser", "keep_recipe", "run_compress"]
 
 _EXAMPLES = """examples:
   ov-compress model -o out                                   8 bits
@@ -41,15 +41,29 @@ def compress_parser() -> CommandParser:
         description="Compress the weights of a model.",
         epilog=_EXAMPLES,
     )
+    command.add_argument("-o", "--output", metavar="OUT", type=Path, help=".xml file or folder to write")
+    command.add_argument("--force", action="store_true", help="replace what is at the output")
+    groups = add_options(command)
+    groups.results.add_argument("--dry-run", action="store_true", help="report with exact sizes, write no model")
+    groups.running.add_argument(
+        "--report", metavar="FILE", type=Path, help="write the report as JSON, beside the tables"
+    )
+    groups.running.add_argument(
+        "--verify", action="store_true", help="then see whether the device computes what the model says"
+    )
+    command.set_defaults(run=run_compress)
+    return command
+
+
+def add_options(command: CommandParser) -> Groups:
+    """Give a command the model that it is called with and all that says what becomes of the weights."""
     command.add_argument(
         "model",
         metavar="MODEL",
         type=Path,
         help=".xml, .onnx, a folder with openvino_*.xml files, or a checkpoint's with config.json and *.safetensors",
     )
-    command.add_argument("-o", "--output", metavar="OUT", type=Path, help=".xml file or folder to write")
-    command.add_argument("--force", action="store_true", help="replace what is at the output")
-    groups = _Groups(
+    groups = Groups(
         formats=command.add_argument_group("formats"),
         data=command.add_argument_group("with data"),
         results=command.add_argument_group("results"),
@@ -63,12 +77,11 @@ def compress_parser() -> CommandParser:
     )
     _add_declared(groups)
     _add_own(groups)
-    command.set_defaults(run=run_compress)
-    return command
+    return groups
 
 
 @dataclass(frozen=True)
-class _Groups:
+class Groups:
     """The sections of the help; the first three are its first screen."""
 
     formats: Any
@@ -90,7 +103,7 @@ class _Groups:
         return self.more_data if with_data else self.more_formats
 
 
-def _add_own(groups: _Groups) -> None:
+def _add_own(groups: Groups) -> None:
     """The options that the command reads itself."""
     groups.formats.add_argument(
         "--rule",
@@ -113,7 +126,6 @@ def _add_own(groups: _Groups) -> None:
         metavar="NAME=VALUE",
         help="what a device is to do at inference, such as KV_CACHE_PRECISION=u8; may be repeated",
     )
-    groups.results.add_argument("--dry-run", action="store_true", help="report with exact sizes, write no model")
     add_json(groups.results, "the report")
     groups.running.add_argument(
         "--recipe", metavar="FILE", type=Path, help="take the options from a file; those on the command line come first"
@@ -123,17 +135,11 @@ def _add_own(groups: _Groups) -> None:
     )
     groups.running.add_argument("--quiet", action="store_true", help="no progress, no report: only warnings and errors")
     groups.running.add_argument(
-        "--report", metavar="FILE", type=Path, help="write the report as JSON, beside the tables"
-    )
-    groups.running.add_argument(
-        "--verify", action="store_true", help="then see whether the device computes what the model says"
-    )
-    groups.running.add_argument(
         "--task", metavar="TASK", help="what a checkpoint is exported for, in optimum-intel's words (default: its own)"
     )
 
 
-def _add_declared(groups: _Groups) -> None:
+def _add_declared(groups: Groups) -> None:
     """A flag for each option of the table in `passes.options` that has one."""
     from ov_weight_compression.passes.options import OPTIONS
 
@@ -187,7 +193,7 @@ def _ignored(entries: Sequence[str], validate: bool) -> dict[str, object]:
     return {**fields, "validate": validate}
 
 
-def _asked(parsed: argparse.Namespace) -> Recipe:
+def asked_of(parsed: argparse.Namespace) -> Recipe:
     """All that is asked for: what the command line says comes before what a recipe says."""
     from ov_weight_compression.passes.recipe import Recipe, read_recipe
 
@@ -216,7 +222,7 @@ def run_compress(parsed: argparse.Namespace) -> int:
         raise OptionError("output: say where to write with -o OUT, or add --dry-run to see the report alone")
     report = None if parsed.report is None else JsonPlace(check_place("--report", parsed.report))
     kept = None if parsed.save_recipe is None else check_place("--save-recipe", parsed.save_recipe)
-    asked, place = _asked(parsed), json_place(parsed.json)
+    asked, place = asked_of(parsed), json_place(parsed.json)
     target = None if parsed.dry_run else parsed.output
     with Watch() as watch, _weights_bar(parsed.quiet) as progress:
         results = compress_path(
@@ -232,7 +238,7 @@ def run_compress(parsed: argparse.Namespace) -> int:
     for written in filter(None, (report, place)):
         written.write(_as_dict(results, watch.usage))
     if kept is not None:
-        _keep_recipe(kept, asked)
+        keep_recipe(kept, asked, results)
     if parsed.verify and not parsed.dry_run:
         from ov_weight_compression.cli.verify_command import verify_files
 
@@ -253,10 +259,22 @@ def _as_dict(results: Sequence[FileResult], usage: Usage) -> dict[str, Any]:
     return {**of_models(models), "run": usage.to_dict(_bytes_of(results)[0])}
 
 
-def _keep_recipe(path: Path, asked: Recipe) -> None:
+def keep_recipe(path: Path, asked: Recipe, results: Sequence[FileResult]) -> None:
+    """Write what was asked for; what a budget has chosen is written in its place, so that nothing is chosen again."""
     from ov_weight_compression.passes.recipe import save_recipe
+    from ov_weight_compression.passes.targets import BUDGETS, OF_BUDGETS
 
-    save_recipe(path, asked)
+    if not any(name in asked.options for name in BUDGETS):
+        save_recipe(path, asked)
+        return
+    options = {name: value for name, value in asked.options.items() if name not in (*BUDGETS, *OF_BUDGETS)}
+    layers = {
+        "" if len(results) == 1 else result.source.name: {
+            row.name: (row.mode, row.group_size) for row in result.report.rows
+        }
+        for result in results
+    }
+    save_recipe(path, replace(asked, options={**options, "mode": "int4_sym"}), layers)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from ov_weight_compression.ir_utils.wording import human_bytes, percent, plain, 
 if TYPE_CHECKING:
     from ov_weight_compression.passes.budget_outcome import BudgetOutcome
 
-__all__ = ["print_budget"]
+__all__ = ["budget_lines", "print_budget"]
 
 _SHOWN_SHARES = 8
 _SHOWN_POINTS = 9
@@ -27,7 +27,7 @@ def _divergence(value: float, outcome: BudgetOutcome) -> str:
     return plain(value) if outcome.unit == "none" else f"{plain(value)} {outcome.unit}"
 
 
-def _lines(outcome: BudgetOutcome) -> list[str]:
+def budget_lines(outcome: BudgetOutcome) -> list[str]:
     """The choice in a few sentences."""
     told = f"predicted divergence {_divergence(outcome.predicted, outcome)}"
     if outcome.unit == "none":
@@ -79,7 +79,7 @@ def _shares_table(outcome: BudgetOutcome) -> Any:
 
 def print_budget(outcome: BudgetOutcome, console: Any) -> None:
     """Print it to a rich console."""
-    for line in _lines(outcome):
+    for line in budget_lines(outcome):
         console.print(line, highlight=False, soft_wrap=True)
     if outcome.curve:
         console.print(_curve_table(outcome))

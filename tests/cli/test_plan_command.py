@@ -1,0 +1,70 @@
+"""`ov-compress plan`: the curve in the terminal, as a page and as JSON, and nothing else is written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import openvino as ov
+import pytest
+
+from ov_weight_compression.cli import main
+from tests.models import layers
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "model.xml"
+    ov.save_model(layers(count=4, columns=128), path)
+    return path
+
+
+def test_the_plan_is_a_page_and_json_and_writes_no_model(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(model.parent.iterdir())
+    page, said = model.parent / "plan.html", model.parent / "plan.json"
+    assert main(["plan", str(model), "--target-bits", "4.4", "--html", str(page), "--json", str(said)]) == 0
+    printed = capsys.readouterr().out
+    assert "Asked for 4.4 bits a weight" in printed
+    assert "What other sizes would cost" in printed
+    budget = json.loads(said.read_text())["budget"]
+    assert budget["option"] == "target_bits"
+    assert budget["bits"] <= 4.4
+    assert len(budget["curve"]) > 3
+    assert budget["curve"][0]["divergence"] > budget["curve"][-1]["divergence"]
+    html = page.read_text()
+    assert html.startswith("<!doctype html>")
+    assert html.count("<polyline") == 1
+    assert all(f"<td>{name}</td>" in html for name in ("layer_0", "layer_3"))
+    assert sorted(model.parent.iterdir()) == sorted([*before, page, said])
+
+
+def test_without_a_target_it_is_four_and_a_half_bits(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(model), "--json"]) == 0
+    budget = json.loads(capsys.readouterr().out)["budget"]
+    assert (budget["option"], budget["target"]) == ("target_bits", 4.5)
+
+
+def test_what_compress_writes_is_what_was_planned(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(model), "--target-size", "48kB", "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)["budget"]["bytes"]
+    assert main(["compress", str(model), "-o", str(model.parent / "out.xml"), "--target-size", "48kB", "--quiet"]) == 0
+    assert (model.parent / "out.bin").stat().st_size == planned <= 48_000
+
+
+def test_a_recipe_makes_the_same_bytes_also_when_it_was_edited(model: Path) -> None:
+    recipe, folder = model.parent / "plan.json", model.parent
+    plan = ["--target-bits", "4.4", "--accuracy", "fast", "--quiet", "--save-recipe", str(recipe)]
+    assert main(["plan", str(model), *plan]) == 0
+    assert main(["compress", str(model), "-o", str(folder / "one.xml"), *plan[:5]]) == 0
+    assert main(["compress", str(model), "-o", str(folder / "two.xml"), "--recipe", str(recipe), "--quiet"]) == 0
+    assert (folder / "one.bin").read_bytes() == (folder / "two.bin").read_bytes()
+    said = json.loads(recipe.read_text())
+    assert set(said["layers"]) == {f"weight_{number}_compressed" for number in range(4)}
+    assert not {"target_bits", "target_size"} & set(said["options"])
+    said["layers"]["weight_0_compressed"] = "int8_sym"
+    recipe.write_text(json.dumps(said))
+    found = folder / "report.json"
+    edited = ["compress", str(model), "--dry-run", "--recipe", str(recipe), "--json", str(found)]
+    assert main(edited) == 0
+    rows = {row["name"]: row["mode"] for row in json.loads(found.read_text())["weights"]}
+    assert rows["weight_0_compressed"] == "int8_sym"
