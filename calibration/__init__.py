@@ -10,6 +10,11 @@ from ov_weight_compression.calibration.datasets import (
     read_data,
     readable,
 )
+from ov_weight_compression.calibration.divergence import divergence_of, scored_outputs
+from ov_weight_compression.calibration.generate import written_windows
+from ov_weight_compression.calibration.influence_file import load_influences, save_influences
+from ov_weight_compression.calibration.layer_shift import Rounding
+from ov_weight_compression.calibration.probes import Influence, Rounder, influences
 from ov_weight_compression.calibration.statistics import (
     LayerStatistics,
     Statistics,
@@ -23,20 +28,29 @@ __all__ = [
     "CONTEXT_LENGTH",
     "DEFAULT_MEMORY",
     "SUBSET_SIZE",
+    "Influence",
     "LayerInput",
     "LayerStatistics",
+    "Rounder",
+    "Rounding",
     "Samples",
     "Seen",
     "Stage",
     "Statistics",
     "Streams",
     "collect",
+    "divergence_of",
     "filled_copy",
+    "influences",
+    "load_influences",
     "load_statistics",
     "make_samples",
     "open_streams",
     "read_data",
     "readable",
+    "save_influences",
     "save_statistics",
+    "scored_outputs",
     "statistics_file",
+    "written_windows",
 ]

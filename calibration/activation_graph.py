@@ -28,9 +28,9 @@ import openvino.opset13 as ops
 from ov_weight_compression.calibration.language_model import input_label
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.option_kinds import shown
-from ov_weight_compression.patterns import Sources, Weight
+from ov_weight_compression.patterns import Consumer, Sources, Weight
 
-__all__ = ["ActivationGraph", "Tap", "TensorKey", "filled_copy", "read_graph", "stateless_copy"]
+__all__ = ["ActivationGraph", "LayerUse", "Tap", "TensorKey", "filled_copy", "read_graph", "stateless_copy"]
 
 TensorKey = tuple[int, int]
 """An operation's index in `ActivationGraph.nodes`, and the index of one of its outputs."""
@@ -57,6 +57,22 @@ class Tap:
     level: int
 
 
+_Reading = tuple[TensorKey, tuple[int, ...], int, tuple[tuple[int, int], ...]]
+"""A tensor that a layer reads, and how: a tap's `key`, `reduction`, `width` and `batch`."""
+
+
+@dataclass(frozen=True, eq=False)
+class LayerUse:
+    """A layer of the graph that reads a weight."""
+
+    weight: Weight
+    consumer: Consumer
+    layer: int
+    """Its index in `ActivationGraph.nodes`."""
+    tap: _Reading | None
+    """What it multiplies the weight with; None where it multiplies nothing."""
+
+
 @dataclass(frozen=True, eq=False)
 class ActivationGraph:
     """The wanted part of a stateless copy of a model, in computing order."""
@@ -76,6 +92,8 @@ class ActivationGraph:
     taps: tuple[Tap, ...]
     layers: dict[int, tuple[str, ...]]
     """By place in `order`: the names of the weights that this operation reads."""
+    uses: tuple[LayerUse, ...]
+    """Those of the layers that have a place in `order`, by it."""
     weight_nodes: dict[str, int]
     """The indices of the weights' constants, by name; only of those that something reads."""
     loads: dict[int, tuple[tuple[int, int], ...]]
@@ -84,6 +102,8 @@ class ActivationGraph:
     """The model's inputs by their labels."""
     last_use: dict[TensorKey, int]
     """The last place in `order` that reads a tensor."""
+    outputs: tuple[TensorKey, ...]
+    """The tensors of the model's outputs that were asked for."""
     routes: tuple[TensorKey, ...]
     """Outputs of NonZero: a router's choice of the rows that go to an expert. They decide which rows a tap holds, so
     a second stream has to take them from the first for the rows of the two to be pairs."""
@@ -111,21 +131,10 @@ class ActivationGraph:
         ]
 
 
-_Reading = tuple[TensorKey, tuple[int, ...], int, tuple[tuple[int, int], ...]]
-"""A tensor that a layer reads, and how: a tap's `key`, `reduction`, `width` and `batch`."""
-
-
-@dataclass(frozen=True)
-class _Use:
-    """A place where a weight meets an activation."""
-
-    weight: Weight
-    layer: int
-    tap: _Reading | None
-
-
-def read_graph(model: ov.Model, weights: Sequence[Weight], *, values: Sources | None = None) -> ActivationGraph:
-    """Work out levels, order and taps of `model` for `weights`.
+def read_graph(
+    model: ov.Model, weights: Sequence[Weight], *, values: Sources | None = None, outputs: Sequence[int] = ()
+) -> ActivationGraph:
+    """Work out levels, order and taps of `model` for `weights`, and of what its `outputs` (by number) depend on.
 
     Weights inside bodies of If, Loop and TensorIterator have no activation: their layers run somewhere inside one
     operation. `values` says where the weights' values come from, the model's constants by default.
@@ -142,7 +151,9 @@ def read_graph(model: ov.Model, weights: Sequence[Weight], *, values: Sources | 
     uses = [use for weight in weights if not weight.body for use in _uses_of(weight, twin, nodes, sources)]
     levels = _levels(sources, constant, {use.layer for use in uses})
     taps = _taps([use for use in uses if use.tap and not constant[use.tap[0][0]]], nodes, levels)
-    order = _order(taps, sources, constant, levels, nodes)
+    results = [result.input_value(0) for result in clone.get_results()]
+    wanted = tuple(_key(results[number], index) for number in outputs)
+    order = _order([*(tap.key for tap in taps), *wanted], sources, constant, levels, nodes)
     place = {number: position for position, number in enumerate(order)}
     layers: dict[int, tuple[str, ...]] = {}
     for use in uses:
@@ -163,10 +174,12 @@ def read_graph(model: ov.Model, weights: Sequence[Weight], *, values: Sources | 
         level_ends=tuple(sum(levels[number] <= level for number in order) for level in range(top + 1)),
         taps=taps,
         layers=layers,
+        uses=tuple(sorted((use for use in uses if use.layer in place), key=lambda use: place[use.layer])),
         weight_nodes=weight_nodes,
         loads=_loads(order, nodes, sources, constant),
         parameters={input_label(node): (index[node.get_name()], 0) for node in clone.get_parameters()},
         last_use={key: position for position, number in enumerate(order) for key in sources[number]},
+        outputs=wanted,
         routes=tuple((number, 0) for number in order if nodes[number].get_type_name() == "NonZero"),
         given=given,
         given_at=_needed(given.keys() & weight_nodes.keys(), weight_nodes, order, sources, constant),
@@ -223,7 +236,7 @@ def _constants(nodes: Sequence[ov.Node], sources: Sequence[Sequence[TensorKey]])
 
 def _uses_of(
     weight: Weight, twin: dict[str, int], nodes: Sequence[ov.Node], sources: Sequence[Sequence[TensorKey]]
-) -> list[_Use]:
+) -> list[LayerUse]:
     """The layers that read a weight, with the activation where there is one worth looking at."""
     found = []
     for consumer in weight.consumers:
@@ -237,7 +250,7 @@ def _uses_of(
             sizes = [shape[dim].get_length() for dim in role.batch]
             batch = tuple(zip(role.activation.batch, sizes, strict=True)) if prod(sizes) > 1 else ()
             tap = (sources[layer][role.activation.port], role.activation.reduction, weight.columns, batch)
-        found.append(_Use(weight, layer, tap))
+        found.append(LayerUse(weight, consumer, layer, tap))
     return found
 
 
@@ -249,7 +262,7 @@ def _levels(sources: Sequence[Sequence[TensorKey]], constant: Sequence[bool], la
     return levels
 
 
-def _taps(uses: Sequence[_Use], nodes: Sequence[ov.Node], levels: Sequence[int]) -> tuple[Tap, ...]:
+def _taps(uses: Sequence[LayerUse], nodes: Sequence[ov.Node], levels: Sequence[int]) -> tuple[Tap, ...]:
     """One tap for all layers that read the same tensor in the same way."""
     readers: dict[_Reading, list[str]] = {}
     for use in uses:
@@ -265,15 +278,15 @@ def _taps(uses: Sequence[_Use], nodes: Sequence[ov.Node], levels: Sequence[int])
 
 
 def _order(
-    taps: Sequence[Tap],
+    ends: Sequence[TensorKey],
     sources: Sequence[Sequence[TensorKey]],
     constant: Sequence[bool],
     levels: Sequence[int],
     nodes: Sequence[ov.Node],
 ) -> tuple[int, ...]:
-    """Everything that the taps depend on, by level."""
+    """Everything that the tensors at the `ends` depend on, by level."""
     wanted: set[int] = set()
-    pending = [tap.key[0] for tap in taps]
+    pending = [key[0] for key in ends]
     while pending:
         number = pending.pop()
         if number not in wanted and not constant[number]:

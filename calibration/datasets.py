@@ -79,11 +79,13 @@ def make_samples(
     context_length: int = CONTEXT_LENGTH,
     seed: int = 0,
     quiet: bool = False,
+    which: Callable[[int], bool] | None = None,
 ) -> Samples:
     """Model inputs made of `dataset` for `model`.
 
     `subset_size` is the most windows that are used: 128 of a caller's data; 4 of `"random"` and 64 of `"self"` are made
-    where it is None. `context_length` is the length of the windows that a flat array of token ids is cut into.
+    where it is None. `context_length` is the length of the windows that a flat array of token ids is cut into. `which`
+    says of those windows, by their number from 0, which are used: for several disjoint parts of one dataset.
 
     Raises OptionError where the data does not fit the model, and says what would.
     """
@@ -95,14 +97,14 @@ def make_samples(
         tokens = _made(model, inputs, dataset, subset_size, context_length, seed, quiet)
         how = "random tokens" if dataset == "random" else "tokens that the model wrote itself"
         assert language is not None
-        return _language_samples(language, list(tokens), how)
+        return _language_samples(language, _chosen(list(tokens), which), how)
     limit = subset_size or SUBSET_SIZE
     dataset = readable(dataset, "dataset")
     arrays = _arrays(dataset, inputs)
     if isinstance(arrays, tuple):
         assert language is not None
         cut = [window for array in arrays for window in as_windows(array, language, context_length, limit)]
-        return _language_samples(language, cut[:limit], "tokens of given data")
+        return _language_samples(language, _chosen(cut[:limit], which), "tokens of given data")
     if arrays is not None:
         dataset = Again(partial(rows_of, arrays, inputs, 1))
     if not isinstance(dataset, Iterable):
@@ -121,9 +123,17 @@ def make_samples(
         )
     if language is not None and _is_tokens(inputs, first):
         given = dataset.source if isinstance(dataset.source, np.ndarray) else dataset
-        return _language_samples(language, as_windows(given, language, context_length, limit), "tokens of given data")
-    windows = Again(lambda: (_window(inputs, *item) for item in enumerate(islice(dataset, limit), 1)))
-    next(iter(windows))  # a first look, so that bad data is refused before any work
+        cut = as_windows(given, language, context_length, limit)
+        return _language_samples(language, _chosen(cut, which), "tokens of given data")
+    windows = Again(
+        lambda: (
+            _window(inputs, number, item)
+            for number, item in enumerate(islice(dataset, limit), 1)
+            if which is None or which(number - 1)
+        )
+    )
+    if next(iter(windows), None) is None:  # a first look, so that bad data is refused before any work
+        raise OptionError(_TOO_FEW)
     source = dataset.source
     return Samples(windows.__iter__, f"{min(limit, len(source)) if isinstance(source, Sequence) else 'given'} inputs")
 
@@ -220,6 +230,16 @@ def _made(
     if dataset == "random":
         return random_tokens(language.vocabulary, subset_size or _RANDOM_WINDOWS, length, seed)
     return written_tokens(model, language, subset_size or _WRITTEN_WINDOWS, length, seed, quiet=quiet)
+
+
+_TOO_FEW = "dataset: it has too few windows to be parted: give more"
+
+
+def _chosen(windows: list[NDArray[Any]], which: Callable[[int], bool] | None) -> list[NDArray[Any]]:
+    found = [window for number, window in enumerate(windows) if which is None or which(number)]
+    if windows and not found:
+        raise OptionError(_TOO_FEW)
+    return found
 
 
 def _language_samples(language: LanguageModel, windows: list[NDArray[Any]], how: str) -> Samples:

@@ -19,13 +19,19 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from ov_weight_compression.calibration.language_model import LanguageModel, has_open_axis, input_label, shapes_agree
+from ov_weight_compression.calibration.language_model import (
+    LanguageModel,
+    has_open_axis,
+    input_label,
+    read_language_model,
+    shapes_agree,
+)
 from ov_weight_compression.calibration.model_inputs import ModelInputs
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.progress import progress_bar
 from ov_weight_compression.ir_utils.types import Array
 
-__all__ = ["fitting_window", "random_inputs", "random_tokens", "written_tokens"]
+__all__ = ["fitting_window", "random_inputs", "random_tokens", "written_tokens", "written_windows"]
 
 _BLOCK = 256
 _HUGE = 1e30
@@ -66,6 +72,18 @@ def written_tokens(
                 advance(1)
             parts.append(tokens)
     return np.concatenate(parts)[:windows]
+
+
+def written_windows(model: ov.Model, windows: int, length: int, *, quiet: bool = False) -> NDArray[np.int64] | None:
+    """Text that the model writes where it can, in windows as long as it takes; drawn ids where it only reads; None for
+    a model that wants more than token ids."""
+    language = read_language_model(model)
+    if language is None or not language.needs_only_ids:
+        return None
+    length = language.length or min(length, language.positions or length)
+    if not language.predicts:
+        return random_tokens(language.vocabulary, windows, length, _SEED)
+    return written_tokens(model, language, windows, length, _SEED, quiet=quiet)
 
 
 class _Writer:

@@ -34,7 +34,21 @@ from ov_weight_compression.ir_utils.errors import WorkError
 from ov_weight_compression.ir_utils.ir_file import openvino_reason
 from ov_weight_compression.ir_utils.publish import TemporaryFolder
 
-__all__ = ["EXACT", "ModelPiece", "Pool", "Receive", "Store", "Stream", "cut_out", "feed", "run_piece", "split"]
+__all__ = [
+    "EXACT",
+    "CompiledPiece",
+    "ModelPiece",
+    "Pool",
+    "Receive",
+    "Store",
+    "Stream",
+    "compiled_exactly",
+    "cut_out",
+    "feed",
+    "put_in_place",
+    "run_piece",
+    "split",
+]
 
 _SMALL = 16
 """Integer vectors of at most so many elements are compared between windows: shapes that are always the same."""
@@ -183,6 +197,8 @@ class ModelPiece:
     """Tensors made in the piece that are taken from the store all the same."""
     replaced: Mapping[str, ov.Node] = field(default_factory=dict)
     """What stands in for a weight's constant, by the weight's name."""
+    shifted: tuple[TensorKey, ...] = ()
+    """Tensors made in the piece to which something is added that comes from outside, by Parameters after the others."""
 
 
 def cut_out(piece: ModelPiece, store: Store) -> tuple[ov.Model, list[TensorKey], Callable[[], None]]:
@@ -205,18 +221,35 @@ def cut_out(piece: ModelPiece, store: Store) -> tuple[ov.Model, list[TensorKey],
         for port in list(tensor.get_target_inputs()):
             if port.get_node().get_name() in within:
                 port.replace_source_output(entry)
-    changed = [
-        entry
-        for name, constant in piece.replaced.items()
-        for entry in _stand_in(nodes[graph.weight_nodes[name]], constant)
-    ]
+    undo = [put_in_place(nodes[graph.weight_nodes[name]], constant) for name, constant in piece.replaced.items()]
 
     def restore() -> None:
-        for port, own in changed:
-            port.replace_source_output(own)
+        for one in undo:
+            one()
 
-    results = [_exit(nodes[index].output(port)) for index, port in piece.outputs]
+    if piece.shifted:  # the shapes are known only now that the Parameters have theirs
+        ov.Model(
+            [_exit(nodes[index].output(port)) for index, port in piece.shifted], parameters
+        ).validate_nodes_and_infer_types()
+    sums = {key: _shifted(nodes[key[0]].output(key[1]), within) for key in piece.shifted}
+    parameters += [parameter for _, parameter in sums.values()]
+    results = [_exit(sums[key][0] if key in sums else nodes[key[0]].output(key[1])) for key in piece.outputs]
     return ov.Model(results, parameters), keys, restore
+
+
+def _shifted(tensor: ov.Output, within: Container[str]) -> tuple[ov.Output, ov.Node]:
+    """A tensor plus a Parameter, which the piece's operations read in its place, and the Parameter."""
+    readers = [port for port in tensor.get_target_inputs() if port.get_node().get_name() in within]
+    shape = tensor.get_partial_shape()
+    parameter = ops.parameter(shape if shape.is_static else ov.PartialShape([-1] * len(shape)), ov.Type.f32)
+    added = ops.convert_like(parameter, tensor)
+    if shape.is_dynamic:
+        # A convolution takes an Add for its own, and then refuses what is not of its output's shape, as zeros may be.
+        added = ops.broadcast(added, ops.shape_of(tensor), broadcast_spec="BIDIRECTIONAL")
+    total = ops.add(tensor, added).output(0)
+    for port in readers:
+        port.replace_source_output(total)
+    return total, parameter
 
 
 def run_piece(
@@ -232,23 +265,55 @@ def run_piece(
     The array is the runtime's own memory: it has to be used or copied before `receive` returns.
     Raises WorkError where the model cannot run on the data.
     """
-    model, keys, restore = cut_out(piece, store)
-    try:
-        request = _core().compile_model(model, "CPU", _ON_CPU).create_infer_request()
-    except RuntimeError as error:
-        raise WorkError(f"calibration: the model cannot be compiled for the data: {openvino_reason(error)}") from error
-    restore()
-    del model
+    compiled = CompiledPiece(piece, store)
     for window in range(windows):
-        feeds = {port: _contiguous(store.get(key, window)) for port, key in enumerate(keys)}
+        for key, array in compiled.run(store, window):
+            receive(window, key, array)
+        tick(1)
+
+
+def compiled_exactly(model: ov.Model) -> ov.InferRequest:
+    """A request that runs a model on the CPU with nothing rounded below f32."""
+    try:
+        return _core().compile_model(model, "CPU", _ON_CPU).create_infer_request()
+    except RuntimeError as error:
+        reason = openvino_reason(error)
+        raise WorkError(f"calibration: the model cannot be compiled for the data: {reason}") from error
+
+
+class CompiledPiece:
+    """A piece that can be run on any window of its stream, or of one that has left it; `store` tells the shapes."""
+
+    def __init__(self, piece: ModelPiece, store: Store) -> None:
+        model, self._keys, restore = cut_out(piece, store)
+        self._outputs, self._shifted = piece.outputs, piece.shifted
+        self._request = compiled_exactly(model)
+        restore()
+        self._shapes = [parameter.get_partial_shape() for parameter in model.get_parameters()[len(self._keys) :]]
+
+    def run(
+        self, store: Store, window: int, shifts: Mapping[TensorKey, NDArray[Any]] | None = None
+    ) -> Iterator[tuple[TensorKey, NDArray[Any]]]:
+        """The piece's outputs, in the runtime's own memory: to be used or copied before the next one runs.
+
+        `shifts` are what is added to the tensors that the piece shifts; nothing where none is given.
+        """
+        arrays = [_contiguous(store.get(key, window)) for key in self._keys]
+        for key, shape in zip(self._shifted, self._shapes, strict=True):
+            given = None if shifts is None else shifts.get(key)
+            arrays.append(_nothing(shape) if given is None else given)
         try:
-            request.infer(feeds, share_inputs=True, share_outputs=True)
+            self._request.infer(dict(enumerate(arrays)), share_inputs=True, share_outputs=True)
         except RuntimeError as error:
             reason = openvino_reason(error)
             raise WorkError(f"calibration: the model fails on window {window} of the data: {reason}") from error
-        for port, key in enumerate(piece.outputs):
-            receive(window, key, request.get_output_tensor(port).data)
-        tick(1)
+        for port, key in enumerate(self._outputs):
+            yield key, self._request.get_output_tensor(port).data
+
+
+def _nothing(shape: ov.PartialShape) -> NDArray[Any]:
+    """Zeros to be added: of a tensor's shape where that is fixed, else one that is broadcast."""
+    return np.zeros([dim.get_length() if dim.is_static else 1 for dim in shape], np.float32)
 
 
 def _entrance(
@@ -267,15 +332,20 @@ def _entrance(
     return (ops.convert(node, own) if own in _HALF else node).output(0), parameter
 
 
-def _stand_in(constant: ov.Node, other: ov.Node) -> list[tuple[Any, ov.Output]]:
+def put_in_place(constant: ov.Node, other: ov.Node) -> Callable[[], None]:
     """Let the readers of `constant` read `other`; its type may be another only where a Convert follows anyway. Returns
-    the inputs that were changed, and what they read before."""
+    what gives them back what they read before."""
     own = constant.get_output_element_type(0).to_string()
     readers = list(constant.output(0).get_target_inputs())
     for port in readers:
         fits = other.get_output_element_type(0).to_string() == own or port.get_node().get_type_name() == "Convert"
         port.replace_source_output((other if fits else ops.convert(other, own)).output(0))
-    return [(port, constant.output(0)) for port in readers]
+
+    def restore() -> None:
+        for port in readers:
+            port.replace_source_output(constant.output(0))
+
+    return restore
 
 
 def _exit(tensor: ov.Output) -> ov.Node:

@@ -30,7 +30,7 @@ from ov_weight_compression.passes.plan import Algorithm, Plan, PlannedWeight
 from ov_weight_compression.patterns import Kind, NormGain, RowNormProduct, RowNorms, Sources, Weight, importance_sources
 from ov_weight_compression.quantization.kernels import row_sums
 
-__all__ = ["GraphEnergy", "Importance", "weigh_channels"]
+__all__ = ["GraphEnergy", "Importance", "graph_energies", "weigh_channels"]
 
 _PIECE_ELEMENTS = 1 << 22
 _SAMPLE_ROWS = 384
@@ -80,7 +80,7 @@ def weigh_channels(plan: Plan, data: Measurements, algorithm: Algorithm = Algori
         return plan
     weighted, subset = _weighted(plan, algorithm), plan.method.tuning.scale_estimation_subset
     energies = [data.energy(one.weight, subset) if weighted else None for one in wanted]
-    graph = _graph_energies(data.weights, data.sources) if any(seen is None for seen in energies) else {}
+    graph = graph_energies(data.weights, data.sources) if any(seen is None for seen in energies) else {}
     found = {
         one.weight.name: Importance(
             seen, graph[one.weight.name] if seen is None else None, plan.folding.columns.get(one.weight.name)
@@ -195,7 +195,7 @@ class GraphEnergy:
         return _normalised(lift if known is None else known * lift)
 
 
-def _graph_energies(weights: Iterable[Weight], sources: Sources) -> dict[str, GraphEnergy]:
+def graph_energies(weights: Iterable[Weight], sources: Sources) -> dict[str, GraphEnergy]:
     """What the graph says about each weight, by the weight's name; computed when it is asked for."""
     weights = list(weights)
     said, once = importance_sources(weights), _Once()

@@ -15,12 +15,12 @@ from ov_weight_compression.ir_utils.layout import Layout, Slab
 from ov_weight_compression.ir_utils.lazy_weight import Part, Sink, filled
 from ov_weight_compression.ir_utils.packing import pack
 from ov_weight_compression.ir_utils.spool import Spool, Spooled
-from ov_weight_compression.ir_utils.types import Array, element_type
+from ov_weight_compression.ir_utils.types import Array, Float32, element_type
 from ov_weight_compression.ir_utils.weight_source import WeightSource
 from ov_weight_compression.ir_utils.worker_pool import Task
 from ov_weight_compression.passes.channel_importance import Importance
 from ov_weight_compression.passes.plan import Plan, PlannedWeight, stored_parts
-from ov_weight_compression.quantization.encode import encode_rows, turn_over_first_group
+from ov_weight_compression.quantization.encode import decode_rows, encode_rows, turn_over_first_group
 from ov_weight_compression.quantization.formats import stored_codebook
 from ov_weight_compression.quantization.reference import tensor_scale_of, unusable
 from ov_weight_compression.quantization.spec import Encoded, Spec
@@ -216,7 +216,19 @@ class WeightEncoding:
         layout = self.layout
         return self.stored is None and layout.contiguous and layout.columns % _ROWS_ALIGNMENT == 0
 
-    def _encode(self, slab: Slab, tensor_scale: np.float32 | None, into: Encoded | None) -> Encoded:
+    def values(self) -> Float32:
+        """What the stored weight stands for, `[rows, columns]`."""
+        experts = 1 if self.importance is None else self.importance.experts
+        whole = np.empty((self.layout.rows, self.layout.columns), np.float32)
+        tensor_scale = self._tensor_scale
+        for slab in self.layout.slabs(self._piece_rows(), self.layout.rows // experts):
+            encoded = self._encode(slab, tensor_scale, None, packed=False)
+            whole[slab.start : slab.stop] = decode_rows(encoded, self.spec)
+        return whole
+
+    def _encode(
+        self, slab: Slab, tensor_scale: np.float32 | None, into: Encoded | None, *, packed: bool | None = None
+    ) -> Encoded:
         if self.stored is not None:
             return self.stored.rows(slab)
         assert self.source is not None
@@ -229,7 +241,7 @@ class WeightEncoding:
             importance=importance,
             weighting="graph" if self.importance is None or self.importance.seen is None else "data",
             tensor_scale=tensor_scale,
-            packed=self._packs,
+            packed=self._packs if packed is None else packed,
             into=into,
         )
         self.source.release(slab)

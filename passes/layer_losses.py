@@ -1,51 +1,237 @@
-"""What each weight costs in each of its candidates, in losses that add up over the weights.
+"""What each weight would cost in each of its formats, measured: the losses that a budget is shared out by.
 
-Without data it is a prior: the relative error of the weight's values times its number of elements. It knows nothing of
-what a layer does to the predictions, but is about right for most, and keeps embeddings and last layers in proportion.
+    loss of weight l in format f  =  Σ over its uses   loss when probed · e(f) / e(probe)
+
+A probe (see `calibration.probes`) rounds a weight in one usual format and sees how far the outputs move. From format to
+format the loss goes with the squared error of the layer's output, e: the errors of the weight's columns, each weighed
+with what it costs there, E[x²]. Where GPTQ makes the codes, the probe's weights are GPTQ's, and a column weighs what an
+error in it costs once later columns have made up for it: GPTQ leaves a twentieth to a quarter of the error, differently
+for each weight but nearly alike in all formats.
+
+Where there are no data, and none can be made up, a prior stands in: every weight counts with its share of the elements
+and its relative error, weighed with what the graph says of its input.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from math import sqrt
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ov_weight_compression.passes.measurements import Measurements
-from ov_weight_compression.quantization.encode import decode_rows, encode_rows
+from ov_weight_compression.ir_utils.types import Array, Float32
+from ov_weight_compression.ir_utils.worker_pool import in_threads
+from ov_weight_compression.passes.channel_importance import GraphEnergy, graph_energies
+from ov_weight_compression.passes.encoding import encoding_of
+from ov_weight_compression.passes.measurements import DataPart, Measurements
+from ov_weight_compression.passes.plan import Plan
+from ov_weight_compression.patterns import Kind, Weight
+from ov_weight_compression.quantization.encode import Weighting, decode_rows, encode_rows
+from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL
+from ov_weight_compression.quantization.layerwise.gptq import gptq
+from ov_weight_compression.quantization.layerwise.hessian import DAMPING, Hessian, hessian_of
+from ov_weight_compression.quantization.layerwise.layer import fit_rows
+from ov_weight_compression.quantization.reference import tensor_scale_of
 from ov_weight_compression.quantization.spec import Spec
 
-__all__ = ["LayerLosses", "layer_losses"]
+if TYPE_CHECKING:
+    from ov_weight_compression.calibration import Influence, Rounding
 
-_SAMPLE_ELEMENTS = 1 << 14
+__all__ = ["LayerLosses", "layer_losses", "measured_divergence", "probe_spec"]
+
+_ROWS = 256
+"""Of a weight that its formats are compared on."""
+_PROBE_GROUP = 64
+_SMALLEST_GROUP = 16
+_TINY = 1e-30
 
 
 @dataclass(frozen=True)
 class LayerLosses:
-    """Losses by the weight's name, one for each candidate in the order that they were asked for."""
+    """Losses by the weight's name, one for each of its candidates; they add up over the weights."""
 
     losses: Mapping[str, tuple[float, ...]]
     unit: str
-    """`nats`, `relative L2`, or `none` where nothing was measured."""
+    """ "nats", "relative L2", or "none" for a prior, which says nothing of outputs."""
 
     def divergence(self, total: float) -> float:
-        """What a sum of losses is called in this unit: squares of relative L2 add up."""
-        return float(np.sqrt(total)) if self.unit == "relative L2" else total
+        """What a sum of losses means: mean KL as it is, of squared relative L2 the root."""
+        return sqrt(max(total, 0.0)) if self.unit == "relative L2" else total
 
 
-def layer_losses(weights: Mapping[str, Sequence[Spec]], data: Measurements) -> LayerLosses:
-    """The losses of some weights' candidates, by the weights' names."""
-    elements = {weight.name: weight.elements for weight in data.weights}
-    columns = {weight.name: weight.columns for weight in data.weights}
-    total = sum(elements[name] for name in weights)
+def layer_losses(candidates: Mapping[str, Sequence[Spec]], data: Measurements) -> LayerLosses:
+    """What the named weights would lose in each of their candidate formats, by the algorithms of `data.method`.
 
-    def losses(name: str) -> tuple[float, ...]:
-        values = data.sources.by_name[name].sample(max(1, _SAMPLE_ELEMENTS // columns[name]))
-        energy = float(np.square(values, dtype=np.float64).sum()) or 1.0
-        found = []
-        for spec in weights[name]:
-            error = decode_rows(encode_rows(values, spec), spec) - values
-            found.append(float(np.square(error, dtype=np.float64).sum()) / energy * elements[name] / total)
-        return tuple(found)
+    The data run once; with `statistics_path` what they showed is kept, and read the next time.
+    """
+    from ov_weight_compression.calibration import Influence
 
-    return LayerLosses({name: losses(name) for name in weights}, "none")
+    graph = graph_energies(data.weights, data.sources)
+    shown, unit = data.influences(partial(_Rounder, data=data, graph=graph))
+    weights = [weight for weight in data.weights if weight.name in candidates]
+    usual = _usual(weights, shown)
+    every = sum(weight.elements for weight in weights)
+
+    def losses(weight: Weight) -> tuple[float, ...]:
+        specs = candidates[weight.name]
+        uses = shown.get(weight.name)
+        probed = probe_spec(weight)
+        rows, shares = _sample(weight, data)
+        total = np.zeros(len(specs))
+        if not shown:
+            errors = _errors(rows, shares, specs, graph[weight.name].value(), graph[weight.name], data)
+            share = weight.elements / every / max(float(np.square(rows).sum()), _TINY)
+            return tuple(float(one) for one in errors * share)
+        if uses is None:
+            uses = (Influence(usual.get(weight.shape, usual[None] * weight.elements), None),)
+        for use in uses:
+            errors = _errors(rows, shares, [probed, *specs], use.energy, graph[weight.name], data)
+            total += use.loss * errors[1:] / errors[0] if errors[0] > 0 else 0
+        return tuple(float(one) for one in total)
+
+    found = in_threads(losses, weights, data.threads)
+    return LayerLosses({weight.name: one for weight, one in zip(weights, found, strict=True)}, unit)
+
+
+def measured_divergence(plan: Plan, data: Measurements) -> float:
+    """How far the outputs move with the plan's weights, on windows that no probe ran on: in `LayerLosses.unit`.
+
+    Args:
+        plan: with everything that its algorithms know, as it would be written.
+        data: of the run.
+
+    Raises:
+        OptionError: there are no data, and none can be made up.
+    """
+    from ov_weight_compression.calibration.divergence import divergence_of
+
+    planned = {one.weight.name: one for one in plan.weights}
+
+    def values(name: str) -> Array | None:
+        one = planned.get(name)
+        if one is None:
+            return None
+        matrix = encoding_of(one, plan).values()
+        adapters = None if plan.adapters is None else plan.adapters.get(name)
+        if adapters is not None:
+            matrix = matrix + adapters.values()
+        return one.weight.layout.from_matrix(np.asarray(plan.sources.unfolded(name, matrix), np.float32))
+
+    return divergence_of(
+        data.model,
+        data.weights,
+        data.part(DataPart.CHECK),
+        values,
+        calibration_memory=data.memory,
+        quiet=data.quiet,
+        sources=data.sources,
+    )
+
+
+def probe_spec(weight: Weight) -> Spec:
+    """The format that a weight is probed in: int4_sym in groups of 64, or of what divides it, or per channel."""
+    format = FORMATS["int4_sym"]
+    group = _PROBE_GROUP
+    while group >= _SMALLEST_GROUP and weight.columns % group:
+        group //= 2
+    fits = group >= _SMALLEST_GROUP and weight.layout.groupable and weight.kind is not Kind.CONVOLUTION
+    return Spec(format, group if fits else PER_CHANNEL, search=format.default_search)
+
+
+class _Rounder:
+    """Rounds weights for the probes as the run's own algorithms would."""
+
+    def __init__(self, data: Measurements, graph: Mapping[str, GraphEnergy]) -> None:
+        self._data, self._graph = data, graph
+        self._specs = {weight.name: probe_spec(weight) for weight in data.weights}
+
+    @property
+    def wants_gram(self) -> bool:
+        """Whether GPTQ makes the codes."""
+        return self._data.method.steps is not None
+
+    def prepare(self, name: str, seen: Float32 | None) -> Rounding:
+        """See `calibration.Rounder`."""
+        from ov_weight_compression.calibration import Rounding
+
+        spec = self._specs[name]
+        if seen is not None and self.wants_gram:
+            damping = self._data.method.tuning.gptq_damping
+            hessians = [hessian_of(one, damping=DAMPING if damping is None else damping) for one in _each(seen, 3)]
+            energy = np.stack([one.residual for one in hessians])
+            return Rounding(energy if seen.ndim == 3 else energy[0], partial(_by_gptq, spec=spec, hessians=hessians))
+
+        def values(rows: Float32, expert: int) -> Float32:
+            own = None if seen is None else _each(seen, 2)[expert]
+            return _rounded(rows, spec, own, self._graph[name], self._data)
+
+        return Rounding(seen, values)
+
+
+def _by_gptq(rows: Float32, expert: int, *, spec: Spec, hessians: list[Hessian]) -> Float32:
+    return decode_rows(fit_rows(rows, spec, hessians[expert], (gptq,)), spec)
+
+
+def _each(seen: Float32, rank: int) -> Float32:
+    """With a leading axis of experts."""
+    return seen if seen.ndim == rank else seen[None]
+
+
+def _rounded(rows: Float32, spec: Spec, energy: Float32 | None, graph: GraphEnergy, data: Measurements) -> Float32:
+    """Rows as the run's scale search would store them, nearly: what data refit is refitted less."""
+    weighting: Weighting = "trial"
+    if not (data.method.weighted or data.method.steps is not None) or energy is None:
+        energy, weighting = graph.value(), "graph"
+    scale = tensor_scale_of(float(np.abs(rows).max(initial=0.0)), spec.format)
+    rows = np.ascontiguousarray(rows, np.float32)
+    encoded = encode_rows(rows, spec, importance=energy, weighting=weighting, tensor_scale=scale)
+    return decode_rows(encoded, spec)
+
+
+def _sample(weight: Weight, data: Measurements) -> tuple[Float32, Array]:
+    """Some rows of a weight `[n, columns]`, and how far down the weight each lies, 0 to 1."""
+    source = data.sources[weight]
+    slabs = list(source.layout.spread(_ROWS))
+    rows = np.concatenate([np.asarray(source.read(slab), np.float32) for slab in slabs])
+    return rows, np.concatenate([np.arange(slab.start, slab.stop) for slab in slabs]) / source.layout.rows
+
+
+def _errors(
+    rows: Float32,
+    shares: Array,
+    specs: Sequence[Spec],
+    energy: Float32 | None,
+    graph: GraphEnergy,
+    data: Measurements,
+) -> Float32:
+    """`Σ energy (W − Ŵ)²` of some rows in each format; `shares` as `_sample` gives them."""
+    found = []
+    for spec in specs:
+        if energy is None or energy.ndim == 1:
+            squares = np.square(rows - _rounded(rows, spec, energy, graph, data)).sum(axis=0, dtype=np.float64)
+            found.append(float(squares.sum() if energy is None else squares @ energy))
+            continue
+        total, expert = 0.0, (shares * len(energy)).astype(int)
+        for number in np.unique(expert):
+            own = rows[expert == number]
+            squares = np.square(own - _rounded(own, spec, energy[number], graph, data)).sum(axis=0, dtype=np.float64)
+            total += float(squares @ energy[number])
+        found.append(total)
+    return np.asarray(found)
+
+
+def _usual(
+    weights: Sequence[Weight], shown: Mapping[str, tuple[Influence, ...]]
+) -> dict[tuple[int, ...] | None, float]:
+    """What a weight that nothing was seen of loses when it is probed: as those of its shape, by the shape; for other
+    shapes an element's, by None."""
+    known = {weight: sum(use.loss for use in shown[weight.name]) for weight in weights if weight.name in shown}
+    found: dict[tuple[int, ...] | None, float] = {
+        shape: float(np.median([loss for weight, loss in known.items() if weight.shape == shape]))
+        for shape in {weight.shape for weight in known}
+    }
+    found[None] = float(np.median([loss / weight.elements for weight, loss in known.items()])) if known else 0.0
+    return found

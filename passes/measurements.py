@@ -2,12 +2,18 @@
 
 samples ─▸ statistics ─▸ means: sensitivity metrics
                       └─▸ energy of channels: AWQ, scale search, fitted codebooks
+   parts  ─▸ probes: what an error in each layer does to the outputs; and a check of what was made of them
+
+A budget needs parts of the data that do not meet: few windows that the probes run on, more whose layer inputs are
+looked at, and others to check on. A language model without data writes them itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,13 +26,28 @@ from ov_weight_compression.patterns import Sources, Weight
 from ov_weight_compression.quantization.sensitivity import InputMeans
 
 if TYPE_CHECKING:
-    from ov_weight_compression.calibration import LayerStatistics, Samples, Statistics
+    from ov_weight_compression.calibration import Influence, LayerStatistics, Rounder, Samples, Statistics
 
-__all__ = ["Measurements"]
+__all__ = ["DataPart", "Measurements"]
 
 _USUAL = 1e20
 _BEYOND = InputMeans(1e200, 1e200, 1e200, 1e200)
 """Of an input that is too large to be measured: nothing is more sensitive."""
+
+
+class DataPart(Enum):
+    """Windows of the data for one purpose. The value says which of them, as letters: of six, say, number 0 and 6."""
+
+    PROBE = "p"
+    CHECK = "c"
+    LOOK = "l"
+
+
+_PARTED_TOKENS = "pllcllcllcll"
+_PARTED_WINDOWS = 48
+_PARTED_LENGTH = 128
+_PARTED_INPUTS = "plclcl"
+"""Of inputs that are no token ids; the first eight of each part are used."""
 
 
 class Measurements:
@@ -45,6 +66,12 @@ class Measurements:
         self._options = options
         self._samples: dict[int | None, Samples] = {}
         self._statistics: dict[int | None, Statistics] = {}
+        self._influences: tuple[Mapping[str, tuple[Influence, ...]], str] | None = None
+
+    @property
+    def threads(self) -> int:
+        """To compute with."""
+        return self._options.threads
 
     @property
     def memory(self) -> int:
@@ -124,6 +151,93 @@ class Measurements:
             _BEYOND if weight.name in statistics.left_out else _means_of(statistics.get(weight.name))
             for weight in weights
         ]
+
+    def part(self, part: DataPart) -> Samples:
+        """The windows of one part of the data; of the probes' where there are too few to be parted.
+
+        Raises:
+            OptionError: there are no data, and none can be made up.
+        """
+        from ov_weight_compression.calibration import make_samples
+        from ov_weight_compression.ir_utils.errors import OptionError
+
+        cycle, limit = (_PARTED_TOKENS, _PARTED_WINDOWS) if self._takes_tokens else (_PARTED_INPUTS, _PARTED_WINDOWS)
+
+        def chosen(number: int, letter: str = part.value) -> bool:
+            return cycle[number % len(cycle)] == letter
+
+        try:
+            return make_samples(
+                self.model,
+                self._parted,
+                subset_size=limit,
+                context_length=_PARTED_LENGTH,
+                quiet=self.quiet,
+                which=chosen,
+            )
+        except OptionError:
+            if part is DataPart.PROBE:
+                raise
+            return self.part(DataPart.PROBE)
+
+    def influences(self, rounder: Callable[[], Rounder]) -> tuple[Mapping[str, tuple[Influence, ...]], str]:
+        """What probes of every weight have shown, and the unit: of `LayerLosses`. Read from beside `statistics_path` if
+        it is there, else written to it. Nothing, and "none", where there are no data and none can be made up."""
+        if self._influences is None:
+            self._influences = self._probed(rounder())
+        return self._influences
+
+    def _probed(self, rounder: Rounder) -> tuple[Mapping[str, tuple[Influence, ...]], str]:
+        from ov_weight_compression.calibration import influences, load_influences, save_influences, scored_outputs
+
+        unit = scored_outputs(self.model).unit
+        file = self._influence_file
+        if file is not None and file.exists():
+            return load_influences(file, self.model), unit
+        if self._parted is None:
+            return {}, "none"
+        samples = self.part(DataPart.PROBE)
+        found = influences(
+            self.model,
+            self.weights,
+            rounder,
+            samples,
+            self.part(DataPart.LOOK) if rounder.wants_gram else None,
+            sources=self.sources,
+            calibration_memory=self.memory,
+            quiet=self.quiet,
+        )
+        if file is not None:
+            save_influences(found, file, self.model, samples.description)
+        return found, unit
+
+    @property
+    def _influence_file(self) -> Path | None:
+        """Of what the method's own quantiser was probed with."""
+        from ov_weight_compression.calibration import statistics_file
+
+        if self._options.statistics_path is None:
+            return None
+        file = statistics_file(self._options.statistics_path)
+        how = "gptq" if self.method.steps is not None else "weighted" if self.method.weighted else "plain"
+        return file.with_name(f"{file.stem}.probes-{how}{file.suffix}")
+
+    @cached_property
+    def _takes_tokens(self) -> bool:
+        from ov_weight_compression.calibration.language_model import read_language_model
+
+        language = read_language_model(self.model)
+        return language is not None and language.needs_only_ids
+
+    @cached_property
+    def _parted(self) -> Any:
+        """The data of the parts: the caller's, else tokens that a language model writes; None where it cannot."""
+        from ov_weight_compression.calibration import filled_copy, written_windows
+
+        if self.method.dataset is not None and not isinstance(self.method.dataset, str):
+            return self._dataset
+        model = filled_copy(self.model, self.weights, self.sources)
+        return written_windows(model, _PARTED_WINDOWS, _PARTED_LENGTH, quiet=self.quiet)
 
     @cached_property
     def _dataset(self) -> Any:
