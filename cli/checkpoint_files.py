@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from ov_weight_compression.checkpoints.from_checkpoint import (
     open_exported,
 )
 from ov_weight_compression.cli.compress_files import FileResult, Progress, compress_model, update_config
+from ov_weight_compression.cli.file_options import options_by_file
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.ir_file import changed_since
 from ov_weight_compression.ir_utils.model_folder import build_folder
@@ -38,6 +41,8 @@ def compress_checkpoint(
     progress: Progress | None = None,
     data: str | None = None,
     task: str | None = None,
+    files: Mapping[str, Mapping[str, Any]] | None = None,
+    pipeline_defaults: bool = True,
 ) -> list[FileResult]:
     """Compress the checkpoint in a folder into the folder `target`; with `target` None only decide and report.
 
@@ -67,19 +72,33 @@ def compress_checkpoint(
 
     def build(folder: Path) -> list[FileResult]:
         exported = export_opened(opened, folder, task)
-        given = options if data is None else {**options, "dataset": read_data(data, folder)}
+        names = sorted(exported.models)
+        shared = {}
+        if not leaves_floats:
+            shared = options_by_file(
+                names,
+                options,
+                lambda name: open_exported(exported, name, opened, device).model,
+                files,
+                data,
+                pipeline_defaults,
+            )
+        dataset = cache(lambda name: read_data(name, folder))
         results = []
-        for name in sorted(exported.models):
+        for name in names:
             model = open_exported(exported, name, opened, device)
             written = None if target is None else folder / name
             if leaves_floats:
                 report = _save(model, written, check_unchanged, exported.unused)
             else:
+                own = shared[name]
+                given = own.options if own.data is None else {**own.options, "dataset": dataset(own.data)}
                 report = compress_model(
                     model.model, name, written, given, progress, check_unchanged, model.origins, exported.unused
                 )
                 if model.kept is not None:
                     report = joined(with_origins(model.kept, model.origins, {}), report)
+                report = replace(report, note=own.note)
             results.append(FileResult(source / name, source / name if target is None else target / name, report))
         if not leaves_floats and target is not None:
             update_config(folder, [result.report for result in results])

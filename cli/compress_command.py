@@ -109,7 +109,7 @@ def _add_own(groups: Groups) -> None:
         "--rule",
         action="append",
         metavar="PATTERN=MODE[:GROUP]",
-        help="what matching weights get; MODE none skips them; may be repeated, the first match wins",
+        help="what matching weights ([FILE.xml:]NAME) get; MODE none skips them; may be repeated, the first wins",
     )
     groups.formats.add_argument(
         "--ignore",
@@ -125,6 +125,11 @@ def _add_own(groups: Groups) -> None:
         action="append",
         metavar="NAME=VALUE",
         help="what a device is to do at inference, such as KV_CACHE_PRECISION=u8; may be repeated",
+    )
+    groups.more_formats.add_argument(
+        "--no-pipeline-defaults",
+        action="store_true",
+        help="the mode for every part of a pipeline (default: 8 bits for small and delicate ones)",
     )
     add_json(groups.results, "the report")
     groups.running.add_argument(
@@ -185,11 +190,14 @@ def _options(parsed: argparse.Namespace) -> dict[str, Any]:
 
 
 def _ignored(entries: Sequence[str], validate: bool) -> dict[str, object]:
+    from ov_weight_compression.ir_utils.model_parts import split_file
+
     fields: dict[str, list[str]] = {"names": [], "patterns": [], "types": []}
     prefixes = {"name:": "names", "re:": "patterns", "type:": "types"}
     for entry in entries:
+        file, entry = split_file(entry)
         prefix = next((prefix for prefix in prefixes if entry.startswith(prefix)), "")
-        fields[prefixes.get(prefix, "names")].append(entry[len(prefix) :])
+        fields[prefixes.get(prefix, "names")].append(f"{file}:{entry[len(prefix) :]}" if file else entry[len(prefix) :])
     return {**fields, "validate": validate}
 
 
@@ -206,6 +214,7 @@ def asked_of(parsed: argparse.Namespace) -> Recipe:
         options={**read.options, **options},
         data=read.data if parsed.data is None else parsed.data,
         task=read.task if parsed.task is None else parsed.task,
+        pipeline_defaults=read.pipeline_defaults and not parsed.no_pipeline_defaults,
     )
 
 
@@ -226,7 +235,15 @@ def run_compress(parsed: argparse.Namespace) -> int:
     target = None if parsed.dry_run else parsed.output
     with Watch() as watch, _weights_bar(parsed.quiet) as progress:
         results = compress_path(
-            parsed.model, target, dict(asked.options), parsed.force, progress, data=asked.data, task=asked.task
+            parsed.model,
+            target,
+            dict(asked.options),
+            parsed.force,
+            progress,
+            data=asked.data,
+            task=asked.task,
+            files=asked.files,
+            pipeline_defaults=asked.pipeline_defaults,
         )
         done()
     if not parsed.quiet:

@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ov_weight_compression.checkpoints.folder import is_checkpoint
+from ov_weight_compression.cli.file_options import FileOptions, options_by_file
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.ir_file import changed_since, read_model
-from ov_weight_compression.ir_utils.model_folder import convert_path, edit_config
+from ov_weight_compression.ir_utils.model_folder import convert_path, edit_config, models_in
 from ov_weight_compression.ir_utils.publish import expanded
 from ov_weight_compression.ir_utils.saving import save_model
 from ov_weight_compression.passes.report import Report, with_origins
@@ -45,12 +46,15 @@ def compress_path(
     progress: Progress | None = None,
     data: str | None = None,
     task: str | None = None,
+    files: Mapping[str, Mapping[str, Any]] | None = None,
+    pipeline_defaults: bool = True,
 ) -> list[FileResult]:
     """Compress a model file, a folder of models or a checkpoint into `target`; with `target` None only decide and
     report (a dry run).
 
     `data` names a calibration dataset as the command line does: a file, "random" or "self". `task` is what a checkpoint
-    is exported for, in optimum-intel's words.
+    is exported for, in optimum-intel's words. `files` are further options for some of a folder's models, and
+    `pipeline_defaults` is whether small parts of a pipeline get 8 bits (see `cli.file_options`).
 
     Raises:
         ModelError: the source is no model, or not readable.
@@ -61,22 +65,30 @@ def compress_path(
     if is_checkpoint(source):
         from ov_weight_compression.cli.checkpoint_files import compress_checkpoint
 
-        return compress_checkpoint(source, target, options, force, progress, data, task)
+        return compress_checkpoint(source, target, options, force, progress, data, task, files, pipeline_defaults)
     if options.get("mode") == "none":
         raise OptionError("mode: 'none' leaves everything in floats; it is for quantised checkpoints alone")
     if task is not None:
         raise OptionError(f"task: {source} is no checkpoint; a model is exported already")
 
+    folder = source if source.is_dir() else source.parent
+
     @functools.cache
-    def with_data() -> dict[str, Any]:
-        if data is None:
-            return options
+    def shared() -> dict[str, FileOptions]:
+        models = models_in(source) if source.is_dir() else [source]
+        names = [model.relative_to(folder).as_posix() for model in models]
+        return options_by_file(names, options, lambda name: read_model(folder / name), files, data, pipeline_defaults)
+
+    @functools.cache
+    def dataset(name: str) -> Any:
         from ov_weight_compression.calibration import read_data
 
-        return {**options, "dataset": read_data(data, source if source.is_dir() else source.parent)}
+        return read_data(name, folder)
 
     def convert(model: Path, written: Path | None) -> Report:
-        return _compress_file(model, written, with_data(), progress)
+        own = shared()[model.relative_to(folder).as_posix()]
+        given = own.options if own.data is None else {**own.options, "dataset": dataset(own.data)}
+        return replace(_compress_file(model, written, given, progress), note=own.note)
 
     return [FileResult(*result) for result in convert_path(source, target, convert, update_config, force)]
 
@@ -117,7 +129,8 @@ def compress_model(
 
 def update_config(folder: Path, reports: list[Report]) -> None:
     """Say in the exporter's own file what the weights are."""
-    recipe = next((report.recipe for report in reports if report.rows), None)
+    compressed = [report for report in reports if report.rows]
+    recipe = next((one.recipe for one in sorted(compressed, key=lambda one: bool(one.note))), None)
     if recipe is None:
         return
     mode = recipe["mode"]

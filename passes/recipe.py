@@ -25,7 +25,6 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ import openvino as ov
 import ov_weight_compression
 from ov_weight_compression.ir_utils.device_facts import release_of
 from ov_weight_compression.ir_utils.errors import OptionError, one_line
+from ov_weight_compression.ir_utils.model_parts import names_file
 from ov_weight_compression.ir_utils.option_kinds import shown, unknown_option, whole_from_text
 from ov_weight_compression.ir_utils.publish import expanded, write_text
 from ov_weight_compression.passes.options import OPTIONS
@@ -104,7 +104,7 @@ def save_recipe(path: str | os.PathLike[str], recipe: Recipe, layers: Mapping[st
 
 
 def _for_file(files: Mapping[str, Mapping[str, Any]], name: str) -> Mapping[str, Any]:
-    return next((own for pattern, own in files.items() if fnmatchcase(name, pattern)), {})
+    return next((own for pattern, own in files.items() if names_file(pattern, name)), {})
 
 
 def _file_as_json(own: Mapping[str, Any], place: Path) -> dict[str, Any]:

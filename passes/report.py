@@ -98,6 +98,8 @@ class Report:
     corrections: tuple[Correction, ...] = ()
     """LoRA correction: for each weight of few bits, the adapters beside its layer, or why there are none."""
 
+    note: str = ""
+    """What was chosen for the caller in place of what was asked for, in words."""
     unused: Mapping[str, str] = field(default_factory=dict)
     """Tensors of a checkpoint that are in no constant of its models, and why."""
     budget: BudgetOutcome | None = None
@@ -153,6 +155,7 @@ class Report:
                 "bytes_after": self.bytes_after,
                 "bits_per_weight": round(self.bits_per_weight, 4),
             },
+            **({"note": self.note} if self.note else {}),
             "warnings": list(self.warnings),
             "shares": [asdict(share) for share in self.shares],
             **({} if self.budget is None else {"budget": self.budget.to_dict()}),

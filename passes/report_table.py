@@ -148,6 +148,8 @@ def _correction_lines(report: Report) -> list[str]:
 
 def print_report(report: Report, console: Any, notes: bool = True) -> None:
     """Print the tables to a rich console, and what the caller is warned of unless that is said elsewhere."""
+    if report.note:
+        console.print(report.note, highlight=False, soft_wrap=True)
     if not report.rows:
         console.print("No weight was compressed.")
     else:

@@ -1,0 +1,215 @@
+"""What each model of a folder is compressed with.
+
+    options for all  <  the pipeline's own defaults  <  options for some files  <  rules, which may name a file
+
+A pipeline's parts are not alike (see `ir_utils.model_parts`). Where the mode has fewer than 8 bits, only the large ones
+get it, and the others 8 bits; unless a file's own options say otherwise, or the caller wants it everywhere.
+
+A rule, or an entry of the ignored scope, that names a file (`openvino_language_model.xml:*q_proj*`) is for that file
+alone; any other has to match something in at least one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+from ov_weight_compression.ir_utils.errors import OptionError, one_line
+from ov_weight_compression.ir_utils.model_parts import PipelineKind, names_file, part_of, pipeline_of, split_file
+from ov_weight_compression.ir_utils.option_kinds import parse_enum, shown
+from ov_weight_compression.passes.modes import BackupMode, Mode
+from ov_weight_compression.passes.options import OPTIONS
+from ov_weight_compression.passes.rules import Rule
+from ov_weight_compression.patterns import IgnoredScope, find_weights, matching
+from ov_weight_compression.patterns.graphs import graphs_of
+from ov_weight_compression.quantization.formats import FORMATS
+
+__all__ = ["FileOptions", "options_by_file"]
+
+_ENTRIES = ("names", "patterns", "types")
+
+
+@dataclass(frozen=True)
+class FileOptions:
+    """One model's."""
+
+    options: dict[str, Any]
+    """Keyword arguments of the pass."""
+    data: str | None = None
+    """What to calibrate with, as the command line names it."""
+    note: str = ""
+    """What was chosen for the caller, in words."""
+
+
+def options_by_file(
+    names: Sequence[str],
+    options: Mapping[str, Any],
+    read: Callable[[str], Any],
+    files: Mapping[str, Mapping[str, Any]] | None = None,
+    data: str | None = None,
+    pipeline_defaults: bool = True,
+) -> dict[str, FileOptions]:
+    """What each of the models with these paths in their folder gets.
+
+    Args:
+        names: with slashes, relative to the folder.
+        options: for all of them.
+        read: a model by its name; called only where rules and ignored names are shared out between several.
+        files: further options, "data" among them, by a pattern for files (see `names_file`); the first that names a
+            file counts. Their rules come before those for all.
+        data: what to calibrate all of them with; not those that get 8 bits.
+        pipeline_defaults: whether small and delicate parts get 8 bits.
+
+    Raises:
+        OptionError: a rule, an entry of the ignored scope, or a pattern for files that matches nothing.
+    """
+    for pattern in files or {}:
+        if not any(names_file(pattern, name) for name in names):
+            raise OptionError(f"files: {shown(pattern)} names no model of the folder; it has {_listed(names)}")
+    pipeline = pipeline_of(names) if pipeline_defaults else None
+    found = {name: _own(name, options, files or {}, data, pipeline) for name in names}
+    models = _Models(read)
+    _share_rules(found, models)
+    _share_scopes(found, models)
+    return found
+
+
+def _listed(names: Iterable[str]) -> str:
+    return one_line(", ".join(names), 150)
+
+
+def _own(
+    name: str,
+    options: Mapping[str, Any],
+    files: Mapping[str, Mapping[str, Any]],
+    data: str | None,
+    pipeline: PipelineKind | None,
+) -> FileOptions:
+    own = next((more for pattern, more in files.items() if names_file(pattern, name)), {})
+    note, asked = "", _few_bits(options)
+    mode = None if "mode" not in own else parse_enum(Mode, own["mode"], "mode")
+    if pipeline is not None and asked and mode is None and not pipeline.is_main(name):
+        mode = _eight_bits(options)
+        note = (
+            f"the {pipeline.kind} pipeline's {part_of(name)} gets {mode.value}, not {asked}: it is small, or all the "
+            "rest goes by it (--no-pipeline-defaults gives every part the same)"
+        )
+    given = {key: value for key, value in options.items() if mode is None or _suits(key, mode)}
+    given |= {key: value for key, value in own.items() if key != "data"} | ({} if mode is None else {"mode": mode})
+    if "rules" in own and "rules" in options:
+        given["rules"] = (*_rules(own), *_rules(options))
+    return FileOptions(given, own.get("data", None if mode is not None and mode.is_int8 else data), note)
+
+
+def _few_bits(options: Mapping[str, Any]) -> str:
+    """The mode that was asked for, where it has fewer than 8 bits; else nothing."""
+    word = options.get("mode")
+    if word in (None, "none"):
+        return ""
+    mode = parse_enum(Mode, word, "mode").value
+    return mode if FORMATS[mode].bits < 8 else ""
+
+
+def _eight_bits(options: Mapping[str, Any]) -> Mode:
+    """What small parts get: the backup mode, where that is of 8-bit integers."""
+    word = options.get("backup_mode")
+    backup = BackupMode.INT8_ASYM if word is None else parse_enum(BackupMode, word, "backup_mode")
+    return Mode.INT8_SYM if backup is BackupMode.INT8_SYM else Mode.INT8_ASYM
+
+
+def _suits(name: str, mode: Mode) -> bool:
+    """Whether an option that was given for all files means something for one with another mode."""
+    row = OPTIONS.get(name)
+    if name == "group_size":
+        return not mode.is_int8 and not FORMATS[mode.value].fixed_group
+    if row is None or not mode.is_int8:
+        return True
+    return not (row.below_8_bits or row.with_data or name == "ratio" or name.startswith("codebook"))
+
+
+def _rules(options: Mapping[str, Any]) -> tuple[Rule, ...]:
+    found: tuple[Rule, ...] = OPTIONS["rules"].kind.parse("rules", options.get("rules", ()))
+    return found
+
+
+def _share_rules(found: Mapping[str, FileOptions], models: _Models) -> None:
+    """Leave each file the rules that are for it."""
+    several = len(found) > 1
+    met: dict[Rule, bool] = {}
+    for name, one in found.items():
+        if "rules" not in one.options:
+            continue
+        kept = []
+        for rule in _rules(one.options):
+            file, pattern = split_file(rule.pattern)
+            if file and not names_file(file, name):
+                met.setdefault(rule, False)
+                continue
+            matches = bool(file) or not several or models.has(name, pattern)
+            met[rule] = met.get(rule, False) or matches
+            if matches:
+                kept.append(replace(rule, pattern=pattern))
+        one.options["rules"] = tuple(kept)
+    for rule, matches in met.items():
+        _check_met(f"rules: {shown(rule.pattern)}", split_file(rule.pattern)[0], matches, found)
+
+
+def _share_scopes(found: Mapping[str, FileOptions], models: _Models) -> None:
+    """Leave each file the entries of its ignored scope that are for it."""
+    several = len(found) > 1
+    met: dict[tuple[str, str], bool] = {}
+    validate = True
+    for name, one in found.items():
+        scope = IgnoredScope.of(one.options.get("ignored_scope"))
+        if scope is None:
+            continue
+        kept: dict[str, list[str]] = {kind: [] for kind in _ENTRIES}
+        for kind in _ENTRIES:
+            for entry in getattr(scope, kind):
+                file, rest = split_file(entry)
+                if file and not names_file(file, name):
+                    met.setdefault((kind, entry), False)
+                    continue
+                matches = bool(file) or not several or models.ignores(name, kind, rest)
+                met[kind, entry] = met.get((kind, entry), False) or matches
+                if matches:
+                    kept[kind].append(rest)
+        validate = validate and scope.validate
+        if any(kept.values()) or scope.subgraphs:
+            one.options["ignored_scope"] = {**kept, "subgraphs": scope.subgraphs, "validate": scope.validate}
+        else:
+            del one.options["ignored_scope"]
+    for (kind, entry), matches in met.items() if validate else ():
+        _check_met(f"ignored_scope: {kind[:-1]} {shown(entry)}", split_file(entry)[0], matches, found)
+
+
+def _check_met(what: str, file: str, met: bool, names: Iterable[str]) -> None:
+    if not met and file:
+        raise OptionError(f"{what} is for a file that the folder does not have; its models: {_listed(names)}")
+    if not met:
+        raise OptionError(f"{what} matches nothing in any of the folder's models: {_listed(names)}")
+
+
+class _Models:
+    """The names in the models of a folder, each read once, and only where somebody asks."""
+
+    def __init__(self, read: Callable[[str], Any]) -> None:
+        self._read = cache(read)
+        self._weights = cache(lambda name: find_weights(self._read(name)))
+        self._graphs = cache(lambda name: graphs_of(self._read(name)))
+
+    def has(self, name: str, pattern: str) -> bool:
+        """Whether a rule's pattern matches something in a model."""
+        weights, skips = self._weights(name)
+        apart = {own for skip in skips for own in (skip.name, skip.consumer)}
+        return pattern in apart or bool(matching(pattern, weights))
+
+    def ignores(self, name: str, kind: str, entry: str) -> bool:
+        """Whether an entry of an ignored scope matches something in a model."""
+        scope = IgnoredScope.of({kind: [entry], "validate": False})
+        if scope is not None and scope.resolve(self._graphs(name)):
+            return True
+        weights, skips = self._weights(name)
+        return kind == "names" and entry in {*(one.name for one in weights), *(one.name for one in skips)}
