@@ -33,6 +33,7 @@ from ov_weight_compression.ir_utils.ir_file import openvino_reason
 from ov_weight_compression.passes.device_rules import layer_of
 from ov_weight_compression.patterns import CompressedWeight, Consumer, Roles, find_compressed
 from ov_weight_compression.patterns.device_layer import cut_rows, layer_kind, single_layer
+from ov_weight_compression.patterns.experts import tiled_block_of
 from ov_weight_compression.patterns.graphs import graphs_of
 
 __all__ = ["WHOLE_ELEMENTS", "DeviceCheck", "Edge", "Execution", "RuntimeGraph", "check_device"]
@@ -130,8 +131,10 @@ class Execution:
 
     def __str__(self) -> str:
         if self.misread:
-            return f"compressed, WRONG OUTPUTS: {self.misread}"
-        return {"compressed": "compressed", "expanded": f"expanded to {self.type}"}.get(self.verdict, self.verdict)
+            return f"runs from codes: {self.operation}, WRONG OUTPUTS: {self.misread}"
+        return {"compressed": f"runs from codes: {self.operation}", "expanded": f"expanded to {self.type}"}.get(
+            self.verdict, self.verdict
+        )
 
 
 @dataclass(frozen=True)
@@ -203,7 +206,7 @@ def _whole(model: ov.Model, weights: Sequence[CompressedWeight], arithmetic: Ari
         return f"the whole model was tried ({openvino_reason(error)})"
     for weight in weights:
         for consumer in weight.consumers:
-            edge = graph.weight_edge(consumer.name, weight.elements) if not weight.body else None
+            edge = _edge_of(graph, consumer, weight.elements) if not weight.body else None
             if edge is not None:
                 found[_key(weight, consumer)] = _execution(weight, consumer, edge, arithmetic.device)
     return "the whole model was compiled"
@@ -218,7 +221,8 @@ def _layers(
     roles: Roles | None,
 ) -> str:
     """Compile one layer of each kind among those that are left, and take the others of its kind to be like it."""
-    copies = find_compressed(model.clone(), roles)
+    copy = model.clone()  # held until the end: what lies behind a layer lives only as long as its model
+    copies = find_compressed(copy, roles)
     kinds: dict[tuple[object, ...], list[tuple[int, int]]] = {}
     for number, use in left:
         kinds.setdefault(layer_kind(weights[number], weights[number].consumers[use]), []).append((number, use))
@@ -233,7 +237,8 @@ def _layers(
 
 def _look(weight: CompressedWeight, use: int, arithmetic: Arithmetic) -> Execution:
     consumer = weight.consumers[use]
-    cut_rows(weight, _LAYER_ELEMENTS)
+    if tiled_block_of(consumer.node) is None:  # of a block all layers would have to be cut alike
+        cut_rows(weight, _LAYER_ELEMENTS)
     layer = single_layer(consumer)
     size = consumer.node.input_value(consumer.port).get_partial_shape()
     compiled = arithmetic.compile(layer, f"the layer {consumer.name}")
@@ -241,10 +246,18 @@ def _look(weight: CompressedWeight, use: int, arithmetic: Arithmetic) -> Executi
         graph = RuntimeGraph(compiled, {node.get_friendly_name() for node in layer.get_ops()})
     except RuntimeError as error:
         return Execution(consumer.name, "unknown", reason=f"no runtime graph: {openvino_reason(error)}")
-    edge = graph.weight_edge(consumer.name, prod(size.to_shape()))
+    edge = _edge_of(graph, consumer, prod(size.to_shape()))
     if edge is None:
         return Execution(consumer.name, "unknown", reason="the device's runtime graph does not show its weight")
     return _execution(weight, consumer, edge, arithmetic.device)
+
+
+def _edge_of(graph: RuntimeGraph, consumer: Consumer, elements: int) -> Edge | None:
+    """The edge through which a layer reads its weight; a GatherMatmul has the name of the Add of its bias."""
+    readers = [target.get_node() for target in consumer.node.output(0).get_target_inputs()]
+    biases = [str(node.get_friendly_name()) for node in readers if node.get_type_name() == "Add"]
+    found = (graph.weight_edge(name, elements) for name in (consumer.name, *biases))
+    return next((edge for edge in found if edge is not None), None)
 
 
 def _execution(weight: CompressedWeight, consumer: Consumer, edge: Edge, device: str) -> Execution:

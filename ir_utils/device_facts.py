@@ -3,7 +3,7 @@
 
     layer                                  CPU                        GPU             NPU
     MatMul, 2-D weight as second input     i8 u8 i4 u4 u2 nf4 f4e2m1  i8 u8 i4 u4     i8 i4
-    GroupedMatMul                          i8 u8 i4 u4                ?               ?
+    GroupedMatMul, MatMul of tiled experts i8 u8 i4 u4                ?               ?
     Gather                                 i8 u8 i4 u4                i8 u8 i4 u4     i8 i4
     MatMul, weights [n, out, in], n > 1    none (expanded to bf16)    ?               ?
     MatMul, weight as first input          none                       ?               ?
@@ -16,7 +16,7 @@ bfloat16; the others follow OpenVINO's documentation (the NPU wants symmetric in
 The CPU multiplies something else than the codes say, without an error, in three cases; each by how many channels, which
 rows, which precision and which instruction set varies, so that only what is right everywhere counts as right:
 
-- groups whose size is no power of two (24 and 96 in f32 are right, 96 in bf16 is not), in MatMul and GroupedMatMul;
+- groups whose size is no power of two (24 and 96 in f32 are right, 96 in bf16 is not), in MatMul and for experts;
 - per channel in MatMul, rows that end inside a byte: an odd number of 4-bit codes, of 2-bit codes no multiple of four;
 - per channel in MatMul, an odd number of 8-bit codes, where the layer is computed in bf16 from five rows on, with
   activations that are not quantised (always below 32 channels).
@@ -33,11 +33,13 @@ __all__ = [
     "EXECUTED",
     "EXPANDED_STORAGE",
     "EXPERTS",
+    "EXPERT_STORAGE",
     "FIRST_INPUT",
     "GATHER",
     "GROUPED_MATMUL",
     "MATMUL",
     "OTHER_OPERATION",
+    "TILED_EXPERTS",
     "is_checked",
     "misread",
     "refused",
@@ -46,6 +48,7 @@ __all__ = [
 ]
 
 MATMUL, GROUPED_MATMUL, GATHER = "MatMul", "GroupedMatMul", "Gather"
+TILED_EXPERTS = "MatMul of tiled experts"
 OTHER_OPERATION = "operation of one's own"
 EXPERTS, FIRST_INPUT, CONVOLUTION = "MatMul of 3-D weights", "MatMul with the weight as first input", "convolution"
 
@@ -60,6 +63,7 @@ _CONVOLUTIONS = {CONVOLUTION: _NOTHING}
 CPU_EXECUTED: dict[str, frozenset[str]] = {
     MATMUL: _INTEGERS | {"u2", "nf4", "f4e2m1"},
     GROUPED_MATMUL: _INTEGERS,
+    TILED_EXPERTS: _INTEGERS,
     GATHER: _INTEGERS,
     EXPERTS: _NOTHING,
     FIRST_INPUT: _NOTHING,
@@ -72,6 +76,9 @@ EXECUTED: dict[str, dict[str, frozenset[str]]] = {
     "NPU": {MATMUL: _SYMMETRIC, GATHER: _SYMMETRIC, **_CONVOLUTIONS},
 }
 """By device and kind of layer the storage types that run from codes; what is not in the table is not known."""
+
+EXPERT_STORAGE = _INTEGERS
+"""What experts side by side are run from at all, on CPUs and GPUs; other types are expanded at each inference."""
 
 EXPANDED_STORAGE = frozenset({"u1", "u3", "u6", "f8e4m3", "f8e5m2"})
 """Storage types that the CPU folds to floats in every layer."""
@@ -91,13 +98,13 @@ def misread(layer: str, storage: str, group: int, columns: int, rows: int = 2) -
         columns: input channels.
         rows: output channels; a MatMul with a single one is not run from codes.
     """
-    if layer not in (MATMUL, GROUPED_MATMUL) or storage not in CPU_EXECUTED[layer]:
+    if layer not in (MATMUL, GROUPED_MATMUL, TILED_EXPERTS) or storage not in CPU_EXECUTED[layer]:
         return None
     if group not in (-1, columns):
         if group < _SMALLEST_GROUP or group & (group - 1) == 0 or (layer == MATMUL and rows == 1):
             return None
         return f"CPUs misread {storage} in groups of {group} (no power of two)"
-    if layer == GROUPED_MATMUL or rows == 1:
+    if layer != MATMUL or rows == 1:
         return None
     multiple = {8: 2, 4: 2, 2: 4}[_BITS[storage]]
     if columns % multiple == 0:

@@ -31,6 +31,7 @@ from ov_weight_compression.passes.measurements import Measurements
 from ov_weight_compression.passes.options import Options
 from ov_weight_compression.passes.plan import PlannedWeight
 from ov_weight_compression.patterns import Kind, Skip, Sources, Weight
+from ov_weight_compression.patterns.experts import expert_blocks
 from ov_weight_compression.patterns.graphs import bytes_of, graphs_of, is_postponed
 from ov_weight_compression.quantization.allocation import Allocation, allocate, curve
 
@@ -147,11 +148,13 @@ def _smallest(every: Iterable[Sequence[PlannedWeight]]) -> int:
 def _items(
     places: Sequence[int], every: Sequence[Sequence[PlannedWeight]], known: LayerLosses, tied: bool
 ) -> list[_Item]:
-    """What is chosen for: each weight by itself, or those that read one input together."""
+    """What is chosen for: each weight by itself, or those that read one input together, and the experts of a block."""
     groups: dict[object, list[int]] = {}
-    for place in places:
-        weight = every[place][0].weight
-        groups.setdefault(_input_of(weight) if tied and len(every[place]) > 1 else place, []).append(place)
+    weights = [every[place][0].weight for place in places]
+    blocks = {weight.name: number for number, block in enumerate(expert_blocks(weights)) for weight in block}
+    for place, weight in zip(places, weights, strict=True):
+        key: object = ("block", blocks[weight.name]) if weight.name in blocks else _input_of(weight) if tied else place
+        groups.setdefault(key if len(every[place]) > 1 else place, []).append(place)
     items = []
     for group in groups.values():
         tables = [_by_format(every[place], known.losses[every[place][0].weight.name]) for place in group]

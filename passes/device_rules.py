@@ -8,25 +8,29 @@ What is known is in `ir_utils.device_facts`; `ov-compress inspect --device` look
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 
 from ov_weight_compression.ir_utils.device_facts import (
     CONVOLUTION,
     EXECUTED,
+    EXPERT_STORAGE,
     EXPERTS,
     FIRST_INPUT,
     GATHER,
     GROUPED_MATMUL,
     MATMUL,
     OTHER_OPERATION,
+    TILED_EXPERTS,
     misread,
     refused,
 )
+from ov_weight_compression.ir_utils.option_kinds import shown
 from ov_weight_compression.passes.modes import Device, Mode
 from ov_weight_compression.passes.pointwise import pointwise_problem
 from ov_weight_compression.patterns import Consumer, Kind, Weight
+from ov_weight_compression.patterns.experts import expert_blocks, tiled_block_of
 from ov_weight_compression.patterns.graphs import dimensions
 from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL, Format
 
@@ -49,25 +53,33 @@ class Variant:
     reason: str
 
 
-def executed_variant(device: Device, weight: Weight, format: Format, group: int) -> Variant | None:
+def executed_variant(device: Device | None, weight: Weight, format: Format, group: int) -> Variant | None:
     """The format nearest to `format` that the device executes in every layer of the weight; None where the device
-    executes `format` itself, or is not known to execute anything for this weight.
+    executes `format` itself, or is not known to execute anything for this weight, or none is named.
 
     Formats of four bits and fewer become int4_sym, which takes as many bytes as nf4 and fp4 do, in the same groups (32
-    in place of the fixed groups of mxfp4 and nvfp4, 128 where there are none); those of eight bits int8_sym.
+    in place of the fixed groups of mxfp4 and nvfp4, 128 where there are none); those of eight bits int8_sym. Experts
+    side by side get integers whatever the device.
     """
-    layer = _expanding_layer(device, weight, format)
-    if layer is None:
+    if weight.kind is Kind.EXPERTS and _storage(format) not in EXPERT_STORAGE:
+        mode, size = _nearest(format, group)[0]
+        return Variant(mode, size, f"experts run from integers of 4 and 8 bits, {format.name} would be expanded")
+    layer = None if device is None else _expanding_layer(device, weight, format)
+    if device is None or layer is None:
         return None
-    if format.bits <= 4:
-        own = 32 if format.fixed_group else FORMATS["int4_sym"].default_group if group == PER_CHANNEL else group
-        candidates = [(Mode.INT4_SYM, group if format.name == "int4_asym" else own)]
-    else:
-        candidates = []
-    for mode, size in [*candidates, (Mode.INT8_SYM, PER_CHANNEL)]:
+    for mode, size in _nearest(format, group):
         if _expanding_layer(device, weight, FORMATS[mode.value]) is None:
             return Variant(mode, size, f"{device.value} would expand {format.name} in a {layer}")
     return None
+
+
+def _nearest(format: Format, group: int) -> list[tuple[Mode, int]]:
+    """The integers that may stand for a format, and their groups, the nearest first."""
+    candidates = []
+    if format.bits <= 4:
+        own = 32 if format.fixed_group else FORMATS["int4_sym"].default_group if group == PER_CHANNEL else group
+        candidates = [(Mode.INT4_SYM, group if format.name == "int4_asym" else own)]
+    return [*candidates, (Mode.INT8_SYM, PER_CHANNEL)]
 
 
 def misreading(device: Device | None, weight: Weight, format: Format, group: int) -> str | None:
@@ -112,11 +124,12 @@ def device_warnings(device: Device | None, choices: Iterable[tuple[Weight, Forma
     """What the device, or the CPU where none is named, is known to expand, one line for each format and layer."""
     target = device or Device.CPU
     counts: Counter[tuple[str, str]] = Counter()
-    for weight, format in choices:
+    chosen = list(choices)
+    for weight, format in chosen:
         layer = _expanding_layer(target, weight, format)
         if layer is not None:
             counts[format.name, layer] += 1
-    return tuple(
+    return _mixed_blocks(chosen) + tuple(
         f"{target.value} expands {count} {'weight' if count == 1 else 'weights'} in {mode} ({layer}) to floats when it "
         f"compiles the model: a smaller file, no gain at run time ({_MEASURED[target]}; "
         f"see `ov-compress inspect --device {target.value}`)"
@@ -130,15 +143,30 @@ def runs_from_codes(device: Device | None, weight: Weight, format: Format) -> bo
     return _expanding_layer(device or Device.CPU, weight, format) is None
 
 
+def _mixed_blocks(chosen: Sequence[tuple[Weight, Format]]) -> tuple[str, ...]:
+    """A warning of blocks of experts whose weights are not stored in one format, as rules may have it."""
+    formats = {weight.name: format.name for weight, format in chosen}
+    blocks = [{formats[one.name]: one.name for one in block} for block in expert_blocks(one for one, _ in chosen)]
+    mixed = [names for names in blocks if len(names) > 1]
+    if not mixed:
+        return ()
+    told = ", ".join(f"{shown(name)} in {format}" for format, name in mixed[0].items())
+    more = f" (and {len(mixed) - 1} more)" if len(mixed) > 1 else ""
+    return (f"a block of experts is stored in several formats{more}, so that a GPU decompresses all of it: {told}",)
+
+
 def _expanding_layer(device: Device, weight: Weight, format: Format) -> str | None:
     """The first kind of layer for which the device is known to expand the weight; None where there is none."""
-    table = EXECUTED[device.value]
-    storage = "a codebook" if format.codebook_type is not None else format.storage
+    table, storage = EXECUTED[device.value], _storage(format)
     for consumer in weight.consumers:
         layer = layer_of(consumer)
         if storage not in table.get(layer, {storage}):
             return layer
     return None
+
+
+def _storage(format: Format) -> str:
+    return "a codebook" if format.codebook_type is not None else format.storage
 
 
 def layer_of(consumer: Consumer) -> str:
@@ -151,5 +179,5 @@ def layer_of(consumer: Consumer) -> str:
     if consumer.port == 0:
         return FIRST_INPUT
     if consumer.kind is Kind.EXPERTS:
-        return EXPERTS
+        return EXPERTS if tiled_block_of(consumer.node) is None else TILED_EXPERTS
     return _SINGLE if consumer.role is not None and consumer.role.rank > 2 else MATMUL

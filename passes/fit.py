@@ -80,8 +80,8 @@ def _expanded(planned: PlannedWeight, problem: str) -> PlannedWeight:
 
 
 def _for_device(weight: Weight, request: FormatRequest, options: Options) -> FormatRequest:
-    """The request, or what the device executes in its place."""
-    if options.device is None or request.by_rule or request.mode is None:
+    """The request, or what the device, or any that runs experts, executes in its place."""
+    if request.by_rule or request.mode is None:
         return request
     variant = executed_variant(options.device, weight, options.row(request.mode), request.group)
     if variant is None:
@@ -131,7 +131,7 @@ def _fall_back(weight: Weight, request: FormatRequest, options: Options, problem
     fits = format.default_group == -1 or (_groupable(weight) and weight.columns % format.default_group == 0)
     if not fits or (weight.kind is Kind.CONVOLUTION and not format.everywhere):
         format = FORMATS[Mode.INT8_ASYM.value]
-    variant = executed_variant(options.device, weight, format, format.default_group) if options.device else None
+    variant = executed_variant(options.device, weight, format, format.default_group)
     if variant is not None:
         format, request = FORMATS[variant.mode.value], request.because(variant.reason, DecidedBy.DEVICE)
     if format.default_group == PER_CHANNEL:

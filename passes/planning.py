@@ -13,7 +13,7 @@ What comes of it is data: a `PlannedWeight` for each weight, a `Skip` for every 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from ov_weight_compression.ir_utils.errors import OptionError
@@ -37,8 +37,9 @@ from ov_weight_compression.passes.plan import (
 )
 from ov_weight_compression.passes.rules import Rule
 from ov_weight_compression.patterns import Kind, Skip, Weight
+from ov_weight_compression.patterns.experts import expert_blocks
 from ov_weight_compression.patterns.matching import matching
-from ov_weight_compression.quantization.formats import FORMATS
+from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL
 from ov_weight_compression.quantization.sensitivity import sensitivity, weight_noise
 
 __all__ = ["make_plan"]
@@ -98,9 +99,10 @@ def _fitted(
     """What every weight becomes: by its request, or what a ratio or a budget decides."""
     if options.budget is None:
         requests = _settle_ratio([weight for weight, _, _ in sound], [one for _, one, _ in sound], options, data)
-        return [
+        fitted = [
             fit(weight, request, values, options) for (weight, _, values), request in zip(sound, requests, strict=True)
-        ], None
+        ]
+        return _with_equal_experts(fitted, {weight.name: values for weight, _, values in sound}, options), None
     from ov_weight_compression.passes.budget import share_out
 
     wanted = [
@@ -126,6 +128,29 @@ def _with_algorithms(planned: PlannedWeight, method: Method) -> PlannedWeight:
         algorithms += [Algorithm.LORA] if method.lora_rank else []
         statistics.append(Statistic.GRAM)
     return replace(planned, algorithms=tuple(algorithms), statistics=tuple(statistics))
+
+
+def _with_equal_experts(
+    fitted: Sequence[PlannedWeight | Skip], values: Mapping[str, ValueRange], options: Options
+) -> list[PlannedWeight | Skip]:
+    """The weights with one format and one group for all experts of a block, unless a rule says otherwise: the smaller
+    of their groups, the more of their bits. GPUs run a block as a whole or not at all."""
+    places = {one.weight.name: place for place, one in enumerate(fitted) if isinstance(one, PlannedWeight)}
+    settled = list(fitted)
+    for block in expert_blocks(fitted[place].weight for place in places.values()):  # type: ignore[union-attr]
+        members = [one for one in (fitted[places[weight.name]] for weight in block) if isinstance(one, PlannedWeight)]
+        kinds = {(one.spec.format, one.spec.group_size) for one in members}
+        if len(kinds) == 1 or any(DecidedBy.RULE in one.decided_by for one in members):
+            continue
+        groups = [one.spec.group_of(one.weight.columns) for one in members]
+        most, size = max(zip(members, groups, strict=True), key=lambda pair: (pair[0].spec.format.bits, -pair[1]))
+        size = PER_CHANNEL if most.spec.format.default_group == PER_CHANNEL else size
+        for one, own in zip(members, groups, strict=True):
+            if one.spec.format != most.spec.format or size not in (own, one.spec.group_size):
+                request = FormatRequest(Mode(most.spec.format.name), size, one.reason, one.decided_by)
+                request = request.because("as the other experts of its block", DecidedBy.FALLBACK)
+                settled[places[one.weight.name]] = fit(one.weight, request, values[one.weight.name], options)
+    return settled
 
 
 def _rules_by_weight(weights: Sequence[Weight], skips: Sequence[Skip], options: Options) -> dict[str, Rule]:
@@ -190,7 +215,7 @@ def _most_sensitive(weights: Sequence[Weight], options: Options, data: Measureme
     """The places of the weights that keep the backup mode, so that the mode covers at most `ratio` of the parameters.
 
     From the least sensitive on, every weight that still fits gets the mode: one that is too large does not end the
-    filling, so no gap is left that a smaller weight could fill.
+    filling, so no gap is left that a smaller weight could fill. The experts of a block count as one weight.
     """
     everything = set(range(len(weights)))
     if options.ratio >= 1 or not weights:
@@ -199,12 +224,21 @@ def _most_sensitive(weights: Sequence[Weight], options: Options, data: Measureme
         return everything
     scores = _sensitivity(weights, options, data)
     room = options.ratio * sum(weight.elements for weight in weights)
-    chosen = set()
-    for place in sorted(everything, key=lambda place: (scores[place], place)):
-        if weights[place].elements <= room:
-            room -= weights[place].elements
-            chosen.add(place)
+    chosen: set[int] = set()
+    for unit in sorted(_units(weights), key=lambda unit: (max(scores[place] for place in unit), unit)):
+        size = sum(weights[place].elements for place in unit)
+        if size <= room:
+            room -= size
+            chosen.update(unit)
     return everything - chosen
+
+
+def _units(weights: Sequence[Weight]) -> list[tuple[int, ...]]:
+    """The places of weights that are decided over together: the experts of a block, any other by itself."""
+    places = {weight.name: place for place, weight in enumerate(weights)}
+    blocks = [tuple(places[weight.name] for weight in block) for block in expert_blocks(weights)]
+    together = {place for block in blocks for place in block}
+    return [*((place,) for place in range(len(weights)) if place not in together), *blocks]
 
 
 def _sensitivity(weights: Sequence[Weight], options: Options, data: Measurements) -> list[float]:

@@ -64,7 +64,9 @@ class Fold:
 
     @property
     def classes(self) -> Float32:
-        """t of each class."""
+        """t of each class; of each expert's in turn where experts have factors of their own."""
+        if self.columns.ndim == 2:
+            return self.columns.reshape(-1)
         return _of_classes(self.group, self.columns)
 
     @property

@@ -15,7 +15,7 @@ import openvino as ov
 from openvino import opset13 as ops
 
 from ov_weight_compression.patterns import CompressedWeight, Consumer
-from ov_weight_compression.patterns.graphs import constant_of
+from ov_weight_compression.patterns.experts import block_operations, tiled_block_of
 
 __all__ = ["cut_rows", "layer_kind", "single_layer"]
 
@@ -43,17 +43,34 @@ def layer_kind(weight: CompressedWeight, consumer: Consumer) -> tuple[object, ..
 
 
 def single_layer(consumer: Consumer) -> ov.Model:
-    """A model of one layer and its weight. It takes the node out of its model, so give it one of a clone."""
-    node = consumer.node
-    parameters = []
-    for port, value in enumerate(node.input_values()):
-        if port != consumer.port and constant_of(value) is None:
-            parameter = ops.parameter(value.get_partial_shape(), value.get_element_type())
-            node.input(port).replace_source_output(parameter.output(0))
-            parameters.append(parameter)
-    model = ov.Model([ops.result(output) for output in node.outputs()], parameters)
+    """A model of one layer and its weight; of experts in a tiled block of all the block, which is run as one. It takes
+    the operations out of their model, so give it one of a clone."""
+    block = tiled_block_of(consumer.node)
+    end, inside = (consumer.node, {consumer.node}) if block is None else (block.end, block_operations(block))
+    parameters: dict[ov.Output, ov.Node] = {}
+    for node in inside:
+        for port, value in enumerate(node.input_values()):
+            if value.get_node() in inside or (node == consumer.node and port == consumer.port) or not _varies(value):
+                continue
+            if value not in parameters:
+                parameters[value] = ops.parameter(value.get_partial_shape(), value.get_element_type())
+            node.input(port).replace_source_output(parameters[value].output(0))
+    model = ov.Model([ops.result(output) for output in end.outputs()], list(parameters.values()))
     model.validate_nodes_and_infer_types()
     return model
+
+
+def _varies(value: ov.Output) -> bool:
+    """Whether a tensor is made of more than constants."""
+    waiting, seen = [value.get_node()], set()
+    while waiting:
+        node = waiting.pop()
+        if node.get_type_name() in ("Parameter", "ReadValue"):
+            return True
+        if node not in seen:
+            seen.add(node)
+            waiting += [source.get_node() for source in node.input_values()]
+    return False
 
 
 def cut_rows(weight: CompressedWeight, limit: int) -> None:

@@ -6,7 +6,8 @@ A *group* is all those layers, and its *target* what takes the division, where t
     norm ─ Multiply(gain / t) ─ [Add(bias / t)] ─▸ q, k, v        GainTarget
     up (rows / t) ─ Multiply(act(gate)) ─▸ down                   RowsTarget
     v (rows / t) ─ attention ─▸ o                                 RowsTarget
-    anything else, experts side by side                           none; a Multiply in front of the layers would do it
+    up (rows / t) of experts ─ Multiply(act(gate)) ─▸ down        RowsTarget, each expert with factors of its own
+    anything else, other experts side by side                     none; a Multiply in front of the layers would do it
 
 Channels that the target cannot tell apart (those of query heads that share a row of v) form a *class* and share
 their factor. Nothing is a target where anything but the group's own layers would see the change, or where that cannot
@@ -15,11 +16,12 @@ be told; the reason is kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import openvino as ov
 
+from ov_weight_compression.patterns.experts import tiled_block_of
 from ov_weight_compression.patterns.fold_targets import (
     GainTarget,
     Reader,
@@ -101,12 +103,17 @@ def equalization_groups(model: ov.Model, weights: Iterable[Weight]) -> list[Equa
         if group is not None and seen.isdisjoint(group.names):
             seen.update(group.names)
             groups.append(group)
-    groups += [group for group in map(_experts, weights) if group is not None]
+    makers = {layer.node: weight for weight in weights for layer in weight.consumers}
+    groups += [group for group in (_experts(weight, makers) for weight in weights) if group is not None]
     return groups
 
 
-def _experts(weight: Weight) -> EqualizationGroup | None:
-    """The layer of experts side by side that a weight is for, where each of them reads a tensor of its own."""
+def _experts(weight: Weight, makers: Mapping[ov.Node, Weight]) -> EqualizationGroup | None:
+    """The layer of experts side by side that a weight is for, where each of them reads a tensor of its own.
+
+    What the layer `up` of a tiled block makes can be scaled in its rows; an inserted Multiply would keep plugins from
+    gathering the experts.
+    """
     plain = weight.kind is Kind.EXPERTS and len(weight.shape) == 3 and weight.batch_axes == (0,)
     if not plain or weight.other_uses or len(weight.consumers) != 1 or len(weight.input_axes) != 1:
         return None
@@ -115,14 +122,26 @@ def _experts(weight: Weight) -> EqualizationGroup | None:
     sizes = None if port is None else dimensions(node.input_value(port))
     if port is None or sizes is None or len(sizes) < 3 or sizes[-3] != weight.shape[0]:
         return None
-    behind = _is_behind_activation(_root(node.input_value(port)))
+    behind, classes = _is_behind_activation(_root(node.input_value(port))), tuple(range(weight.columns))
+    target, reason = None, "experts side by side, and nothing before them can absorb a factor"
+    block = tiled_block_of(node)
+    if block is not None:
+        behind, reason = False, "experts side by side, which a Multiply before them would keep from being gathered"
+        up = makers.get(block.layers[1]) if len(block.layers) == 3 and node == block.layers[2] else None
+        if (
+            up is not None
+            and not up.other_uses
+            and len(up.consumers) == 1
+            and up.rows == weight.shape[0] * weight.columns
+        ):
+            behind, target = True, RowsTarget(up, tuple(range(up.rows)), (), classes)
     return EqualizationGroup(
         weights=(weight,),
         layers=((node, port),),
         columns=weight.columns,
-        classes=tuple(range(weight.columns)),
-        target=None,
-        reason="experts side by side, and nothing before them can absorb a factor",
+        classes=classes,
+        target=target,
+        reason="" if target else reason,
         behind_activation=behind,
         experts=weight.shape[0],
     )

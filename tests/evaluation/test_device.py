@@ -17,7 +17,7 @@ from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.passes import WeightCompression
 from ov_weight_compression.patterns import find_compressed
 from ov_weight_compression.patterns.device_layer import cut_rows, single_layer
-from tests import models
+from tests import expert_models, models
 
 FLOATS = ("f32", "f16", "bf16")
 STORAGE = {
@@ -31,8 +31,7 @@ INTEGERS = ("int8_asym", "int8_sym", "int4_asym", "int4_sym")
 def compressed(make: Callable[[], ov.Model], mode: str, folder: Path) -> ov.Model:
     """A model compressed and read back from a file, as it is deployed."""
     model = make()
-    options = {} if mode.startswith("int8") else {"all_layers": True}
-    WeightCompression(mode=mode, **options).run_on_model(model)
+    WeightCompression(rules=[("*", mode)]).run_on_model(model)
     ov.save_model(model, folder / "model.xml")
     return ov.Core().read_model(folder / "model.xml")
 
@@ -91,20 +90,31 @@ def test_a_model_that_was_never_saved(mode: str, kept: bool) -> None:
     assert verdict(model)[0] == ("compressed" if kept else "expanded")
 
 
+@pytest.mark.parametrize("whole", [True, False], ids=["whole", "apart"])
+@pytest.mark.parametrize("make", [expert_models.two_gemms, expert_models.three_gemms])
+def test_tiled_experts_run_from_their_codes(make: Callable[[], ov.Model], whole: bool, tmp_path: Path) -> None:
+    model = compressed(make, "int4_asym", tmp_path)
+    weights = find_compressed(model)
+    check = check_device(model, weights, "CPU", 1 << 27 if whole else 0)
+    found = {weight.name: str(one[0]) for weight, one in zip(weights, check.executions, strict=True)}
+    assert found.pop("router_compressed", None) or found.pop("router") == "runs from codes: FullyConnected"
+    assert set(found.values()) == {"runs from codes: GatherMatmul"}
+
+
 def test_a_table_that_two_layers_read_has_an_answer_for_each() -> None:
     model = models.tied_head()
     WeightCompression(mode="nf4", group_size=64, all_layers=True, rules=[("weight_0", "int4_sym")]).run_on_model(model)
     table, hidden = inspect(model, "CPU").weights
     assert [execution.layer for execution in table.executions] == ["embedding", "layer"]
     assert table.executions[0].verdict == "expanded"
-    assert hidden.executed == "compressed"
+    assert hidden.executed == "runs from codes: FullyConnected"
 
 
 def test_layers_in_bodies_are_looked_at_one_by_one() -> None:
     model = models.in_if(128)
     WeightCompression(mode="int4_sym", group_size=32, all_layers=True).run_on_model(model)
     found = inspect(model, "CPU")
-    assert found.weights[0].executed == "compressed"
+    assert found.weights[0].executed == "runs from codes: FullyConnected"
     assert found.device is not None
     assert found.device["method"] == (
         "the whole model was compiled; one layer of each kind was compiled (1 for 1 layers)"
