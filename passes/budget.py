@@ -35,7 +35,7 @@ from ov_weight_compression.patterns.experts import expert_blocks
 from ov_weight_compression.patterns.graphs import bytes_of, graphs_of, is_postponed
 from ov_weight_compression.quantization.allocation import Allocation, allocate, curve
 
-__all__ = ["share_out"]
+__all__ = ["Survey", "share_out", "survey"]
 
 _FEW_BITS = 2
 _FEW_BITS_PENALTY = 1.5
@@ -76,21 +76,31 @@ class _Bytes:
         return 8 * (size - self.other) / max(1, self.elements)
 
 
-def share_out(
-    wanted: Sequence[tuple[Weight, PlannedWeight | Skip | None, ValueRange]],
-    options: Options,
-    data: Measurements,
-    correction: float = 1.0,
-) -> tuple[list[PlannedWeight | Skip], BudgetOutcome]:
-    """What becomes of each weight, and what is told of the choice.
+@dataclass(frozen=True)
+class Survey:
+    """All that a choice is made from; nothing has to be measured again for another choice."""
+
+    options: Options
+    settled: tuple[PlannedWeight | Skip, ...]
+    """Of every weight; what is chosen takes the place of some of them."""
+    items: tuple[_Item, ...]
+    held: _Bytes
+    known: LayerLosses
+    sources: Sources
+    times: FormatTimes | None
+
+
+def survey(
+    wanted: Sequence[tuple[Weight, PlannedWeight | Skip | None, ValueRange]], options: Options, data: Measurements
+) -> Survey:
+    """What there is to choose from, and what it costs.
 
     Args:
         wanted: weights, what rules have made of them (None where the budget decides), and the range of their values.
         options, data: what the budget is, and what losses are measured with.
-        correction: measured over predicted divergence, of an earlier choice.
 
     Raises:
-        OptionError: not even the smallest formats, or not even the best ones, reach the target.
+        OptionError: not even the smallest formats are small enough.
     """
     times = None if options.format_times is None else read_format_times(options.format_times)
     choices = options.formats or usual_formats(options.max_slowdown, options.device, times)
@@ -112,27 +122,45 @@ def share_out(
         raise OptionError(_too_small(options, held, _smallest(many)))
     known = layer_losses({every[place][0].weight.name: [one.spec for one in many[place]] for place in places}, data)
     items = _items(places, many, known, options.tie_inputs)
-    best, remarks = _solved(items, options, held, known, correction, data.sources)
-    for item, chosen in zip(items, best.formats, strict=True):
-        for place, planned in zip(item.places, item.candidates[chosen], strict=True):
+    return Survey(options, tuple(settled), tuple(items), held, known, data.sources, times)
+
+
+def share_out(
+    found: Survey, correction: float = 1.0, uniform: str = ""
+) -> tuple[list[PlannedWeight | Skip], BudgetOutcome]:
+    """What becomes of each weight, and what is told of the choice.
+
+    Args:
+        found: what there is.
+        correction: measured over predicted divergence, of an earlier choice.
+        uniform: the format of `UniformChoice` that all weights get, in place of a choice for each.
+
+    Raises:
+        OptionError: not even the best formats reach the target.
+    """
+    options, items, held, known = found.options, found.items, found.held, found.known
+    chosen = _same_for_all(items, uniform) if uniform else _solved(found, correction).formats
+    settled, loss = list(found.settled), 0.0
+    for item, one in zip(items, chosen, strict=True):
+        loss += item.losses[one]
+        for place, planned in zip(item.places, item.candidates[one], strict=True):
             settled[place] = planned
-    chosen_weights = [one for one in settled if isinstance(one, PlannedWeight)]
-    size = held.other + sum(one.nbytes for one in chosen_weights) - _stored_once(chosen_weights, data.sources)
+    weights = [one for one in settled if isinstance(one, PlannedWeight)]
+    size = held.other + sum(one.nbytes for one in weights) - _stored_once(weights, found.sources)
     outcome = BudgetOutcome(
         option=str(options.budget),
         target=getattr(options, str(options.budget)),
         unit=known.unit,
         bytes=size,
-        allowed=allowed,
+        allowed=held.allowed(options),
         bits=held.bits(size),
-        predicted=correction * known.divergence(best.loss),
+        predicted=correction * known.divergence(loss),
         correction=correction,
-        shares=_shares(items, best),
+        shares=_shares(items, chosen, loss),
         curve=_curve(items, held, known, correction),
         uniform=_uniform(items, held, known, correction),
-        token_time=_time(chosen_weights, times, lambda one: one.one_row),
-        prompt_time=_time(chosen_weights, times, lambda one: one.many_rows),
-        remarks=remarks,
+        token_time=_time(weights, found.times, lambda one: one.one_row),
+        prompt_time=_time(weights, found.times, lambda one: one.many_rows),
     )
     return settled, outcome
 
@@ -184,59 +212,61 @@ def _input_of(weight: Weight) -> object:
     return inputs.pop() or weight.name if len(inputs) == 1 and weight.kind is Kind.MATMUL else weight.name
 
 
-def _solved(
-    items: Sequence[_Item], options: Options, held: _Bytes, known: LayerLosses, correction: float, sources: Sources
-) -> tuple[Allocation, tuple[str, ...]]:
-    """The allocation, and what there is to say about it."""
-    sizes, losses = [item.sizes for item in items], [item.losses for item in items]
-    allowed = held.allowed(options)
+def _solved(found: Survey, correction: float) -> Allocation:
+    """The best formats within the bytes; for a divergence the fewest bytes."""
+    sizes, losses = [item.sizes for item in found.items], [item.losses for item in found.items]
+    allowed = found.held.allowed(found.options)
     if allowed is None:
-        return _least_bytes(items, options, known, correction), ()
-    room = allowed - held.other
+        return _least_bytes(found, correction)
+    room = allowed - found.held.other
     best = allocate(sizes, losses, room)
     assert best is not None, "it was seen before that the smallest fit"
     for _ in range(_ROUNDS):  # what is stored once leaves room that the sum over weights does not see
-        saved = _stored_once(_chosen(items, best), sources)
+        saved = _stored_once(_chosen(found.items, best), found.sources)
         more = allocate(sizes, losses, room + saved)
-        if more is None or more.loss >= best.loss or more.size - _stored_once(_chosen(items, more), sources) > room:
+        if more is None or more.loss >= best.loss:
+            break
+        if more.size - _stored_once(_chosen(found.items, more), found.sources) > room:
             break
         best = more
-    return best, ()
+    return best
 
 
-def _least_bytes(items: Sequence[_Item], options: Options, known: LayerLosses, correction: float) -> Allocation:
+def _least_bytes(found: Survey, correction: float) -> Allocation:
     """The smallest allocation whose predicted divergence is no larger than what was asked for."""
-    assert options.target_divergence is not None
+    target, known = found.options.target_divergence, found.known
+    assert target is not None
     if known.unit == "none":
         raise OptionError(
             "target_divergence: nothing was measured from which a divergence could be predicted; give a dataset of the "
             "model's inputs, or use target_bits or target_size"
         )
-    sizes, losses = [item.sizes for item in items], [item.losses for item in items]
+    sizes, losses = [item.sizes for item in found.items], [item.losses for item in found.items]
+    if not sizes:
+        return Allocation((), 0, 0.0, 0.0)
     reached, lost = curve(sizes, losses)
-    fine = [correction * known.divergence(loss) <= options.target_divergence for loss in lost.tolist()]
+    fine = [correction * known.divergence(max(0.0, loss)) <= target for loss in lost.tolist()]
     if not any(fine):
+        least = correction * known.divergence(max(0.0, float(lost[-1])))
         raise OptionError(
-            f"target_divergence: {plain(options.target_divergence)} cannot be reached: with the best formats there "
-            f"are to choose from {plain(correction * known.divergence(float(lost[-1])))} {known.unit} are predicted"
+            f"target_divergence: {plain(target)} cannot be reached: with the best formats there are to choose from "
+            f"{plain(least)} {known.unit} are predicted"
         )
-    first = fine.index(True)
-    found = allocate(sizes, losses, int(reached[first]))
-    assert found is not None
-    return found
+    best = allocate(sizes, losses, int(reached[fine.index(True)]))
+    assert best is not None
+    return best
 
 
 def _chosen(items: Sequence[_Item], found: Allocation) -> list[PlannedWeight]:
-    return [one for item, chosen in zip(items, found.formats, strict=True) for one in item.candidates[chosen]]
+    return [planned for item, one in zip(items, found.formats, strict=True) for planned in item.candidates[one]]
 
 
-def _shares(items: Sequence[_Item], found: Allocation) -> dict[str, float]:
+def _shares(items: Sequence[_Item], chosen: Sequence[int], total: float) -> dict[str, float]:
     """Each weight's share of the predicted loss; tied weights have that of all of them together, divided evenly."""
-    total = found.loss or 1.0
     return {
-        one.weight.name: item.losses[chosen] / len(item.places) / total
-        for item, chosen in zip(items, found.formats, strict=True)
-        for one in item.candidates[chosen]
+        planned.weight.name: item.losses[one] / len(item.places) / (total or 1.0)
+        for item, one in zip(items, chosen, strict=True)
+        for planned in item.candidates[one]
     }
 
 
@@ -257,26 +287,29 @@ def _curve(items: Sequence[_Item], held: _Bytes, known: LayerLosses, correction:
 
 
 def _uniform(items: Sequence[_Item], held: _Bytes, known: LayerLosses, correction: float) -> tuple[UniformChoice, ...]:
-    """What each format for all weights would cost: embeddings and last layers, and what cannot have it, have the
-    largest of their candidates."""
-    tables = [
-        {
-            (one.spec.format.name, one.spec.group_size): (size, loss)
-            for one, size, loss in zip((first for first, *_ in item.candidates), item.sizes, item.losses, strict=True)
-        }
-        for item in items
-    ]
-    backups = [bool(item.candidates[0][0].weight.backup_reason) for item in items]
+    """What each format for all weights would cost."""
     found = []
-    for name, group in dict.fromkeys(key for table in tables for key in table):
-        chosen = [
-            max(table.values()) if backup or (name, group) not in table else table[name, group]
-            for table, backup in zip(tables, backups, strict=True)
-        ]
-        size, loss = sum(one for one, _ in chosen), sum(one for _, one in chosen)
-        shown = name if group == -1 else f"{name}:{group}"
-        found.append(UniformChoice(shown, held.other + size, correction * known.divergence(loss)))
+    for name in dict.fromkeys(_format_name(candidate[0]) for item in items for candidate in item.candidates):
+        chosen = list(zip(items, _same_for_all(items, name), strict=True))
+        size, loss = sum(item.sizes[one] for item, one in chosen), sum(item.losses[one] for item, one in chosen)
+        found.append(UniformChoice(name, held.other + size, correction * known.divergence(loss)))
     return tuple(sorted(found, key=lambda one: (one.bytes, one.divergence)))
+
+
+def _same_for_all(items: Sequence[_Item], name: str) -> tuple[int, ...]:
+    """One format for all: embeddings and last layers, and what cannot have it, have the largest of their candidates."""
+    chosen = []
+    for item in items:
+        names = [_format_name(candidate[0]) for candidate in item.candidates]
+        largest = max(range(len(names)), key=lambda place: (item.sizes[place], -place))
+        backup = bool(item.candidates[0][0].weight.backup_reason)
+        chosen.append(largest if backup or name not in names else names.index(name))
+    return tuple(chosen)
+
+
+def _format_name(planned: PlannedWeight) -> str:
+    group = planned.spec.group_size
+    return planned.spec.format.name + ("" if group == -1 else f":{group}")
 
 
 def _time(planned: Iterable[PlannedWeight], times: FormatTimes | None, part: Any) -> float:

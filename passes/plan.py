@@ -26,6 +26,7 @@ from ov_weight_compression.quantization.formats import stored_codebook
 from ov_weight_compression.quantization.spec import Spec
 
 if TYPE_CHECKING:
+    from ov_weight_compression.passes.budget import Survey
     from ov_weight_compression.passes.channel_importance import Importance
     from ov_weight_compression.passes.encoding import StoredRows
     from ov_weight_compression.passes.lora_correction import StoredAdapters
@@ -192,6 +193,8 @@ class Plan:
     one once `rewrite.with_equal_weights` has seen the plan."""
     budget: BudgetOutcome | None = None
     """What a budget has decided, and why."""
+    survey: Survey | None = None
+    """What it was chosen from."""
     adapters: Mapping[str, StoredAdapters | None] | None = None
     """LoRA's, by the weight's name, None where there is nothing to correct; None before the data have been seen."""
 

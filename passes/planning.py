@@ -20,7 +20,6 @@ from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.option_kinds import shown
 from ov_weight_compression.ir_utils.weight_source import ValueRange
 from ov_weight_compression.ir_utils.worker_pool import in_threads
-from ov_weight_compression.passes.budget_outcome import BudgetOutcome
 from ov_weight_compression.passes.fit import fit
 from ov_weight_compression.passes.measurements import Measurements
 from ov_weight_compression.passes.method import Method
@@ -42,7 +41,7 @@ from ov_weight_compression.patterns.matching import matching
 from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL
 from ov_weight_compression.quantization.sensitivity import sensitivity, weight_noise
 
-__all__ = ["make_plan"]
+__all__ = ["make_plan", "with_choice"]
 
 _PIECE_ELEMENTS = 1 << 19
 _EPSILON = {"f16": 2.0**-10, "bf16": 2.0**-10, "f32": 2.0**-23, "f64": 2.0**-52}
@@ -54,13 +53,11 @@ def make_plan(
     options: Options,
     data: Measurements,
     shared_out: bool = False,
-    correction: float = 1.0,
 ) -> Plan:
     """Decide for every weight. Values are scanned of those that will be stored otherwise, and their noise is measured
     where a ratio shares out between them; data are run where its metric asks for them.
 
     `shared_out`: the model has been compressed with these options, so what `ratio` decides over is decided already.
-    `correction`: for a budget, the measured over the predicted divergence of an earlier choice.
 
     Raises:
         OptionError: a group does not divide a weight's channels and `group_size_fallback` is `error`; a rule matches
@@ -80,36 +77,38 @@ def make_plan(
     ranges = in_threads(lambda weight: data.sources[weight].scan(), [weight for weight, _ in wanted], options.threads)
     nonfinite = [_nonfinite(weight, found) for (weight, _), found in zip(wanted, ranges, strict=True) if found.bad]
     sound = [(*pair, found) for pair, found in zip(wanted, ranges, strict=True) if not found.bad]
+    if options.budget is not None:
+        from ov_weight_compression.passes.budget import survey
+
+        found = survey(
+            [(weight, request and fit(weight, request, values, options), values) for weight, request, values in sound],
+            options,
+            data,
+        )
+        left += [one for one in found.settled if isinstance(one, Skip)]
+        plan = Plan((), (*left, *nonfinite), tuple(nonfinite), data.sources, data.method, survey=found)
+        return with_choice(plan)
+    requests = _settle_ratio([weight for weight, _, _ in sound], [one for _, one, _ in sound], options, data)
+    every = [
+        fit(weight, request, values, options) for (weight, _, values), request in zip(sound, requests, strict=True)
+    ]
     planned: list[PlannedWeight] = []
-    every, outcome = _fitted(sound, options, data, correction)
-    for fitted in every:
+    for fitted in _with_equal_experts(every, {weight.name: values for weight, _, values in sound}, options):
         if isinstance(fitted, Skip):
             left.append(fitted)
         else:
             planned.append(_with_algorithms(fitted, data.method))
-    return Plan(tuple(planned), (*left, *nonfinite), tuple(nonfinite), data.sources, data.method, budget=outcome)
+    return Plan(tuple(planned), (*left, *nonfinite), tuple(nonfinite), data.sources, data.method)
 
 
-def _fitted(
-    sound: Sequence[tuple[Weight, FormatRequest | None, ValueRange]],
-    options: Options,
-    data: Measurements,
-    correction: float,
-) -> tuple[list[PlannedWeight | Skip], BudgetOutcome | None]:
-    """What every weight becomes: by its request, or what a ratio or a budget decides."""
-    if options.budget is None:
-        requests = _settle_ratio([weight for weight, _, _ in sound], [one for _, one, _ in sound], options, data)
-        fitted = [
-            fit(weight, request, values, options) for (weight, _, values), request in zip(sound, requests, strict=True)
-        ]
-        return _with_equal_experts(fitted, {weight.name: values for weight, _, values in sound}, options), None
+def with_choice(plan: Plan, correction: float = 1.0, uniform: str = "") -> Plan:
+    """A plan that a budget is chosen for, with the choice; see `budget.share_out`."""
     from ov_weight_compression.passes.budget import share_out
 
-    wanted = [
-        (weight, None if request is None else fit(weight, request, values, options), values)
-        for weight, request, values in sound
-    ]
-    return share_out(wanted, options, data, correction)
+    assert plan.survey is not None
+    settled, outcome = share_out(plan.survey, correction, uniform)
+    weights = (_with_algorithms(one, plan.method) for one in settled if isinstance(one, PlannedWeight))
+    return replace(plan, weights=tuple(weights), budget=outcome)
 
 
 def _with_algorithms(planned: PlannedWeight, method: Method) -> PlannedWeight:

@@ -207,9 +207,14 @@ class WeightCompression(ModelPass):
             self._pipeline.on_finished = callback
 
     def preview(self, model: Any) -> Report:
-        """The report that running the pass on `model` would leave, exact in its sizes; the model is not changed."""
+        """The report that running the pass on `model` would leave, exact in its sizes; the model is not changed.
+
+        What a target of bytes chooses is only predicted here: running the pass measures it beside a uniform format.
+        """
         with kept_kernels():
-            plan, _ = self._planned(model)
+            plan, data = self._planned(model)
+            if self.options.target_divergence is not None:
+                plan, _ = _settled(plan, data, self.options)
             return make_report(with_equal_weights(with_telltale(plan)), self.options.recipe())
 
     def run_on_model(self, model: Any) -> bool:
@@ -217,7 +222,7 @@ class WeightCompression(ModelPass):
         options = self.options
         with kept_kernels():
             plan, data = self._planned(model)
-            plan, remarks = _prepared(plan, data, options)
+            plan, remarks = _settled(plan, data, options)
             plan = with_equal_weights(with_telltale(plan))
             recipe = options.recipe() | ({} if data.description is None else {"data": data.description})
             report = make_report(plan, recipe, remarks)
@@ -333,6 +338,18 @@ def _log(report: Report) -> None:
         logger.debug("%s: %s, group %d%s", row.name, row.mode, row.group_size, f" ({row.reason})" if row.reason else "")
     for skip in report.skips:
         logger.debug("%s: left alone: %s", skip.name, skip.reason)
+
+
+def _settled(plan: Plan, data: Measurements, options: Options) -> tuple[Plan, tuple[str, ...]]:
+    """`_prepared`, and what a budget has chosen is measured first, and chosen again where it has to be."""
+    if options.budget is None:
+        return _prepared(plan, data, options)
+    from ov_weight_compression.passes.budget_check import Prepared, checked
+
+    ready = checked(plan, lambda one: Prepared(*_prepared(one, data, options)), data)
+    for text in ready.unmet:
+        warn(text, CompressionWarning, stacklevel=3)
+    return ready.plan, (*ready.remarks, *ready.unmet)
 
 
 def _prepared(plan: Plan, data: Measurements, options: Options) -> tuple[Plan, tuple[str, ...]]:
