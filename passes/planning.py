@@ -80,11 +80,11 @@ def make_plan(
     if options.budget is not None:
         from ov_weight_compression.passes.budget import survey
 
-        found = survey(
-            [(weight, request and fit(weight, request, values, options), values) for weight, request, values in sound],
-            options,
-            data,
-        )
+        ranged = [
+            (weight, None if request is None else fit(weight, request, values, options), values)
+            for weight, request, values in sound
+        ]
+        found = survey(ranged, options, data)
         left += [one for one in found.settled if isinstance(one, Skip)]
         plan = Plan((), (*left, *nonfinite), tuple(nonfinite), data.sources, data.method, survey=found)
         return with_choice(plan)
