@@ -1,0 +1,199 @@
+"""Bytes against divergence: a budget's choice beside NNCF's ratio, and beside uniform formats of the same bytes.
+
+    python -m benchmarks.budget --smollm PATH --peer-python PATH              # an hour or two; writes results/budget.*
+    python -m benchmarks.budget --cases pylm --series default --peer-python PATH
+
+NNCF's curve is five ratios of int4_sym to int8 by its best metric on these models, ours are targets of as many bytes as
+NNCF's models take. Beside it each preset is judged at the bytes of uniform int4_sym. Text, windows and judge are those
+of ``benchmarks.accuracy``; every figure is remembered in ``--cache`` as there. ``results/budget.json`` holds
+
+    {"curves": [{"case": …, "tool": "nncf" | "own", "name": …, "points": [{"bytes": …, "kl": …, "error": …}]}],
+     "uniform": [{"case": …, "name": …, "bytes": …, "kl": …, "beside": …, "ratio": …}]}
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import accuracy_cases, divergence, jobs, machine, peers, places
+from benchmarks.accuracy import Figures, reference_of, remembered
+from benchmarks.accuracy_cases import Case
+from benchmarks.tables import markdown
+
+RATIOS = (1.0, 0.8, 0.6, 0.4, 0.2)
+METRIC = "mean_activation_variance"
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "fast": {"accuracy": "fast"},
+    "best": {"accuracy": "best"},
+}
+"""The options of each line; all get the same text."""
+ANY = {"max_slowdown": 1000.0}
+"""Every format that the device runs from codes, however long it takes."""
+RESULTS = places.ROOT / "benchmarks" / "results"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One compressed model, judged."""
+
+    bytes: int
+    kl: float
+    error: float
+
+
+def measured(case: Case, tool: str, name: str, options: dict[str, Any], arguments: argparse.Namespace) -> Point | None:
+    """A figure that is remembered, or made; None where the tool failed, or is not there."""
+    key = f"{case.name}/budget/{tool}/{name}"
+    with remembered(arguments.cache) as figures:
+        known: Figures = {} if tool == "own" and arguments.refresh else figures
+        if key in known:
+            return Point(known[key]["bytes"], known[key]["kl"], known[key]["error"])
+    if tool == "nncf" and arguments.peer_python is None:
+        return None
+    data = {"path": str(case.calibration_text), "windows": case.calibration, "length": case.length}
+    windows = divergence.windows_of(_tokens(case), case.length, case.every)
+    reference = reference_of(case, arguments.cache, arguments.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        job = jobs.Job(case.model, Path(folder, "openvino_model.xml"), options, data)
+        done = jobs.perform(tool, job, arguments.peer_python, arguments.threads, timeout=arguments.timeout)
+        if done.stages is None:
+            print(f"{key}: failed: {done.failure}", flush=True)
+            return None
+        judged = divergence.measure(reference, job.output, windows, arguments.threads)
+        point = Point(job.output.with_suffix(".bin").stat().st_size, judged.kl, judged.error)
+    print(f"{key}: {point.bytes} bytes, {point.kl:.5f} nats", flush=True)
+    with remembered(arguments.cache) as figures:
+        figures[key] = {"bytes": point.bytes, "kl": point.kl, "error": point.error}
+    return point
+
+
+def _tokens(case: Case) -> Any:
+    import numpy as np
+
+    return np.load(case.eval_text)
+
+
+def curves(case: Case, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """NNCF's curve, and ours at its sizes."""
+    theirs = []
+    for ratio in RATIOS:
+        options = {"mode": "int4_sym", "group_size": case.group_size, "ratio": ratio}
+        options |= {} if ratio == 1 else {"sensitivity_metric": METRIC}
+        theirs.append(measured(case, "nncf", f"ratio {ratio:g}", options, arguments))
+    yield _curve(case, "nncf", f"ratio by {METRIC}", theirs)
+    sizes = [point.bytes for point in theirs if point is not None]
+    for name in arguments.series.split(","):
+        ours = [
+            measured(case, "own", f"{name} {size}", {"target_size": size, **PRESETS[name]}, arguments) for size in sizes
+        ]
+        yield _curve(case, "own", name, ours)
+
+
+def _curve(case: Case, tool: str, name: str, points: list[Point | None]) -> dict[str, Any]:
+    found = [{"bytes": one.bytes, "kl": one.kl, "error": one.error} for one in points if one is not None]
+    return {"case": case.name, "tool": tool, "name": name, "points": found}
+
+
+def beside_uniform(case: Case, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Each preset at the bytes of uniform int4_sym: with formats as fast, and with any."""
+    for name in arguments.series.split(","):
+        uniform = measured(
+            case,
+            "own",
+            f"{name}, uniform int4_sym",
+            {"mode": "int4_sym", "group_size": case.group_size, **PRESETS[name]},
+            arguments,
+        )
+        if uniform is None:
+            continue
+        yield _beside(case, f"{name}, uniform int4_sym", uniform, uniform)
+        others = {
+            f"{name}, uniform nf4": {"mode": "nf4", "group_size": case.group_size, **PRESETS[name]},
+            f"{name}, target, formats as fast": {"target_size": uniform.bytes, **PRESETS[name]},
+            f"{name}, target, any format": {"target_size": uniform.bytes, **ANY, **PRESETS[name]},
+        }
+        for label, options in others.items():
+            point = measured(case, "own", label, options, arguments)
+            if point is not None:
+                yield _beside(case, label, point, uniform)
+
+
+def _beside(case: Case, name: str, point: Point, uniform: Point) -> dict[str, Any]:
+    return {
+        "case": case.name,
+        "name": name,
+        "bytes": point.bytes,
+        "kl": point.kl,
+        "beside": uniform.kl,
+        "ratio": point.kl / uniform.kl,
+    }
+
+
+def render(found: dict[str, Any], peer: dict[str, str] | None) -> str:
+    """The tables."""
+    text = ["# Budgets\n", (__doc__ or "").split("\n\n")[2].replace("\n", " ") + "\n"]
+    for case in dict.fromkeys(one["case"] for one in (*found["curves"], *found["uniform"])):
+        text.append(f"## {case}\n")
+        own = [one for one in found["curves"] if one["case"] == case]
+        if own:
+            rows = [
+                (
+                    f"{one['tool']}, {one['name']}",
+                    f"{point['bytes'] / 1e6:.3f}",
+                    f"{point['kl']:.5f}",
+                    f"{point['error']:.5f}",
+                )
+                for one in own
+                for point in one["points"]
+            ]
+            text.append(markdown(("curve", "MB", "KL", "± (windows)"), rows))
+        rows = [
+            (one["name"], f"{one['bytes'] / 1e6:.3f}", f"{one['kl']:.5f}", f"{one['ratio']:.3f}")
+            for one in found["uniform"]
+            if one["case"] == case
+        ]
+        if rows:
+            text.append(markdown(("at the bytes of int4_sym", "MB", "KL", "of int4_sym"), rows))
+    return "\n".join([*text, machine.describe(peer), ""])
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--shared", type=Path, default=places.SHARED)
+    parser.add_argument("--smollm", type=Path, help="folder of SmolLM2-135M as an IR")
+    parser.add_argument("--cases", default=",".join(accuracy_cases.NAMES))
+    parser.add_argument("--series", default="default,fast,best", help="of the presets")
+    parser.add_argument("--parts", default="uniform,curves")
+    peers.add_option(parser)
+    parser.add_argument("--cache", type=Path, default=places.CACHE / "accuracy.json")
+    parser.add_argument("--refresh", action="store_true", help="forget what an older state of this package gave")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--timeout", type=float, default=3600)
+    parser.add_argument("--output", type=Path, default=RESULTS / "budget.md")
+    arguments = parser.parse_args()
+    place = arguments.output.with_suffix(".json")
+    found: dict[str, Any] = json.loads(place.read_text()) if place.exists() else {"curves": [], "uniform": []}
+    for case in accuracy_cases.cases(arguments.shared, arguments.smollm):
+        if case.name not in arguments.cases.split(",") or case.missing():
+            continue
+        made = {
+            "uniform": list(beside_uniform(case, arguments)) if "uniform" in arguments.parts else [],
+            "curves": list(curves(case, arguments)) if "curves" in arguments.parts else [],
+        }
+        for part, new in made.items():
+            names = {(one["case"], one["name"]) for one in new}
+            found[part] = [one for one in found[part] if (one["case"], one["name"]) not in names] + new
+        place.write_text(json.dumps(found, indent=1) + "\n")
+        arguments.output.write_text(render(found, peers.versions(arguments.peer_python)))
+
+
+if __name__ == "__main__":
+    main()
