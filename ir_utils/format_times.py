@@ -50,10 +50,13 @@ _SAME = FormatTime(1.0, 1.0)
 
 
 def time_of(format: str, group: int, times: FormatTimes | None = None) -> FormatTime:
-    """What a layer takes in a format, of a group size the nearest that was measured; 1 where nothing was."""
+    """What a layer takes in a format, of a group size the nearest that was measured (of a channel the largest); 1 where
+    nothing was."""
     known = (_CPU if times is None else times).get(format)
     if not known:
         return _SAME
+    if group < 0:
+        return known[group if group in known else max(known)]
     return known[min(known, key=lambda measured: (abs(measured - group), measured))]
 
 
