@@ -20,7 +20,7 @@ from ov_weight_compression.passes.measurements import Measurements
 from ov_weight_compression.passes.plan import Plan
 from ov_weight_compression.passes.planning import with_choice
 
-__all__ = ["Prepared", "checked"]
+__all__ = ["Prepared", "with_check"]
 
 _ROUNDS = 2
 _NEAR = 0.85
@@ -37,7 +37,7 @@ class Prepared:
     """What was asked for and not reached."""
 
 
-def checked(first: Plan, prepare: Callable[[Plan], Prepared], data: Measurements) -> Prepared:
+def with_check(first: Plan, prepare: Callable[[Plan], Prepared], data: Measurements) -> Prepared:
     """What is kept of a budget's choice and its alternatives, prepared, with what was measured of it in its outcome.
 
     Args:

@@ -344,9 +344,9 @@ def _settled(plan: Plan, data: Measurements, options: Options) -> tuple[Plan, tu
     """`_prepared`, and what a budget has chosen is measured first, and chosen again where it has to be."""
     if options.budget is None:
         return _prepared(plan, data, options)
-    from ov_weight_compression.passes.budget_check import Prepared, checked
+    from ov_weight_compression.passes.budget_check import Prepared, with_check
 
-    ready = checked(plan, lambda one: Prepared(*_prepared(one, data, options)), data)
+    ready = with_check(plan, lambda one: Prepared(*_prepared(one, data, options)), data)
     for text in ready.unmet:
         warn(text, CompressionWarning, stacklevel=3)
     return ready.plan, (*ready.remarks, *ready.unmet)
