@@ -17,7 +17,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class Point:
 
 def measured(case: Case, tool: str, name: str, options: dict[str, Any], arguments: argparse.Namespace) -> Point | None:
     """A figure that is remembered, or made; None where the tool failed, or is not there."""
-    key = f"{case.name}/budget/{tool}/{name}"
+    key = f"{case.name}/budget/every {case.every}/{tool}/{name}"
     with remembered(arguments.cache) as figures:
         known: Figures = {} if tool == "own" and arguments.refresh else figures
         if key in known:
@@ -61,6 +61,9 @@ def measured(case: Case, tool: str, name: str, options: dict[str, Any], argument
     windows = divergence.windows_of(_tokens(case), case.length, case.every)
     reference = reference_of(case, arguments.cache, arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
+        if tool == "own" and arguments.statistics is not None:
+            kept = arguments.statistics / case.name / str(options.get("accuracy", "default"))
+            options = {**options, "statistics_path": str(kept)}
         job = jobs.Job(case.model, Path(folder, "openvino_model.xml"), options, data)
         done = jobs.perform(tool, job, arguments.peer_python, arguments.threads, timeout=arguments.timeout)
         if done.stages is None:
@@ -175,6 +178,8 @@ def main() -> None:
     peers.add_option(parser)
     parser.add_argument("--cache", type=Path, default=places.CACHE / "accuracy.json")
     parser.add_argument("--refresh", action="store_true", help="forget what an older state of this package gave")
+    parser.add_argument("--every", type=int, help="judge every so manieth window only; 12 windows show 5 %% or so")
+    parser.add_argument("--statistics", type=Path, help="folder to keep what data showed in between the targets")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--timeout", type=float, default=3600)
     parser.add_argument("--output", type=Path, default=RESULTS / "budget.md")
@@ -182,6 +187,7 @@ def main() -> None:
     place = arguments.output.with_suffix(".json")
     found: dict[str, Any] = json.loads(place.read_text()) if place.exists() else {"curves": [], "uniform": []}
     for case in accuracy_cases.cases(arguments.shared, arguments.smollm):
+        case = replace(case, every=arguments.every or case.every)
         if case.name not in arguments.cases.split(",") or case.missing():
             continue
         made = {
