@@ -16,14 +16,16 @@ from ov_weight_compression.passes.plan import Plan
 from ov_weight_compression.quantization.spec import Spec
 from tests.passes.test_budget import network
 
+Use = Callable[[Callable[[Plan, float], float]], list[float]]
+
 
 def guess(name: str, elements: int, spec: Spec) -> float:
     return elements * (1 + zlib.crc32(name.encode()) % 7) * 4.0**-spec.format.bits / spec.group_of(128) ** -0.2 / 1e4
 
 
 @pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Plan, float], float]], list[float]]:
-    """Have losses guessed, and a plan's divergence made from what was predicted; gives the list of what was measured."""
+def measured(monkeypatch: pytest.MonkeyPatch) -> Use:
+    """Losses are guessed, and a divergence is made from what was predicted; gives the list of what was measured."""
     found: list[float] = []
 
     def losses(candidates: Mapping[str, Sequence[Spec]], data: Measurements) -> LayerLosses:
@@ -53,7 +55,6 @@ def outcome_of(**options: object) -> BudgetOutcome:
 
 
 TARGET = 0.3
-Use = Callable[[Callable[[Plan, float], float]], list[float]]
 
 
 def test_a_prediction_that_holds_is_measured_once(measured: Use) -> None:
