@@ -20,7 +20,7 @@ from ov_weight_compression.checkpoints.skeleton import fill, read_skeleton
 from ov_weight_compression.checkpoints.virtual_folder import write_virtual_folder
 from ov_weight_compression.ir_utils.errors import ModelError, OptionError, WorkError
 from ov_weight_compression.ir_utils.publish import TemporaryFolder, expanded
-from ov_weight_compression.passes.modes import Device
+from ov_weight_compression.passes.modes import Devices
 from ov_weight_compression.passes.report import Report
 
 __all__ = [
@@ -138,7 +138,7 @@ def export_opened(opened: OpenedCheckpoint, output: Path, task: str | None = Non
                 raise type(error)(str(error).replace(str(shown.resolve()), str(checkpoint.folder))) from error
 
 
-def open_exported(exported: Exported, name: str, opened: OpenedCheckpoint, device: Device | None = None) -> OpenedModel:
+def open_exported(exported: Exported, name: str, opened: OpenedCheckpoint, devices: Devices = ()) -> OpenedModel:
     """A model of an export with the checkpoint's weights, quantised ones as the checkpoint's own codes.
 
     Raises:
@@ -161,7 +161,7 @@ def open_exported(exported: Exported, name: str, opened: OpenedCheckpoint, devic
             raise ModelError(f"{placed.tensor}: the graph has it in parts, which cannot be made of its codes")
         origins[hole.constant.get_friendly_name()] = f"{_place(opened, placed.tensor)}{part}"
     fill([hole for hole in holes if hole.constant not in quantised], checkpoint.tensors)
-    kept = insert_codes(model, quantised, device) if opened.quantised else None
+    kept = insert_codes(model, quantised, devices) if opened.quantised else None
     return OpenedModel(model, origins, kept)
 
 

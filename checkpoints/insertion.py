@@ -24,7 +24,7 @@ from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.layout import Slab
 from ov_weight_compression.ir_utils.pipeline import Pipeline
 from ov_weight_compression.passes.device_rules import misreading, refusal
-from ov_weight_compression.passes.modes import Device
+from ov_weight_compression.passes.modes import Devices
 from ov_weight_compression.passes.plan import Plan, PlannedWeight
 from ov_weight_compression.passes.report import Report, make_report
 from ov_weight_compression.passes.rewrite import rewrite, with_equal_weights
@@ -53,15 +53,13 @@ class _Rows:
         return self.weight.rows(slab.start, slab.stop)
 
 
-def insert_codes(
-    model: Any, found: Mapping[Any, QuantisedWeight], device: Device | None = None, lazy: bool = True
-) -> Report:
+def insert_codes(model: Any, found: Mapping[Any, QuantisedWeight], devices: Devices = (), lazy: bool = True) -> Report:
     """Put quantised weights into the graph, in place.
 
     Args:
         model: changed in place; not at all where an error is raised.
         found: by the Constant that each of them is to take the place of, whose values do not matter.
-        device: where the model will run; by default anywhere, CPUs included.
+        devices: where the model will run; by default anywhere, CPUs included.
         lazy: False computes everything now.
 
     Returns:
@@ -76,9 +74,9 @@ def insert_codes(
         _check(constant, weights.get(constant), quantised)
     pairs = [(weight, found[constant]) for constant, weight in weights.items() if constant in found]
     pairs, edits = bring_into_order(pairs)
-    fitted = [_fitted(weight, quantised, device) for weight, quantised in pairs]
+    fitted = [_fitted(weight, quantised, devices) for weight, quantised in pairs]
     plan = with_equal_weights(with_telltale(Plan(tuple(fitted))))
-    recipe = {"mode": "checkpoint"} | ({} if device is None else {"device": device.value})
+    recipe = {"mode": "checkpoint"} | ({"device": ",".join(one.value for one in devices)} if devices else {})
     report = make_report(plan, recipe)
     rewrite(plan, Pipeline(), lazy)
     for edit in edits:
@@ -100,16 +98,16 @@ def _check(constant: Any, weight: Weight | None, quantised: QuantisedWeight) -> 
         )
 
 
-def _fitted(weight: Weight, quantised: QuantisedWeight, device: Device | None) -> PlannedWeight:
+def _fitted(weight: Weight, quantised: QuantisedWeight, devices: Devices) -> PlannedWeight:
     """How a weight is stored: as it is, unless a CPU would misread that."""
     format = quantised.spec.format
-    problem = misreading(device, weight, format, quantised.spec.group_size)
+    problem = misreading(devices, weight, format, quantised.spec.group_size)
     if problem is not None and not format.fixed_group:
         smaller = quantised.group & -quantised.group
-        if smaller >= _SMALLEST_GROUP and misreading(device, weight, format, smaller) is None:
+        if smaller >= _SMALLEST_GROUP and misreading(devices, weight, format, smaller) is None:
             quantised, problem = finer(quantised, smaller), None
     problem = (
-        problem or refusal(device, weight, format, quantised.spec.group_size) or _gather_problem(weight, quantised)
+        problem or refusal(devices, weight, format, quantised.spec.group_size) or _gather_problem(weight, quantised)
     )
     if problem is not None:
         note = f"{problem}, so it is stored in a way that they expand"

@@ -32,9 +32,9 @@ from ov_weight_compression.checkpoints.tensor_matching import Match, Place, matc
 from ov_weight_compression.ir_utils.constants import bf16_to_f32
 from ov_weight_compression.ir_utils.dequantization import replace_constant
 from ov_weight_compression.ir_utils.errors import ModelError
-from ov_weight_compression.ir_utils.option_kinds import check_model, flag, one_of, optional, shown
+from ov_weight_compression.ir_utils.option_kinds import check_model, flag, shown
 from ov_weight_compression.ir_utils.publish import expanded
-from ov_weight_compression.passes.modes import Device
+from ov_weight_compression.passes.modes import DEVICES, Device, Devices
 from ov_weight_compression.passes.rewrite import hold_small_constants
 from ov_weight_compression.passes.weight_transpose import take_over_transpose
 from ov_weight_compression.patterns import Kind, Weight, find_compressed, find_weights
@@ -110,13 +110,13 @@ class WeightsFromCheckpoint(ModelPass):
         folder: str | Path,
         *,
         allow_unmatched: bool = False,
-        device: Device | str | None = None,
+        device: Device | str | Sequence[str] = (),
         lazy: bool = True,
     ) -> None:
         super().__init__()
         self.folder = expanded("folder", Path(folder))
         self.allow_unmatched: bool = flag().parse("allow_unmatched", allow_unmatched)
-        self.device: Device | None = optional(one_of(Device), "device", device)
+        self.devices: Devices = DEVICES.parse("device", device) if device else ()
         self.lazy: bool = flag().parse("lazy", lazy)
         self.report: TransplantReport | None = None
 
@@ -141,7 +141,7 @@ class WeightsFromCheckpoint(ModelPass):
         }
         floats = [match for match in matches if match.place.node not in quantised]
         constants = _constants(floats, source)
-        rows = {row.name: row.reason for row in insert_codes(model, quantised, self.device, self.lazy).rows}
+        rows = {row.name: row.reason for row in insert_codes(model, quantised, self.devices, self.lazy).rows}
         said = {node: rows[weights[node].name] for node in quantised}
         for match, constant in zip(floats, constants, strict=True):
             _replace(match, constant, weights.get(match.place.node))
@@ -159,7 +159,7 @@ def apply_weights_from_checkpoint(
     folder: str | Path,
     *,
     allow_unmatched: bool = False,
-    device: Device | str | None = None,
+    device: Device | str | Sequence[str] = (),
     lazy: bool = True,
 ) -> ov.Model:
     """Put the weights of a checkpoint into a model of the same architecture, in place; see `WeightsFromCheckpoint`.

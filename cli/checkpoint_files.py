@@ -20,10 +20,9 @@ from ov_weight_compression.cli.file_options import options_by_file
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.ir_file import changed_since
 from ov_weight_compression.ir_utils.model_folder import build_folder
-from ov_weight_compression.ir_utils.option_kinds import one_of, optional
 from ov_weight_compression.ir_utils.publish import TemporaryFolder, expanded
 from ov_weight_compression.ir_utils.saving import save_model
-from ov_weight_compression.passes.modes import Device
+from ov_weight_compression.passes.modes import DEVICES
 from ov_weight_compression.passes.report import Report, joined, with_origins
 from ov_weight_compression.passes.weight_compression import WeightCompression
 
@@ -63,7 +62,8 @@ def compress_checkpoint(
     if leaves_floats and not opened.quantised:
         raise OptionError("mode: 'none' leaves everything in floats; it is for quantised checkpoints alone")
     _check_options(options, data)
-    device = optional(one_of(Device), "device", options.get("device"))
+    given = options.get("device")
+    devices = () if given is None else DEVICES.parse("device", given)
     unchanged = [changed_since(file) for file in opened.checkpoint.files]
 
     def check_unchanged() -> None:
@@ -78,7 +78,7 @@ def compress_checkpoint(
             shared = options_by_file(
                 names,
                 options,
-                lambda name: open_exported(exported, name, opened, device).model,
+                lambda name: open_exported(exported, name, opened, devices).model,
                 files,
                 data,
                 pipeline_defaults,
@@ -86,7 +86,7 @@ def compress_checkpoint(
         dataset = cache(lambda name: read_data(name, folder))
         results = []
         for name in names:
-            model = open_exported(exported, name, opened, device)
+            model = open_exported(exported, name, opened, devices)
             written = None if target is None else folder / name
             if leaves_floats:
                 report = _save(model, written, check_unchanged, exported.unused)

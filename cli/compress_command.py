@@ -260,7 +260,7 @@ def run_compress(parsed: argparse.Namespace) -> int:
         from ov_weight_compression.cli.verify_command import verify_files
 
         with redirect_stdout(sys.stderr if place is not None and place.path is None else sys.stdout):
-            return verify_files([result.target for result in results], parsed.device or "CPU")
+            return verify_files([result.target for result in results], _one_device(parsed.device))
     return 0
 
 
@@ -323,3 +323,11 @@ def _summarise(results: Sequence[FileResult], dry_run: bool) -> None:
     before, after = _bytes_of(results)
     where = "nothing written (dry run)" if dry_run else ", ".join(str(result.target) for result in results)
     console.print(f"{human_bytes(before)} of weights → {human_bytes(after)}: {where}", soft_wrap=True)
+
+
+def _one_device(given: str | None) -> str:
+    """The device that models are run on to verify them: the one that is named, or the CPU."""
+    from ov_weight_compression.passes.modes import DEVICES, Devices
+
+    devices: Devices = () if given is None else DEVICES.parse("device", given)
+    return devices[0].value if len(devices) == 1 else "CPU"

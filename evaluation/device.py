@@ -27,7 +27,7 @@ from typing import Any
 import openvino as ov
 
 from ov_weight_compression.evaluation.models import Arithmetic, choose, core
-from ov_weight_compression.ir_utils.device_facts import misread
+from ov_weight_compression.ir_utils.device_facts import CHECKED, misread
 from ov_weight_compression.ir_utils.errors import WorkError
 from ov_weight_compression.ir_utils.ir_file import openvino_reason
 from ov_weight_compression.passes.device_rules import layer_of
@@ -35,6 +35,7 @@ from ov_weight_compression.patterns import CompressedWeight, Consumer, Roles, fi
 from ov_weight_compression.patterns.device_layer import cut_rows, layer_kind, single_layer
 from ov_weight_compression.patterns.experts import tiled_block_of
 from ov_weight_compression.patterns.graphs import graphs_of
+from ov_weight_compression.patterns.plugin_chains import PATTERNS, unmatched
 
 __all__ = ["WHOLE_ELEMENTS", "DeviceCheck", "Edge", "Execution", "RuntimeGraph", "check_device"]
 
@@ -119,19 +120,21 @@ class Execution:
     layer: str
     """Friendly name of the operation in the model."""
     verdict: str
-    """`compressed`, `expanded` or `unknown`."""
+    """`compressed`, `expanded` or `unknown`; of a device that is not here `matched` or `unmatched`, by its patterns."""
     type: str = ""
     """The element type that the device's kernel reads."""
     operation: str = ""
     """The device's name of what reads it."""
     reason: str = ""
-    """Why it is not known."""
+    """Why it is not known, or not matched."""
     misread: str = ""
     """Why its outputs are wrong: the device takes the codes for others, without an error."""
 
     def __str__(self) -> str:
         if self.misread:
             return f"runs from codes: {self.operation}, WRONG OUTPUTS: {self.misread}"
+        if self.verdict in ("matched", "unmatched"):
+            return "its patterns match" if self.verdict == "matched" else f"no pattern matches: {self.reason}"
         return {"compressed": f"runs from codes: {self.operation}", "expanded": f"expanded to {self.type}"}.get(
             self.verdict, self.verdict
         )
@@ -160,6 +163,9 @@ def check_device(
 ) -> DeviceCheck:
     """Compile a model, or a layer of each kind, and say how each of its compressed weights is executed.
 
+    A GPU or an NPU that is not here is not asked: what is said of it is whether the patterns by which its plugin takes
+    weights in codes match.
+
     Args:
         model: any model; it is not changed.
         weights: its compressed weights, as `find_compressed` gives them.
@@ -171,6 +177,9 @@ def check_device(
         OptionError: there is no such device; the message lists those there are.
         WorkError: the device cannot compile even a single layer.
     """
+    kind = device.split(".")[0].upper()
+    if kind in PATTERNS and kind not in {name.split(".")[0] for name in core().available_devices}:
+        return _by_patterns(weights, kind)
     arithmetic = choose(device, as_deployed=True)
     found: Found = {}
     methods = []
@@ -186,6 +195,22 @@ def check_device(
         openvino=ov.get_version(),
         method="; ".join(methods),
         executions=tuple(tuple(found[_key(weight, use)] for use in weight.consumers) for weight in weights),
+    )
+
+
+def _by_patterns(weights: Sequence[CompressedWeight], device: str) -> DeviceCheck:
+    def matched(weight: CompressedWeight, consumer: Consumer) -> Execution:
+        reason = unmatched(weight, consumer, device)
+        if reason is not None:
+            return Execution(consumer.name, "unmatched", reason=reason)
+        return Execution(consumer.name, "matched", weight.storage)
+
+    return DeviceCheck(
+        device=device,
+        name="not here",
+        openvino=ov.get_version(),
+        method=f"by its patterns as in OpenVINO {CHECKED[-1]}, not run here",
+        executions=tuple(tuple(matched(weight, use) for use in weight.consumers) for weight in weights),
     )
 
 

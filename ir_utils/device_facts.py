@@ -1,17 +1,8 @@
 """What devices make of weights that are stored as codes: the one table that the plan, the chains, the README's test and
 `inspect` read.
 
-    layer                                  CPU                        GPU             NPU
-    MatMul, 2-D weight as second input     i8 u8 i4 u4 u2 nf4 f4e2m1  i8 u8 i4 u4     i8 i4
-    GroupedMatMul, MatMul of tiled experts i8 u8 i4 u4                ?               ?
-    Gather                                 i8 u8 i4 u4                i8 u8 i4 u4     i8 i4
-    MatMul, weights [n, out, in], n > 1    none (expanded to bf16)    ?               ?
-    MatMul, weight as first input          none                       ?               ?
-    convolutions                           none                       none            none
-    any other operation (Einsum, …)        none                       ?               ?
-
-Codebooks are expanded everywhere. The CPU's column was read from its runtime graph on a processor with AVX-512 and
-bfloat16; the others follow OpenVINO's documentation (the NPU wants symmetric integers) and were not measured.
+What is in no row is not known. CPUs expand codebooks everywhere; the rows of GPU and NPU were read from the sources of
+their patterns and not measured (`patterns.plugin_chains` walks those link by link).
 
 The CPU multiplies something else than the codes say, without an error, in three cases; each by how many channels, which
 rows, which precision and which instruction set varies, so that only what is right everywhere counts as right:
@@ -26,11 +17,14 @@ rows, which precision and which instruction set varies, so that only what is rig
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 __all__ = [
     "CHECKED",
     "CONVOLUTION",
     "CPU_EXECUTED",
     "EXECUTED",
+    "EXECUTED_ROWS",
     "EXPANDED_STORAGE",
     "EXPERTS",
     "EXPERT_STORAGE",
@@ -38,8 +32,10 @@ __all__ = [
     "GATHER",
     "GROUPED_MATMUL",
     "MATMUL",
+    "NPU_GROUP",
     "OTHER_OPERATION",
     "TILED_EXPERTS",
+    "ExecutedRow",
     "is_checked",
     "misread",
     "refused",
@@ -58,24 +54,60 @@ CHECKED = ("2026.4",)
 _INTEGERS = frozenset({"i8", "u8", "i4", "u4"})
 _SYMMETRIC = frozenset({"i8", "i4"})
 _NOTHING: frozenset[str] = frozenset()
-_CONVOLUTIONS = {CONVOLUTION: _NOTHING}
 
-CPU_EXECUTED: dict[str, frozenset[str]] = {
-    MATMUL: _INTEGERS | {"u2", "nf4", "f4e2m1"},
-    GROUPED_MATMUL: _INTEGERS,
-    TILED_EXPERTS: _INTEGERS,
-    GATHER: _INTEGERS,
-    EXPERTS: _NOTHING,
-    FIRST_INPUT: _NOTHING,
-    OTHER_OPERATION: _NOTHING,
-    **_CONVOLUTIONS,
-}
+
+@dataclass(frozen=True)
+class ExecutedRow:
+    """What one device runs from codes in one kind of layer."""
+
+    device: str
+    layer: str
+    storage: frozenset[str]
+    """Element types of the codes, by OpenVINO's names."""
+    openvino: str
+    """The release that was looked at."""
+    source: str
+    """Where it is known from."""
+
+
+_MEASURED = "measured: the runtime graph, AVX-512 and bfloat16 (benchmarks/device_sweep.py)"
+_TILED = (
+    "measured: the runtime graph; transformations/common_optimizations/convert_tiled_moe_block_to_gather_matmuls.cpp"
+)
+_GPU_MATMUL = "intel_gpu: transformations/compressed_weights_pattern.hpp"
+_GPU_EXPERTS = "intel_gpu: transformations/convert_moe_to_compressed.cpp"
+_GPU_GATHER = "transformations/op_conversions/convert_gather_to_compressed.hpp"
+_NPU = "intel_npu: npuw/partitioning/patterns/opt.cpp and compute.cpp; its guide asks for symmetric integers"
+
+EXECUTED_ROWS = (
+    ExecutedRow("CPU", MATMUL, _INTEGERS | {"u2", "nf4", "f4e2m1"}, "2026.4.1", _MEASURED),
+    ExecutedRow("CPU", GROUPED_MATMUL, _INTEGERS, "2026.4.1", _MEASURED),
+    ExecutedRow("CPU", TILED_EXPERTS, _INTEGERS, "2026.4.1", _TILED),
+    ExecutedRow("CPU", GATHER, _INTEGERS, "2026.4.1", _MEASURED),
+    ExecutedRow("CPU", EXPERTS, _NOTHING, "2026.4.1", _MEASURED),
+    ExecutedRow("CPU", FIRST_INPUT, _NOTHING, "2026.4.1", _MEASURED),
+    ExecutedRow("CPU", OTHER_OPERATION, _NOTHING, "2026.4.1", _MEASURED),
+    ExecutedRow("CPU", CONVOLUTION, _NOTHING, "2026.4.1", _MEASURED),
+    ExecutedRow("GPU", MATMUL, _INTEGERS | {"f8e4m3", "f8e5m2"}, "2026.4", _GPU_MATMUL),
+    ExecutedRow("GPU", GROUPED_MATMUL, _INTEGERS, "2026.4", _GPU_EXPERTS),
+    ExecutedRow("GPU", TILED_EXPERTS, _INTEGERS, "2026.4", _GPU_EXPERTS),
+    ExecutedRow("GPU", GATHER, _INTEGERS, "2026.4", _GPU_GATHER),
+    ExecutedRow("GPU", CONVOLUTION, _NOTHING, "2026.4", _GPU_MATMUL),
+    ExecutedRow("NPU", MATMUL, _SYMMETRIC, "2026.4", _NPU),
+    ExecutedRow("NPU", GATHER, _SYMMETRIC, "2026.4", _NPU),
+    ExecutedRow("NPU", CONVOLUTION, _NOTHING, "2026.4", _NPU),
+)
+"""The table."""
+
 EXECUTED: dict[str, dict[str, frozenset[str]]] = {
-    "CPU": CPU_EXECUTED,
-    "GPU": {MATMUL: _INTEGERS, GATHER: _INTEGERS, **_CONVOLUTIONS},
-    "NPU": {MATMUL: _SYMMETRIC, GATHER: _SYMMETRIC, **_CONVOLUTIONS},
+    device: {row.layer: row.storage for row in EXECUTED_ROWS if row.device == device}
+    for device in ("CPU", "GPU", "NPU")
 }
 """By device and kind of layer the storage types that run from codes; what is not in the table is not known."""
+CPU_EXECUTED = EXECUTED["CPU"]
+
+NPU_GROUP = 128
+"""The size of groups that an NPU is known to take."""
 
 EXPERT_STORAGE = _INTEGERS
 """What experts side by side are run from at all, on CPUs and GPUs; other types are expanded at each inference."""

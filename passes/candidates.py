@@ -15,7 +15,7 @@ from ov_weight_compression.ir_utils.format_times import FormatTimes, time_of
 from ov_weight_compression.ir_utils.weight_source import ValueRange
 from ov_weight_compression.passes.device_rules import runs_from_codes
 from ov_weight_compression.passes.fit import fit
-from ov_weight_compression.passes.modes import Device, FragileLayers, GroupSizeFallback, Mode
+from ov_weight_compression.passes.modes import Device, Devices, FragileLayers, GroupSizeFallback, Mode
 from ov_weight_compression.passes.options import Options
 from ov_weight_compression.passes.plan import DecidedBy, FormatRequest, PlannedWeight
 from ov_weight_compression.passes.targets import FormatChoice
@@ -30,13 +30,13 @@ _WHOLE = (Mode.INT8_ASYM, Mode.INT8_SYM)
 _GROUPED = (Mode.INT4_SYM, Mode.INT4_ASYM, Mode.NF4, Mode.FP4, Mode.INT2_SYM, Mode.INT2_ASYM)
 
 
-def usual_formats(max_slowdown: float, device: Device | None, times: FormatTimes | None = None) -> list[FormatChoice]:
+def usual_formats(max_slowdown: float, devices: Devices, times: FormatTimes | None = None) -> list[FormatChoice]:
     """What there is where the caller names nothing, without what is too slow on a CPU; of other devices no times are
     known, so nothing is left out for them."""
     groups = [size for size in working_groups() if size <= _LARGEST_GROUP]
     every = [FormatChoice(mode, PER_CHANNEL) for mode in _WHOLE]
     every += [FormatChoice(mode, size) for mode in _GROUPED for size in groups]
-    if device not in (None, Device.CPU):
+    if devices and Device.CPU not in devices:
         return every
     taken = {one: time_of(one.mode.value, one.group, times).one_row for one in every}
     fastest: dict[int, float] = {}

@@ -21,26 +21,37 @@ from ov_weight_compression.ir_utils.device_facts import (
     GATHER,
     GROUPED_MATMUL,
     MATMUL,
+    NPU_GROUP,
     OTHER_OPERATION,
     TILED_EXPERTS,
     misread,
     refused,
 )
 from ov_weight_compression.ir_utils.option_kinds import shown
-from ov_weight_compression.passes.modes import Device, Mode
+from ov_weight_compression.passes.modes import Device, Devices, Mode
 from ov_weight_compression.passes.pointwise import pointwise_problem
+from ov_weight_compression.passes.rules import Rule
 from ov_weight_compression.patterns import Consumer, Kind, Weight
 from ov_weight_compression.patterns.experts import expert_blocks, tiled_block_of
 from ov_weight_compression.patterns.graphs import dimensions
 from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL, Format
 
-__all__ = ["Variant", "device_warnings", "executed_variant", "layer_of", "misreading", "refusal", "runs_from_codes"]
+__all__ = [
+    "Variant",
+    "device_warnings",
+    "executed_variant",
+    "layer_of",
+    "misreading",
+    "refusal",
+    "refused_by_name",
+    "runs_from_codes",
+]
 
 _SINGLE = "MatMul of a single 3-D weight"
 _MEASURED = {
     Device.CPU: "measured with OpenVINO 2026.4",
-    Device.GPU: "by OpenVINO's documentation",
-    Device.NPU: "by OpenVINO's documentation",
+    Device.GPU: "by the patterns in its sources",
+    Device.NPU: "by the patterns in its sources",
 }
 
 
@@ -53,24 +64,95 @@ class Variant:
     reason: str
 
 
-def executed_variant(device: Device | None, weight: Weight, format: Format, group: int) -> Variant | None:
-    """The format nearest to `format` that the device executes in every layer of the weight; None where the device
-    executes `format` itself, or is not known to execute anything for this weight, or none is named.
+def executed_variant(devices: Devices, weight: Weight, format: Format, group: int) -> Variant | None:
+    """The format nearest to `format` that all devices execute in every layer of the weight; None where they execute
+    `format` itself, or are not known to execute anything for this weight, or none is named.
 
     Formats of four bits and fewer become int4_sym, which takes as many bytes as nf4 and fp4 do, in the same groups (32
     in place of the fixed groups of mxfp4 and nvfp4, 128 where there are none); those of eight bits int8_sym. Experts
-    side by side get integers whatever the device.
+    side by side get integers whatever the device, and for a GPU, whose fused experts have zero points, int4_asym.
     """
-    if weight.kind is Kind.EXPERTS and _storage(format) not in EXPERT_STORAGE:
-        mode, size = _nearest(format, group)[0]
-        return Variant(mode, size, f"experts run from integers of 4 and 8 bits, {format.name} would be expanded")
-    layer = None if device is None else _expanding_layer(device, weight, format)
-    if device is None or layer is None:
+    if weight.kind is Kind.EXPERTS:
+        return _for_experts(devices, format, group)
+    if Device.NPU in devices and (found := _for_npu(weight, format, group)) is not None:
+        return found
+    expanding = [(device, _expanding_layer(device, weight, format)) for device in devices]
+    device, layer = next((pair for pair in expanding if pair[1] is not None), (None, None))
+    if device is None:
         return None
     for mode, size in _nearest(format, group):
-        if _expanding_layer(device, weight, FORMATS[mode.value]) is None:
+        if all(_expanding_layer(one, weight, FORMATS[mode.value]) is None for one in devices):
+            size = NPU_GROUP if Device.NPU in devices and size != PER_CHANNEL else size
             return Variant(mode, size, f"{device.value} would expand {format.name} in a {layer}")
     return None
+
+
+def _for_experts(devices: Devices, format: Format, group: int) -> Variant | None:
+    mode, size = _nearest(format, group)[0]
+    if _storage(format) not in EXPERT_STORAGE:
+        reason = f"experts run from integers of 4 and 8 bits, {format.name} would be expanded"
+        return Variant(Mode.INT4_ASYM if mode is Mode.INT4_SYM and Device.GPU in devices else mode, size, reason)
+    if Device.GPU in devices and format.storage == "i4":
+        return Variant(Mode.INT4_ASYM, group, "GPU fuses experts with zero points of 4 bits alone")
+    return None
+
+
+def _for_npu(weight: Weight, format: Format, group: int) -> Variant | None:
+    """What an NPU wants beside the types of its codes: the head in int8_asym, and groups of one size."""
+    if _is_head(weight):
+        if format.name == Mode.INT8_ASYM.value and group == PER_CHANNEL:
+            return None
+        return Variant(Mode.INT8_ASYM, PER_CHANNEL, "NPU unpacks the last layer from int8_asym per channel")
+    if format.name == Mode.INT4_SYM.value and group not in (NPU_GROUP, PER_CHANNEL):
+        return Variant(Mode.INT4_SYM, NPU_GROUP, f"NPU takes groups of {NPU_GROUP}, or whole channels")
+    return None
+
+
+def _is_head(weight: Weight) -> bool:
+    """Whether it is the last layer, one that an embedding shares included."""
+    return weight.is_last_layer or (weight.is_embedding and any(use.kind is Kind.MATMUL for use in weight.consumers))
+
+
+def refused_by_name(devices: Devices, mode: Mode, group: int | None, rules: Iterable[Rule]) -> str | None:
+    """What is asked for by name and one device cannot take, with what to do; None where there is nothing.
+
+    For several devices, and for a GPU or CPU whatever the mode is, weights get what they take in its place; an NPU runs
+    so little else that its compiler fails on the rest, and a rule has its way with any other device than it names.
+    """
+    if devices == (Device.NPU,) and mode.value not in ("int8_asym", "int8_sym"):
+        problem = _not_for_npu(mode, FORMATS[mode.value].default_group if group is None else group)
+        if problem is not None:
+            return f"{'group_size' if mode is Mode.INT4_SYM else 'mode'}: {problem}"
+    for number, rule in enumerate(rules):
+        if rule.mode is None or len(devices) != 1:
+            continue
+        size = FORMATS[rule.mode.value].default_group if rule.group_size is None else rule.group_size
+        problem = _not_for_npu(rule.mode, size) if devices == (Device.NPU,) else _not_for_gpu(rule.mode, size, devices)
+        if problem is not None:
+            return f"rules[{number}]: {problem}"
+    return None
+
+
+def _not_for_npu(mode: Mode, group: int) -> str | None:
+    if group not in (NPU_GROUP, PER_CHANNEL) and mode is Mode.INT4_SYM:
+        return f"an NPU takes int4_sym in groups of {NPU_GROUP} or per channel (-1), got {group}"
+    if mode is Mode.INT4_SYM or (mode in (Mode.INT8_SYM, Mode.INT8_ASYM, Mode.INT4_ASYM) and group == PER_CHANNEL):
+        return None
+    groups = "" if group == PER_CHANNEL else f" in groups of {group}"
+    return (
+        f"an NPU does not run {mode.value}{groups}; use int4_sym in groups of {NPU_GROUP} or per channel, or int8_sym"
+    )
+
+
+def _not_for_gpu(mode: Mode, group: int, devices: Devices) -> str | None:
+    if devices != (Device.GPU,):
+        return None
+    format = FORMATS[mode.value]
+    if format.bits == 8 and format.zero_point == "group" and group != PER_CHANNEL:
+        return f"a GPU expands {mode.value} in groups of {group}; use int8_sym, or -1 for one scale a channel"
+    if _storage(format) in EXECUTED["GPU"][MATMUL]:
+        return None
+    return f"a GPU does not run {mode.value}; use int4_sym, int4_asym, int8_sym or int8_asym"
 
 
 def _nearest(format: Format, group: int) -> list[tuple[Mode, int]]:
@@ -82,19 +164,19 @@ def _nearest(format: Format, group: int) -> list[tuple[Mode, int]]:
     return [*candidates, (Mode.INT8_SYM, PER_CHANNEL)]
 
 
-def misreading(device: Device | None, weight: Weight, format: Format, group: int) -> str | None:
+def misreading(devices: Devices, weight: Weight, format: Format, group: int) -> str | None:
     """Why a CPU computes something else in one of the weight's layers from this format than its codes say; None where
-    it does not, or where another device is named."""
-    if device not in (None, Device.CPU) or format.codebook_type is not None:
+    it does not, or where other devices are named."""
+    if (devices and Device.CPU not in devices) or format.codebook_type is not None:
         return None
     layers = (MATMUL if layer_of(use) == _SINGLE else layer_of(use) for use in weight.consumers)  # it runs as a matrix
     found = (misread(layer, format.storage, group, weight.columns, weight.rows) for layer in layers)
     return next((reason for reason in found if reason is not None), None)
 
 
-def refusal(device: Device | None, weight: Weight, format: Format, group: int) -> str | None:
+def refusal(devices: Devices, weight: Weight, format: Format, group: int) -> str | None:
     """Why a CPU does not take the weight for what it is, with codes of this format; None where it does, or where
-    another device is named.
+    other devices are named.
 
     - It does not compile a GroupedMatMul of a single expert: it takes the weight for a matrix.
     - It takes other axes for those of several weights side by side, where a Transpose puts them first.
@@ -102,7 +184,7 @@ def refusal(device: Device | None, weight: Weight, format: Format, group: int) -
       compile it; with three it leaves the one out of the output's shape where the activation has fewer dimensions.
     - Convolutions of one tap, see `pointwise`.
     """
-    if device not in (None, Device.CPU) or format.codebook_type is not None:
+    if (devices and Device.CPU not in devices) or format.codebook_type is not None:
         return None
     batch = prod(weight.shape[axis] for axis in weight.batch_axes)
     for use in weight.consumers:
@@ -120,27 +202,28 @@ def refusal(device: Device | None, weight: Weight, format: Format, group: int) -
     return None
 
 
-def device_warnings(device: Device | None, choices: Iterable[tuple[Weight, Format]]) -> tuple[str, ...]:
-    """What the device, or the CPU where none is named, is known to expand, one line for each format and layer."""
-    target = device or Device.CPU
-    counts: Counter[tuple[str, str]] = Counter()
+def device_warnings(devices: Devices, choices: Iterable[tuple[Weight, Format]]) -> tuple[str, ...]:
+    """What the devices, or the CPU where none is named, are known to expand, one line for each device, format and
+    layer."""
+    counts: Counter[tuple[Device, str, str]] = Counter()
     chosen = list(choices)
-    for weight, format in chosen:
-        layer = _expanding_layer(target, weight, format)
-        if layer is not None:
-            counts[format.name, layer] += 1
+    for target in devices or (Device.CPU,):
+        for weight, format in chosen:
+            layer = _expanding_layer(target, weight, format)
+            if layer is not None:
+                counts[target, format.name, layer] += 1
     return _mixed_blocks(chosen) + tuple(
         f"{target.value} expands {count} {'weight' if count == 1 else 'weights'} in {mode} ({layer}) to floats when it "
         f"compiles the model: a smaller file, no gain at run time ({_MEASURED[target]}; "
         f"see `ov-compress inspect --device {target.value}`)"
-        for (mode, layer), count in counts.items()
+        for (target, mode, layer), count in counts.items()
     )
 
 
-def runs_from_codes(device: Device | None, weight: Weight, format: Format) -> bool:
-    """Whether the device, or the CPU where none is named, executes the format in every layer of the weight, as far as
+def runs_from_codes(devices: Devices, weight: Weight, format: Format) -> bool:
+    """Whether the devices, or the CPU where none is named, execute the format in every layer of the weight, as far as
     is known."""
-    return _expanding_layer(device or Device.CPU, weight, format) is None
+    return all(_expanding_layer(device, weight, format) is None for device in devices or (Device.CPU,))
 
 
 def _mixed_blocks(chosen: Sequence[tuple[Weight, Format]]) -> tuple[str, ...]:
@@ -158,6 +241,8 @@ def _mixed_blocks(chosen: Sequence[tuple[Weight, Format]]) -> tuple[str, ...]:
 def _expanding_layer(device: Device, weight: Weight, format: Format) -> str | None:
     """The first kind of layer for which the device is known to expand the weight; None where there is none."""
     table, storage = EXECUTED[device.value], _storage(format)
+    if device is Device.NPU and storage == "u8" and _is_head(weight):
+        return None
     for consumer in weight.consumers:
         layer = layer_of(consumer)
         if storage not in table.get(layer, {storage}):

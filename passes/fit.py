@@ -9,7 +9,7 @@ from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.types import F16_MAX
 from ov_weight_compression.ir_utils.weight_source import ValueRange
 from ov_weight_compression.passes.device_rules import executed_variant, misreading, refusal
-from ov_weight_compression.passes.modes import BackupMode, GroupSizeFallback, Mode
+from ov_weight_compression.passes.modes import BackupMode, Device, GroupSizeFallback, Mode
 from ov_weight_compression.passes.options import Options
 from ov_weight_compression.passes.plan import DecidedBy, FormatRequest, PlannedWeight, joined_reasons, skipped
 from ov_weight_compression.patterns import Kind, Skip, Weight
@@ -109,6 +109,8 @@ def _adjust(
         raise OptionError(_group_error(weight, request.group, f"it has {weight.columns} channels"))
     if fallback is GroupSizeFallback.IGNORE:
         return skipped(weight, problem)
+    if Device.NPU in options.device and not format.fixed_group:
+        return _per_channel(weight, format, request.because(problem, DecidedBy.FALLBACK), options)
     size = 1 << (request.group.bit_length() - 1)
     while size >= options.min_adjusted_group_size and not format.fixed_group:
         adjusted = request.because(problem, DecidedBy.FALLBACK)

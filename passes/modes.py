@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, TypeAlias
 
 from numpy.typing import NDArray
 
 from ov_weight_compression.ir_utils.errors import OptionError
+from ov_weight_compression.ir_utils.option_kinds import OptionKind, shown
 from ov_weight_compression.quantization.formats import FORMATS
 
 __all__ = [
+    "DEVICES",
     "Accuracy",
     "BackupMode",
     "Codebook",
     "CodebookSharing",
     "Device",
+    "Devices",
     "FragileLayers",
     "GroupSizeFallback",
     "Mode",
     "SensitivityMetric",
+    "parse_devices",
 ]
 
 
@@ -153,8 +158,35 @@ class Accuracy(str, Enum):
 
 
 class Device(str, Enum):
-    """The device that formats are chosen for."""
+    """A device that formats are chosen for."""
 
     CPU = "CPU"
     GPU = "GPU"
     NPU = "NPU"
+
+
+Devices: TypeAlias = tuple[Device, ...]
+"""Devices each of which is to execute what is chosen; none where none is named."""
+
+
+def parse_devices(value: Any) -> Devices:
+    """Devices by name: one, several in a text with commas or in a sequence, or AUTO for all of them. What OpenVINO's
+    own names say beside that (`GPU.1`, `AUTO:GPU,CPU`) is taken too.
+
+    Raises:
+        OptionError: one of them is none.
+        ValueError: it is no text and no sequence of texts.
+    """
+    given = [value] if isinstance(value, (str, Enum)) else list(value)
+    texts = [str(one.value if isinstance(one, Enum) else one) for one in given if isinstance(one, (str, Enum))]
+    names = [name.strip().upper() for text in texts for name in re.split("[,;]", text.rpartition(":")[2])]
+    if len(texts) != len(given) or not names:
+        raise ValueError(value)
+    every = {member.value: (member,) for member in Device} | {"AUTO": tuple(Device)}
+    unknown = next((name for name in names if name.partition(".")[0] not in every), None)
+    if unknown is not None:
+        raise OptionError(f"device: {shown(unknown)} is not one of CPU, GPU, NPU, AUTO or several of them")
+    return tuple(dict.fromkeys(member for name in names for member in every[name.partition(".")[0]]))
+
+
+DEVICES = OptionKind("one of CPU, GPU, NPU, AUTO or several of them", parse_devices, "Device | str | Sequence[str]")

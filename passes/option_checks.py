@@ -8,6 +8,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from ov_weight_compression.ir_utils.errors import OptionError
+from ov_weight_compression.passes.device_rules import refused_by_name
 from ov_weight_compression.passes.modes import Device, GroupSizeFallback, Mode
 from ov_weight_compression.passes.option_rows import Option
 from ov_weight_compression.passes.runtime_hints import check_hints_for_cpu
@@ -31,7 +32,7 @@ def told(value: Any) -> str:
     if isinstance(value, Mapping) and all(isinstance(own, str) for own in value.values()):  # runtime hints
         return "; ".join(f"{name}={own}" for name, own in value.items())
     if isinstance(value, tuple):
-        return "; ".join(getattr(part, "__name__", None) or str(part) for part in value)
+        return "; ".join(getattr(part, "__name__", None) or str(getattr(part, "value", part)) for part in value)
     return str(value) if isinstance(value, (str, bool, int, float)) else type(value).__name__
 
 
@@ -51,7 +52,7 @@ def check_together(options: Options, asked: Mapping[str, Any], rows: Mapping[str
         )
     if options.scale_search == "off" and (options.scale_estimation or options.accuracy is not None):
         raise OptionError("scale_search: must not be 'off' with scale_estimation or accuracy, which are made of it")
-    if options.runtime_hints and options.device in (None, Device.CPU):
+    if options.runtime_hints and (not options.device or Device.CPU in options.device):
         check_hints_for_cpu(options.runtime_hints)
     used, fitted = Mode.CODEBOOK in options.modes, Mode.ADAPTIVE_CODEBOOK in options.modes
     if used and options.codebook is None:
@@ -66,6 +67,8 @@ def check_together(options: Options, asked: Mapping[str, Any], rows: Mapping[str
         except ValueError as error:
             raise OptionError(str(error)) from None
     _check_formats(options, asked)
+    if (problem := refused_by_name(options.device, options.mode, options.group_size, options.rules)) is not None:
+        raise OptionError(problem)
 
 
 def _check_formats(options: Options, asked: Mapping[str, Any]) -> None:

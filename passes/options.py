@@ -37,11 +37,12 @@ from ov_weight_compression.ir_utils.worker_pool import default_threads
 from ov_weight_compression.passes.advanced import read_advanced
 from ov_weight_compression.passes.method import Tuning
 from ov_weight_compression.passes.modes import (
+    DEVICES,
     Accuracy,
     BackupMode,
     Codebook,
     CodebookSharing,
-    Device,
+    Devices,
     FragileLayers,
     GroupSizeFallback,
     Mode,
@@ -283,8 +284,11 @@ class Options:
     codebook_sharing: CodebookSharing = declared(
         CodebookSharing.NONE, one_of(CodebookSharing), "which weights share one of them", need=_WITH_FITTED_TABLE
     )
-    device: Device | None = declared(
-        None, one_of(Device), "choose formats that this device executes compressed", usual="formats as asked for"
+    device: Devices = declared(
+        (),
+        DEVICES,
+        "choose formats that this device executes compressed, or all of several, or of AUTO",
+        usual="formats as asked for",
     )
     runtime_hints: Mapping[str, str] | None = declared(
         None, _HINTS, "what a device is to do at inference, written into the model", flag=None

@@ -18,7 +18,7 @@ from ov_weight_compression.ir_utils.option_kinds import check_model
 from ov_weight_compression.ir_utils.publish import write_text
 from ov_weight_compression.passes.budget_outcome import BudgetOutcome
 from ov_weight_compression.passes.device_rules import device_warnings
-from ov_weight_compression.passes.modes import Device
+from ov_weight_compression.passes.modes import Device, parse_devices
 from ov_weight_compression.passes.plan import DecidedBy, Plan
 from ov_weight_compression.patterns import Skip
 
@@ -182,14 +182,14 @@ def make_report(plan: Plan, recipe: dict[str, str], remarks: tuple[str, ...] = (
 
     `remarks` are warnings that do not follow from the plan.
     """
-    device = Device(recipe["device"]) if "device" in recipe else None
+    devices = parse_devices(recipe["device"]) if "device" in recipe else ()
     warnings = (
         plan.remarks
         + remarks
-        + device_warnings(device, ((planned.weight, planned.spec.format) for planned in plan.weights))
+        + device_warnings(devices, ((planned.weight, planned.spec.format) for planned in plan.weights))
     )
     version = ov.get_version()
-    if device in (None, Device.CPU) and not is_checked(version):
+    if (not devices or Device.CPU in devices) and not is_checked(version):
         warnings += (
             f"what CPUs misread was measured with OpenVINO {', '.join(CHECKED)}, and nobody has looked at "
             f"{release_of(version)}: `ov-compress verify` does",

@@ -27,6 +27,7 @@ from ov_weight_compression.passes.modes import (
     Codebook,
     CodebookSharing,
     Device,
+    Devices,
     FragileLayers,
     GroupSizeFallback,
     Mode,
@@ -100,7 +101,8 @@ class WeightCompression(ModelPass):
         verify: with `lazy=False`, run one compressed layer of each kind on the device (the CPU where none is named) and
             compare it with its stored weights; a difference that its arithmetic does not explain is an error.
         threads: threads to compute with; by default OMP_NUM_THREADS or the processors there are.
-        device: prefer formats that this device executes compressed.
+        device: choose formats that this device executes compressed: `"CPU"`, `"GPU"` or `"NPU"`; with several
+            (`"CPU,GPU"` or a list), or `"AUTO"` for all, those that each of them takes.
         runtime_hints: what a device is to do at inference, such as `{"KV_CACHE_PRECISION": "u8"}`: written into the
             model beside those that it has; see `ov_weight_compression.passes.runtime_hints`.
         dataset: model inputs (dicts, tuples, arrays), token ids, NNCF's Dataset, or for a language model `"random"` or
@@ -174,7 +176,7 @@ class WeightCompression(ModelPass):
         codebook_type: str | None = None,
         codebook_size: int | None = None,
         codebook_sharing: CodebookSharing | str = CodebookSharing.NONE,
-        device: Device | str | None = None,
+        device: Device | str | Sequence[str] = (),
         runtime_hints: Mapping[str, Any] | None = None,
         lazy: bool = True,
         verify: bool = False,
@@ -301,7 +303,7 @@ def apply_weight_compression(
     codebook_type: str | None = None,
     codebook_size: int | None = None,
     codebook_sharing: CodebookSharing | str = CodebookSharing.NONE,
-    device: Device | str | None = None,
+    device: Device | str | Sequence[str] = (),
     runtime_hints: Mapping[str, Any] | None = None,
     lazy: bool = True,
     verify: bool = False,
@@ -390,10 +392,10 @@ def _prepared(plan: Plan, data: Measurements, options: Options) -> tuple[Plan, t
     return plan, (remark,)
 
 
-def _verify(model: ov.Model, device: Device | None, roles: Roles | None) -> None:
+def _verify(model: ov.Model, devices: Devices, roles: Roles | None) -> None:
     from ov_weight_compression.passes.verify import verify
 
-    found = verify(model, device.value if device is not None else "CPU", roles=roles)
+    found = verify(model, devices[0].value if len(devices) == 1 else "CPU", roles=roles)
     if not found.ok:
         more = f" (and {len(found.wrong) - 1} more)" if len(found.wrong) > 1 else ""
         raise WorkError(f"verify: {found.device} does not compute what the weights say: {found.wrong[0]}{more}")

@@ -339,6 +339,6 @@ def test_a_checkpoint_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 def test_where_the_checkpoint_is_and_the_device_are_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert WeightsFromCheckpoint("~/hf").folder == tmp_path / "hf"
-    assert WeightsFromCheckpoint("hf", device="cpu").device is Device.CPU
+    assert WeightsFromCheckpoint("hf", device="cpu").devices == (Device.CPU,)
     with pytest.raises(OptionError, match=r"device: 'XPU' is not one of CPU, GPU, NPU"):
         WeightsFromCheckpoint("hf", device="XPU")

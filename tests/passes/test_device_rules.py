@@ -9,6 +9,7 @@ import openvino as ov
 import pytest
 
 from ov_weight_compression.evaluation.device import RuntimeGraph
+from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.passes import Report, WeightCompression
 from ov_weight_compression.quantization.formats import FORMATS
 from tests import models
@@ -55,11 +56,70 @@ def test_the_cpu_executes_what_it_is_given(
     assert types == {row.name: FORMATS[row.mode].storage for row in report.rows}
 
 
-@pytest.mark.parametrize(("mode", "to"), [("int4_asym", "int4_sym"), ("int8_asym", "int8_sym")])
-def test_the_npu_gets_symmetric_integers(mode: str, to: str) -> None:
-    assert got(compressed(models.layers(1, 128), mode=mode, device="NPU"))["matmul"][0] in (to, "int8_sym")
-    report = compressed(models.layers(3, 128), mode=mode, device="NPU")
-    assert {row.mode for row in report.rows} == {to, "int8_sym"}
+@pytest.mark.parametrize(
+    ("mode", "group", "to"),
+    [("int4_asym", -1, "int4_sym"), ("int4_sym", 128, "int4_sym"), ("int8_asym", None, "int8_sym")],
+)
+def test_the_npu_gets_symmetric_integers_and_its_head_in_int8_asym(mode: str, group: int | None, to: str) -> None:
+    report = compressed(models.layers(3, 256), mode=mode, group_size=group, device="NPU")
+    assert [row.mode for row in report.rows] == [to, to, "int8_asym"]
+    if group == 128:
+        assert [row.group_size for row in report.rows] == [128, 128, -1]
+    report = compressed(models.layers(2, 96), mode="int4_sym", device="NPU", all_layers=True)  # 128 does not divide
+    assert [(row.mode, row.group_size) for row in report.rows] == [("int4_sym", -1), ("int8_asym", -1)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mode": "int4_asym", "device": "NPU"}, "mode: an NPU does not run int4_asym in groups of 128; use int4_sym"),
+        ({"mode": "nf4", "device": "NPU"}, "mode: an NPU does not run nf4 in groups of 128; use int4_sym in groups of"),
+        (
+            {"mode": "int4_sym", "group_size": 64, "device": "NPU"},
+            r"group_size: an NPU takes int4_sym in groups of 128 or per channel \(-1\), got 64",
+        ),
+        (
+            {"rules": [("*", {"mode": "int4_asym", "group_size": 64})], "device": "NPU"},
+            r"rules\[0\]: an NPU does not run int4_asym in groups of 64",
+        ),
+        ({"rules": [("*", "nf4")], "device": "GPU"}, r"rules\[0\]: a GPU does not run nf4; use int4_sym, int4_asym"),
+        ({"rules": [("*", "nvfp4")], "device": "GPU"}, r"rules\[0\]: a GPU does not run nvfp4"),
+        (
+            {"rules": [("*", {"mode": "int8_asym", "group_size": 64})], "device": "GPU"},
+            r"rules\[0\]: a GPU expands int8_asym in groups of 64; use int8_sym, or -1",
+        ),
+        ({"device": "TPU"}, "device: 'TPU' is not one of CPU, GPU, NPU, AUTO or several of them"),
+        ({"device": "CPU,TPU"}, "device: 'TPU' is not one of"),
+        ({"device": 3}, "device: must be one of CPU, GPU, NPU, AUTO or several of them, got 3"),
+        ({"device": []}, "device: must be one of"),
+    ],
+)
+def test_what_a_device_cannot_take_is_refused_by_name(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=f"^{message}"):
+        WeightCompression(**options)
+
+
+def test_several_devices_get_what_all_of_them_take() -> None:
+    def given(mode: str, device: object) -> set[str]:
+        return {row.mode for row in compressed(models.layers(3, 256), mode=mode, all_layers=True, device=device).rows}
+
+    assert given("nf4", "CPU") == {"nf4"}
+    assert given("nf4", "CPU,GPU") == given("nf4", ["gpu", "CPU"]) == given("nf4", "AUTO:GPU,CPU.0") == {"int4_sym"}
+    assert given("fp8_e4m3", "GPU") == {"fp8_e4m3"}
+    assert given("fp8_e4m3", "GPU,CPU") == {"int8_sym"}
+    assert given("int4_asym", "CPU,GPU") == {"int4_asym"}
+    assert given("int4_asym", "AUTO") == given("int4_asym", "GPU,NPU") == {"int4_sym", "int8_asym"}  # the head
+    report = compressed(models.layers(1, 256), mode="int4_sym", device="CPU,GPU", all_layers=True)
+    assert report.recipe["device"] == "CPU; GPU"
+
+
+def test_misread_groups_are_not_given_where_a_cpu_is_among_the_devices() -> None:
+    def groups(device: str) -> set[int]:
+        options = {"mode": "int4_sym", "group_size": 48, "all_layers": True, "device": device}
+        return {row.group_size for row in compressed(models.layers(1, 96), **options).rows}
+
+    assert groups("GPU") == {48}
+    assert groups("CPU,GPU") == {32}
 
 
 def test_without_a_device_the_mode_stays_and_the_report_warns() -> None:
@@ -88,7 +148,6 @@ def test_the_backup_is_fitted_to_the_device_too() -> None:
     assert got(compressed(models.embedding(), **options, device="CPU")) == {"gather": ("int8_sym", -1)}
     options["all_layers"] = True  # and no group fits
     assert got(compressed(models.linear(48, 54), **options, device="CPU")) == {"matmul": ("int8_asym", -1)}
-    assert got(compressed(models.linear(48, 54), **options, device="NPU")) == {"matmul": ("int8_sym", -1)}
 
 
 @pytest.mark.parametrize(

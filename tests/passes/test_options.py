@@ -133,7 +133,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"mode": "int4_sym", "scale_search": 1000}, r"scale_search: .*256, got 1000"),
     ({"lazy": 1}, r"lazy: must be True or False, got 1"),
     ({"threads": 0}, r"threads: must be a whole number from 1 to 4096, got 0"),
-    ({"device": "TPU"}, r"device: 'TPU' is not one of CPU, GPU, NPU"),
     ({"mode": "mxfp4", "group_size": 64}, r"group_size: mxfp4 is defined for groups of 32, got 64"),
     ({"mode": "nvfp4", "group_size": 32}, r"group_size: nvfp4 is defined for groups of 16, got 32"),
     ({"mode": "mxfp8_e4m3", "group_size": -1}, r"group_size: mxfp8_e4m3 is defined for groups of 32, got -1"),
