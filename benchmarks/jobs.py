@@ -14,18 +14,27 @@ from typing import Any
 from benchmarks.processes import Run, run
 
 WORKERS = Path(__file__).resolve().parent / "workers"
+FORMS = {
+    "library": "ov.save_model",
+    "writer": "save_model",
+    "compiled": "compile_model",
+    "command": "command",
+}
+"""What stands in the script behind ``apply_weight_compression``: OpenVINO's writer, the package's own, or the model
+compiled as it is, lazily; or there is no script but ``ov-compress``, of which only the whole is known."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclass(frozen=True)
 class Job:
     """``source`` and ``output`` are .xml paths; ``options`` by name and string value; ``data`` is None, ``"random"``,
-    ``"self"`` or the description of a token file."""
+    ``"self"`` or the description of a token file; ``form`` is how this package is used (see ``FORMS``)."""
 
     source: Path
     output: Path
     options: dict[str, Any]
     data: dict[str, Any] | str | None = None
+    form: str = "library"
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,7 @@ def perform(
                     "output": str(job.output),
                     "options": job.options,
                     "data": job.data,
+                    "form": job.form,
                     "answer": str(answer),
                 }
             )

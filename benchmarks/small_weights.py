@@ -11,6 +11,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,15 @@ def chain(count: int) -> ov.Model:
         weight = random.standard_normal((SIZE, SIZE)).astype(np.float32) / np.float32(8)
         y = op.matmul(y, op.constant(weight), False, True)
     return ov.Model([y], [x])
+
+
+def build(count: int, folder: Path) -> Path:
+    """The model as an IR, written where it is not there yet."""
+    path = folder / "openvino_model.xml"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        ov.serialize(chain(count), str(path))
+    return path
 
 
 def measure(count: int, writer: str) -> tuple[float, float]:

@@ -3,7 +3,10 @@
 Each run is a process of its own, from its start to the saved file; the contenders take turns, and the tables hold
 medians. Llama-shaped fp16 models of the wanted sizes are built once in ``--models`` (``llama_ir.py``). Both tools get
 the same work (``modes.py``). The source is in the page cache as far as it fits, and earlier output is written out
-before each run. What ``--scale-search off`` times is what NNCF does; ``auto`` is the package's default and does more.
+before each run. What ``--search off`` times is what NNCF does; ``auto`` is the package's default and does more.
+
+``--small-weights 100,1000,10000 --sizes ""`` times models of so many weights of 64 x 64 instead, or as well: saved by
+both writers, and compiled.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmarks import llama_ir, machine, modes, peers, places, speed_runs, speed_table
+from benchmarks import jobs, llama_ir, machine, modes, peers, places, small_weights, speed_runs, speed_table
 from benchmarks.limits import UNAVAILABLE, parse_size
 from benchmarks.llama_graph import Shape
 from benchmarks.speed_runs import Contender, Row
@@ -22,7 +25,7 @@ def contenders(mode: str, arguments: argparse.Namespace, with_peer: bool) -> lis
     options = modes.options(mode, arguments.group_size, arguments.ratio)
     found = []
     for form in arguments.form.split(","):
-        name = "this package, command" if form == "command" else "this package"
+        name = f"this package, {jobs.FORMS[form]}"
         if mode in modes.INT8:
             found.append(Contender(name, "own", options, form))
             continue
@@ -31,6 +34,35 @@ def contenders(mode: str, arguments: argparse.Namespace, with_peer: bool) -> lis
     if with_peer:
         found.append(Contender("NNCF", "nncf", options))
     return found
+
+
+def small_contenders(with_peer: bool) -> list[Contender]:
+    """Both writers and lazy compilation, with the default search and without, and NNCF."""
+    options = {"mode": "int4_sym", "group_size": 32, "all_layers": True}
+    found = [
+        Contender(
+            f"this package, {jobs.FORMS[form]}, search {search}", "own", {**options, "scale_search": search}, form
+        )
+        for form in ("library", "writer", "compiled")
+        for search in ("off", "auto")
+    ]
+    return [*found, Contender("NNCF", "nncf", options)] if with_peer else found
+
+
+def compare_small(arguments: argparse.Namespace, with_peer: bool) -> str:
+    """A section for each number of small weights, and how the time grows."""
+    sections, growth = [], []
+    for count in map(int, arguments.small_weights.split(",")):
+        source = small_weights.build(count, arguments.models / f"small-{count}")
+        rows, disk = speed_runs.rounds(
+            source, small_contenders(with_peer), arguments.pairs, arguments.work, arguments.peer_python
+        )
+        sections.append(f"### int4_sym, {count} weights of 64 × 64\n\n{speed_table.comparison(rows, disk)}")
+        print(sections[-1], flush=True)
+        growth += [(count, row) for row in rows]
+    sections.append("### Pass and saving (or compiling) by the number of weights\n\n" + speed_table.small_table(growth))
+    print(sections[-1], flush=True)
+    return "\n".join(sections)
 
 
 def model_of(shape: Shape, name: str, folder: Path) -> Path:
@@ -43,7 +75,7 @@ def compare(arguments: argparse.Namespace, with_peer: bool) -> str:
     """A section for each size and mode, and the growth over sizes where it is asked for."""
     sections = []
     growth: dict[str, list[tuple[float, float, Row]]] = {}
-    for name in arguments.sizes.split(","):
+    for name in filter(None, arguments.sizes.split(",")):
         shape = llama_ir.shape_of(name)
         source = model_of(shape, name, arguments.models)
         size = source.with_suffix(".bin").stat().st_size
@@ -87,7 +119,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--sizes", default="0.1,0.5", help=f"of {','.join(llama_ir.SHAPES)}, or shapes")
     parser.add_argument("--modes", default="int8_asym,int4_asym", help=f"of {','.join(modes.ALL)}")
     parser.add_argument("--search", default="off,auto", help="the package's scale_search, where a mode has one")
-    parser.add_argument("--form", default="library", help="library, command or both with a comma")
+    parser.add_argument("--form", default="library", help=f"of {','.join(jobs.FORMS)}: what the script does, or none")
+    parser.add_argument(
+        "--small-weights", default="", metavar="COUNTS", help="time models of so many small weights too"
+    )
     parser.add_argument("--group-size", type=int, default=128)
     parser.add_argument("--ratio", type=float, default=1.0, help="below 1 the data-free sensitivity is timed too")
     parser.add_argument("--pairs", type=int, default=3, help="rounds")
@@ -108,6 +143,8 @@ def main(argv: list[str] | None = None) -> int:
     if peer is None:
         print(peers.ADVICE)
     text = under_limit(arguments, bool(peer)) if arguments.limit_memory else compare(arguments, bool(peer))
+    if arguments.small_weights:
+        text += "\n" + compare_small(arguments, bool(peer))
     if arguments.output is not None:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(f"{machine.describe(peer)}\nMedians of {arguments.pairs} rounds.\n\n{text}")

@@ -17,8 +17,7 @@ STAGES = ("import", "read", "pass", "save", "total")
 
 @dataclass(frozen=True)
 class Contender:
-    """A tool with its options. ``form``: ``"library"`` (a script with ``save_model(apply_weight_compression(…))``) or
-    ``"command"`` (``ov-compress``, of which only the whole is known)."""
+    """A tool with its options; ``form`` is one of ``jobs.FORMS``."""
 
     name: str
     tool: str
@@ -90,9 +89,9 @@ def _once(
     """One run, its output measured and deleted."""
     work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=work) as folder:
-        job = jobs.Job(source, Path(folder, "openvino_model.xml"), contender.options)
+        job = jobs.Job(source, Path(folder, "openvino_model.xml"), contender.options, form=contender.form)
         prefix, join = (limit.prefix, limit.join) if limit else ((), None)
-        if contender.form == "library":
+        if contender.form != "command":
             return jobs.perform(contender.tool, job, peer_python, before=join, prefix=prefix)
         command = [*prefix, *command_line(job)]
         run = processes.run(command, Path(folder, "log"), before=join)

@@ -85,3 +85,18 @@ def growth_table(rows: Sequence[tuple[float, float, Row]]) -> str:
     lines.sort(key=lambda line: line[0])
     header = ("", "parameters, B", "source, GB", "total, s", "s a GB", "anonymous, MB", "resident, MB")
     return tables.markdown(header, lines)
+
+
+def small_table(rows: Sequence[tuple[int, Row]]) -> str:
+    """The seconds of each contender's pass and saving, a column for each number of weights, beside whole processes."""
+    counts = list(dict.fromkeys(count for count, _ in rows))
+    header = ("", *(f"{count}: pass and save, s" for count in counts), *(f"{count}: all, s" for count in counts))
+    lines = []
+    for name in dict.fromkeys(row.contender.name for _, row in rows):
+        found = {count: row for count, row in rows if row.contender.name == name}
+        stages = [found[count].stages for count in counts]
+        inner = [stage.get("pass", 0) + stage.get("save", 0) if stage else None for stage in stages]
+        lines.append(
+            [name, *map(tables.seconds, inner), *(tables.seconds(stage.get("total")) for stage in stages)],
+        )
+    return tables.markdown(header, lines)

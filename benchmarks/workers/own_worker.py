@@ -1,7 +1,8 @@
 """Compresses one model with this package, as a user's script would: ``python own_worker.py JOB.json``.
 
 The job is the one of ``nncf_worker.py``; ``data`` may also be the string ``"random"`` or ``"self"``, which goes to the
-package as it is. The library form is timed, ``ov.save_model(apply_weight_compression(model, ...), output)``.
+package as it is. What is timed is ``ov.save_model(apply_weight_compression(model, ...), output)``, or as ``form`` says
+the package's own ``save_model`` (``"writer"``) or ``compile_model`` of the lazily compressed model (``"compiled"``).
 """
 
 import json
@@ -29,6 +30,17 @@ def windows_of(data: dict[str, Any]) -> list[Any]:
     return list(tokens)
 
 
+def finish(form: str, model: ov.Model, output: str) -> None:
+    if form == "compiled":
+        ov.Core().compile_model(model, "CPU")
+    elif form == "writer":
+        from ov_weight_compression import save_model
+
+        save_model(model, output)
+    else:
+        ov.save_model(model, output)
+
+
 def main() -> None:
     with open(sys.argv[1]) as file:
         job = json.load(file)
@@ -42,7 +54,7 @@ def main() -> None:
     stamps["read"] = time.time()
     compressed = apply_weight_compression(model, **options)
     stamps["passed"] = time.time()
-    ov.save_model(compressed, job["output"])
+    finish(job.get("form", "library"), compressed, job["output"])
     stamps["saved"] = time.time()
     with open(job["answer"], "w") as file:
         json.dump({"stamps": stamps, "openvino": ov.__version__}, file)

@@ -124,3 +124,16 @@ def test_missing_models_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_an_unknown_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="no such model: gpt5"):
         accuracy.main(["--models", "gpt5", "--cache", str(tmp_path / "accuracy.json")])
+
+
+def test_small_weights_are_saved_by_both_writers_and_compiled() -> None:
+    names = [each.name for each in speed.small_contenders(with_peer=True)]
+    assert names[::2] == [
+        "this package, ov.save_model, search off",
+        "this package, save_model, search off",
+        "this package, compile_model, search off",
+        "NNCF",
+    ]
+    text = speed_table.small_table([(100, row(OWN, 1.0)), (1000, row(OWN, 2.0))])
+    assert text.splitlines()[0].count(" s ") == 4
+    assert "100: pass and save, s" in text
