@@ -145,8 +145,10 @@ class FileMappings:
         Raises:
             WorkError: the file is shorter than it was; names it.
         """
-        one = self._around(values) if values.flags.c_contiguous and values.nbytes else None
-        if one is None or not one.opened():
+        one = self._around(values)
+        if one is None:
+            return values
+        if not values.flags.c_contiguous or not values.nbytes or not one.opened():
             self.fetch(values)
             return values
         copy = np.empty(values.shape, values.dtype) if buffer is None else buffer[: values.size].reshape(values.shape)

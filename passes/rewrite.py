@@ -113,6 +113,8 @@ def _same_values(one: WeightEncoding, other: WeightEncoding) -> bool:
 
 def _merged(equal: Sequence[PlannedWeight]) -> PlannedWeight:
     """What is planned for equal weights: for the first one, with the consumers of all."""
+    if len(equal) == 1:
+        return equal[0]
     consumers = tuple(consumer for planned in equal for consumer in planned.weight.consumers)
     tells = any(planned.tells for planned in equal)
     return replace(equal[0], weight=replace(equal[0].weight, consumers=consumers), tells=tells)

@@ -86,6 +86,8 @@ def graphs_of(model: ov.Model) -> list[Graph]:
 def dimensions(value: ov.Output) -> list[int | None] | None:
     """The sizes of a tensor's dimensions, None for those known only at run time; None for an unknown rank."""
     shape = value.get_partial_shape()
+    if shape.is_static:  # one call in place of three for each dimension
+        return [*shape.to_shape()]
     if shape.rank.is_dynamic:
         return None
     return [dim.get_length() if dim.is_static else None for dim in shape]

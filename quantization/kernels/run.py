@@ -1,8 +1,9 @@
 """Running kernels over any number of groups, from any number of threads.
 
 A kernel computes a fixed block of groups. Each thread that runs one compiles it for itself, for one stream of one
-thread: OpenVINO then computes in the thread that asks, so N threads use N cores and no more. There are three sizes of
-block, for large weights, small ones and those of a few thousand elements; the last block is run partly empty.
+thread: OpenVINO then computes in the thread that asks, so N threads use N cores and no more. A large weight takes many
+blocks, the last one partly empty. Small weights get a block of the size of the first of them, which serves for all that
+fill half of it; a model's weights are of few sizes.
 
 Compiling costs tens of milliseconds, as much as the numpy reference needs for some ten thousand weights; so a key is
 compiled when it has been asked for that many, and until then (or for good, in a model of small odd weights) the
@@ -34,9 +35,8 @@ COMPILE_AFTER = 1 << 17
 _PLAIN_ELEMENTS = 1 << 19
 _SEARCH_ELEMENTS = 5 << 17
 
-# Small blocks have these parts of the groups of a whole one.
-_SMALL = 16
-_TINY = 128
+# Sizes of small blocks beside the whole one: compiling one takes as long as a thousand runs.
+_SMALL_SIZES = 3
 
 # Rows of a weight that a block must hold at least to be filled with whole ones only.
 _WHOLE_PERIODS = 8
@@ -152,8 +152,7 @@ class Kernel:
     def __init__(self, key: Key, block: int) -> None:
         self.key = key
         self.block = block
-        self.small, self.tiny = (max(8, block // part // 8 * 8) for part in (_SMALL, _TINY))
-        self._free: dict[int, list[_Compiled]] = {self.block: [], self.small: [], self.tiny: []}
+        self._free: dict[int, list[_Compiled]] = {self.block: []}
         self._made: list[_Compiled] = []
         self._lock = threading.Lock()
 
@@ -173,9 +172,7 @@ class Kernel:
             take: called with each block's start and its outputs, cut to the groups it holds; they are the kernel's own
                 memory, to be read before ``take`` returns.
         """
-        block = self.block
-        if len(groups) * 2 <= block:
-            block = self.tiny if len(groups) <= self.tiny else self.small
+        block = self._block_for(len(groups))
         compiled = self._acquire(block)
         try:
             if tensor_scale is not None:
@@ -184,7 +181,7 @@ class Kernel:
             if importance is not None and len(importance) * _WHOLE_PERIODS <= block:
                 # Blocks that begin where the importance does all have the same, at the price of some empty groups.
                 step, refill = block // len(importance) * len(importance), False
-                compiled.fill("importance", repeated(importance, 0, min(step, len(groups))))
+                compiled.repeat("importance", importance, min(step, len(groups)))
             for start in range(0, len(groups), step):
                 size = min(step, len(groups) - start)
                 compiled.fill("groups", groups[start : start + size])
@@ -193,6 +190,18 @@ class Kernel:
                 take(start, compiled.infer(size))
         finally:
             self._release(block, compiled)
+
+    def _block_for(self, groups: int) -> int:
+        """The size of the blocks for a weight of so many groups."""
+        with self._lock:
+            fitting = [size for size in self._free if groups <= size <= 2 * groups]
+            if fitting or groups * 2 > self.block:
+                return min(fitting, default=self.block)
+            if len(self._free) <= _SMALL_SIZES:
+                size = -(-groups // 8) * 8
+                self._free[size] = []
+                return size
+            return min(size for size in self._free if size >= groups)
 
     def _acquire(self, block: int) -> "_Compiled":
         with self._lock:
@@ -220,6 +229,13 @@ class _Compiled:
     def fill(self, name: str, rows: Array) -> None:
         """Copy rows into an input. What is left of the block keeps what it held: nobody looks at its outputs."""
         self.inputs[name][: len(rows)] = rows
+
+    def repeat(self, name: str, rows: Array, count: int) -> None:
+        """Copy rows into an input again and again, until `count` are filled."""
+        whole = count // len(rows)
+        target = self.inputs[name]
+        target[: whole * len(rows)].reshape(whole, *rows.shape)[...] = rows
+        target[whole * len(rows) : count] = rows[: count - whole * len(rows)]
 
     def infer(self, size: int) -> list[Array]:
         """Run, and the outputs of the first ``size`` groups: the kernel's own memory (a copy costs a tenth)."""

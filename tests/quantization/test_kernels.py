@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 from ov_weight_compression.quantization import FORMATS, Format, Spec, tensor_scale_of, with_codebook
 from ov_weight_compression.quantization.encode import encode_groups
-from ov_weight_compression.quantization.kernels import Kernel, Key, flip_mask
+from ov_weight_compression.quantization.kernels import Kernel, Key, flip_mask, repeated
 from tests.quantization.groups import nasty_groups
 
 TABLES = {
@@ -31,8 +31,9 @@ def check(groups: np.ndarray, spec: Spec, graph: bool = False, importance: np.nd
     blocks: list[list[np.ndarray]] = []
     kernel.run(groups, importance, scalar, lambda start, outputs: blocks.append([np.array(part) for part in outputs]))
     got = [np.concatenate(parts) for parts in zip(*blocks, strict=True)]
+    energy = None if importance is None else repeated(importance, 0, len(groups))
     with np.errstate(over="ignore"):
-        codes, scale, zero_point = encode_groups(groups.astype(np.float32), spec, scalar, importance, graph)
+        codes, scale, zero_point = encode_groups(groups.astype(np.float32), spec, scalar, energy, graph)
     np.testing.assert_array_equal(got[1].view(np.uint8), scale.view(np.uint8))
     np.testing.assert_array_equal(got[0] ^ got[0].dtype.type(flip_mask(spec.format)), codes)
     if zero_point is not None:
@@ -105,3 +106,17 @@ def test_a_toy_format_is_one_row() -> None:
     odd = Format("odd", "u6", 6, zero_point="group")
     check(nasty_groups(200, 40), spec_of(odd))
     assert replace(odd, bits=5).high == 31
+
+
+def test_small_weights_get_a_block_of_their_size() -> None:
+    """And no more sizes than pay: compiling one takes as long as a thousand runs."""
+    kernel = Kernel(Key(spec_of(FORMATS["int4_sym"]), 32, "f16"), 4096)
+    sizes = [kernel._block_for(groups) for groups in (128, 100, 64, 60, 20, 10, 9, 500, 5000, 3000, 128)]
+    assert sizes == [128, 128, 128, 64, 24, 24, 24, 4096, 4096, 4096, 128]
+
+
+@pytest.mark.parametrize("rows", [1, 3, 7])
+def test_importance_is_repeated_in_small_blocks(rows: int) -> None:
+    groups = nasty_groups(40, 32, dtype=np.float16)
+    importance = np.random.default_rng(rows).uniform(2.0**-20, 1, (rows, 32)).astype(np.float32)
+    check(groups, spec_of(FORMATS["int4_sym"], search=6), graph=True, importance=importance)
