@@ -24,7 +24,7 @@ from ov_weight_compression.ir_utils.errors import WorkError
 from ov_weight_compression.ir_utils.positional import read_into
 from ov_weight_compression.ir_utils.types import Array
 
-__all__ = ["FileMappings"]
+__all__ = ["FileMappings", "FileRows"]
 
 _MADV_DONTNEED = 4
 _MADV_POPULATE_READ = 22
@@ -80,6 +80,54 @@ class _Range:
             else:
                 os.close(descriptor)
         self._known = True
+
+
+@dataclass(frozen=True, eq=False)
+class FileRows:
+    """Rows of numbers that are still in their file: read into the memory of whoever computes with them, once, and not
+    into an array that is copied from. As much of an array as that takes."""
+
+    _values: Array
+    """Where they are mapped: nothing of it is touched."""
+    _range: _Range
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As an array's."""
+        return self._values.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """As an array's."""
+        return self._values.dtype
+
+    @property
+    def size(self) -> int:
+        """How many numbers there are."""
+        return self._values.size
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getitem__(self, rows: slice) -> FileRows:
+        return FileRows(self._values[rows], self._range)
+
+    def reshape(self, rows: int, columns: int) -> FileRows:
+        """The same numbers in rows of another length."""
+        return FileRows(self._values.reshape(rows, columns), self._range)
+
+    def read_into(self, target: Array) -> None:
+        """Put all of them into a contiguous array of the same shape and type.
+
+        Raises:
+            WorkError: the file is shorter than it was; names it.
+        """
+        self._range.read(self._values.__array_interface__["data"][0], target)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        values = np.empty(self.shape, self.dtype)
+        self.read_into(values)
+        return values if dtype is None else values.astype(dtype, copy=False)
 
 
 class FileMappings:
@@ -154,6 +202,11 @@ class FileMappings:
         copy = np.empty(values.shape, values.dtype) if buffer is None else buffer[: values.size].reshape(values.shape)
         one.read(values.__array_interface__["data"][0], copy)
         return copy
+
+    def rows(self, values: Array) -> FileRows | None:
+        """Contiguous values `[rows, columns]` to be read from the file later; None where that is not possible."""
+        one = self._around(values) if values.flags.c_contiguous and values.nbytes else None
+        return FileRows(values, one) if one is not None and one.opened() else None
 
     def drop(self, values: Array) -> None:
         """Give back the whole pages under `values`; the file keeps them, so a later read finds them again."""

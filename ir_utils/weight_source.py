@@ -21,7 +21,7 @@ import numpy as np
 
 from ov_weight_compression.ir_utils.constant_values import ConstantValues, constants_behind, detached
 from ov_weight_compression.ir_utils.constants import bf16_to_f32
-from ov_weight_compression.ir_utils.file_mappings import FileMappings
+from ov_weight_compression.ir_utils.file_mappings import FileMappings, FileRows
 from ov_weight_compression.ir_utils.layout import Layout, Slab
 from ov_weight_compression.ir_utils.types import Array, Float32
 
@@ -55,6 +55,10 @@ class WeightSource(Protocol):
     def read(self, slab: Slab) -> Array:
         """The rows of a slab as contiguous `[n, columns]`, float16 or float32. Not written to by whoever gets them."""
         ...
+
+    def unread(self, slab: Slab) -> Array | FileRows:
+        """As `read`, or what reads them where they are wanted."""
+        return self.read(slab)
 
     def release(self, slab: Slab) -> None:
         """Rows that have been read and will not be asked for again soon."""
@@ -121,6 +125,13 @@ class ConstantSource(WeightSource):
         """float16 as it is (a view where possible), else float32."""
         view = self.layout.matrix_view(self._data.reshape(self.layout.shape))[slab.index]
         return self._widen(np.ascontiguousarray(self._in_memory(view)).reshape(-1, self.layout.columns))
+
+    def unread(self, slab: Slab) -> Array | FileRows:
+        """From the file where they lie together there, in a type that is computed with."""
+        found = None
+        if self._mappings is not None and self.layout.contiguous and self.element_type in ("f16", "f32"):
+            found = self._mappings.rows(self._data.reshape(self.layout.rows, self.layout.columns)[slab.index])
+        return self.read(slab) if found is None else found
 
     def release(self, slab: Slab) -> None:
         """Give back the file's pages under the slab."""

@@ -236,7 +236,7 @@ class WeightEncoding:
         if importance is not None and importance.ndim == 2:
             importance = importance[slab.start * len(importance) // self.layout.rows]
         encoded = encode_rows(
-            self.source.read(slab),
+            self.source.unread(slab),
             self.spec,
             importance=importance,
             weighting="graph" if self.importance is None or self.importance.seen is None else "data",

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from ov_weight_compression.ir_utils.file_mappings import FileRows
 from ov_weight_compression.ir_utils.packing import pack, packed_size
 from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.quantization.formats import PER_CHANNEL, stored_codebook
@@ -38,7 +39,7 @@ _REFERENCE_ELEMENTS = 1 << 17
 
 
 def encode_rows(
-    values: Array,
+    values: Array | FileRows,
     spec: Spec,
     *,
     importance: Float32 | None = None,
@@ -50,7 +51,8 @@ def encode_rows(
     """Quantise rows of a weight.
 
     Args:
-        values: [rows, in] of any float type, all of them finite. float16 and float32 are read as they are.
+        values: [rows, in] of any float type, all of them finite. float16 and float32 are read as they are, and may lie
+            in a file still.
         spec: how to store them.
         importance: [in] f32 >= 0, what an error in each input channel weighs in the scale search; None for all alike.
         weighting: ``"data"``: importance is E[x_j^2] of the layer's input and used as it is, and what the search finds
@@ -71,17 +73,21 @@ def encode_rows(
     """
     rows, width = values.shape
     group = spec.group_of(width)
-    if values.dtype != np.float16:
-        values = values.astype(np.float32, copy=False)
-    groups = np.ascontiguousarray(values).reshape(-1, group)
+    if not isinstance(values, FileRows):
+        if values.dtype != np.float16:
+            values = values.astype(np.float32, copy=False)
+        values = np.ascontiguousarray(values)
+    groups = values.reshape(-1, group)
     if spec.format.tensor_scale and tensor_scale is None:
-        tensor_scale = tensor_scale_of(float(np.abs(groups).max(initial=0.0)), spec.format)
+        tensor_scale = tensor_scale_of(float(np.abs(np.asarray(groups)).max(initial=0.0)), spec.format)
     energy = _per_group(importance, spec, group)
     refits = energy is not None and weighting != "graph"
+    if refits:
+        groups = np.asarray(groups)  # read once
     parts = _Parts(rows, width, group, spec, packed, into, whole=refits)
     _encode(groups, spec, tensor_scale, energy, weighting == "graph", parts)
     if energy is not None and refits:
-        _refit(groups, spec, tensor_scale, energy, parts, STARTS[:1] if weighting == "trial" else STARTS)
+        _refit(np.asarray(groups), spec, tensor_scale, energy, parts, STARTS[:1] if weighting == "trial" else STARTS)
     codes = parts.codes
     if packed and not parts.packs:
         codes = pack(codes, spec.format.bits, None if into is None else into.codes.reshape(-1))
@@ -179,7 +185,7 @@ def decode_groups(
 
 
 def _encode(
-    groups: Array,
+    groups: Array | FileRows,
     spec: Spec,
     tensor_scale: np.float32 | None,
     importance: Float32 | None,
@@ -193,7 +199,7 @@ def _encode(
         return
     step = max(1, _REFERENCE_ELEMENTS // groups.shape[1])
     for start in range(0, len(groups), step):
-        block = groups[start : start + step].astype(np.float32)
+        block = np.asarray(groups[start : start + step]).astype(np.float32)
         weights = None if importance is None else repeated(importance, start, start + len(block))
         codes, scale, zero_point = encode_groups(block, spec, tensor_scale, weights, graph)
         mask = code_dtype(spec.format)(flip_mask(spec.format))
@@ -217,7 +223,7 @@ def _refit(
         refit(block, parts.codes[span], parts.scale[span], zero_point, weights, spec, tensor_scale, starts)
 
 
-def _kernel(groups: Array, spec: Spec, importance: bool, graph: bool) -> Kernel | None:
+def _kernel(groups: Array | FileRows, spec: Spec, importance: bool, graph: bool) -> Kernel | None:
     source = "f16" if groups.dtype == np.float16 else "f32"
     return kernel_for(_key(spec, groups.shape[1], source, graph, importance), groups.size)
 

@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import openvino as ov
 
+from ov_weight_compression.ir_utils.file_mappings import FileRows
 from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.quantization.kernels.graph import Key, build, searchable, supported
 
@@ -158,7 +159,7 @@ class Kernel:
 
     def run(
         self,
-        groups: Array,
+        groups: Array | FileRows,
         importance: Float32 | None,
         tensor_scale: np.float32 | None,
         take: Callable[[int, list[Array]], None],
@@ -226,9 +227,13 @@ class _Compiled:
         self.inputs = {port.get_any_name(): self._request.get_tensor(port).data for port in compiled.inputs}
         self._outputs = [self._request.get_tensor(port).data for port in compiled.outputs]
 
-    def fill(self, name: str, rows: Array) -> None:
-        """Copy rows into an input. What is left of the block keeps what it held: nobody looks at its outputs."""
-        self.inputs[name][: len(rows)] = rows
+    def fill(self, name: str, rows: Array | FileRows) -> None:
+        """Put rows into an input. What is left of the block keeps what it held: nobody looks at its outputs."""
+        target = self.inputs[name][: len(rows)]
+        if isinstance(rows, FileRows):
+            rows.read_into(target)
+        else:
+            target[:] = rows
 
     def repeat(self, name: str, rows: Array, count: int) -> None:
         """Copy rows into an input again and again, until `count` are filled."""

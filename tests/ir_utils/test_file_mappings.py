@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import mmap
+import os
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from ov_weight_compression.ir_utils.errors import WorkError
 from ov_weight_compression.ir_utils.file_mappings import FileMappings
 from tests.running import linux, resident_of
 
@@ -61,3 +64,26 @@ def test_a_mapping_made_later_is_not_touched(tmp_path: Path) -> None:
     mappings.drop(values)
     assert resident_of(path) >= 1 << 20
     assert int(values.sum()) == total
+
+
+@linux
+def test_rows_are_read_from_the_file_into_the_readers_memory(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    contents = np.random.default_rng(0).standard_normal((64, 128)).astype(np.float16)
+    path.write_bytes(contents.tobytes())
+    with path.open("rb") as file:
+        memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    values = np.frombuffer(memory, np.float16).reshape(64, 128)
+    rows = FileMappings().rows(values)
+    assert rows is not None
+    assert (len(rows), rows.shape, rows.size, rows.dtype) == (64, (64, 128), 64 * 128, np.float16)
+    target = np.zeros((32, 32), np.float16)
+    rows.reshape(-1, 32)[8:40].read_into(target)
+    assert (target == contents.reshape(-1, 32)[8:40]).all()
+    assert (np.asarray(rows[3:5]) == contents[3:5]).all()
+    assert resident_of(path) == 0
+    assert FileMappings().rows(contents) is None
+    assert FileMappings().rows(values.T) is None
+    os.truncate(path, 100)
+    with pytest.raises(WorkError, match="became shorter while it was read"):
+        np.asarray(rows)

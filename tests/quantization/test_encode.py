@@ -1,6 +1,7 @@
 """encode_rows and decode_rows: what every caller relies on."""
 
 import threading
+from pathlib import Path
 
 import numpy as np
 import openvino as ov
@@ -10,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from ov_weight_compression.ir_utils.file_mappings import FileMappings
 from ov_weight_compression.ir_utils.packing import pack
 from ov_weight_compression.quantization import (
     FORMATS,
@@ -21,9 +23,11 @@ from ov_weight_compression.quantization import (
     tensor_scale_of,
     with_codebook,
 )
+from ov_weight_compression.quantization.encode import Weighting
 from ov_weight_compression.quantization.kernels import run
 from ov_weight_compression.quantization.reference import level_grid
 from tests.quantization.groups import nasty_groups
+from tests.running import linux
 
 ROWS = {name: row for name, row in FORMATS.items() if name not in ("codebook", "adaptive_codebook")}
 
@@ -167,6 +171,26 @@ def test_packed_rows_of_groups_that_end_within_a_byte() -> None:
     np.testing.assert_array_equal(packed.codes.reshape(-1), pack(encode_rows(values, spec).codes, 4))
     with pytest.raises(ValueError, match="a row of 9 codes of 4 bits does not end on a whole byte"):
         encode_rows(weights(4, 9), spec, packed=True)
+
+
+@linux
+@pytest.mark.parametrize("compile_after", [0, 1 << 60])
+@pytest.mark.parametrize("weighting", ["graph", "data"])
+def test_rows_that_are_in_a_file_still(
+    compile_after: int, weighting: Weighting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = weights(40, 192).astype(np.float16)
+    (tmp_path / "values").write_bytes(values.tobytes())
+    mapped = np.memmap(tmp_path / "values", np.float16, "r", shape=values.shape)
+    rows = FileMappings().rows(mapped)
+    assert rows is not None
+    spec, importance = spec_of("int4_asym", 64, 4), np.random.default_rng(3).random(192).astype(np.float32)
+    monkeypatch.setattr(run, "COMPILE_AFTER", compile_after)
+    monkeypatch.setattr(run, "block_of", lambda key: 32)
+    options = {"importance": importance, "weighting": weighting}
+    read, there = encode_rows(rows, spec, **options), encode_rows(values, spec, **options)
+    for part in ("codes", "scale", "zero_point"):
+        np.testing.assert_array_equal(getattr(read, part), getattr(there, part))
 
 
 def test_sources_of_any_float_type_agree() -> None:
