@@ -6,6 +6,8 @@ Everything that a user calls is here and is imported when it is asked for; what 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ov_weight_compression.calibration import RecordedInputs as RecordedInputs
+    from ov_weight_compression.calibration import record_inputs as record_inputs
     from ov_weight_compression.evaluation import Comparison as Comparison
     from ov_weight_compression.evaluation import ComparisonProtocol as ComparisonProtocol
     from ov_weight_compression.evaluation import Inspection as Inspection
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+_CALIBRATION = ("RecordedInputs", "record_inputs")
 _EVALUATION = ("Comparison", "ComparisonProtocol", "Inspection", "Verification", "compare", "inspect", "verify")
 _PASSES = (
     "Accuracy",
@@ -78,14 +81,15 @@ _PASSES = (
     "save_model",
 )
 
-__all__ = ["__version__", *_EVALUATION, *_PASSES]
+__all__ = ["__version__", *_CALIBRATION, *_EVALUATION, *_PASSES]
 
 
 if not TYPE_CHECKING:  # a checker would take any name for one of the package's
 
     def __getattr__(name: str) -> Any:
         """What is asked for, imported now: the command must be able to import the package in no time."""
-        room = "passes" if name in _PASSES else "evaluation" if name in _EVALUATION else None
+        rooms = {"calibration": _CALIBRATION, "evaluation": _EVALUATION, "passes": _PASSES}
+        room = next((room for room, names in rooms.items() if name in names), None)
         if room is None:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from importlib import import_module

@@ -7,6 +7,7 @@ from ov_weight_compression.calibration.datasets import (
     SUBSET_SIZE,
     Samples,
     make_samples,
+    opened,
     read_data,
     readable,
 )
@@ -15,6 +16,7 @@ from ov_weight_compression.calibration.generate import written_windows
 from ov_weight_compression.calibration.influence_file import load_influences, save_influences
 from ov_weight_compression.calibration.layer_shift import Rounding
 from ov_weight_compression.calibration.probes import Influence, Rounder, influences
+from ov_weight_compression.calibration.record import RecordedInputs, record_inputs
 from ov_weight_compression.calibration.statistics import (
     LayerStatistics,
     Statistics,
@@ -31,6 +33,7 @@ __all__ = [
     "Influence",
     "LayerInput",
     "LayerStatistics",
+    "RecordedInputs",
     "Rounder",
     "Rounding",
     "Samples",
@@ -46,8 +49,10 @@ __all__ = [
     "load_statistics",
     "make_samples",
     "open_streams",
+    "opened",
     "read_data",
     "readable",
+    "record_inputs",
     "save_influences",
     "save_statistics",
     "scored_outputs",

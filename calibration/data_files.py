@@ -2,6 +2,7 @@
 
     .npy             an array
     .npz             arrays by name
+    a folder         recorded samples, an .npz each (see `recorded`)
     any other file   text in UTF-8, through the tokenizer that lies beside the model (see `tokenizer`): token ids
 
 What an array is depends on the model. Token ids, where that takes nothing else; the one input of a model that takes
@@ -19,9 +20,10 @@ from pathlib import Path
 import numpy as np
 
 from ov_weight_compression.calibration.model_inputs import ModelInputs
+from ov_weight_compression.calibration.recorded import load_arrays
 from ov_weight_compression.calibration.tokenizer import find_tokenizer
 from ov_weight_compression.ir_utils import option_kinds
-from ov_weight_compression.ir_utils.errors import OptionError, one_line
+from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.types import Array
 
 __all__ = ["Arrays", "is_text", "read_file", "rows_of", "sort_arrays"]
@@ -52,7 +54,7 @@ def read_file(file: object, places: Sequence[Path | None], most: int | None = No
     if not path.is_file():
         raise OptionError(f"data={str(path)!r}: there is no such file")
     if not is_text(path):
-        return _load_arrays(path), path.name
+        return load_arrays(path), path.name
     text = _read_text(path, most)
     tokenizer = find_tokenizer(places)
     return tokenizer.encode(text), f"{path.name} (through {Path(tokenizer.source).name})"
@@ -68,23 +70,6 @@ def _read_text(path: Path, most: int | None) -> str:
     if not text.strip():
         raise OptionError(f"data={str(path)!r}: the file holds no text")
     return text
-
-
-def _load_arrays(path: Path) -> Arrays:
-    try:
-        read = np.load(path, allow_pickle=False)
-        if not isinstance(read, np.ndarray):
-            with read:
-                read = {name: read[name] for name in read.files}
-    except (Exception, MemoryError) as error:  # of zipfile, zlib, tokenize, struct and numpy itself, as they come
-        reason = one_line(str(error), 200) or type(error).__name__
-        raise OptionError(f"data={str(path)!r}: cannot be read as numpy arrays ({reason})") from error
-    found: Arrays = read
-    for name, array in found.items() if isinstance(found, Mapping) else [("", found)]:
-        if array.dtype.kind not in "biuf":
-            what = f"its array {one_line(name, 60)!r}" if name else "it"
-            raise OptionError(f"data={str(path)!r}: {what} holds no numbers but {one_line(str(array.dtype), 60)}")
-    return found
 
 
 def sort_arrays(arrays: Arrays, inputs: ModelInputs, where: str = "") -> tuple[Array, ...] | dict[str, Array]:

@@ -10,7 +10,9 @@ The dataset may be
 
 Arrays are numpy's, torch's or OpenVINO's tensors, or lists. Arrays of integers are token ids where the model has an
 input for those, else inputs like any other. What can be read only once, such as a generator, is kept once it was read.
-On the command line the dataset is a file: text, a .npy or an .npz.
+On the command line the dataset is a file, and may be one anywhere: text, a .npy or an .npz, or a folder of recorded
+samples (see `recorded`). What lies beside the model's own file is used: a tokenizer for text and, for a language model
+that takes `inputs_embeds`, the model that makes those of token ids (see `embeddings`).
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +30,15 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from ov_weight_compression.calibration.data_files import read_file, rows_of, sort_arrays
+from ov_weight_compression.calibration.embeddings import with_embeddings
 from ov_weight_compression.calibration.generate import random_tokens, written_tokens
 from ov_weight_compression.calibration.language_model import LanguageModel
 from ov_weight_compression.calibration.model_inputs import ModelInputs
+from ov_weight_compression.calibration.recorded import recorded_data
 from ov_weight_compression.calibration.sums import check_sample
 from ov_weight_compression.ir_utils.errors import CompressionError, OptionError, one_line
-from ov_weight_compression.ir_utils.option_kinds import count, shown
+from ov_weight_compression.ir_utils.file_mappings import file_of
+from ov_weight_compression.ir_utils.option_kinds import count, path, shown
 from ov_weight_compression.ir_utils.replay import Replay, read_again, reads_once
 from ov_weight_compression.ir_utils.types import Array
 
@@ -45,6 +51,7 @@ __all__ = [
     "as_windows",
     "batches",
     "make_samples",
+    "opened",
     "read_data",
     "readable",
 ]
@@ -91,8 +98,21 @@ def make_samples(
     """
     subset_size = None if subset_size is None else count(1).parse("subset_size", subset_size)
     context_length = count(1).parse("context_length", context_length)
+    dataset = opened(dataset, model)
     inputs = ModelInputs(model, "dataset")
     language = inputs.language
+    embedded = with_embeddings(model) if language is None and _only_tokens(dataset) else None
+    if embedded is not None:
+        samples = make_samples(
+            embedded.model,
+            dataset,
+            subset_size=subset_size,
+            context_length=context_length,
+            seed=seed,
+            quiet=quiet,
+            which=which,
+        )
+        return Samples(lambda: map(embedded.inputs, samples), samples.description)
     if isinstance(dataset, str):
         tokens = _made(model, inputs, dataset, subset_size, context_length, seed, quiet)
         how = "random tokens" if dataset == "random" else "tokens that the model wrote itself"
@@ -217,8 +237,6 @@ def _made(
     seed: int,
     quiet: bool,
 ) -> NDArray[np.int64]:
-    if dataset not in ("random", "self"):
-        raise OptionError(f"dataset={shown(dataset)}: allowed are 'random', 'self', token ids and model inputs")
     language = inputs.language
     if language is None:
         raise OptionError(
@@ -230,6 +248,33 @@ def _made(
     if dataset == "random":
         return random_tokens(language.vocabulary, subset_size or _RANDOM_WINDOWS, length, seed)
     return written_tokens(model, language, subset_size or _WRITTEN_WINDOWS, length, seed, quiet=quiet)
+
+
+def opened(dataset: Any, model: ov.Model) -> Any:
+    """The dataset itself or, where it is the name of a file or folder, what that holds.
+
+    Raises OptionError for a file that is not there or holds no data, and for text where no tokenizer is found.
+    """
+    named = isinstance(dataset, PathLike) or (isinstance(dataset, str) and dataset not in ("random", "self"))
+    if not named:
+        return dataset
+    if not Path(path().parse("dataset", dataset)).exists():
+        raise OptionError(
+            f"dataset={shown(str(dataset))}: allowed are 'random', 'self', a file (there is none of "
+            "this name), token ids and model inputs"
+        )
+    home = file_of(model)
+    return read_data(dataset, None if home is None else home.parent, home)
+
+
+def _only_tokens(dataset: Any) -> bool:
+    """Whether the data are words or whole numbers without a name."""
+    if isinstance(dataset, (str, np.ndarray)):
+        return isinstance(dataset, str) or bool(np.issubdtype(dataset.dtype, np.integer))
+    if isinstance(dataset, Mapping) or not isinstance(dataset, Sequence) or not len(dataset):
+        return False
+    first = dataset[0]
+    return not isinstance(first, (Mapping, tuple)) and np.asarray(first).dtype.kind in "iu"
 
 
 _TOO_FEW = "dataset: it has too few windows to be parted: give more"
@@ -269,17 +314,25 @@ _LONGEST_TEXT = 8 << 20
 """Bytes of a text file that are read: some two million tokens."""
 
 
-def read_data(source: str | Path, model_folder: str | Path) -> Any:
-    """What `make_samples` takes as its dataset, for a name given on the command line.
+def read_data(source: str | PathLike[str], folder: Path | None, model: Path | str | None = None) -> Any:
+    """What `make_samples` takes as its dataset, for a name.
 
     `random` and `self` are handed on; everything else is a file (see `data_files`). Of arrays by name, the windows lie
     along the first axis.
+
+    Args:
+        source: what the data are called.
+        folder: where a tokenizer is looked for.
+        model: the model's file, by which its samples are found in a folder of samples for several.
 
     Raises OptionError for a file that is not there or holds no data, and where there is no tokenizer.
     """
     if str(source) in ("random", "self"):
         return str(source)
-    return read_file(source, [Path(model_folder)], _LONGEST_TEXT)[0]
+    place: Any = path().parse("data", source)
+    if place.is_dir():
+        place = recorded_data(place, [model])
+    return read_file(place, [folder], _LONGEST_TEXT)[0] if isinstance(place, Path) else place
 
 
 _TOKENS_A_RUN = 1024

@@ -83,7 +83,7 @@ def compress_checkpoint(
                 data,
                 pipeline_defaults,
             )
-        dataset = cache(lambda name: read_data(name, folder))
+        dataset = cache(lambda source: read_data(source, folder))
         results = []
         for name in names:
             model = open_exported(exported, name, opened, devices)

@@ -73,7 +73,9 @@ def add_options(command: CommandParser) -> Groups:
         running=command.later_group("running"),
     )
     groups.data.add_argument(
-        "--data", metavar="FILE", help="text, .npy or .npz; random or self (written by it) for a language model"
+        "--data",
+        metavar="FILE",
+        help="text, .npy, .npz or a folder of recorded samples; random or self (written by it) for a language model",
     )
     _add_declared(groups)
     _add_own(groups)

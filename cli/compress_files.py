@@ -80,14 +80,18 @@ def compress_path(
         return options_by_file(names, options, lambda name: read_model(folder / name), files, data, pipeline_defaults)
 
     @functools.cache
-    def dataset(name: str) -> Any:
+    def dataset(source: str, name: str) -> Any:
         from ov_weight_compression.calibration import read_data
 
-        return read_data(name, folder)
+        return read_data(source, folder, name)
 
     def convert(model: Path, written: Path | None) -> Report:
-        own = shared()[model.relative_to(folder).as_posix()]
-        given = own.options if own.data is None else {**own.options, "dataset": dataset(own.data)}
+        name = model.relative_to(folder).as_posix()
+        own = shared()[name]
+        of_each = own.data is not None and Path(own.data).is_dir()
+        given = own.options
+        if own.data is not None:
+            given = {**given, "dataset": dataset(own.data, name if of_each else "")}
         return replace(_compress_file(model, written, given, progress), note=own.note)
 
     return [FileResult(*result) for result in convert_path(source, target, convert, update_config, force)]

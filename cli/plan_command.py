@@ -43,7 +43,15 @@ def run_plan(parsed: argparse.Namespace) -> int:
     place, asked = json_place(parsed.json), asked_of(parsed)
     if not any(name in asked.options for name in BUDGETS):
         asked = replace(asked, options={**asked.options, "target_bits": _USUAL_BITS})
-    results = compress_path(parsed.model, None, dict(asked.options), data=asked.data, task=asked.task)
+    results = compress_path(
+        parsed.model,
+        None,
+        dict(asked.options),
+        data=asked.data,
+        task=asked.task,
+        files=asked.files,
+        pipeline_defaults=asked.pipeline_defaults,
+    )
     if not parsed.quiet:
         for text in dict.fromkeys((*asked.remarks, *(text for one in results for text in one.report.warnings))):
             say(f"warning: {text}")

@@ -17,6 +17,7 @@ from ov_weight_compression.calibration.data_files import is_text, read_file, row
 from ov_weight_compression.calibration.datasets import Told, readable
 from ov_weight_compression.calibration.generate import fitting_window, random_inputs, random_tokens
 from ov_weight_compression.calibration.model_inputs import ModelInputs
+from ov_weight_compression.calibration.recorded import recorded_data
 from ov_weight_compression.evaluation.comparison import DataFigures
 from ov_weight_compression.evaluation.models import Pair
 from ov_weight_compression.evaluation.request import CompareRequest
@@ -87,6 +88,8 @@ def prepare(pair: Pair, data: CompareData, request: CompareRequest) -> InputSets
     if data is None:
         read = _made_up(pair, request, vocabulary)
     else:
+        if isinstance(data, (str, PathLike)) and Path(data).is_dir():
+            data = recorded_data(Path(data), [pair.base.path])
         read = open_data(data, pair.base.inputs, pair.tokenizer_places(request.tokenizer), request.protocol.batch)
     longest = pair.base.longest_window()
     windows = cut_windows(read.tokens, request.cut, pair.base.usual_window()) if read.tokens else None

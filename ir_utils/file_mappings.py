@@ -16,15 +16,17 @@ import sys
 import weakref
 from bisect import bisect_right
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openvino as ov
 
 from ov_weight_compression.ir_utils.errors import WorkError
 from ov_weight_compression.ir_utils.positional import read_into
 from ov_weight_compression.ir_utils.types import Array
 
-__all__ = ["FileMappings", "FileRows"]
+__all__ = ["FileMappings", "FileRows", "file_of"]
 
 _MADV_DONTNEED = 4
 _MADV_POPULATE_READ = 22
@@ -183,6 +185,11 @@ class FileMappings:
         self.check(values)
         self._advise(values, _MADV_POPULATE_READ)
 
+    def path_of(self, values: Array) -> str | None:
+        """The file that an array's memory is."""
+        one = self._around(values)
+        return None if one is None else one.path
+
     def holds(self, values: Array) -> bool:
         """Whether an array's memory is a file's."""
         return self._around(values) is not None
@@ -222,6 +229,22 @@ class FileMappings:
         one = self._at(first)
         if last > first and one is not None and last <= one.stop:
             _libc().madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), advice)
+
+
+def file_of(model: ov.Model) -> Path | None:
+    """The model's own file, an .xml, as its constants' memory tells it; None where that is no file's, or another's."""
+    mappings = FileMappings()
+    constants = (node for node in model.get_ops() if node.get_type_name() == "Constant" and node.get_byte_size())
+    for constant in sorted(constants, key=lambda node: -int(node.get_byte_size()))[:_ASKED]:
+        path = mappings.path_of(np.asarray(constant.data).view())
+        file = None if path is None else Path(path).with_suffix(".xml")
+        if file is not None and file.is_file():
+            return file
+    return None
+
+
+_ASKED = 8
+"""Constants, the largest first: some were perhaps computed when the model was read."""
 
 
 @functools.cache

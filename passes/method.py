@@ -16,6 +16,7 @@ without. GPTQ makes up for most of what AWQ brings.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from ov_weight_compression.ir_utils.errors import OptionError
@@ -93,6 +94,10 @@ def method_of(options: Options, model: Any) -> Method:
     dataset, accuracy = options.dataset, options.accuracy
     if dataset is None:
         dataset = _made_up(options, model)
+    elif isinstance(dataset, (str, PathLike)):
+        from ov_weight_compression.calibration import opened
+
+        dataset = opened(dataset, model)
     inserts = bool(options.awq)
     if dataset is None:
         return Method(folds=inserts, inserts=inserts, tuning=options.tuning)
@@ -121,9 +126,11 @@ def _made_up(options: Options, model: Any) -> str | None:
         )
     if options.accuracy is None:
         return None
+    from ov_weight_compression.calibration.embeddings import with_embeddings
     from ov_weight_compression.calibration.language_model import read_language_model
 
-    language = read_language_model(model)
+    embedded = with_embeddings(model)
+    language = read_language_model(model if embedded is None else embedded.model)
     if language is not None and language.needs_only_ids:
         return "random" if options.accuracy is Accuracy.FAST else "self"
     if options.accuracy is Accuracy.FAST:

@@ -16,7 +16,7 @@ from ov_weight_compression.calibration import make_samples, read_data
 from ov_weight_compression.calibration.generate import _drawn
 from ov_weight_compression.calibration.tokenizer import find_tokenizer
 from ov_weight_compression.ir_utils.errors import MissingExtraError, OptionError
-from ov_weight_compression.passes import WeightCompression
+from ov_weight_compression.passes import WeightCompression, apply_weight_compression
 from tests import models
 from tests.calibration import small
 
@@ -399,6 +399,27 @@ def test_a_mark_that_a_tokenizer_begins_with_is_kept(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("a b a c")
     assert read_data(tmp_path / "text.txt", tmp_path).tolist() == [0, 1, 2, 1, 3]
     assert find_tokenizer([tmp_path]).encode("a b a c").tolist() == [0, 1, 2, 1, 3]
+
+
+def test_a_file_is_data_wherever_a_dataset_is(tmp_path: Path) -> None:
+    """The tokenizer is the one beside the file that the model was read from."""
+    tokenizers = pytest.importorskip("tokenizers")
+    words = {"<s>": 0, **{f"w{number}": number for number in range(1, 90)}}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<s>"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    made.save(str(tmp_path / "tokenizer.json"))
+    ov.save_model(small.language_model(), tmp_path / "openvino_model.xml", compress_to_fp16=False)
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(f"w{number}" for number in range(1, 31)))
+    model = ov.Core().read_model(tmp_path / "openvino_model.xml")
+    for given in (text, str(text)):
+        (window,) = make_samples(model, given, context_length=10)
+        assert window["input_ids"].tolist() == np.arange(1, 31).reshape(3, 10).tolist()
+    apply_weight_compression(model, mode="int4_sym", group_size=32, dataset=text, context_length=10)
+    with pytest.raises(
+        OptionError, match=r"text needs a tokenizer.*looked in nowhere: the models were not given as file"
+    ):
+        make_samples(small.language_model(), text)
 
 
 def test_text_by_either_tokenizer(shared: Path, tmp_path: Path) -> None:

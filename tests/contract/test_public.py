@@ -14,7 +14,7 @@ from ov_weight_compression import evaluation, passes
 
 
 def test_everything_that_the_rooms_offer_is_here() -> None:
-    assert set(owc.__all__) == {"__version__", *passes.__all__, *evaluation.__all__}
+    assert set(owc.__all__) == {"__version__", "RecordedInputs", "record_inputs", *passes.__all__, *evaluation.__all__}
     for name in owc.__all__:
         assert getattr(owc, name) is not None
     assert owc.apply_weight_compression is passes.apply_weight_compression
