@@ -133,6 +133,9 @@ def _add_own(groups: Groups) -> None:
         action="store_true",
         help="the mode for every part of a pipeline (default: 8 bits for small and delicate ones)",
     )
+    groups.results.add_argument(
+        "--html", metavar="FILE", type=Path, help="write a page to look at: formats, where the bytes are, reasons"
+    )
     add_json(groups.results, "the report")
     groups.running.add_argument(
         "--recipe", metavar="FILE", type=Path, help="take the options from a file; those on the command line come first"
@@ -224,6 +227,7 @@ def run_compress(parsed: argparse.Namespace) -> int:
     """Run the command and return its exit code; what goes wrong is raised as a `CompressionError`."""
     from ov_weight_compression.cli.compress_files import compress_path
     from ov_weight_compression.cli.output import JsonPlace, json_place, say
+    from ov_weight_compression.cli.report_file import write_page
     from ov_weight_compression.cli.usage import Watch
     from ov_weight_compression.entry import done
     from ov_weight_compression.ir_utils.errors import OptionError
@@ -232,6 +236,7 @@ def run_compress(parsed: argparse.Namespace) -> int:
     if parsed.output is None and not parsed.dry_run:
         raise OptionError("output: say where to write with -o OUT, or add --dry-run to see the report alone")
     report = None if parsed.report is None else JsonPlace(check_place("--report", parsed.report))
+    page = None if parsed.html is None else check_place("--html", parsed.html)
     kept = None if parsed.save_recipe is None else check_place("--save-recipe", parsed.save_recipe)
     asked, place = asked_of(parsed), json_place(parsed.json)
     target = None if parsed.dry_run else parsed.output
@@ -256,6 +261,9 @@ def run_compress(parsed: argparse.Namespace) -> int:
         say(f"{'planned' if parsed.dry_run else 'done'} in {watch.usage.told(_bytes_of(results)[0])}")
     for written in filter(None, (report, place)):
         written.write(_as_dict(results, watch.usage))
+    if page is not None:
+        told = "A dry run: nothing was written, sizes are exact." if parsed.dry_run else f"Written to {parsed.output}."
+        write_page(page, Path(parsed.model), asked, results, told, watch.usage)
     if kept is not None:
         keep_recipe(kept, asked, results)
     if parsed.verify and not parsed.dry_run:

@@ -25,8 +25,7 @@ def plan_parser() -> CommandParser:
     command = CommandParser(
         prog="ov-compress plan", usage="ov-compress plan MODEL [options]", description=_DESCRIPTION, epilog=_EXAMPLES
     )
-    groups = add_options(command)
-    groups.results.add_argument("--html", metavar="FILE", type=Path, help="write the plan as a page")
+    add_options(command)
     command.set_defaults(run=run_plan)
     return command
 
@@ -35,7 +34,8 @@ def run_plan(parsed: argparse.Namespace) -> int:
     """Run the command and return 0; what goes wrong is raised as a `CompressionError`."""
     from ov_weight_compression.cli.compress_files import compress_path
     from ov_weight_compression.cli.output import json_place, of_models, say
-    from ov_weight_compression.ir_utils.publish import check_place, write_text
+    from ov_weight_compression.cli.report_file import write_page
+    from ov_weight_compression.ir_utils.publish import check_place
     from ov_weight_compression.passes.targets import BUDGETS
 
     page = None if parsed.html is None else check_place("--html", parsed.html)
@@ -58,9 +58,7 @@ def run_plan(parsed: argparse.Namespace) -> int:
     if place is not None:
         place.write(of_models([{"source": str(one.source), **one.report.to_dict()} for one in results]))
     if page is not None:
-        from ov_weight_compression.evaluation.plan_page import render_plan
-
-        write_text(page, render_plan([(str(one.source), one.report) for one in results]))
+        write_page(page, Path(parsed.model), asked, results, "A plan: nothing was written, sizes are exact.")
     if kept is not None:
         keep_recipe(kept, asked, results)
     if not parsed.quiet and (place is None or place.path is not None):

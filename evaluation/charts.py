@@ -10,7 +10,7 @@ from ov_weight_compression.evaluation.figures import LanguageFigures
 from ov_weight_compression.evaluation.layers import LayerFigures
 from ov_weight_compression.ir_utils.wording import db, format_name, layer_name, plain, thousands
 
-__all__ = ["histogram", "layer_chart"]
+__all__ = ["colour", "histogram", "layer_chart", "svg"]
 
 _WIDTH, _LEFT, _RIGHT = 1032, 52, 12
 _COLOURS = 6
@@ -47,7 +47,7 @@ def histogram(figures: LanguageFigures) -> str:
     parts += _marks([(f"{name} {plain(value, 3)}", x(value)) for name, value in marks if value > 0], top, bottom)
     below = f" {thousands(found.below)} positions lie to the left of the first bar." if found.below else ""
     return (
-        _svg(height, parts, "KlHistogram of the KL divergence")
+        svg(height, parts, "KlHistogram of the KL divergence")
         + f"<p class=dim>{thousands(figures.positions)} positions.{below}</p>"
     )
 
@@ -108,7 +108,7 @@ def layer_chart(layers: Sequence[LayerFigures]) -> str:
     what = "SNR of the layer's own output, dB" if own else "SNR of the weight, dB"
     form, mark = ("line", "") if pitch < _RING_PITCH else ("ring", '<i class="ring"></i>')
     ring = f"<span>{mark}{form}: SNR of the output with the error of all layers before, dB</span>" if rings else ""
-    return f'<div class="key"><span>bar: {what}</span>{ring}{key}</div>' + _svg(height, parts, "SNR of every layer")
+    return f'<div class="key"><span>bar: {what}</span>{ring}{key}</div>' + svg(height, parts, "SNR of every layer")
 
 
 def _rings(places: Sequence[tuple[float, float]], pitch: float) -> list[str]:
@@ -152,6 +152,12 @@ def _power(power: int) -> str:
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def _svg(height: int, parts: Sequence[str], title: str) -> str:
+def colour(number: int) -> str:
+    """The colour of the so-manieth format, as CSS."""
+    return f"var(--c{number % _COLOURS})"
+
+
+def svg(height: int, parts: Sequence[str], title: str) -> str:
+    """A drawing 1032 units wide, which takes the width of the page."""
     inside = "".join(parts)
     return f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(title)}">{inside}</svg>'

@@ -89,7 +89,7 @@ class Comparison:
 
     def to_html(self) -> str:
         """A page that needs nothing beside it."""
-        from ov_weight_compression.evaluation.page import render_page
+        from ov_weight_compression.evaluation.comparison_page import render_page
 
         return render_page(self)
 
@@ -112,7 +112,7 @@ class Comparison:
         return as_text(lambda console: print_comparison(self, console), 110)
 
     def _repr_html_(self) -> str:
-        from ov_weight_compression.evaluation.page import render_fragment
+        from ov_weight_compression.evaluation.comparison_page import render_fragment
 
         return render_fragment(self)
 

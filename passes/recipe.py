@@ -40,7 +40,7 @@ from ov_weight_compression.passes.options import OPTIONS
 from ov_weight_compression.passes.rules import Rule
 from ov_weight_compression.patterns import IgnoredScope
 
-__all__ = ["Recipe", "read_recipe", "save_recipe"]
+__all__ = ["Recipe", "option_lines", "read_recipe", "save_recipe"]
 
 _FORM = 1
 _LEFT_OUT = ("threads", "statistics_path", "quiet", "lazy", "verify", "compression_format")
@@ -101,6 +101,14 @@ def save_recipe(path: str | os.PathLike[str], recipe: Recipe, layers: Mapping[st
     openvino = release_of(ov.get_version())
     said["made_with"] = {"ov_weight_compression": ov_weight_compression.__version__, "openvino": openvino}
     write_text(place, json.dumps(said, indent=1, ensure_ascii=False) + "\n")
+
+
+def option_lines(recipe: Recipe) -> list[tuple[str, str]]:
+    """What was asked for, as names and values for people."""
+    said = _as_json(recipe.options)
+    lines = [(name, value if isinstance(value, str) else json.dumps(value)) for name, value in said.items()]
+    more = (("data", recipe.data), ("task", recipe.task))
+    return [*lines, *((name, value) for name, value in more if value is not None)]
 
 
 def _for_file(files: Mapping[str, Mapping[str, Any]], name: str) -> Mapping[str, Any]:

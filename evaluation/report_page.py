@@ -1,0 +1,250 @@
+"""What compression did, or would do, as a page to look at: formats, where the bytes are, what was left and why."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+
+from ov_weight_compression.evaluation.charts import colour
+from ov_weight_compression.evaluation.page import (
+    cards_of,
+    document,
+    folded,
+    heading,
+    html_table,
+    key_of,
+    pairs_of,
+    section,
+)
+from ov_weight_compression.ir_utils.wording import (
+    format_name,
+    human_bytes,
+    layer_name,
+    percent,
+    plain,
+    thousands,
+)
+from ov_weight_compression.passes.budget_outcome import BudgetOutcome
+from ov_weight_compression.passes.report import Report, Row
+from ov_weight_compression.passes.report_table import explained, ratio_line, types_before
+
+__all__ = ["render_report"]
+
+_BLOCK = re.compile(r"^(.*?[./_]\d+)(?=[./_])")
+"""The part of a layer's name that names its block."""
+_MOST_BARS = 200
+_CUT = 2.0
+"""A bar so many times as long as the longest of all others is cut, so that those can be read."""
+
+
+def render_report(
+    reports: Mapping[str, Report],
+    title: str,
+    told: str,
+    asked: Sequence[tuple[str, str]],
+    cards: Sequence[tuple[str, str, str]] = (),
+) -> str:
+    """The whole page.
+
+    Args:
+        reports: of each model, by its name.
+        title: what was compressed.
+        told: one line on what was done.
+        asked: names and values of what was asked for, and with what it was made.
+        cards: further figures for the top: name, value, remark.
+    """
+    return document(title, _sections(reports, title, told, asked, cards))
+
+
+def _sections(
+    reports: Mapping[str, Report],
+    title: str,
+    told: str,
+    asked: Sequence[tuple[str, str]],
+    cards: Sequence[tuple[str, str, str]],
+) -> Iterator[str]:
+    rows = [row for report in reports.values() for row in report.rows]
+    colours = _colours(rows)
+    notes = dict.fromkeys(text for report in reports.values() for text in report.warnings)
+    yield heading(title, "compressed", told, notes)
+    yield cards_of([*_cards(list(reports.values())), *cards])
+    for name, report in reports.items():
+        if len(reports) > 1:
+            yield f"<h1 class=part>{escape(name)}</h1>"
+        yield from _model(report, colours)
+    yield section("How it was made", pairs_of(asked))
+
+
+def _colours(rows: Sequence[Row]) -> dict[tuple[str, int], str]:
+    """A colour for each format, the one of most bytes first."""
+    sizes: dict[tuple[str, int], int] = {}
+    for row in rows:
+        sizes[row.mode, row.group_size] = sizes.get((row.mode, row.group_size), 0) + row.bytes_after
+    return {key: colour(n) for n, key in enumerate(sorted(sizes, key=lambda key: (-sizes[key], key)))}
+
+
+def _cards(reports: Sequence[Report]) -> list[tuple[str, str, str]]:
+    before, after = sum(one.bytes_before for one in reports), sum(one.bytes_after for one in reports)
+    elements = sum(row.elements for one in reports for row in one.rows)
+    skips = [skip for one in reports for skip in one.skips]
+    noun = "constant" if len(skips) == 1 else "constants"
+    left = f"{len(skips)} {noun} left in floats, {human_bytes(sum(skip.bytes for skip in skips))}"
+    return [
+        (
+            "size of the weights",
+            human_bytes(after),
+            f"of {human_bytes(before)}, {percent(after / before if before else 1)}",
+        ),
+        ("bits a weight", f"{8 * after / elements:.2f}" if elements else "–", "scales and all else included"),
+        ("weights compressed", thousands(sum(len(one.rows) for one in reports)), left),
+        *budget,
+    ]
+
+
+def _budget_cards(outcome: BudgetOutcome) -> list[tuple[str, str, str]]:
+    time = ("time of a token", f"{outcome.token_time:.2f} ×", "that of int4_sym in groups of 128, predicted")
+    if outcome.unit == "none":
+        return [time]
+    if outcome.measured is None:
+        return [("predicted divergence", plain(outcome.predicted, 3), outcome.unit), time]
+    more = f"{outcome.unit}; predicted {plain(outcome.predicted, 3)}"
+    return [("measured divergence", plain(outcome.measured, 3), more), time]
+
+
+def _model(report: Report, colours: Mapping[tuple[str, int], str]) -> Iterator[str]:
+    if report.rows:
+        yield section("Where the bytes are", _before_and_after(report, colours), _layer_map(report.rows, colours))
+        yield section("What the weights became", _formats(report), f"<p class=dim>{escape(ratio_line(report))}</p>")
+    if report.budget is not None:
+        from ov_weight_compression.evaluation.budget_chart import budget_parts
+
+        yield section("What other sizes would cost", *budget_parts(report.budget))
+    yield from _reasons(report)
+    if report.rows:
+        head = ("weight", "shape", "was", "format", "before", "after", "bits", "why")
+        yield folded(f"all {len(report.rows)} compressed weights", html_table(head, map(_row, report.rows), texts=(7,)))
+
+
+def _formats(report: Report) -> str:
+    everything = sum(row.elements for row in report.rows) or 1
+    rows = [
+        (
+            format_name(share.mode, share.group_size),
+            types_before(report, share),
+            str(share.weights),
+            percent(share.elements / everything),
+            human_bytes(share.bytes_before),
+            human_bytes(share.bytes_after),
+            f"{8 * share.bytes_after / share.elements:.2f}",
+        )
+        for share in report.shares
+    ]
+    return html_table(("format", "was", "weights", "parameters", "before", "after", "bits a weight"), rows)
+
+
+def _reasons(report: Report) -> Iterator[str]:
+    grouped: dict[tuple[str, str], list[Row]] = {}
+    for row in report.rows:
+        if row.reason:
+            grouped.setdefault((format_name(row.mode, row.group_size), explained(row.reason)), []).append(row)
+    rows = [
+        (name, reason, str(len(own)), human_bytes(sum(row.bytes_before for row in own)), _after(own))
+        for (name, reason), own in sorted(grouped.items(), key=lambda item: -sum(row.bytes_after for row in item[1]))
+    ]
+    if rows:
+        head = ("format", "why", "weights", "before", "after")
+        yield section("Not in the format asked for, or not simply", html_table(head, rows, texts=(1,)))
+    left: dict[str, list[int]] = {}
+    for skip in report.skips:
+        left.setdefault(skip.reason, []).append(skip.bytes)
+    if left:
+        said = [(reason, str(len(own)), human_bytes(sum(own))) for reason, own in left.items()]
+        table = html_table(("why", "constants", "size"), sorted(said, key=lambda line: -sum(left[line[0]])), 0, (0,))
+        yield section("Left in floats", table)
+
+
+def _after(rows: Sequence[Row]) -> str:
+    return human_bytes(sum(row.bytes_after for row in rows))
+
+
+def _row(row: Row) -> tuple[str, ...]:
+    return (
+        layer_name(row.consumer, row.name),
+        "×".join(map(str, row.shape)),
+        row.element_type,
+        format_name(row.mode, row.group_size),
+        human_bytes(row.bytes_before),
+        human_bytes(row.bytes_after),
+        f"{row.bits_per_weight:.2f}",
+        row.reason,
+    )
+
+
+def _before_and_after(report: Report, colours: Mapping[tuple[str, int], str]) -> str:
+    """Two bars on one scale, and what the colours mean."""
+    left = sum(skip.bytes for skip in report.skips)
+    before, after = report.bytes_before + left, report.bytes_after + left
+    shares = [
+        (colours[one.mode, one.group_size], one.bytes_after, format_name(one.mode, one.group_size))
+        for one in report.shares
+    ]
+    added = report.bytes_after - sum(one.bytes_after for one in report.shares)
+    own = [*shares, ("var(--c4)", added, "added layers"), ("var(--line)", left, "left in floats")]
+    was = [("var(--dim)", report.bytes_before, "weights"), ("var(--line)", left, "left in floats")]
+    bars = _bar("before", was, before, before) + _bar("after", own, after, before)
+    key = key_of((shade, f"{name}, {human_bytes(size)}") for shade, size, name in own if size)
+    return f'<div class="bars tall">{bars}</div>{key}'
+
+
+def _bar(name: str, parts: Sequence[tuple[str, int, str]], total: int, whole: int, cut: bool = False) -> str:
+    """A bar of parts, each (colour, bytes, what it is); `whole` are the bytes of a bar of full length."""
+    inside = "".join(
+        f'<i style="flex-grow:{size};background:{shade}" title="{escape(told)}: {human_bytes(size)}"></i>'
+        for shade, size, told in parts
+        if size
+    )
+    width = min(100.0, 100 * total / whole) if whole else 0.0
+    kind = ' class="cut"' if cut else ""
+    return (
+        f'<div><span title="{escape(name)}">{escape(name)}</span>'
+        f'<span><b{kind} style="width:{max(width, 0.3):.2f}%">{inside}</b></span>'
+        f"<span>{human_bytes(total)}</span></div>"
+    )
+
+
+def _layer_map(rows: Sequence[Row], colours: Mapping[tuple[str, int], str]) -> str:
+    """A bar for each layer (of a network of blocks, for each block), in graph order, in parts by weight."""
+    layers: dict[str, list[Row]] = {}
+    for row in rows:
+        name = layer_name(row.consumer, row.name)
+        found = _BLOCK.match(name)
+        layers.setdefault(found[1] if found else name, []).append(row)
+    if len(layers) < 2:
+        return ""
+    sizes = {name: sum(row.bytes_after for row in own) for name, own in layers.items()}
+    whole = _full_length(sorted(sizes.values()))
+    bars = []
+    for name, own in list(layers.items())[:_MOST_BARS]:
+        parts = [
+            (
+                colours[row.mode, row.group_size],
+                row.bytes_after,
+                f"{layer_name(row.consumer, row.name)}\n{format_name(row.mode, row.group_size)}",
+            )
+            for row in own
+        ]
+        bars.append(_bar(name, parts, sizes[name], whole, cut=sizes[name] > whole))
+    more = f"<p class=dim>and {len(layers) - _MOST_BARS} more</p>" if len(layers) > _MOST_BARS else ""
+    cut = " A bar with a torn end is longer than it is drawn." if max(sizes.values()) > whole else ""
+    told = f"<p class=dim>Bytes after compression, layer by layer, in parts by weight.{cut}</p>"
+    return f'{told}<div class="bars">{"".join(bars)}</div>{more}'
+
+
+def _full_length(sizes: Sequence[int]) -> int:
+    """Bytes of a bar of full length: the largest, unless few layers are far larger than all others."""
+    most = len(sizes) // 4
+    for place in range(len(sizes) - 1, max(len(sizes) - 1 - most, 0), -1):
+        if sizes[place] > _CUT * sizes[place - 1] > 0:
+            return sizes[place - 1]
+    return sizes[-1] or 1
