@@ -23,8 +23,7 @@ __all__ = ["Groups", "add_options", "asked_of", "compress_parser", "keep_recipe"
 _EXAMPLES = """examples:
   ov-compress model -o out                                   8 bits
   ov-compress model -o out --mode int4_sym --group-size 64   4 bits
-  ov-compress model -o out --mode nf4 --data text.txt --accuracy best
-  ov-compress model --dry-run --mode int4_sym                nothing is written"""
+  ov-compress model -o out --mode nf4 --data text.txt --accuracy best"""
 
 _FIRST = ("mode", "group_size", "ratio", "target_size", "target_divergence", "device", "accuracy")
 """The options of the table that the first screen of help has; with those that are declared here, what most need."""

@@ -90,12 +90,10 @@ def _cards(reports: Sequence[Report]) -> list[tuple[str, str, str]]:
     skips = [skip for one in reports for skip in one.skips]
     noun = "constant" if len(skips) == 1 else "constants"
     left = f"{len(skips)} {noun} left in floats, {human_bytes(sum(skip.bytes for skip in skips))}"
+    share = percent(after / before if before else 1)
+    budget = [] if len(reports) != 1 or reports[0].budget is None else _budget_cards(reports[0].budget)
     return [
-        (
-            "size of the weights",
-            human_bytes(after),
-            f"of {human_bytes(before)}, {percent(after / before if before else 1)}",
-        ),
+        ("size of the weights", human_bytes(after), f"of {human_bytes(before)}, {share}"),
         ("bits a weight", f"{8 * after / elements:.2f}" if elements else "–", "scales and all else included"),
         ("weights compressed", thousands(sum(len(one.rows) for one in reports)), left),
         *budget,
