@@ -82,7 +82,8 @@ def compare(
     Args:
         base: the original: an `ov.Model`, a file, or the folder of an exporter.
         compressed: the model made from it, likewise. Neither is changed.
-        data: what to run (see `samples`): token ids, a text file, inputs by name, or None for made-up inputs.
+        data: what to run (see `samples`): token ids, a text file, inputs by name, or None: a language model writes
+            the text itself, others get inputs made up from their shapes.
         window: tokens to a window of a stream; 256, or fewer where the model's config.json says it takes no more.
         windows: at most so many windows, the first ones; of other models, how many inputs to make up.
         tokenizer: a folder or file of a tokenizer, if not beside one of the models.

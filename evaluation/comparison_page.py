@@ -174,7 +174,7 @@ def _making(comparison: Comparison) -> str:
     pairs = [
         ("base model", comparison.base.path or comparison.base.name),
         ("compressed model", comparison.compressed.path or comparison.compressed.name),
-        ("data", data.source + (", made up" if data.synthesised else "")),
+        ("data", data.source),
         ("windows or samples", thousands(data.samples)),
         ("arithmetic", arithmetic.describe()),
         (

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
+import openvino as ov
 
 from ov_weight_compression.calibration.data_files import is_text, read_file, rows_of, sort_arrays
 from ov_weight_compression.calibration.datasets import Told, readable
-from ov_weight_compression.calibration.generate import fitting_window, random_inputs, random_tokens
+from ov_weight_compression.calibration.generate import fitting_window, random_inputs, random_tokens, written_tokens
+from ov_weight_compression.calibration.language_model import LanguageModel
 from ov_weight_compression.calibration.model_inputs import ModelInputs
 from ov_weight_compression.calibration.recorded import recorded_data
 from ov_weight_compression.evaluation.comparison import DataFigures
@@ -29,9 +31,12 @@ from ov_weight_compression.ir_utils.types import Array
 __all__ = ["CompareData", "Data", "InputSets", "Inputs", "open_data", "prepare"]
 
 _WINDOWS = 8
-"""Of random token ids, where a language model came without data."""
+"""Of token ids, where a language model came without data: those that it writes itself, or else random ones."""
 _SETS = 16
 """Of random inputs, where any other model did."""
+_WRITTEN = "text that the base model wrote itself"
+_SEED = 1
+"""Not that of calibration: what a model was calibrated on would flatter it."""
 
 
 CompareData: TypeAlias = (
@@ -167,7 +172,11 @@ def _made_up(pair: Pair, request: CompareRequest, vocabulary: int | None) -> Dat
     usual_count = _SETS if vocabulary is None else _WINDOWS
     if inputs.takes_tokens and not request.protocol.shapes:
         window = request.window or fitting_window(model, pair.base.usual_window())
-        known = vocabulary or (inputs.language.vocabulary if inputs.language else 0)
+        language = inputs.language
+        written = None if language is None else _written(model, language, wanted or usual_count, window)
+        if written is not None:
+            return Data(_WRITTEN, tokens=(written,), synthesised=True)
+        known = vocabulary or (language.vocabulary if language else 0)
         tokens = random_tokens(known, wanted or usual_count, window, 0)
         return Data("random token ids", tokens=(tokens,), synthesised=True)
     drawn = random_inputs(model, inputs, request.protocol.shapes, wanted or _SETS)
@@ -176,8 +185,27 @@ def _made_up(pair: Pair, request: CompareRequest, vocabulary: int | None) -> Dat
     return Data(f"random inputs: {shapes}", inputs=itertools.chain([first], drawn), synthesised=True)
 
 
+def _written(model: ov.Model, language: LanguageModel, windows: int, length: int) -> Array | None:
+    """Text that a model writes, `[windows, length]`; None where it cannot."""
+    if not language.predicts:
+        return None
+    for together in dict.fromkeys((windows, 1)):  # a state of fixed shape may hold one text alone
+        try:
+            runs = range(windows // together)
+            texts = [written_tokens(model, language, together, length, _SEED + run, quiet=True) for run in runs]
+            return np.concatenate(texts)
+        except RuntimeError:  # OpenVINO's
+            continue
+    return None
+
+
 def _remarks(read: Data, windows: Windows | None, longest: int | None) -> Iterator[str]:
-    if read.synthesised:
+    if read.source == _WRITTEN:
+        yield (
+            "The base model wrote the text itself, as it believes text to be: good for comparing ways of compression "
+            "with each other; what matters to you is text of your own."
+        )
+    elif read.synthesised:
         yield "The inputs were made up from the input shapes: this is no measure of accuracy on real data."
     if windows and longest and windows.window > longest:
         yield f"Windows of {windows.window} tokens are longer than the {longest} that the model was made for."

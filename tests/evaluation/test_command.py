@@ -108,4 +108,4 @@ def test_the_page_needs_nothing_from_elsewhere(folder: Path, tmp_path: Path) -> 
     assert not re.search(r"(?i)(src|href)\s*=|@import|url\(|<script|https?://", page)
     assert "prefers-color-scheme: dark" in page
     assert page.count("<svg") == 2
-    assert "made up from the input shapes" in page
+    assert "The base model wrote the text itself" in page

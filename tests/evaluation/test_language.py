@@ -108,11 +108,18 @@ def test_unknown_inputs_are_named() -> None:
         compare(model, model.clone(), [{"input_ids": TOKENS[None, :40], "image": TOKENS}])
 
 
-def test_made_up_text_is_said_to_be_made_up() -> None:
+def test_without_data_the_base_model_writes_the_text() -> None:
+    """Its perplexity is then that of text that it believes in, not of random ids."""
     found = compare(language_model(), language_model(noise=0.05), layers=False, window=32)
     assert found.data.synthesised
-    assert found.data.source == "random token ids"
-    assert any("made up" in note for note in found.notes)
+    assert found.data.source == "text that the base model wrote itself"
+    assert any("The base model wrote the text itself" in note for note in found.notes)
+    assert found == compare(language_model(), language_model(noise=0.05), layers=False, window=32)
+    random = np.random.default_rng(0).integers(0, VOCABULARY, (8, 32))
+    on_random = compare(language_model(), language_model(noise=0.05), random, layers=False)
+    assert found.language is not None
+    assert on_random.language is not None
+    assert found.language.perplexity_base.value < 0.8 * on_random.language.perplexity_base.value
     assert found.language is not None
     assert found.language.positions == 8 * 32
 
