@@ -17,12 +17,14 @@ from ov_weight_compression.checkpoints.from_checkpoint import (
 )
 from ov_weight_compression.cli.compress_files import FileResult, Progress, compress_model, update_config
 from ov_weight_compression.cli.file_options import options_by_file
+from ov_weight_compression.cli.model_card import write_card
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.ir_file import changed_since
 from ov_weight_compression.ir_utils.model_folder import build_folder
 from ov_weight_compression.ir_utils.publish import TemporaryFolder, expanded
 from ov_weight_compression.ir_utils.saving import save_model
 from ov_weight_compression.passes.modes import DEVICES
+from ov_weight_compression.passes.recipe import Recipe
 from ov_weight_compression.passes.report import Report, joined, with_origins
 from ov_weight_compression.passes.weight_compression import WeightCompression
 
@@ -101,7 +103,9 @@ def compress_checkpoint(
                 report = replace(report, note=own.note)
             results.append(FileResult(source / name, source / name if target is None else target / name, report))
         if not leaves_floats and target is not None:
-            update_config(folder, [result.report for result in results])
+            reports = {name: result.report for name, result in zip(names, results, strict=True)}
+            update_config(folder, list(reports.values()))
+            write_card(folder, source, reports, Recipe(options, data, files or {}, pipeline_defaults, task))
         return results
 
     if target is None:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ov_weight_compression.cli.parsers import CommandParser, add_json
-from ov_weight_compression.ir_utils.publish import check_place
+from ov_weight_compression.ir_utils.errors import OptionError
+from ov_weight_compression.ir_utils.publish import check_place, expanded
 
 __all__ = ["compare_parser", "run_compare"]
 
@@ -36,6 +37,9 @@ def compare_parser() -> CommandParser:
     _add_running(running, parser.later_group("running, in full"))
     results.add_argument("--html", type=Path, metavar="FILE", help="write a page to look at")
     add_json(results, "everything")
+    results.add_argument(
+        "--card", action="store_true", help="write the figures into the README.md of the folder of COMPRESSED"
+    )
     results.add_argument("--quiet", action="store_true", help="print nothing but errors")
     parser.set_defaults(run=run_compare)
     return parser
@@ -106,6 +110,8 @@ def _add_running(group: Any, later: Any) -> None:
 def run_compare(args: argparse.Namespace) -> int:
     """Run the command and return 0; what goes wrong is raised as a `CompressionError`."""
     _check_results(args)
+    if args.card:
+        _card_folder(args.compressed)
     from ov_weight_compression.cli.output import json_place
     from ov_weight_compression.evaluation.compare import compare
     from ov_weight_compression.evaluation.request import ComparisonProtocol
@@ -138,6 +144,10 @@ def run_compare(args: argparse.Namespace) -> int:
         )
     if place is not None:
         place.write(found.to_dict())
+    if args.card:
+        from ov_weight_compression.cli.model_card import write_divergence
+
+        write_divergence(_card_folder(args.compressed), found)
     if args.html:
         found.save_html(args.html)
     if not args.quiet and (place is None or place.path is not None):
@@ -154,6 +164,13 @@ def _shape(text: str) -> tuple[str, tuple[int, ...]]:
     if not name or not shape or min(shape) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form input=1,3,224,224")
     return name, shape
+
+
+def _card_folder(compressed: Path) -> Path:
+    folder = expanded("COMPRESSED", compressed)
+    if not folder.is_dir():
+        raise OptionError(f"--card: {folder} is no folder, and a README.md belongs to one; name the model's folder")
+    return folder
 
 
 def _check_results(args: argparse.Namespace) -> None:

@@ -11,11 +11,13 @@ from typing import Any
 
 from ov_weight_compression.checkpoints.folder import is_checkpoint
 from ov_weight_compression.cli.file_options import FileOptions, options_by_file
+from ov_weight_compression.cli.model_card import write_card
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.ir_file import changed_since, read_model
 from ov_weight_compression.ir_utils.model_folder import convert_path, edit_config, models_in
 from ov_weight_compression.ir_utils.publish import expanded
 from ov_weight_compression.ir_utils.saving import save_model
+from ov_weight_compression.passes.recipe import Recipe
 from ov_weight_compression.passes.report import Report, with_origins
 from ov_weight_compression.passes.weight_compression import WeightCompression
 
@@ -94,7 +96,12 @@ def compress_path(
             given = {**given, "dataset": dataset(own.data, name if of_each else "")}
         return replace(_compress_file(model, written, given, progress), note=own.note)
 
-    return [FileResult(*result) for result in convert_path(source, target, convert, update_config, force)]
+    def finish(made: Path, reports: list[Report]) -> None:
+        update_config(made, reports)
+        asked = Recipe(options, data, files or {}, pipeline_defaults)
+        write_card(made, source, dict(zip(shared(), reports, strict=True)), asked)
+
+    return [FileResult(*result) for result in convert_path(source, target, convert, finish, force)]
 
 
 def _compress_file(source: Path, target: Path | None, options: dict[str, Any], progress: Progress | None) -> Report:

@@ -68,6 +68,7 @@ def decompress_path(
         OptionError: a dtype, or a destination that exists or is the source and `force` is not given.
         WorkError: computing or writing failed; what was at the destination is still there.
     """
+    from ov_weight_compression.cli.model_card import forget_card
     from ov_weight_compression.ir_utils.ir_file import changed_since, read_model
     from ov_weight_compression.ir_utils.model_folder import convert_path, edit_config
     from ov_weight_compression.ir_utils.saving import save_model
@@ -84,6 +85,7 @@ def decompress_path(
         return own.weights
 
     def finish(folder: Path, results: list[Sequence[Any]]) -> None:
+        forget_card(folder)
         dtypes = {one.dtype for weights in results for one in weights}
         if dtypes:
             edit_config(folder, partial(_forget_compression, "fp16" if "f16" in dtypes else "fp32"))

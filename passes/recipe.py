@@ -40,7 +40,7 @@ from ov_weight_compression.passes.options import OPTIONS
 from ov_weight_compression.passes.rules import Rule
 from ov_weight_compression.patterns import IgnoredScope
 
-__all__ = ["Recipe", "option_lines", "read_recipe", "save_recipe"]
+__all__ = ["Recipe", "option_lines", "options_as_json", "read_recipe", "save_recipe"]
 
 _FORM = 1
 _LEFT_OUT = ("threads", "statistics_path", "quiet", "lazy", "verify", "compression_format")
@@ -101,6 +101,11 @@ def save_recipe(path: str | os.PathLike[str], recipe: Recipe, layers: Mapping[st
     openvino = release_of(ov.get_version())
     said["made_with"] = {"ov_weight_compression": ov_weight_compression.__version__, "openvino": openvino}
     write_text(place, json.dumps(said, indent=1, ensure_ascii=False) + "\n")
+
+
+def options_as_json(recipe: Recipe) -> dict[str, Any]:
+    """The options that a recipe's file has, as plain JSON types."""
+    return _as_json(recipe.options)
 
 
 def option_lines(recipe: Recipe) -> list[tuple[str, str]]:

@@ -46,6 +46,7 @@ def test_a_folder_to_a_folder(folder: Path, tmp_path: Path, capsys: pytest.Captu
     files = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
     assert files == sorted(
         [
+            "README.md",
             "config.json",
             "openvino_config.json",
             "openvino_detokenizer.bin",
