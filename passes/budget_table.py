@@ -38,7 +38,8 @@ def budget_lines(outcome: BudgetOutcome) -> list[str]:
         told += f" (predictions times {plain(outcome.correction, 3)}, as was measured before)"
     met = "" if outcome.met else " NOT MET:"
     lines = [
-        f"Asked for {_asked(outcome)}:{met} {outcome.bits:.3f} bits, .bin of {outcome.bytes} bytes; {told}.",
+        f"Asked for {_asked(outcome)}:{met} {outcome.bits:.3f} bits, .bin of {human_bytes(outcome.bytes)} "
+        f"({outcome.bytes} bytes); {told}.",
         f"A token is predicted to take {outcome.token_time:.2f} of the time of int4_sym, a prompt "
         f"{outcome.prompt_time:.2f}.",
     ]
@@ -46,8 +47,8 @@ def budget_lines(outcome: BudgetOutcome) -> list[str]:
     if beside is not None:
         ratio = outcome.predicted / beside.divergence if beside.divergence else 1.0
         lines.append(
-            f"The best uniform format that fits, {beside.format} with 8-bit embeddings, takes {beside.bytes} bytes; "
-            f"this is predicted to leave {ratio:.2f} of its divergence."
+            f"The best uniform format that fits, {beside.format} with 8-bit embeddings, takes "
+            f"{human_bytes(beside.bytes)}; this is predicted to leave {ratio:.2f} of its divergence."
         )
     return [*lines, *outcome.remarks]
 
