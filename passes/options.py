@@ -313,6 +313,7 @@ class Options:
         None, anything("Any"), "NNCF's; what has a counterpart here is taken", flag=None, recorded="never"
     )
     sources: GivenSources | None = declared(None, _SOURCES, "where values come from", flag=None, recorded="never")
+    recipe: Path | None = declared(None, path(), "a file that says the options", flag=None, recorded="never")
     tuning: Tuning = field(default_factory=Tuning)
     """No option: what NNCF's advanced parameters say of the algorithms."""
     modes: tuple[Mode, ...] = field(init=False)
@@ -342,7 +343,7 @@ class Options:
         """The name of the option that says what the formats are chosen for; None where `mode` says it all."""
         return next((name for name in BUDGETS if getattr(self, name) is not None), None)
 
-    def recipe(self) -> dict[str, str]:
+    def as_recipe(self) -> dict[str, str]:
         """The options as strings, for the model's rt_info: what a reader needs to make the same model again."""
         recipe = {}
         for name, option in OPTIONS.items():
@@ -398,6 +399,8 @@ def read_options(**given: Any) -> Options:
     """
     if isinstance(given.get("codebook"), Codebook):
         given = given["codebook"].spread(given)
+    if given.get("recipe") is not None:
+        given = _with_recipe(given)
     asked, tuning = _parsed(given), Tuning()
     advanced = asked.pop("advanced_parameters", None)
     if advanced is not None:
@@ -417,6 +420,18 @@ def read_options(**given: Any) -> Options:
     options = Options(**values, tuning=tuning)
     check_together(options, asked, OPTIONS)
     return options
+
+
+def _with_recipe(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a recipe's file says, and over it what was given; given rules come before the recipe's."""
+    from ov_weight_compression.passes.recipe import read_recipe
+
+    read = read_recipe(OPTIONS["recipe"].kind.parse("recipe", given["recipe"]))
+    own = {name: value for name, value in given.items() if name not in OPTIONS or value is not OPTIONS[name].default}
+    said = dict(read.options) | ({} if read.data is None else {"dataset": read.data})
+    if own.get("rules") and said.get("rules"):
+        own["rules"] = (*parse_rules(own["rules"]), *parse_rules(said["rules"]))
+    return {**said, **{name: value for name, value in own.items() if name != "recipe" and value is not None}}
 
 
 def _modes(asked: Mapping[str, Any]) -> set[Mode | None]:

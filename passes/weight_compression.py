@@ -128,6 +128,8 @@ class WeightCompression(ModelPass):
         sources: where weights' values come from if not from the model, whose constants only keep their places then: a
             mapping from the names of weights to `ir_utils.weight_source.WeightSource`s, or a function from a
             `patterns.Weight` to one or None. What is left alone keeps the model's constant.
+        recipe: a file that says the options, as `ov-compress plan --save-recipe` writes one; what is given here comes
+            first.
 
     Attributes:
         report: what was done to every constant and why (`Report`), after the pass has run.
@@ -185,6 +187,7 @@ class WeightCompression(ModelPass):
         compression_format: str = "dequantize",
         advanced_parameters: Any = None,
         sources: GivenSources | None = None,
+        recipe: str | PathLike[str] | None = None,
     ) -> None:
         given = {name: value for name, value in locals().items() if name in OPTIONS}
         super().__init__()
@@ -217,7 +220,7 @@ class WeightCompression(ModelPass):
             plan, data = self._planned(model)
             if self.options.target_divergence is not None:
                 plan, _ = _settled(plan, data, self.options)
-            return make_report(with_equal_weights(with_telltale(plan)), self.options.recipe())
+            return make_report(with_equal_weights(with_telltale(plan)), self.options.as_recipe())
 
     def run_on_model(self, model: Any) -> bool:
         """Rewrite `model` in place; whether anything changed."""
@@ -226,7 +229,7 @@ class WeightCompression(ModelPass):
             plan, data = self._planned(model)
             plan, remarks = _settled(plan, data, options)
             plan = with_equal_weights(with_telltale(plan))
-            recipe = options.recipe() | ({} if data.description is None else {"data": data.description})
+            recipe = options.as_recipe() | ({} if data.description is None else {"data": data.description})
             report = make_report(plan, recipe, remarks)
             for text in report.warnings[len(plan.remarks) + len(remarks) :]:  # what devices make of it
                 warn(text, CompressionWarning, stacklevel=2)
@@ -256,7 +259,7 @@ class WeightCompression(ModelPass):
         weights, skips = find_weights(model, options.ignored_scope, options.roles)
         sources = sources_of(weights, options.sources)
         data = Measurements(model, weights, sources, method_of(options, model), options)
-        again = options.ratio < 1 and _says_the_same(model, options.recipe())
+        again = options.ratio < 1 and _says_the_same(model, options.as_recipe())
         plan = make_plan(weights, skips, options, data, shared_out=again)
         for text in plan.remarks:
             warn(text, CompressionWarning, stacklevel=3)
@@ -312,6 +315,7 @@ def apply_weight_compression(
     compression_format: str = "dequantize",
     advanced_parameters: Any = None,
     sources: GivenSources | None = None,
+    recipe: str | PathLike[str] | None = None,
 ) -> ov.Model:
     """Compress the weights of a model in place, and return it; `model.clone()` first keeps the original.
 

@@ -23,6 +23,7 @@ from ov_weight_compression.passes.budget_outcome import BudgetOutcome
 from ov_weight_compression.passes.layer_losses import LayerLosses
 from ov_weight_compression.passes.measurements import Measurements
 from ov_weight_compression.passes.options import read_options
+from ov_weight_compression.passes.recipe import Recipe, save_recipe
 from ov_weight_compression.quantization.spec import Spec
 from tests.models import constant, in_f32, layers
 
@@ -217,3 +218,22 @@ def test_sizes_are_read_from_words(text: str, size: int) -> None:
 def test_a_divergence_needs_something_that_was_measured() -> None:
     with pytest.raises(OptionError, match=r"^target_divergence: nothing was measured"):
         WeightCompression(target_divergence=0.1).preview(layers())
+
+
+def test_a_recipe_is_taken_back_and_what_is_given_beside_it_comes_first(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    report, _ = made(network(), target_bits=4.6)
+    layers = {row.name: (row.mode, row.group_size) for row in report.rows}
+    save_recipe(path, Recipe({"mode": "int4_sym"}), {"": layers})
+    model = network()
+    apply_weight_compression(model, recipe=path)
+    again = report_of(model)
+    assert {row.name: (row.mode, row.group_size) for row in again.rows} == layers
+    assert again.bytes_after == report.bytes_after
+    model = network()
+    apply_weight_compression(model, recipe=path, rules=[("left_0", "int8_sym")])
+    rows = {row.name: row.mode for row in report_of(model).rows}
+    assert rows["left_0"] == "int8_sym"
+    assert rows["left_1"] == layers["left_1"][0]
+    with pytest.raises(OptionError, match=r"^recipe: .*none\.json cannot be read"):
+        read_options(recipe=tmp_path / "none.json")

@@ -58,7 +58,7 @@ def test_the_packages_own_steps_are_what_gptq_does() -> None:
 
 def test_what_the_recipe_says() -> None:
     options = read_options(mode="int4_sym", dataset=DATA, algorithm=[gptq, sign_round, CoordinateDescent(3)])
-    assert options.recipe()["algorithm"] == "gptq; sign_round; CoordinateDescent(sweeps=3)"
+    assert options.as_recipe()["algorithm"] == "gptq; sign_round; CoordinateDescent(sweeps=3)"
 
 
 @pytest.mark.parametrize("given", [(), "gptq", [gptq, 3], gptq])

@@ -214,7 +214,7 @@ def test_an_ignored_name_that_is_not_there() -> None:
 
 def test_the_model_says_what_was_asked_for() -> None:
     options = read_options(mode="int4_sym", rules=[("*a*", None)], ignored_scope=["x"], device="CPU")
-    recipe = options.recipe()
+    recipe = options.as_recipe()
     assert recipe["mode"] == "int4_sym"
     assert recipe["rules"] == "*a*=leave alone"
     assert "x" in recipe["ignored_scope"]
@@ -225,4 +225,4 @@ def test_the_model_says_what_was_asked_for() -> None:
 
 def test_arrays_by_name_are_told_in_the_recipe() -> None:
     """As an .npz gives them."""
-    assert read_options(mode="int4_sym", dataset={"x": np.ones((2, 3))}).recipe()["dataset"] == "dict"
+    assert read_options(mode="int4_sym", dataset={"x": np.ones((2, 3))}).as_recipe()["dataset"] == "dict"

@@ -84,7 +84,7 @@ def test_what_openvino_would_refuse_is_refused(hints: Any, told: str) -> None:
 def test_another_device_takes_other_types_of_cache() -> None:
     options = read_options(device="GPU", runtime_hints={"KV_CACHE_PRECISION": "i8"})
     assert options.runtime_hints == {"KV_CACHE_PRECISION": "i8"}
-    assert options.recipe()["runtime_hints"] == "KV_CACHE_PRECISION=i8"
+    assert options.as_recipe()["runtime_hints"] == "KV_CACHE_PRECISION=i8"
 
 
 def test_the_command_takes_hints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
