@@ -15,7 +15,14 @@ from ov_weight_compression.calibration.divergence import divergence_of, scored_o
 from ov_weight_compression.calibration.generate import written_windows
 from ov_weight_compression.calibration.influence_file import load_influences, save_influences
 from ov_weight_compression.calibration.layer_shift import Rounding
-from ov_weight_compression.calibration.probes import Influence, Rounder, influences
+from ov_weight_compression.calibration.probes import (
+    Influence,
+    ProbeShown,
+    Rounder,
+    influences,
+    influences_of,
+    run_probes,
+)
 from ov_weight_compression.calibration.record import RecordedInputs, record_inputs
 from ov_weight_compression.calibration.statistics import (
     LayerStatistics,
@@ -33,6 +40,7 @@ __all__ = [
     "Influence",
     "LayerInput",
     "LayerStatistics",
+    "ProbeShown",
     "RecordedInputs",
     "Rounder",
     "Rounding",
@@ -45,6 +53,7 @@ __all__ = [
     "divergence_of",
     "filled_copy",
     "influences",
+    "influences_of",
     "load_influences",
     "load_statistics",
     "make_samples",
@@ -53,6 +62,7 @@ __all__ = [
     "read_data",
     "readable",
     "record_inputs",
+    "run_probes",
     "save_influences",
     "save_statistics",
     "scored_outputs",

@@ -20,7 +20,7 @@ What layers cost that are rounded together is shared out by |d|².
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
@@ -30,7 +30,6 @@ import openvino as ov
 
 from ov_weight_compression.calibration.activation_graph import ActivationGraph, LayerUse, TensorKey, read_graph
 from ov_weight_compression.calibration.collect import DEFAULT_MEMORY
-from ov_weight_compression.calibration.datasets import Samples
 from ov_weight_compression.calibration.divergence import DivergenceSum, scored_outputs
 from ov_weight_compression.calibration.layer_shift import Rounding, shift_of
 from ov_weight_compression.calibration.probe_plan import Probe, plan_probes
@@ -40,7 +39,7 @@ from ov_weight_compression.ir_utils.progress import progress_bar
 from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.patterns import Sources, Weight
 
-__all__ = ["Influence", "Rounder", "influences"]
+__all__ = ["Influence", "ProbeShown", "Rounder", "influences", "influences_of", "run_probes"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,12 +71,27 @@ class Rounder(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class ProbeShown:
+    """What one probe has shown: numbers and arrays only, so that processes may hand it on."""
+
+    to_the_end: bool
+    gauges: bool
+    """As in `Probe`."""
+    at_outputs: float
+    """How far the outputs moved, where it ran to the end."""
+    at_border: float
+    """The mean of |Δh|² / |h|²; 0 where it has none."""
+    uses: tuple[tuple[str, float, Float32 | None], ...]
+    """Of each of its uses: the weight's name, |d|², and what an error in each column weighs."""
+
+
 def influences(
     model: ov.Model,
     weights: Sequence[Weight],
     rounder: Rounder,
-    samples: Samples,
-    more: Samples | None = None,
+    samples: Iterable[Mapping[str, Array]],
+    more: Iterable[Mapping[str, Array]] = (),
     *,
     sources: Sources,
     calibration_memory: int = DEFAULT_MEMORY,
@@ -98,20 +112,52 @@ def influences(
     Raises:
         WorkError: the model cannot be run on the samples.
     """
-    graph = read_graph(model, weights, values=sources, outputs=scored_outputs(model).numbers)
-    probes = plan_probes(graph)
+    return influences_of(
+        run_probes(
+            model,
+            weights,
+            rounder,
+            samples,
+            more,
+            sources=sources,
+            calibration_memory=calibration_memory,
+            quiet=quiet,
+        )
+    )
+
+
+def run_probes(
+    model: ov.Model,
+    weights: Sequence[Weight],
+    rounder: Rounder,
+    samples: Iterable[Mapping[str, Array]],
+    more: Iterable[Mapping[str, Array]] = (),
+    *,
+    sources: Sources,
+    calibration_memory: int = DEFAULT_MEMORY,
+    quiet: bool = False,
+    share: tuple[int, int] = (0, 1),
+) -> list[ProbeShown]:
+    """What the probes show; all of them, or a share: the first of two, (0, 2), is every other one.
+
+    Each share runs the exact stream for itself. The other arguments are those of `influences`.
+    """
+    outputs = scored_outputs(model)
+    graph = read_graph(model, weights, values=sources, outputs=outputs.numbers)
+    every = plan_probes(graph)
+    probes = every[share[0] :: share[1]]
     with Pool(calibration_memory // 4) as pool, progress_bar(quiet=quiet) as bar:
         exact = Store(pool)
         windows = list(samples)
-        total = feed(graph, exact, [*windows, *(more or ())])
-        seen = [_Seen(probe, Store(pool, parent=exact), DivergenceSum(scored_outputs(model))) for probe in probes]
-        pieces = _pieces(graph, probes, calibration_memory // 6)
+        total = feed(graph, exact, [*windows, *more])
+        seen = [_Seen(probe, Store(pool, parent=exact), DivergenceSum(outputs)) for probe in probes]
+        pieces = _pieces(graph, every, calibration_memory // 6)
         runs = sum(probe.begin < end and begin < probe.end for begin, end in pieces for probe in probes)
         tick = bar.start("Probing", len(pieces) * total + runs * len(windows))
         run = _Run(graph, rounder, sources, exact, len(windows), total, tick)
         for begin, end in pieces:
             run.piece(begin, end, seen)
-    return _told(seen)
+    return [one.shown() for one in seen]
 
 
 def _pieces(graph: ActivationGraph, probes: Sequence[Probe], limit: int) -> list[tuple[int, int]]:
@@ -138,10 +184,15 @@ class _Seen:
     energies: dict[LayerUse, Float32 | None] = field(default_factory=dict)
     """What an error in each column weighs."""
 
-    @property
-    def relative(self) -> float:
-        """The mean at the border."""
-        return float(np.mean(self.at_border)) if self.at_border else 0.0
+    def shown(self) -> ProbeShown:
+        """All of that in numbers."""
+        return ProbeShown(
+            self.probe.to_the_end,
+            self.probe.gauges,
+            self.at_outputs.total,
+            float(np.mean(self.at_border)) if self.at_border else 0.0,
+            tuple((use.weight.name, moved, self.energies[use]) for use, moved in self.moved.items()),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -313,22 +364,22 @@ def _relative(base: Array, changed: Array) -> list[float]:
     return list(moved[good] / size[good])
 
 
-def _told(every: Sequence[_Seen]) -> dict[str, tuple[Influence, ...]]:
-    """What the probes have shown, by the weight's name."""
-    every = [one for one in every if any(one.moved.values())]
+def influences_of(shown: Iterable[ProbeShown]) -> dict[str, tuple[Influence, ...]]:
+    """What the probes have shown together, by the weight's name, in the order of their names."""
+    every = [one for one in shown if any(moved for _, moved, _ in one.uses)]
     constant = _constant(every)
     found: dict[str, list[Influence]] = {}
     for one in every:
-        loss = one.at_outputs.total if one.probe.to_the_end else constant * one.relative
-        whole = sum(one.moved.values())
-        for use, moved in one.moved.items():
+        loss = one.at_outputs if one.to_the_end else constant * one.at_border
+        whole = sum(moved for _, moved, _ in one.uses)
+        for name, moved, energy in one.uses:
             if moved > 0:
-                found.setdefault(use.weight.name, []).append(Influence(loss * moved / whole, one.energies[use]))
-    return {name: tuple(uses) for name, uses in found.items()}
+                found.setdefault(name, []).append(Influence(loss * moved / whole, energy))
+    return {name: tuple(found[name]) for name in sorted(found)}
 
 
-def _constant(every: Sequence[_Seen]) -> float:
+def _constant(every: Sequence[ProbeShown]) -> float:
     """What the outputs feel of an error at a block's border, for each unit of it: the median of what is known."""
-    known = [one for one in every if one.probe.to_the_end and one.relative > 0]
-    found = [one.at_outputs.total / one.relative for one in [one for one in known if one.probe.gauges] or known]
+    known = [one for one in every if one.to_the_end and one.at_border > 0]
+    found = [one.at_outputs / one.at_border for one in [one for one in known if one.gauges] or known]
     return float(np.median(found)) if found else 1.0

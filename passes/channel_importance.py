@@ -19,16 +19,19 @@ import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ov_weight_compression.ir_utils.constants import float_values
 from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.ir_utils.weight_source import WeightSource
-from ov_weight_compression.passes.measurements import Measurements
 from ov_weight_compression.passes.plan import Algorithm, Plan, PlannedWeight
 from ov_weight_compression.patterns import Kind, NormGain, RowNormProduct, RowNorms, Sources, Weight, importance_sources
 from ov_weight_compression.quantization.kernels import row_sums
+
+if TYPE_CHECKING:
+    from ov_weight_compression.passes.measurements import Measurements
 
 __all__ = ["GraphEnergy", "Importance", "graph_energies", "weigh_channels"]
 

@@ -8,9 +8,10 @@ own are layers of their own; one that the data never reached keeps codes from it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -51,7 +52,7 @@ def encode_layer_by_layer(plan: Plan, data: Measurements) -> tuple[Plan, tuple[s
     from ov_weight_compression.calibration import open_streams
 
     method = plan.method
-    encoded = _Encoded(wanted, plan)
+    encoded = _Encoded(wanted, plan, data.executor)
     with open_streams(
         data.model,
         [one.weight for one in plan.weights],
@@ -62,8 +63,7 @@ def encode_layer_by_layer(plan: Plan, data: Measurements) -> tuple[Plan, tuple[s
         sources=data.sources,
     ) as streams:
         for stage in streams:
-            for layer_input in stage.inputs:
-                encoded.take(layer_input, stage)
+            encoded.take(stage)
     weights = tuple(replace(one, stored=encoded.weights.get(one.weight.name)) for one in plan.weights)
     return replace(plan, weights=weights, adapters=encoded.adapters), tuple(encoded.left_out)
 
@@ -74,18 +74,31 @@ class _Encoded:
 
     wanted: Mapping[str, PlannedWeight]
     plan: Plan
+    executor: Executor | None = None
+    """What codes the layers; this thread where there is none."""
     spool: Spool = field(default_factory=Spool)
     weights: dict[str, StoredWeight] = field(default_factory=dict)
     adapters: dict[str, StoredAdapters | None] = field(default_factory=dict)
     """None where there is nothing to correct."""
     left_out: list[str] = field(default_factory=list)
 
-    def take(self, layer_input: LayerInput, stage: Stage) -> None:
-        """Encode every wanted weight that reads one input; the layers after it see the result."""
+    def take(self, stage: Stage) -> None:
+        """Encode every wanted weight of a stage; the layers after it see the result."""
+        batches = (batch for layer_input in stage.inputs for batch in self._batches(layer_input))
+        for batch in batches if self.executor is None else list(batches):
+            try:
+                self._store(batch, stage)
+            except (ValueError, np.linalg.LinAlgError) as error:
+                if isinstance(error, CompressionError):
+                    raise
+                raise WorkError(f"{', '.join(batch.names)}: {error}") from error
+
+    def _batches(self, layer_input: LayerInput) -> Iterator[_Batch]:
+        """The wanted weights that read one input, in batches that an executor is at work on, where there is one."""
         names = [name for name in layer_input.weights if name in self.wanted]
         if not names:
             return
-        method, sources = self.plan.method, self.plan.sources
+        method = self.plan.method
         seen = layer_input.measure(cross=method.two_streams)
         self.left_out += names if layer_input.left_out else []
         known: dict[int, list[HessianInfo]] = {}
@@ -93,19 +106,13 @@ class _Encoded:
             factors = self.plan.folding.columns.get(together[0])
             if id(factors) not in known:
                 known[id(factors)] = _hessian_info_of(seen, factors, method.tuning.gptq_damping)
-            try:
-                matrices = [sources.by_name[name].read_all() for name in together]
-                values = self._encode(together, matrices, known[id(factors)])
-            except (ValueError, np.linalg.LinAlgError) as error:
-                if isinstance(error, CompressionError):
-                    raise
-                raise WorkError(f"{', '.join(together)}: {error}") from error
-            if method.two_streams:
-                for name, found in zip(together, values, strict=True):
-                    adapters = self.adapters.get(name)
-                    corrected = found if adapters is None else found + adapters.values()
-                    layout = sources.by_name[name].layout
-                    stage.replace(name, layout.from_matrix(sources.unfolded(name, corrected)))
+            planned, info = self.wanted[together[0]], known[id(factors)]
+            matrices = [self.plan.sources.by_name[name].read_all() for name in together]
+            rows = matrices[0] if len(matrices) == 1 else np.concatenate(matrices)
+            scale = tensor_scale_of(planned.absmax, planned.spec.format)
+            code = partial(_encode_layer, rows, planned.spec, info, method.steps, scale)
+            coded = code if self.executor is None else self.executor.submit(code).result
+            yield _Batch(together, matrices, info, coded)
 
     def _together(self, names: Sequence[str]) -> Iterator[list[str]]:
         """Weights whose rows can be encoded as those of one: stored alike, scaled alike, without experts."""
@@ -129,24 +136,34 @@ class _Encoded:
     def _elements(self, names: Sequence[str]) -> int:
         return sum(self.wanted[name].weight.elements for name in names)
 
-    def _encode(self, names: Sequence[str], matrices: list[Float32], known: list[HessianInfo]) -> list[Float32]:
-        """Encode weights `[rows, in]` that are stored alike; their values as stored, without adapters."""
-        planned, method = self.wanted[names[0]], self.plan.method
-        scale = tensor_scale_of(planned.absmax, planned.spec.format)
-        rows = matrices[0] if len(matrices) == 1 else np.concatenate(matrices)
-        encoded = _encode_layer(rows, planned.spec, known, method.steps, scale)
-        found = []
-        begin = 0
-        for name, matrix in zip(names, matrices, strict=True):
+    def _store(self, batch: _Batch, stage: Stage) -> None:
+        """Keep a batch's codes, fit adapters where they are asked for, and let the stage have the values."""
+        method, sources, encoded, begin = self.plan.method, self.plan.sources, batch.coded(), 0
+        for name, matrix in zip(batch.names, batch.matrices, strict=True):
             own = encoded.rows(begin, begin + len(matrix))
             begin += len(matrix)
             self.weights[name] = keep(own, self.spool)
-            found.append(decode_rows(own, planned.spec))
+            values = decode_rows(own, self.wanted[name].spec)
             if Algorithm.LORA in self.wanted[name].algorithms and not obstacle(self.wanted[name].weight):
-                self.adapters[name] = fit_adapters(
-                    matrix, found[-1], known[0], method.lora_rank, self.spool, method.tuning.lora_rounds
+                fitted = fit_adapters(
+                    matrix, values, batch.known[0], method.lora_rank, self.spool, method.tuning.lora_rounds
                 )
-        return found
+                self.adapters[name] = fitted
+                values = values if fitted is None else values + fitted.values()
+            if method.two_streams:
+                stage.replace(name, sources.by_name[name].layout.from_matrix(sources.unfolded(name, values)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """Weights that are encoded as one."""
+
+    names: Sequence[str]
+    matrices: Sequence[Float32]
+    """[rows, in] each."""
+    known: list[HessianInfo]
+    coded: Callable[[], Encoded]
+    """Their codes, one after the other: computed when it is called, or waited for."""
 
 
 @dataclass(frozen=True, eq=False)

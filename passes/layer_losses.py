@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from math import sqrt
 from typing import TYPE_CHECKING
 
@@ -28,24 +27,17 @@ from ov_weight_compression.passes.channel_importance import GraphEnergy, graph_e
 from ov_weight_compression.passes.encoding import encoding_of
 from ov_weight_compression.passes.measurements import DataPart, Measurements
 from ov_weight_compression.passes.plan import Plan
-from ov_weight_compression.patterns import Kind, Weight
-from ov_weight_compression.quantization.encode import Weighting, decode_rows, encode_rows
-from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL
-from ov_weight_compression.quantization.layerwise.gptq import gptq
-from ov_weight_compression.quantization.layerwise.hessian import DAMPING, Hessian, hessian_of
-from ov_weight_compression.quantization.layerwise.layer import fit_rows
-from ov_weight_compression.quantization.reference import tensor_scale_of
+from ov_weight_compression.passes.probing import Quantiser, probe_spec, quantiser_of, rounded
+from ov_weight_compression.patterns import Weight
 from ov_weight_compression.quantization.spec import Spec
 
 if TYPE_CHECKING:
-    from ov_weight_compression.calibration import Influence, Rounding
+    from ov_weight_compression.calibration import Influence
 
-__all__ = ["LayerLosses", "layer_losses", "measured_divergence", "probe_spec"]
+__all__ = ["LayerLosses", "layer_losses", "measured_divergence"]
 
 _ROWS = 256
 """Of a weight that its formats are compared on."""
-_PROBE_GROUP = 64
-_SMALLEST_GROUP = 16
 _TINY = 1e-30
 
 
@@ -69,8 +61,8 @@ def layer_losses(candidates: Mapping[str, Sequence[Spec]], data: Measurements) -
     """
     from ov_weight_compression.calibration import Influence
 
-    graph = graph_energies(data.weights, data.sources)
-    shown, unit = data.influences(partial(_Rounder, data=data, graph=graph))
+    graph, quantiser = graph_energies(data.weights, data.sources), quantiser_of(data.method)
+    shown, unit = data.influences()
     weights = [weight for weight in data.weights if weight.name in candidates]
     usual = _usual(weights, shown)
     every = sum(weight.elements for weight in weights)
@@ -82,13 +74,13 @@ def layer_losses(candidates: Mapping[str, Sequence[Spec]], data: Measurements) -
         rows, shares = _sample(weight, data)
         total = np.zeros(len(specs))
         if not shown:
-            errors = _errors(rows, shares, specs, graph[weight.name].value(), graph[weight.name], data)
+            errors = _errors(rows, shares, specs, graph[weight.name].value(), graph[weight.name], quantiser)
             share = weight.elements / every / max(float(np.square(rows).sum()), _TINY)
             return tuple(float(one) for one in errors * share)
         if uses is None:
             uses = (Influence(usual.get(weight.shape, usual[None] * weight.elements), None),)
         for use in uses:
-            errors = _errors(rows, shares, [probed, *specs], use.energy, graph[weight.name], data)
+            errors = _errors(rows, shares, [probed, *specs], use.energy, graph[weight.name], quantiser)
             total += use.loss * errors[1:] / errors[0] if errors[0] > 0 else 0
         return tuple(float(one) for one in total)
 
@@ -131,66 +123,6 @@ def measured_divergence(plan: Plan, data: Measurements) -> float:
     )
 
 
-def probe_spec(weight: Weight) -> Spec:
-    """The format that a weight is probed in: int4_sym in groups of 64, or of what divides it, or per channel."""
-    format = FORMATS["int4_sym"]
-    group = _PROBE_GROUP
-    while group >= _SMALLEST_GROUP and weight.columns % group:
-        group //= 2
-    fits = group >= _SMALLEST_GROUP and weight.layout.groupable and weight.kind is not Kind.CONVOLUTION
-    return Spec(format, group if fits else PER_CHANNEL, search=format.default_search)
-
-
-class _Rounder:
-    """Rounds weights for the probes as the run's own algorithms would."""
-
-    def __init__(self, data: Measurements, graph: Mapping[str, GraphEnergy]) -> None:
-        self._data, self._graph = data, graph
-        self._specs = {weight.name: probe_spec(weight) for weight in data.weights}
-
-    @property
-    def wants_gram(self) -> bool:
-        """Whether GPTQ makes the codes."""
-        return self._data.method.steps is not None
-
-    def prepare(self, name: str, seen: Float32 | None) -> Rounding:
-        """See `calibration.Rounder`."""
-        from ov_weight_compression.calibration import Rounding
-
-        spec = self._specs[name]
-        if seen is not None and self.wants_gram:
-            damping = self._data.method.tuning.gptq_damping
-            hessians = [hessian_of(one, damping=DAMPING if damping is None else damping) for one in _each(seen, 3)]
-            energy = np.stack([one.residual for one in hessians])
-            return Rounding(energy if seen.ndim == 3 else energy[0], partial(_by_gptq, spec=spec, hessians=hessians))
-
-        def values(rows: Float32, expert: int) -> Float32:
-            own = None if seen is None else _each(seen, 2)[expert]
-            return _rounded(rows, spec, own, self._graph[name], self._data)
-
-        return Rounding(seen, values)
-
-
-def _by_gptq(rows: Float32, expert: int, *, spec: Spec, hessians: list[Hessian]) -> Float32:
-    return decode_rows(fit_rows(rows, spec, hessians[expert], (gptq,)), spec)
-
-
-def _each(seen: Float32, rank: int) -> Float32:
-    """With a leading axis of experts."""
-    return seen if seen.ndim == rank else seen[None]
-
-
-def _rounded(rows: Float32, spec: Spec, energy: Float32 | None, graph: GraphEnergy, data: Measurements) -> Float32:
-    """Rows as the run's scale search would store them, nearly: what data refit is refitted less."""
-    weighting: Weighting = "trial"
-    if not (data.method.weighted or data.method.steps is not None) or energy is None:
-        energy, weighting = graph.value(), "graph"
-    scale = tensor_scale_of(float(np.abs(rows).max(initial=0.0)), spec.format)
-    rows = np.ascontiguousarray(rows, np.float32)
-    encoded = encode_rows(rows, spec, importance=energy, weighting=weighting, tensor_scale=scale)
-    return decode_rows(encoded, spec)
-
-
 def _sample(weight: Weight, data: Measurements) -> tuple[Float32, Array]:
     """Some rows of a weight `[n, columns]`, and how far down the weight each lies, 0 to 1."""
     source = data.sources[weight]
@@ -205,19 +137,21 @@ def _errors(
     specs: Sequence[Spec],
     energy: Float32 | None,
     graph: GraphEnergy,
-    data: Measurements,
+    quantiser: Quantiser,
 ) -> Float32:
     """`Σ energy (W − Ŵ)²` of some rows in each format; `shares` as `_sample` gives them."""
     found = []
     for spec in specs:
         if energy is None or energy.ndim == 1:
-            squares = np.square(rows - _rounded(rows, spec, energy, graph, data)).sum(axis=0, dtype=np.float64)
+            squares = np.square(rows - rounded(rows, spec, energy, graph, quantiser)).sum(axis=0, dtype=np.float64)
             found.append(float(squares.sum() if energy is None else squares @ energy))
             continue
         total, expert = 0.0, (shares * len(energy)).astype(int)
         for number in np.unique(expert):
             own = rows[expert == number]
-            squares = np.square(own - _rounded(own, spec, energy[number], graph, data)).sum(axis=0, dtype=np.float64)
+            squares = np.square(own - rounded(own, spec, energy[number], graph, quantiser)).sum(
+                axis=0, dtype=np.float64
+            )
             total += float(squares @ energy[number])
         found.append(total)
     return np.asarray(found)

@@ -10,7 +10,8 @@ looked at, and others to check on. A language model without data writes them its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
@@ -22,11 +23,12 @@ from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.types import Array
 from ov_weight_compression.passes.method import Method
 from ov_weight_compression.passes.options import Options
+from ov_weight_compression.passes.probing import WeightRounder, quantiser_of, run_on_executor
 from ov_weight_compression.patterns import Sources, Weight
 from ov_weight_compression.quantization.sensitivity import InputMeans
 
 if TYPE_CHECKING:
-    from ov_weight_compression.calibration import Influence, LayerStatistics, Rounder, Samples, Statistics
+    from ov_weight_compression.calibration import Influence, LayerStatistics, Samples, Statistics
 
 __all__ = ["DataPart", "Measurements"]
 
@@ -72,6 +74,11 @@ class Measurements:
     def threads(self) -> int:
         """To compute with."""
         return self._options.threads
+
+    @property
+    def executor(self) -> Executor | None:
+        """What probes and coding run on; None for this process."""
+        return self._options.executor
 
     @property
     def memory(self) -> int:
@@ -159,7 +166,6 @@ class Measurements:
             OptionError: there are no data, and none can be made up.
         """
         from ov_weight_compression.calibration import make_samples
-        from ov_weight_compression.ir_utils.errors import OptionError
 
         cycle, limit = (_PARTED_TOKENS, _PARTED_WINDOWS) if self._takes_tokens else (_PARTED_INPUTS, _PARTED_WINDOWS)
 
@@ -180,15 +186,22 @@ class Measurements:
                 raise
             return self.part(DataPart.PROBE)
 
-    def influences(self, rounder: Callable[[], Rounder]) -> tuple[Mapping[str, tuple[Influence, ...]], str]:
+    def influences(self) -> tuple[Mapping[str, tuple[Influence, ...]], str]:
         """What probes of every weight have shown, and the unit: of `LayerLosses`. Read from beside `statistics_path` if
         it is there, else written to it. Nothing, and "none", where there are no data and none can be made up."""
         if self._influences is None:
-            self._influences = self._probed(rounder())
+            self._influences = self._probed()
         return self._influences
 
-    def _probed(self, rounder: Rounder) -> tuple[Mapping[str, tuple[Influence, ...]], str]:
-        from ov_weight_compression.calibration import influences, load_influences, save_influences, scored_outputs
+    def _probed(self) -> tuple[Mapping[str, tuple[Influence, ...]], str]:
+        from ov_weight_compression.calibration import (
+            filled_copy,
+            influences_of,
+            load_influences,
+            run_probes,
+            save_influences,
+            scored_outputs,
+        )
 
         unit = scored_outputs(self.model).unit
         file = self._influence_file
@@ -196,17 +209,28 @@ class Measurements:
             return load_influences(file, self.model), unit
         if self._parted is None:
             return {}, "none"
-        samples = self.part(DataPart.PROBE)
-        found = influences(
-            self.model,
-            self.weights,
-            rounder,
-            samples,
-            self.part(DataPart.LOOK) if rounder.wants_gram else None,
-            sources=self.sources,
-            calibration_memory=self.memory,
-            quiet=self.quiet,
-        )
+        quantiser, samples = quantiser_of(self.method), self.part(DataPart.PROBE)
+        more = self.part(DataPart.LOOK) if quantiser.by_gptq else None
+        executor, weights = self.executor, self.weights
+        if executor is None:
+            rounder = WeightRounder(weights, self.sources, quantiser)
+            shown = run_probes(
+                self.model,
+                weights,
+                rounder,
+                samples,
+                more or (),
+                sources=self.sources,
+                calibration_memory=self.memory,
+                quiet=self.quiet,
+            )
+        else:
+            filled = filled_copy(self.model, weights, self.sources)
+            roles = self._options.roles
+            shown = run_on_executor(
+                executor, filled, weights, quantiser, samples, more, roles=roles, calibration_memory=self.memory
+            )
+        found = influences_of(shown)
         if file is not None:
             save_influences(found, file, self.model, samples.description)
         return found, unit

@@ -12,6 +12,7 @@ left at its default was not asked for, and None is the default everywhere.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,7 +80,15 @@ def _read_format(value: Any) -> str:
     return "dequantize"
 
 
+def _read_executor(value: Any) -> Executor:
+    if not callable(getattr(value, "submit", None)):
+        raise ValueError(value)
+    found: Executor = value
+    return found
+
+
 _RULES = OptionKind("a list of (pattern, mode) pairs", parse_rules, "RulesLike")
+_EXECUTOR = OptionKind("an executor as concurrent.futures has them", _read_executor, "Executor")
 _ROLES = OptionKind("", parse_roles, "Roles")
 _STEPS = functions("Step", "target, draft, hessian, grid")
 _CODEBOOK = replace(table(), annotation="Sequence[float] | NDArray[Any] | Codebook")
@@ -297,6 +306,9 @@ class Options:
         True, flag(), "compute the weights when the model is saved or compiled", flag=None, recorded="never"
     )
     verify: bool = declared(False, flag(), "run layers and compare", flag=None, recorded="never", need=_COMPUTED)
+    executor: Executor | None = declared(
+        None, _EXECUTOR, "where probes run and layers are coded", flag=None, recorded="never", with_data=True
+    )
     threads: int = declared(
         None,
         count(1, _MOST_THREADS),

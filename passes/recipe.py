@@ -43,7 +43,7 @@ from ov_weight_compression.patterns import IgnoredScope
 __all__ = ["Recipe", "option_lines", "options_as_json", "read_recipe", "save_recipe"]
 
 _FORM = 1
-_LEFT_OUT = ("threads", "statistics_path", "quiet", "lazy", "verify", "compression_format", "recipe")
+_LEFT_OUT = ("threads", "executor", "statistics_path", "quiet", "lazy", "verify", "compression_format", "recipe")
 """They change no byte."""
 _NO_JSON = ("dataset", "roles", "algorithm", "sources", "advanced_parameters")
 """Objects of a program's own."""

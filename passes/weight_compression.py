@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 from warnings import warn
@@ -100,6 +101,8 @@ class WeightCompression(ModelPass):
         lazy: False computes everything now and inserts plain constants.
         verify: with `lazy=False`, run one compressed layer of each kind on the device (the CPU where none is named) and
             compare it with its stored weights; a difference that its arithmetic does not explain is an error.
+        executor: where a budget's probes run, and GPTQ codes layers: any `concurrent.futures.Executor`, of processes or
+            of a cluster too if its workers see this machine's temporary folder (`TMPDIR`); this process by default.
         threads: threads to compute with; by default OMP_NUM_THREADS or the processors there are.
         device: choose formats that this device executes compressed: `"CPU"`, `"GPU"` or `"NPU"`; with several
             (`"CPU,GPU"` or a list), or `"AUTO"` for all, those that each of them takes.
@@ -182,6 +185,7 @@ class WeightCompression(ModelPass):
         runtime_hints: Mapping[str, Any] | None = None,
         lazy: bool = True,
         verify: bool = False,
+        executor: Executor | None = None,
         threads: int | None = None,
         quiet: bool = True,
         compression_format: str = "dequantize",
@@ -310,6 +314,7 @@ def apply_weight_compression(
     runtime_hints: Mapping[str, Any] | None = None,
     lazy: bool = True,
     verify: bool = False,
+    executor: Executor | None = None,
     threads: int | None = None,
     quiet: bool = True,
     compression_format: str = "dequantize",
