@@ -55,6 +55,9 @@ def _own() -> None:
 
 
 def _run() -> int:
+    # OpenVINO imports its model converter, with telemetry behind it, where it finds it, and that takes a third of its
+    # own import. The command converts nothing with it, and exports of checkpoints run in a process of their own.
+    sys.modules.setdefault("openvino.tools.ovc", None)  # type: ignore[arg-type]
     from ov_weight_compression.cli import main as run
 
     for stream in (sys.stdout, sys.stderr):
