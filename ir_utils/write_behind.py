@@ -27,6 +27,7 @@ _WATCHED_BYTES = 16 << 20  # between two looks at whether there is a thread
 _LOOK_SECONDS = 0.01
 _IDLE_LOOKS = 20
 _SLOW_SECONDS = 0.05
+_SLOW_RATE = 1e9  # bytes a second: a large constant is written in one go
 
 
 class WriteBehind:
@@ -54,7 +55,8 @@ class WriteBehind:
         for place, length in ready:
             # Dirty pages are sent to the disk by this call, clean ones given back: each stretch gets it twice.
             os.posix_fadvise(self._descriptor, place, length, os.POSIX_FADV_DONTNEED)
-        self._active = time.perf_counter() - begun < _SLOW_SECONDS
+        patience = max(_SLOW_SECONDS, sum(length for _, length in ready) / _SLOW_RATE)
+        self._active = time.perf_counter() - begun < patience
 
 
 class ForeignFiles:

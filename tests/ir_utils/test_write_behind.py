@@ -61,6 +61,16 @@ def test_a_slow_disk_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(made) == 1
 
 
+def test_a_large_stretch_may_take_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    monkeypatch.setattr(module, "_SLOW_SECONDS", 0.01)
+    monkeypatch.setattr(os, "posix_fadvise", lambda *call: (time.sleep(0.02), made.append(call)))
+    behind = WriteBehind(0)
+    behind.note(0, 1 << 30)
+    behind.note(1 << 30, 1 << 30)
+    assert len(made) >= 3
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at /proc")
 def test_what_somebody_else_adds_to_weights_is_sent(calls: list[tuple[int, int]], tmp_path: Path) -> None:
     files = ForeignFiles()
