@@ -1,8 +1,9 @@
 """Which layers are rounded in which probe, and how far each probe runs.
 
 The layers that write the residual stream, those of the last blocks and those in no block are probed to the model's end,
-all others to their block's border. A block with many layers (experts) has those of one shape rounded together, and so
-are layers in no block where there are very many.
+all others to their block's border; in a model of few blocks, where that costs little, all are probed to the end. A
+block with many layers (experts) has those of one shape rounded together, and so are layers in no block where there are
+very many.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from ov_weight_compression.calibration.blocks import Block, find_blocks
 __all__ = ["Probe", "plan_probes"]
 
 _LAST_BLOCKS = 2
+_PASSES = 30
+"""Through the whole model, for each window: what probing every layer to the end may cost."""
 _ONE_BY_ONE = 16
 """Layers of a block that are probed one by one."""
 _FREE = 64
@@ -45,9 +48,11 @@ def plan_probes(graph: ActivationGraph) -> list[Probe]:
     inside = {place for block in blocks for place in block.layers}
     uses = {place: [use for use in graph.uses if graph.place[use.layer] == place] for place in graph.layers}
     probes = []
+    groups = [list(_groups([use for place in block.layers for use in uses[place]], graph, block)) for block in blocks]
+    passes = sum(len(found) * (len(blocks) - number) / len(blocks) for number, found in enumerate(groups))
     for number, block in enumerate(blocks):
-        late = number >= len(blocks) - _LAST_BLOCKS
-        for group in _groups([use for place in block.layers for use in uses[place]], graph, block):
+        late = number >= len(blocks) - _LAST_BLOCKS or passes <= _PASSES
+        for group in groups[number]:
             writes = graph.place[group[0].layer] in block.writers
             end = len(graph.order) if late or writes else graph.place[block.border[0]] + 1
             begin = min(graph.place[use.layer] for use in group)

@@ -7,7 +7,7 @@ stream themselves (some write activations a thousand times the usual, and everyt
 last blocks, behind which nothing evens out. So
 
     the layers that write the stream, those of the last two blocks, those in no block     are probed to the end
-    all others                                                                            to their block's border
+    all others, unless the model has few blocks                                           to their block's border
 
 and the constant is the median of what the first show, behind all but the last two blocks. On a model of thirty blocks
 that is a fifth of what probing everything to the end costs, and tells the same.
