@@ -147,19 +147,29 @@ class RecordedInputs(Mapping[str, RecordedSamples]):
             if part is None:
                 return
             call = dict(zip(part.labels, arrays(), strict=True))
-            if part.keeps_state:
-                self._begun.setdefault(request, []).append(call)
-            else:
+            if not part.keeps_state:
                 self._keep(part, call)
+                return
+            if request not in self._begun:
+                calls: list[dict[str, Array]] = []
+                self._begun[request] = calls
+                weakref.finalize(request, _end_of_request, weakref.ref(self), part, calls)
+            self._begun[request].append(call)
 
     def end(self, request: Any) -> None:
         """The state of a request is forgotten: what was read so far is one sample."""
         with self._lock:
             part = self.part_of(request)
-            calls = self._begun.pop(request, [])
-            if part is not None and calls:
+            if part is not None:
+                self.end_of(part, self._begun.pop(request, []))
+
+    def end_of(self, part: _Part, calls: list[dict[str, Array]]) -> None:
+        """These calls are one sample; the list is emptied."""
+        with self._lock:
+            if calls:
                 # What cannot be joined is kept to its first call, which alone began with an empty state.
                 self._keep(part, joined_calls(calls) or joined_calls(calls[:1]) or calls[0])
+                calls.clear()
 
     def finish(self) -> None:
         """All sequences end here; say what the caller should know."""
@@ -203,6 +213,13 @@ class RecordedInputs(Mapping[str, RecordedSamples]):
             part.files.append(file)
 
 
+def _end_of_request(recorded: weakref.ref[RecordedInputs], part: _Part, calls: list[dict[str, Array]]) -> None:
+    """A request that goes takes its state along."""
+    alive = recorded()
+    if alive is not None:
+        alive.end_of(part, calls)
+
+
 @by_name
 @contextmanager
 def record_inputs(
@@ -241,8 +258,8 @@ def _hooked(recorded: RecordedInputs) -> Iterator[None]:
     `CompiledModel.__call__` and `infer_new_request` go through `InferRequest.infer`. The inputs are read from the
     request's own tensors once it has them, whatever they were given as: an inference does not change them.
     """
-    request = ov.InferRequest
-    infer, start, reset = request.infer, request.start_async, request.reset_state
+    request, queue = ov.InferRequest, ov.AsyncInferQueue
+    infer, start, reset, queued = request.infer, request.start_async, request.reset_state, queue.start_async
 
     def inferring(self: Any, *given: Any, **named: Any) -> Any:
         results = infer(self, *given, **named)
@@ -260,16 +277,20 @@ def _hooked(recorded: RecordedInputs) -> Iterator[None]:
         recorded.end(self)
         return reset(self)
 
-    own = {name: vars(request).get(name) for name in ("infer", "start_async", "reset_state")}
+    def queuing(self: Any, *given: Any, **named: Any) -> Any:
+        number = self.get_idle_request_id()
+        results = queued(self, *given, **named)
+        self.wait_all()
+        recorded.add(self[number], lambda: _inputs_of(self[number]))
+        return results
+
     request.infer, request.start_async, request.reset_state = inferring, starting, resetting
+    queue.start_async = queuing
     try:
         yield
     finally:
-        for name, method in own.items():
-            if method is None:
-                delattr(request, name)
-            else:
-                setattr(request, name, method)
+        request.infer, request.start_async, queue.start_async = infer, start, queued
+        del request.reset_state  # it is its base's
 
 
 def _inputs_of(request: Any) -> list[Array]:

@@ -22,6 +22,7 @@ from ov_weight_compression.ir_utils.option_kinds import parse_enum, shown
 from ov_weight_compression.passes.modes import BackupMode, Mode
 from ov_weight_compression.passes.options import OPTIONS
 from ov_weight_compression.passes.rules import Rule
+from ov_weight_compression.passes.targets import BUDGETS, DECIDED, OF_BUDGETS
 from ov_weight_compression.patterns import IgnoredScope, find_weights, matching
 from ov_weight_compression.patterns.graphs import graphs_of
 from ov_weight_compression.quantization.formats import FORMATS
@@ -68,6 +69,11 @@ def options_by_file(
     for pattern in files or {}:
         if not any(names_file(pattern, name) for name in names):
             raise OptionError(f"files: {shown(pattern)} names no model of the folder; it has {_listed(names)}")
+    if options.get("target_size") is not None and len(names) > 1:
+        raise OptionError(
+            f"target_size: is that of one model's .bin, and the folder has {len(names)} models: use target_bits, or "
+            "give it to one of them in a recipe (files)"
+        )
     pipeline = pipeline_of(names) if pipeline_defaults else None
     found = {name: _own(name, options, files or {}, data, pipeline) for name in names}
     models = _Models(read)
@@ -97,6 +103,8 @@ def _own(
             "rest goes by it (--no-pipeline-defaults gives every part the same)"
         )
     given = {key: value for key, value in options.items() if mode is None or _suits(key, mode)}
+    if any(budget in own for budget in BUDGETS):
+        given = {key: value for key, value in given.items() if key not in (*BUDGETS, "mode", *DECIDED)}
     given |= {key: value for key, value in own.items() if key != "data"} | ({} if mode is None else {"mode": mode})
     if "rules" in own and "rules" in options:
         given["rules"] = (*_rules(own), *_rules(options))
@@ -104,8 +112,11 @@ def _own(
 
 
 def _few_bits(options: Mapping[str, Any]) -> str:
-    """The mode that was asked for, where it has fewer than 8 bits; else nothing."""
+    """The mode that was asked for, where it has fewer than 8 bits, or the budget; else nothing."""
+    budget = next((name for name in BUDGETS if options.get(name) is not None), None)
     word = options.get("mode")
+    if budget is not None:
+        return f"what {budget} leaves it"
     if word in (None, "none"):
         return ""
     mode = parse_enum(Mode, word, "mode").value
@@ -122,6 +133,8 @@ def _eight_bits(options: Mapping[str, Any]) -> Mode:
 def _suits(name: str, mode: Mode) -> bool:
     """Whether an option that was given for all files means something for one with another mode."""
     row = OPTIONS.get(name)
+    if name in (*BUDGETS, *OF_BUDGETS):
+        return False
     if name == "group_size":
         return not mode.is_int8 and not FORMATS[mode.value].fixed_group
     if row is None or not mode.is_int8:

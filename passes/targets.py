@@ -17,13 +17,22 @@ from ov_weight_compression.ir_utils.option_kinds import OptionKind, group, parse
 from ov_weight_compression.passes.modes import Mode
 from ov_weight_compression.quantization.formats import FORMATS
 
-__all__ = ["BUDGETS", "OF_BUDGETS", "FormatChoice", "byte_count", "check_budget", "format_choices", "slowdown"]
+__all__ = [
+    "BUDGETS",
+    "DECIDED",
+    "OF_BUDGETS",
+    "FormatChoice",
+    "byte_count",
+    "check_budget",
+    "format_choices",
+    "slowdown",
+]
 
 BUDGETS = ("target_bits", "target_size", "target_divergence")
 """The options that have formats chosen; at most one of them is given."""
 OF_BUDGETS = ("formats", "max_slowdown", "format_times", "tie_inputs")
 """What goes with one of them alone."""
-_DECIDED = ("ratio", "group_size", "all_layers", "backup_mode", "sensitivity_metric")
+DECIDED = ("ratio", "group_size", "all_layers", "backup_mode", "sensitivity_metric")
 """What a budget decides itself, beside the mode."""
 
 _SIZE = re.compile(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([kmgt]?)(i?)b?\s*", re.ASCII | re.IGNORECASE)
@@ -55,7 +64,7 @@ def check_budget(asked: Mapping[str, Any], with_mode: bool) -> None:
     named = [name for name in BUDGETS if name in asked]
     if len(named) > 1:
         raise OptionError(f"{named[1]}: {named[0]} is given too; say one of {', '.join(BUDGETS)}")
-    for name in (*(["mode"] if with_mode else []), *(name for name in _DECIDED if name in asked)):
+    for name in (*(["mode"] if with_mode else []), *(name for name in DECIDED if name in asked)):
         raise OptionError(
             f"{name}: means nothing with {named[0]}, which chooses each weight's format (among formats=, where they "
             "are given); leave it out, or use a rule"

@@ -162,6 +162,33 @@ def test_no_more_is_kept_than_wanted(speech: Path) -> None:
     assert len(samples[ENCODER]) == 1
 
 
+def test_every_way_to_run_a_model(speech: Path) -> None:
+    compiled, given = ov.Core().compile_model(speech / ENCODER, "CPU", EXACT), list(sounds(5, 0))
+    queue = ov.AsyncInferQueue(compiled, 2)
+    with record_inputs(speech) as samples:
+        compiled(given[0], share_inputs=False)  # shared memory is written over by the next request of OpenVINO 2026.4
+        compiled.infer_new_request({0: given[1]})
+        request = compiled.create_infer_request()
+        request.set_input_tensor(ov.Tensor(given[2]))
+        request.infer()
+        request.start_async([given[3]])
+        queue.start_async({"input_features": given[4]})
+    for one, frames in zip(samples[ENCODER], given, strict=True):
+        np.testing.assert_array_equal(one["input_features"], frames)
+
+
+def test_a_request_that_goes_ends_its_sequence(speech: Path) -> None:
+    compiled = ov.Core().compile_model(speech / DECODER, "CPU", EXACT)
+    states = np.ones((1, 4, 64), np.float32)
+    with record_inputs(speech) as samples:
+        for token in (3, 4):
+            request = compiled.create_infer_request()
+            request.infer(step(np.array([[token, token]]), 0, encoder_hidden_states=states))
+            request.infer(step(np.array([[9]]), 2, encoder_hidden_states=states))
+            del request
+    assert [one["input_ids"].tolist() for one in samples[DECODER]] == [[[3, 3, 9]], [[4, 4, 9]]]
+
+
 def test_what_runs_elsewhere_is_said(speech: Path) -> None:
     with (
         pytest.warns(CompressionWarning, match="no model of .* was run in Python. openvino-genai's pipelines run in C"),

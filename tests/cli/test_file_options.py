@@ -124,6 +124,20 @@ def test_options_for_some_files(pipeline: Path) -> None:
         modes(pipeline, files={"audio*": {"mode": "nf4"}})
 
 
+def test_a_budget_is_for_the_large_parts(pipeline: Path) -> None:
+    language, embeddings, _ = compress_path(pipeline, None, {"target_bits": 5, "formats": ["int4_sym:32", "int8_asym"]})
+    assert language.report.bits_per_weight <= 5
+    assert {row.mode for row in embeddings.report.rows} == {"int8_asym"}
+    assert "gets int8_asym, not what target_bits leaves it" in embeddings.report.note
+    with pytest.raises(
+        OptionError, match=r"target_size: is that of one model's .bin, and the folder has 3 models: use ta"
+    ):
+        compress_path(pipeline, None, {"target_size": "20kB"})
+    files = {"language_model": {"target_size": "10kB"}}
+    (language, *_) = compress_path(pipeline, None, {"mode": "int4_sym", "group_size": 32}, files=files)
+    assert language.report.bytes_after < 10_000
+
+
 def test_data_for_some_files(pipeline: Path) -> None:
     with pytest.raises(OptionError, match=r"data='own.txt': there is no such file"):
         modes(pipeline, files={"*_text_*": {"mode": "nf4", "data": "own.txt"}})
