@@ -2,12 +2,14 @@
 
     MatMul → [Add, Softmax, Sigmoid, …] → TopK → experts                          a router
     MatMul → [Split, Add, …] → SoftPlus, Exp or Sigmoid → … → the recurrence      a gate: it decides the decay
+    MatMul → [Split, Add, …] → SoftPlus, Exp or Sigmoid → … → Exp                 a decay, whatever it is for
     MatMul → [Split] → MatMul → SoftPlus …                                        its low-rank factor
 
 A router that is wrong by a little runs other experts; a decay's error is multiplied with itself at every position. Both
 are small beside the rest. They are found by what they feed, not by their names: routers from each TopK whose places
 somebody reads, gates from each operation that carries something from one position to the next (CumSum of a scan, Loop,
-TensorIterator, GatedDeltaNet) and from each product with what was carried (a state of the model, or of a loop).
+TensorIterator, GatedDeltaNet), from each product with what was carried (a state of the model, or of a loop), and from
+the form that decays have, an exponential of something that has a sign, where a loop was unrolled.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ def fragile_layers(graph: Graph) -> dict[ov.Node, str]:
             found.update(
                 (one, ROUTER) for one in _behind([(node.input_value(0), True)], _ELEMENTWISE | _SHAPE | _SCORES)
             )
-        elif kind in ("CumSum", "ReadValue") or kind in _LOOPS or "GatedDeltaNet" in kind:
+        elif kind in ("CumSum", "ReadValue", "Exp") or kind in _LOOPS or "GatedDeltaNet" in kind:
             gates = list(_behind(_carried(node, kind), _ELEMENTWISE | _SHAPE | _SQUASHES | {"CumSum"}))
             found.update((one, GATE) for one in gates)
             found.update((one, GATE) for one in _factors(gates))
@@ -70,6 +72,8 @@ def _carried(node: ov.Node, kind: str) -> Iterator[tuple[ov.Output, bool]]:
         squashed = _squashed_inside(node)
         yield from ((node.input_value(port), port in squashed) for port in range(node.get_input_size()))
         yield from _multiplied_with(_merged_parameters(node))
+    elif kind == "Exp":
+        yield node.input_value(0), False
     elif kind == "ReadValue":
         yield from _multiplied_with([node])
     elif kind == "CumSum":  # exp(cumsum(a)): what is summed up is a logarithm

@@ -140,10 +140,26 @@ def test_one_step_of_a_scan_with_the_state_in_a_variable() -> None:
     assert fragile_in(model) == {"dt_proj": GATE}
 
 
+def test_the_decay_of_a_loop_that_was_unrolled() -> None:
+    x = tokens()
+    dt = op.softplus(op.add(linear("dt_proj", x.output(0), 64), op.constant(np.ones(64, np.float32))))
+    decay = op.exp(op.multiply(dt, op.constant(np.full(64, -1, np.float32))))
+    value, state = linear("value", x.output(0), 64), None
+    for place in range(3):
+        kept, new = (op.gather(one, op.constant(place), op.constant(1)) for one in (decay, value))
+        state = new if state is None else op.add(op.multiply(kept, state), new)
+    assert found(linear("out_proj", op.unsqueeze(state, op.constant([0])).output(0), 64), inputs=[x]) == {
+        "dt_proj": GATE
+    }
+
+
 def test_attention_and_its_mask_have_no_gates() -> None:
     x, mask = tokens(), op.parameter([1, 7], np.int64)
     query, key = linear("q", x.output(0), 64), linear("k", x.output(0), 64)
     position = op.convert(op.cum_sum(mask, op.constant(-1)), np.float32)
     scores = op.add(op.matmul(query, key, False, True), op.unsqueeze(position, op.constant([1])))
-    mixed = op.matmul(op.softmax(scores, -1), op.swish(linear("v", x.output(0), 64)), False, False)
+    largest = op.reduce_max(scores, op.constant([-1]), True)  # a softmax in parts
+    parts = op.exp(op.subtract(scores, largest))
+    share = op.divide(parts, op.reduce_sum(parts, op.constant([-1]), True))
+    mixed = op.matmul(op.add(share, op.softmax(scores, -1)), op.swish(linear("v", x.output(0), 64)), False, False)
     assert found(linear("o", mixed.output(0), 64), inputs=[x, mask]) == {}
