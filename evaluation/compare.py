@@ -3,8 +3,8 @@
 load both ── choose the arithmetic ── read or make up the data
   ├── language model: windows of text through both, predictions compared   (predictions, figures)
   └── any other:      the same inputs through both, outputs compared       (outputs)
-every compressed weight beside its original                                (layers)
-outputs of the layers that hold them, on a few samples                     (layer_outputs)
+every compressed weight beside its original, and the outputs of the layers
+that hold them, on a few samples                                           (layers)
 """
 
 from __future__ import annotations
@@ -31,10 +31,9 @@ from ov_weight_compression.evaluation.figures import (
     worst_passages,
     worst_positions,
 )
-from ov_weight_compression.evaluation.layer_outputs import measure_outputs
-from ov_weight_compression.evaluation.layers import FormatFigures, LayerFigures, formats_of, pair_layers, weigh
+from ov_weight_compression.evaluation.layers import compare_layers
 from ov_weight_compression.evaluation.logits_file import Header, keep_logits, kept_logits
-from ov_weight_compression.evaluation.models import Loaded, Pair, Runner, choose, open_pair, output_name
+from ov_weight_compression.evaluation.models import Pair, Runner, choose, open_pair, output_name
 from ov_weight_compression.evaluation.outputs import OutputFigures, OutputTotals
 from ov_weight_compression.evaluation.predictions import (
     LogitsOf,
@@ -47,9 +46,9 @@ from ov_weight_compression.evaluation.request import CompareRequest, ComparisonP
 from ov_weight_compression.evaluation.samples import CompareData, InputSets, prepare
 from ov_weight_compression.evaluation.windows import Batch, Windows, of_inputs, of_windows
 from ov_weight_compression.ir_utils.errors import CompressionError, ModelError, OptionError, WorkError
-from ov_weight_compression.ir_utils.option_kinds import flag, optional, path, word
+from ov_weight_compression.ir_utils.option_kinds import flag, word
 from ov_weight_compression.ir_utils.types import Float32
-from ov_weight_compression.patterns import Roles, parse_roles
+from ov_weight_compression.patterns import Roles
 from ov_weight_compression.patterns.graphs import constants_bytes
 
 __all__ = ["compare"]
@@ -100,17 +99,11 @@ def compare(
         WorkError: a failure while running.
         MissingExtraError: a tokenizer needs a package that is not installed.
     """
-    place = optional(path(), "tokenizer", tokenizer)
-    own = None if roles is None else parse_roles(roles)
     protocol = ComparisonProtocol() if protocol is None else protocol
-    request = CompareRequest(window, windows, place, layers, protocol, own)
+    request = CompareRequest(window, windows, tokenizer, layers, protocol, roles)
     arithmetic = choose(word().parse("device", device), flag().parse("as_deployed", as_deployed))
     with ExitStack() as stack:
-        return _compare(open_pair(base, compressed, arithmetic, stack), data, request, progress or _silent)
-
-
-def _silent(stage: str, done: int, total: int | None) -> None:
-    pass
+        return _compare(open_pair(base, compressed, arithmetic, stack), data, request, progress or (lambda *_: None))
 
 
 def _compare(pair: Pair, data: CompareData, request: CompareRequest, progress: OnProgress) -> Comparison:
@@ -122,10 +115,14 @@ def _compare(pair: Pair, data: CompareData, request: CompareRequest, progress: O
         count = text.count
     else:
         outputs, count = _compare_outputs(pair, samples, progress)
-    layers, formats = _compare_layers(pair, samples, request, progress)
+    layers, formats = compare_layers(pair, samples.first, request, progress)
+    base, other = (
+        ModelFigures(one.name, str(one.path) if one.path else None, constants_bytes(one.model))
+        for one in (pair.base, pair.compressed)
+    )
     return Comparison(
-        base=_model_figures(pair.base),
-        compressed=_model_figures(pair.compressed),
+        base=base,
+        compressed=other,
         data=samples.figures(count),
         arithmetic=pair.arithmetic,
         language=text.figures if text else None,
@@ -248,27 +245,3 @@ def _same_outputs(pair: Pair, names: list[str]) -> list[int]:
         raise ModelError(f"the models have different outputs: base {len(names)}, compressed {len(theirs)}")
     by_name = {name: index for index, port in enumerate(theirs) for name in port.get_names()}
     return [by_name.get(name, index) for index, name in enumerate(names)]
-
-
-def _compare_layers(
-    pair: Pair, samples: InputSets, request: CompareRequest, progress: OnProgress
-) -> tuple[tuple[LayerFigures, ...], tuple[FormatFigures, ...]]:
-    """Every compressed weight, and all constants by format."""
-    pairs = pair_layers(pair.base.model, pair.compressed.model, request.roles)
-    figures, energies = [], []
-    for number, one in enumerate(pairs):
-        progress("weights", number, len(pairs))
-        if request.layers:
-            one = pairs[number] = one.with_factors()
-        found, energy = weigh(one, request.layers)
-        figures.append(found)
-        energies.append(energy)
-    progress("weights", len(pairs), len(pairs))
-    formats = formats_of(pair.compressed.model, figures, energies, [one.weight for one in pairs])
-    if samples.first:
-        figures = measure_outputs(pair, pairs, figures, samples.first, progress)
-    return tuple(figures), formats
-
-
-def _model_figures(loaded: Loaded) -> ModelFigures:
-    return ModelFigures(loaded.name, str(loaded.path) if loaded.path else None, constants_bytes(loaded.model))

@@ -115,49 +115,33 @@ def summarise(scores: Scores) -> LanguageFigures:
     predicted = ~np.isnan(scores.nll)
     nll_base, nll = scores.nll_base[predicted], scores.nll[predicted]
     delta_p = np.exp(-nll) - np.exp(-nll_base)
-    with np.errstate(invalid="ignore"):  # two infinite losses differ by NaN: said so, not hidden
+    with np.errstate(invalid="ignore", divide="ignore"):  # two infinite losses differ by NaN: said so, not hidden
         log_ratio = mean_of(nll - nll_base)
+        correlation = float(np.corrcoef(nll, nll_base)[0, 1]) if len(nll) > 1 else math.nan
+    n, share = len(scores.kl), float((scores.top == scores.top_base).mean())
+    p50, p90, p95, p99, p999 = (float(value) for value in np.percentile(scores.kl, _PERCENTILES))
+    largest, smallest = float(scores.kl.max()), float(scores.kl.min())
+    square = mean_of(delta_p**2)
+    rms = math.sqrt(square.value)
     return LanguageFigures(
-        positions=len(scores.kl),
+        positions=n,
         predicted=int(predicted.sum()),
-        kl=_divergence(scores.kl),
-        same_top=_share(scores.top == scores.top_base),
+        kl=Divergence(mean_of(scores.kl), p50, p90, p95, p99, p999, largest, smallest),
+        same_top=Estimate(share, math.sqrt(share * (1 - share) / (n - 1)) if n > 1 else 0.0),
         perplexity_base=_exponential(mean_of(nll_base)),
         perplexity=_exponential(mean_of(nll)),
         perplexity_ratio=_exponential(log_ratio),
         log_perplexity_ratio=log_ratio,
-        correlation=_correlation(nll, nll_base),
+        correlation=correlation,
         delta_p_mean=mean_of(delta_p),
-        delta_p_rms=_root(mean_of(delta_p**2)),
+        delta_p_rms=Estimate(rms, square.error / (2 * rms) if rms else 0.0),
         histogram=_histogram(scores.kl),
     )
-
-
-def _divergence(kl: _Values) -> Divergence:
-    p50, p90, p95, p99, p999 = (float(value) for value in np.percentile(kl, _PERCENTILES))
-    return Divergence(mean_of(kl), p50, p90, p95, p99, p999, float(kl.max()), float(kl.min()))
-
-
-def _share(agrees: npt.NDArray[np.bool_]) -> Estimate:
-    share, n = float(agrees.mean()), len(agrees)
-    return Estimate(share, math.sqrt(share * (1 - share) / (n - 1)) if n > 1 else 0.0)
 
 
 def _exponential(log: Estimate) -> Estimate:
     value = float(np.exp(log.value))
     return Estimate(value, value * log.error)
-
-
-def _root(square: Estimate) -> Estimate:
-    root = math.sqrt(square.value)
-    return Estimate(root, square.error / (2 * root) if root else 0.0)
-
-
-def _correlation(x: _Values, y: _Values) -> float:
-    if len(x) < 2:
-        return math.nan
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return float(np.corrcoef(x, y)[0, 1])
 
 
 def _histogram(kl: _Values) -> KlHistogram:
@@ -255,31 +239,28 @@ def _surprise(scored: Scored, window: int, index: int) -> Surprise:
 def worst_passages(scored: Sequence[Scored], count: int) -> list[Passage]:
     """The windows with the largest mean divergence (of several sequences run at once, the first)."""
     means = np.array([one.scores.kl.mean() for one in scored])
-    return [_passage(scored[window], int(window)) for window in np.argsort(-means, kind="stable")[:count]]
-
-
-def _passage(scored: Scored, window: int) -> Passage:
-    tokens, chosen = scored.batch.tokens[0], np.flatnonzero(scored.batch.chosen[0])
-    shown: list[float | None] = [None] * len(tokens)
-    for position, kl in zip(chosen, scored.scores.kl, strict=False):
-        if position + 1 < len(tokens):
-            shown[position + 1] = float(kl)
-    return Passage(window, float(scored.scores.kl.mean()), tuple(map(int, tokens)), tuple(shown))
+    found = []
+    for window in np.argsort(-means, kind="stable")[:count]:
+        one = scored[window]
+        tokens, chosen = one.batch.tokens[0], np.flatnonzero(one.batch.chosen[0])
+        shown: list[float | None] = [None] * len(tokens)
+        for position, kl in zip(chosen, one.scores.kl, strict=False):
+            if position + 1 < len(tokens):
+                shown[position + 1] = float(kl)
+        found.append(Passage(int(window), float(means[window]), tuple(map(int, tokens)), tuple(shown)))
+    return found
 
 
 def with_text(
     surprises: Sequence[Surprise], passages: Sequence[Passage], tokenizer: Tokenizer
 ) -> tuple[list[Surprise], list[Passage]]:
     """The same with the tokens as text."""
-
-    def worded(one: Surprise) -> Surprise:
-        right = "" if one.right is None else _after(tokenizer, one.before, one.right)
-        base, compressed = (_after(tokenizer, one.before, token) for token in (one.top_base, one.top))
-        return replace(one, text=(tokenizer.decode(one.before), right, base, compressed))
-
-    return [worded(one) for one in surprises], [
-        replace(one, text=tuple(tokenizer.pieces(one.tokens))) for one in passages
-    ]
+    worded = []
+    for one in surprises:
+        chosen = (one.right, one.top_base, one.top)
+        right, base, top = ("" if token is None else _after(tokenizer, one.before, token) for token in chosen)
+        worded.append(replace(one, text=(tokenizer.decode(one.before), right, base, top)))
+    return worded, [replace(one, text=tuple(tokenizer.pieces(one.tokens))) for one in passages]
 
 
 def _after(tokenizer: Tokenizer, before: tuple[int, ...], token: int) -> str:

@@ -18,39 +18,51 @@ rows and columns in turn:
     c_j = Σ_i w_ij (r_i ŵ_ij) / Σ_i (r_i ŵ_ij)²        r_i = Σ_j w_ij (ŵ_ij c_j) / Σ_j (ŵ_ij c_j)²
 
 Rounding alone makes hardly any of it better that way, so a weight counts as scaled only where it gains decibels.
+
+Outputs are measured a few layers at a time. For each of them the base model, cloned, is given two more outputs:
+
+    y       the layer's own output
+    y own   the output of the layer taken out of a clone of the compressed model, with its codes, scales and all, fed by
+            what feeds the base model's layer
+
+and the compressed model, cloned, one: the layer's output there. Layers are taken in graph order, as many at a time as
+their outputs fit into a budget; every such chunk compiles both models once more.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import openvino as ov
+from openvino import opset13 as ops
 
 from ov_weight_compression.evaluation.format_names import mode_of
+from ov_weight_compression.evaluation.models import Pair, Runner
 from ov_weight_compression.evaluation.outputs import SignalNoise
+from ov_weight_compression.evaluation.predictions import OnProgress
+from ov_weight_compression.evaluation.request import CompareRequest
 from ov_weight_compression.ir_utils.constant_values import depends_on_constants
 from ov_weight_compression.ir_utils.types import Float32
 from ov_weight_compression.ir_utils.weight_source import WeightSource, source_at
-from ov_weight_compression.patterns import CompressedWeight, Roles, find_compressed
+from ov_weight_compression.patterns import CompressedWeight, Role, Roles, find_compressed
 from ov_weight_compression.patterns.graphs import graphs_of
 
-__all__ = [
-    "ChannelFactors",
-    "FormatFigures",
-    "LayerFigures",
-    "PairedLayer",
-    "factors_between",
-    "formats_of",
-    "pair_layers",
-    "weigh",
-]
+if TYPE_CHECKING:
+    from ov_weight_compression.evaluation.samples import Inputs
+
+__all__ = ["FormatFigures", "LayerFigures", "compare_layers", "pair_layers", "weigh"]
 
 _GAIN_DB = 2.0
 """What factors must gain at least: rounding to any format, two bits included, leaves them less to find."""
 _ROUNDS = 4
+_BUDGET = 128 << 20
+"""Bytes of outputs that are kept at a time."""
+_UNKNOWN_WIDTH = 4096
+"""Elements that a layer without a known last axis puts out for a row."""
 _PIECE = 1 << 21
 """Elements of a weight that are read at a time."""
 _SAMPLE = 512
@@ -185,6 +197,26 @@ class FormatFigures:
     weight_snr_db_min: float | None
 
 
+def compare_layers(
+    pair: Pair, samples: Sequence[Inputs], request: CompareRequest, progress: OnProgress
+) -> tuple[tuple[LayerFigures, ...], tuple[FormatFigures, ...]]:
+    """Every compressed weight, and all constants by format; the layers' outputs on `samples`, where there are any."""
+    pairs = pair_layers(pair.base.model, pair.compressed.model, request.roles)
+    figures, energies = [], []
+    for number, one in enumerate(pairs):
+        progress("weights", number, len(pairs))
+        if request.layers:
+            one = pairs[number] = one.with_factors()
+        found, energy = weigh(one, request.layers)
+        figures.append(found)
+        energies.append(energy)
+    progress("weights", len(pairs), len(pairs))
+    formats = formats_of(pair.compressed.model, figures, energies, [one.weight for one in pairs])
+    if samples:
+        figures = _measure_outputs(pair, pairs, figures, samples, progress)
+    return tuple(figures), formats
+
+
 def pair_layers(base: ov.Model, compressed: ov.Model, roles: Roles | None = None) -> list[PairedLayer]:
     """Every compressed weight, in graph order, with its original; `roles` as `find_compressed` takes them."""
     nodes: dict[tuple[str, str], ov.Node] = {}
@@ -206,18 +238,14 @@ def _pair(
         value = node.input_value(consumer.port)
         if not depends_on_constants(value.get_node()):
             return PairedLayer(weight, None, 0, "in the base model its weight is not a constant")
-        if tuple(value.get_partial_shape().to_shape()) == _shape_at(weight):
+        theirs = consumer.node.input_value(consumer.port)
+        if value.get_partial_shape() == theirs.get_partial_shape():
             return PairedLayer(weight, node, consumer.port)
     for name in (weight.name, weight.name.removesuffix("_compressed")):
         constant = constants.get(name)
         if constant is not None and tuple(constant.get_output_shape(0)) == weight.shape:
             return PairedLayer(weight, constant, -1, "paired by the constant's name: its layer is called otherwise")
     return PairedLayer(weight, None, 0, "not found in the base model")
-
-
-def _shape_at(weight: CompressedWeight) -> tuple[int, ...]:
-    consumer = weight.consumers[0]
-    return tuple(consumer.node.input_value(consumer.port).get_partial_shape().to_shape())
 
 
 def weigh(pair: PairedLayer, measured: bool = True) -> tuple[LayerFigures, SignalNoise | None]:
@@ -247,8 +275,17 @@ def formats_of(
     model: ov.Model, layers: list[LayerFigures], energies: list[SignalNoise | None], weights: list[CompressedWeight]
 ) -> tuple[FormatFigures, ...]:
     """Constants summed by format, the most elements first; those that are not compressed by element type."""
-    keys = sorted({(layer.mode, layer.group_size) for layer in layers})
-    rows = [_format_row(mode, group, layers, energies) for mode, group in keys]
+    rows = []
+    for mode, group in sorted({(layer.mode, layer.group_size) for layer in layers}):
+        chosen = [place for place, layer in enumerate(layers) if (layer.mode, layer.group_size) == (mode, group)]
+        total = SignalNoise()
+        for energy in (energies[place] for place in chosen):
+            if energy is not None:
+                total.signal, total.noise = total.signal + energy.signal, total.noise + energy.noise
+        known = [snr for snr in (layers[place].weight_snr_db for place in chosen) if snr is not None]
+        elements, size = (sum(getattr(layers[place], field) for place in chosen) for field in ("elements", "bytes"))
+        bits, worst = 8 * size / elements, min(known, default=None)
+        rows.append(FormatFigures(mode, group, len(chosen), elements, size, bits, total.known_db, worst))
     stored = {part for weight in weights for part in weight.constants}
     plain: dict[str, list[int]] = {}
     for graph in graphs_of(model):
@@ -262,15 +299,143 @@ def formats_of(
     return tuple(sorted(rows, key=lambda row: -row.elements))
 
 
-def _format_row(mode: str, group: int, layers: list[LayerFigures], energies: list[SignalNoise | None]) -> FormatFigures:
-    chosen = [place for place, layer in enumerate(layers) if (layer.mode, layer.group_size) == (mode, group)]
-    total = SignalNoise()
-    for place in chosen:
-        energy = energies[place]
-        if energy is not None:
-            total.signal, total.noise = total.signal + energy.signal, total.noise + energy.noise
-    known = [snr for snr in (layers[place].weight_snr_db for place in chosen) if snr is not None]
-    elements, size = (sum(getattr(layers[place], field) for place in chosen) for field in ("elements", "bytes"))
-    return FormatFigures(
-        mode, group, len(chosen), elements, size, 8 * size / elements, total.known_db, min(known, default=None)
-    )
+@dataclass
+class _Tap:
+    """What is measured of one layer."""
+
+    place: int
+    name: str
+    output: SignalNoise = field(default_factory=SignalNoise)
+    own: SignalNoise = field(default_factory=SignalNoise)
+    across: float = 0.0
+    """Base times compressed output, and the latter's square, where the layer is scaled."""
+    square: float = 0.0
+    comparable: bool = True
+    """False once the layer has put out other shapes in the two models, as an expert does that got other tokens."""
+
+    def figures(self, known: LayerFigures) -> LayerFigures:
+        """The layer's figures with what was measured; nothing where nothing passed through it."""
+        note = known.note if self.comparable else "the two models gave it different rows: its output is not compared"
+        if self.square > 0:  # the common factor that the weights do not tell: the one that fits best
+            self.output.noise = max(self.output.signal - self.across**2 / self.square, 0.0)
+        output = self.output.known_db if self.comparable else None
+        return replace(known, output_snr_db=output, own_snr_db=self.own.known_db, note=note)
+
+
+def _measure_outputs(
+    pair: Pair,
+    layers: Sequence[PairedLayer],
+    figures: list[LayerFigures],
+    samples: Sequence[Inputs],
+    progress: OnProgress,
+) -> list[LayerFigures]:
+    """The same figures with `output_snr_db` and `own_snr_db`.
+
+    Args:
+        pair: the models, of which neither is changed, and what both are compiled with.
+        layers: all compressed weights, `figures` theirs.
+        samples: sets of inputs to run, as few as will do.
+        progress: called after each chunk of layers.
+    """
+    found = list(figures)
+    open_layers = [
+        place
+        for place, layer in enumerate(layers)
+        if layer.base is not None and layer.base_port >= 0 and not layer.weight.body
+    ]
+    for place, layer in enumerate(layers):
+        if layer.weight.body and not found[place].note:
+            found[place] = replace(found[place], note=f"inside '{layer.weight.body}': its output is not measured")
+    done = 0
+    for chunk in _chunks(open_layers, layers, samples):
+        taps = [_Tap(place, layers[place].weight.consumers[0].name) for place in chunk]
+        _run(pair, layers, taps, samples)
+        for tap in taps:
+            found[tap.place] = tap.figures(found[tap.place])
+        done += len(chunk)
+        progress("layers", done, len(open_layers))
+    return found
+
+
+def _chunks(places: list[int], pairs: Sequence[PairedLayer], samples: Sequence[Inputs]) -> Iterator[list[int]]:
+    """Layers whose outputs, three of each, fit into the budget together; about, for a layer puts out rows of its last
+    axis."""
+    rows = max((max((value.size for value in sample.values()), default=1) for sample in samples), default=1)
+    chunk: list[int] = []
+    size = 0
+    for place in places:
+        weight = pairs[place].weight
+        shape = weight.consumers[0].node.get_output_partial_shape(0)
+        last = shape[shape.rank.get_length() - 1] if shape.rank.is_static and shape.rank.get_length() else None
+        width = last.get_length() if last is not None and last.is_static else _UNKNOWN_WIDTH
+        experts = weight.shape[0] if len(weight.shape) == 3 else 1
+        own = 12 * rows * width * experts
+        if chunk and size + own > _BUDGET:
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(place)
+        size += own
+    if chunk:
+        yield chunk
+
+
+def _run(pair: Pair, layers: Sequence[PairedLayer], taps: list[_Tap], samples: Sequence[Inputs]) -> None:
+    ours, theirs, donor = pair.base.model.clone(), pair.compressed.model.clone(), pair.compressed.model.clone()
+    own_nodes, their_nodes, donors = _by_name(ours), _by_name(theirs), _by_name(donor)
+    plain, grafted = len(ours.outputs), []
+    for tap in taps:
+        consumer = layers[tap.place].weight.consumers[0]
+        port = consumer.port
+        ours.add_results([ops.result(own_nodes[tap.name])])  # add_outputs would skip what is an output already
+        factors = layers[tap.place].factors
+        theirs.add_results([ops.result(_unscaled(their_nodes[tap.name], consumer.role, factors))])
+        grafted.append(_graft(donors[tap.name], own_nodes[tap.name], port, factors))
+    ours.add_results([ops.result(node) for node in grafted])
+    first = Runner(pair.base, pair.arithmetic, ours)
+    second = Runner(pair.compressed, pair.arithmetic, theirs)
+    start = len(theirs.outputs) - len(taps)
+    for sample in samples:
+        here, there = first.run(first.inputs.complete(sample)), second.run(second.inputs.complete(sample))
+        for number, tap in enumerate(taps):
+            y = here[plain + number]
+            tap.comparable &= y.shape == there[start + number].shape
+            if tap.comparable:
+                tap.output.add(y, there[start + number])
+                if layers[tap.place].factors is not None:
+                    found = there[start + number].astype(np.float64)
+                    tap.across += float(np.vdot(y, found))
+                    tap.square += float(np.vdot(found, found))
+            tap.own.add(y, here[plain + len(taps) + number])
+
+
+def _by_name(model: ov.Model) -> dict[str, Any]:
+    """Operations by friendly name, the first of equal ones, as `pair_layers` takes it."""
+    nodes: dict[str, Any] = {}
+    for node in model.get_ordered_ops():
+        nodes.setdefault(node.get_friendly_name(), node)
+    return nodes
+
+
+def _unscaled(layer: Any, role: Role | None, factors: ChannelFactors | None) -> Any:
+    """The layer's output in the base model's units: whose rows or columns are output channels is scaled with them."""
+    if factors is None or role is None or role.activation is None:
+        return layer
+    channels = factors.rows if role.channel == (0,) else factors.columns
+    (output,) = role.activation.output
+    return _times(layer.output(0), channels.reshape(-1, *[1] * (-output - 1)))
+
+
+def _graft(layer: Any, original: Any, port: int, factors: ChannelFactors | None) -> Any:
+    """Let a layer of another model read what the original reads, all but the weight."""
+    if factors is not None:
+        weight = _times(layer.input_value(port), factors.rows * factors.columns)
+        layer.input(port).replace_source_output(weight.output(0))
+    for place in range(layer.get_input_size()):
+        value = original.input_value(place)
+        if place != port and not depends_on_constants(value.get_node()):
+            layer.input(place).replace_source_output(value)
+    return layer
+
+
+def _times(value: Any, factors: Float32) -> Any:
+    return ops.multiply(value, ops.convert(ops.constant(factors), value.get_element_type().get_type_name()))

@@ -313,9 +313,9 @@ class Pair:
     compressed: Loaded
     arithmetic: Arithmetic
 
-    def tokenizer_places(self, given: Path | None) -> list[Path | None]:
+    def tokenizer_places(self, given: str | PathLike[str] | None) -> list[Path | None]:
         """Where to look for a tokenizer: what was given, else the models' folders."""
-        return [given] if given else [self.base.folder, self.compressed.folder]
+        return [Path(given)] if given else [self.base.folder, self.compressed.folder]
 
 
 def open_pair(

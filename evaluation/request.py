@@ -7,12 +7,27 @@ from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 
-from ov_weight_compression.evaluation.windows import Cut
 from ov_weight_compression.ir_utils.errors import OptionError
-from ov_weight_compression.ir_utils.option_kinds import count, flag, optional, path, shapes, shown
-from ov_weight_compression.patterns import Roles
+from ov_weight_compression.ir_utils.option_kinds import OptionKind, count, flag, path, shapes, shown
+from ov_weight_compression.patterns import Roles, parse_roles
 
 __all__ = ["CompareRequest", "ComparisonProtocol"]
+
+_PROTOCOL = {
+    **{"stride": count(1), "context": count(0), "score_last": flag(), "batch": count(1), "shapes": shapes()},
+    **{"layer_samples": count(0), "save_base": path(), "base_logits": path()},
+}
+_REQUEST = {
+    **{"window": count(2), "windows": count(1), "tokenizer": path(), "layers": flag()},
+    "roles": OptionKind("", parse_roles, "Roles"),
+}
+
+
+def _parse(request: object, kinds: Mapping[str, OptionKind]) -> None:
+    """Read the fields of a frozen dataclass; None may stand where it is the default."""
+    for name, kind in kinds.items():
+        value, default = getattr(request, name), getattr(type(request), name)
+        object.__setattr__(request, name, None if value is default is None else kind.parse(name, value))
 
 
 @dataclass(frozen=True)
@@ -35,7 +50,7 @@ class ComparisonProtocol:
     """Whether the last position of a window, which has no next token, counts for KL and agreement."""
     batch: int | None = None
     """How many rows of given inputs to run at once; all."""
-    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    shapes: Mapping[str, Sequence[int]] | None = None
     """Shapes of made-up inputs, by name."""
     layer_samples: int = 2
     """On how many windows or sets of inputs the layers' outputs are compared; 0 for weights alone."""
@@ -45,18 +60,7 @@ class ComparisonProtocol:
     """Read them from this file, and do not run the base model on the text again."""
 
     def __post_init__(self) -> None:
-        optional(count(1), "stride", self.stride)
-        optional(count(0), "context", self.context)
-        flag().parse("score_last", self.score_last)
-        optional(count(1), "batch", self.batch)
-        count(0).parse("layer_samples", self.layer_samples)
-        parsed = {
-            "shapes": optional(shapes(), "shapes", self.shapes) or {},
-            "save_base": optional(path(), "save_base", self.save_base),
-            "base_logits": optional(path(), "base_logits", self.base_logits),
-        }
-        for name, value in parsed.items():
-            object.__setattr__(self, name, value)
+        _parse(self, _PROTOCOL)
         if self.save_base and self.base_logits:
             raise OptionError("save_base, base_logits: give one of them, the logits are either written or read")
         if self.save_base and not Path(self.save_base).parent.is_dir():
@@ -69,22 +73,14 @@ class CompareRequest:
 
     window: int | None = None
     windows: int | None = None
-    tokenizer: Path | None = None
+    tokenizer: str | PathLike[str] | None = None
     layers: bool = True
     protocol: ComparisonProtocol = field(default_factory=ComparisonProtocol)
     roles: Roles | None = None
 
     def __post_init__(self) -> None:
-        optional(count(2), "window", self.window)
-        optional(count(1), "windows", self.windows)
-        flag().parse("layers", self.layers)
+        _parse(self, _REQUEST)
         if not isinstance(self.protocol, ComparisonProtocol):
             raise OptionError(f"protocol: must be a ComparisonProtocol, got {shown(self.protocol)}")
-        if self.tokenizer and not self.tokenizer.exists():
+        if self.tokenizer and not Path(self.tokenizer).exists():
             raise OptionError(f"tokenizer={str(self.tokenizer)!r}: there is no such file or folder")
-
-    @property
-    def cut(self) -> Cut:
-        """How token ids are cut into windows, and which positions count."""
-        protocol = self.protocol
-        return Cut(self.window, protocol.stride, protocol.context, self.windows, protocol.score_last)

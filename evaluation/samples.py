@@ -97,7 +97,7 @@ def prepare(pair: Pair, data: CompareData, request: CompareRequest) -> InputSets
             data = recorded_data(Path(data), [pair.base.path])
         read = open_data(data, pair.base.inputs, pair.tokenizer_places(request.tokenizer), request.protocol.batch)
     longest = pair.base.longest_window()
-    windows = cut_windows(read.tokens, request.cut, pair.base.usual_window()) if read.tokens else None
+    windows = cut_windows(read.tokens, request, pair.base.usual_window()) if read.tokens else None
     is_text = pair.base.logits is not None and pair.compressed.logits is not None
     if not (is_text and windows) and (request.protocol.save_base or request.protocol.base_logits):
         raise OptionError("save_base, base_logits: only a language model's logits over token ids or text can be kept")
@@ -179,7 +179,7 @@ def _made_up(pair: Pair, request: CompareRequest, vocabulary: int | None) -> Dat
         known = vocabulary or (language.vocabulary if language else 0)
         tokens = random_tokens(known, wanted or usual_count, window, 0)
         return Data("random token ids", tokens=(tokens,), synthesised=True)
-    drawn = random_inputs(model, inputs, request.protocol.shapes, wanted or _SETS)
+    drawn = random_inputs(model, inputs, request.protocol.shapes or {}, wanted or _SETS)
     first = next(drawn)
     shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in first.items())
     return Data(f"random inputs: {shapes}", inputs=itertools.chain([first], drawn), synthesised=True)

@@ -18,34 +18,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ov_weight_compression.evaluation.request import CompareRequest
 from ov_weight_compression.ir_utils.errors import OptionError
-from ov_weight_compression.ir_utils.option_kinds import count, flag, optional
 from ov_weight_compression.ir_utils.types import Array, Float32
 
-__all__ = ["DEFAULT_WINDOW", "Batch", "Cut", "Windows", "cut_windows", "of_inputs", "of_windows"]
+__all__ = ["DEFAULT_WINDOW", "Batch", "Windows", "cut_windows", "of_inputs", "of_windows"]
 
 DEFAULT_WINDOW = 256
 NO_TOKEN = -1
 """What stands for the next token where there is none."""
 _Tokens = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Cut:
-    """How text is cut and which positions count. None takes the default that this module describes."""
-
-    window: int | None = None
-    stride: int | None = None
-    context: int | None = None
-    limit: int | None = None
-    """At most so many windows, the first ones."""
-    score_last: bool = True
-    """Whether the last position of a window, which has no next token to be right about, counts for KL and agreement."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("window", 2), ("stride", 1), ("context", 0), ("limit", 1)):
-            optional(count(least), name, getattr(self, name))
-        flag().parse("score_last", self.score_last)
 
 
 @dataclass(frozen=True)
@@ -77,25 +59,25 @@ class Windows:
         return sha.hexdigest()
 
 
-def cut_windows(arrays: Iterable[Array], options: Cut, usual: int = DEFAULT_WINDOW) -> Windows:
+def cut_windows(arrays: Iterable[Array], request: CompareRequest, usual: int = DEFAULT_WINDOW) -> Windows:
     """Cut arrays of token ids into windows.
 
     Args:
         arrays: integer arrays `[n]` or `[windows, length]`.
-        options: see `Cut`.
+        request: how they are cut and which positions count; None takes the default that this module describes.
         usual: the window where none was asked for.
 
     Raises:
         OptionError: nothing is left to score, or an array holds no token ids.
     """
-    window = options.window or usual
-    stride = options.stride or window
+    protocol, window = request.protocol, request.window or usual
+    stride = protocol.stride or window
     pieces: list[_Tokens] = []
     for array in arrays:
         pieces += _pieces(array, window, stride)
-    pieces = pieces[: options.limit]
-    context = max(window - stride, 0) if options.context is None else options.context
-    found = Windows(tuple(pieces), max(map(len, pieces), default=0), stride, context, options.score_last)
+    pieces = pieces[: request.windows]
+    context = max(window - stride, 0) if protocol.context is None else protocol.context
+    found = Windows(tuple(pieces), max(map(len, pieces), default=0), stride, context, protocol.score_last)
     if not pieces:
         raise OptionError("data: there is no window of at least 2 tokens in it")
     if not any((found.following(piece) >= 0).any() for piece in pieces):

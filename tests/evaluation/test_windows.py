@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from ov_weight_compression.evaluation.windows import Cut, cut_windows
+from ov_weight_compression.evaluation.request import CompareRequest, ComparisonProtocol
+from ov_weight_compression.evaluation.windows import cut_windows
 from ov_weight_compression.ir_utils.errors import OptionError
 
 STREAM = np.arange(1000, dtype=np.int32)
 
 
-def lengths(options: Cut, *arrays: np.ndarray, usual: int = 256) -> list[int]:
+def cut(window: int | None = None, windows: int | None = None, **protocol: Any) -> CompareRequest:
+    return CompareRequest(window, windows, protocol=ComparisonProtocol(**protocol))
+
+
+def lengths(options: CompareRequest, *arrays: np.ndarray, usual: int = 256) -> list[int]:
     return [len(tokens) for tokens in cut_windows(arrays or (STREAM,), options, usual).tokens]
 
 
 def test_whole_windows_of_a_stream() -> None:
-    found = cut_windows([STREAM], Cut())
+    found = cut_windows([STREAM], cut())
     assert [tokens[0] for tokens in found.tokens] == [0, 256, 512]
     assert (found.window, found.stride, found.context, found.score_last) == (256, 256, 0, True)
     assert found.tokens[0].dtype == np.int64
 
 
 def test_the_window_that_was_asked_for_comes_first() -> None:
-    assert lengths(Cut(), usual=100) == [100] * 10
-    assert lengths(Cut(window=300), usual=100) == [300] * 3
+    assert lengths(cut(), usual=100) == [100] * 10
+    assert lengths(cut(window=300), usual=100) == [300] * 3
 
 
 def test_overlapping_windows_score_each_token_once() -> None:
-    found = cut_windows([STREAM], Cut(window=100, stride=40))
+    found = cut_windows([STREAM], cut(window=100, stride=40))
     assert found.context == 60
     scored = np.concatenate([tokens[found.scored(tokens)] for tokens in found.tokens])
     assert len(set(scored)) == len(scored)
@@ -36,20 +43,20 @@ def test_overlapping_windows_score_each_token_once() -> None:
 
 
 def test_llama_cpp_scores_the_second_half() -> None:
-    found = cut_windows([STREAM], Cut(window=100, context=50, score_last=False))
+    found = cut_windows([STREAM], cut(window=100, context=50, score_last=False))
     assert found.tokens[1][found.scored(found.tokens[1])].tolist() == list(range(150, 199))
     assert found.following(found.tokens[1]).tolist() == list(range(151, 200))
 
 
 def test_the_last_position_has_no_next_token() -> None:
-    found = cut_windows([np.array([5, 6, 7])], Cut())
+    found = cut_windows([np.array([5, 6, 7])], cut())
     assert found.following(found.tokens[0]).tolist() == [6, 7, -1]
 
 
 def test_arrays_of_windows_and_lists_are_taken_as_they_are() -> None:
-    assert lengths(Cut(), STREAM.reshape(10, 100)) == [100] * 10
-    assert lengths(Cut(window=300), STREAM[:40], STREAM[:700], STREAM[:1]) == [40, 300, 300]
-    assert lengths(Cut(limit=2), STREAM.reshape(10, 100)) == [100] * 2
+    assert lengths(cut(), STREAM.reshape(10, 100)) == [100] * 10
+    assert lengths(cut(window=300), STREAM[:40], STREAM[:700], STREAM[:1]) == [40, 300, 300]
+    assert lengths(cut(windows=2), STREAM.reshape(10, 100)) == [100] * 2
 
 
 @pytest.mark.parametrize(
@@ -64,24 +71,24 @@ def test_arrays_of_windows_and_lists_are_taken_as_they_are() -> None:
 )
 def test_what_is_not_text(array: np.ndarray, message: str) -> None:
     with pytest.raises(OptionError, match=message):
-        cut_windows([array], Cut())
+        cut_windows([array], cut())
 
 
-@pytest.mark.parametrize("options", [{"window": 1}, {"stride": 0}, {"context": -1}, {"limit": 0}])
+@pytest.mark.parametrize("options", [{"window": 1}, {"stride": 0}, {"context": -1}, {"windows": 0}])
 def test_options_that_cannot_be(options: dict[str, int]) -> None:
     (name,) = options
     with pytest.raises(OptionError, match=rf"{name}: must be a whole number of at least \d, got {options[name]}"):
-        Cut(**options)
+        cut(**options)
 
 
 def test_a_context_that_leaves_nothing() -> None:
     with pytest.raises(OptionError, match="context=256: no window of 256 tokens"):
-        cut_windows([STREAM], Cut(context=256))
+        cut_windows([STREAM], cut(context=256))
     with pytest.raises(OptionError, match="context=255"):
-        cut_windows([STREAM], Cut(context=255))
+        cut_windows([STREAM], cut(context=255))
 
 
 def test_the_digest_knows_tokens_and_lengths() -> None:
-    digests = {cut_windows([part], Cut(window=window)).digest for part in (STREAM, STREAM + 1) for window in (50, 100)}
+    digests = {cut_windows([part], cut(window=window)).digest for part in (STREAM, STREAM + 1) for window in (50, 100)}
     assert len(digests) == 4
-    assert cut_windows([STREAM.astype(np.uint16)], Cut(window=50)).digest in digests
+    assert cut_windows([STREAM.astype(np.uint16)], cut(window=50)).digest in digests
