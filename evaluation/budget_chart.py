@@ -16,6 +16,7 @@ __all__ = ["budget_parts"]
 
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 1032, 330, 74, 24, 16, 284
 _SHARES = 12
+_APART_ACROSS, _APART_UP = 76.0, 26.0
 
 
 def budget_parts(outcome: BudgetOutcome) -> Iterator[str]:
@@ -39,12 +40,12 @@ def _chart(outcome: BudgetOutcome) -> str:
     sizes, losses = zip(*known, strict=True)
     xs, ys = _Scale(sizes, _LEFT, _WIDTH - _RIGHT), _Scale(losses, _BOTTOM, _TOP)
     parts = []
-    for tick in ys.ticks():
+    for tick in ys.ticks(_APART_UP):
         parts.append(
             f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{ys(tick):.1f}" y2="{ys(tick):.1f}"/>'
         )
         parts.append(f'<text x="{_LEFT - 8}" y="{ys(tick) + 4:.1f}" text-anchor="end">{plain(tick, 1)}</text>')
-    for tick in xs.ticks():
+    for tick in xs.ticks(_APART_ACROSS):
         parts.append(f'<text x="{xs(tick):.1f}" y="{_BOTTOM + 18}" text-anchor="middle">{human_bytes(tick)}</text>')
     line = " ".join(f"{xs(size):.1f},{ys(loss):.1f}" for size, loss in points if loss > 0)
     parts.append(f'<polyline class="curve" points="{line}"/>')
@@ -52,7 +53,7 @@ def _chart(outcome: BudgetOutcome) -> str:
         parts.append(f'<circle class="other" cx="{x:.1f}" cy="{y:.1f}" r="4"/>')
         if name:
             anchor, place = ("end", x - 8) if x > _WIDTH - 200 else ("start", x + 8)
-            parts.append(f'<text x="{place:.1f}" y="{y + 4:.1f}" text-anchor="{anchor}">{escape(name)}</text>')
+            parts.append(f'<text x="{place:.1f}" y="{y - 7:.1f}" text-anchor="{anchor}">{escape(name)}</text>')
     if outcome.predicted > 0:
         x, y = xs(outcome.bytes), ys(outcome.predicted)
         parts.append(f'<circle class="chosen" cx="{x:.1f}" cy="{y:.1f}" r="6"/>')
@@ -90,12 +91,16 @@ class _Scale:
         share = (math.log10(max(value, 1e-30)) - self._low) / (self._high - self._low)
         return self._start + min(max(share, 0.0), 1.0) * (self._end - self._start)
 
-    def ticks(self) -> list[float]:
-        """Round values on the axis: some three to eight."""
+    def ticks(self, least: float) -> list[float]:
+        """Round values on the axis, at least so far from each other."""
         powers = range(math.floor(self._low), math.ceil(self._high) + 1)
         for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9), tuple(n / 20 for n in range(20, 200))):
             found = [step * 10.0**power for power in powers for step in steps]
             found = [value for value in found if self._low <= math.log10(value) <= self._high]
             if len(found) >= 4:
                 break
-        return found
+        apart: list[float] = []
+        for value in found:
+            if not apart or abs(self(value) - self(apart[-1])) >= least:
+                apart.append(value)
+        return apart

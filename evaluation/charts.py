@@ -160,4 +160,5 @@ def colour(number: int) -> str:
 def svg(height: int, parts: Sequence[str], title: str) -> str:
     """A drawing 1032 units wide, which takes the width of the page."""
     inside = "".join(parts)
-    return f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(title)}">{inside}</svg>'
+    drawing = f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(title)}">{inside}</svg>'
+    return f'<div class="wide">{drawing}</div>'

@@ -29,6 +29,7 @@ def fragment(sections: Iterable[str]) -> str:
 def heading(name: str, more: str, told: str, notes: Iterable[str] = ()) -> str:
     """The top of a page: what it is about, one line that says how it was made, and what the reader must know."""
     boxes = "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
+    told = told[:1].upper() + told[1:]
     return f"<h1>{escape(name)} <span>{escape(more)}</span></h1><p class=dim>{escape(told)}</p>{boxes}"
 
 

@@ -76,5 +76,9 @@ STYLE = """
 .ovwc dl { display:grid; grid-template-columns:max-content 1fr; gap:3px 18px; margin:8px 0; font-size:14px; }
 .ovwc dt { color:var(--dim); }
 .ovwc dd { margin:0; overflow-wrap:anywhere; }
-@media (max-width:640px) { .ovwc main { padding:18px 12px 40px; } .ovwc dl { grid-template-columns:1fr; } }
+.ovwc td.name { min-width:11em; }
+.ovwc .key + p { margin-top:14px; }
+@media (max-width:640px) { .ovwc svg { min-width:700px; }
+  .ovwc .bars > div { grid-template-columns:31% 1fr 66px; gap:7px; }
+  .ovwc main { padding:18px 12px 40px; } .ovwc dl { grid-template-columns:1fr; } }
 """
