@@ -17,6 +17,7 @@ __all__ = ["budget_parts"]
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 1032, 330, 74, 24, 16, 284
 _SHARES = 12
 _APART_ACROSS, _APART_UP = 76.0, 26.0
+_LETTER = 6.4
 
 
 def budget_parts(outcome: BudgetOutcome) -> Iterator[str]:
@@ -49,11 +50,14 @@ def _chart(outcome: BudgetOutcome) -> str:
         parts.append(f'<text x="{xs(tick):.1f}" y="{_BOTTOM + 18}" text-anchor="middle">{human_bytes(tick)}</text>')
     line = " ".join(f"{xs(size):.1f},{ys(loss):.1f}" for size, loss in points if loss > 0)
     parts.append(f'<polyline class="curve" points="{line}"/>')
+    taken = (-math.inf, -math.inf)  # where the name before ends, and its height
     for name, x, y in _apart([(name, xs(size), ys(loss)) for name, size, loss in beside if loss > 0]):
         parts.append(f'<circle class="other" cx="{x:.1f}" cy="{y:.1f}" r="4"/>')
         if name:
             anchor, place = ("end", x - 8) if x > _WIDTH - 200 else ("start", x + 8)
-            parts.append(f'<text x="{place:.1f}" y="{y - 7:.1f}" text-anchor="{anchor}">{escape(name)}</text>')
+            height = y + 18 if x < taken[0] and abs(y - 7 - taken[1]) < 14 else y - 7
+            taken = (place + _LETTER * len(name), height)
+            parts.append(f'<text x="{place:.1f}" y="{height:.1f}" text-anchor="{anchor}">{escape(name)}</text>')
     if outcome.predicted > 0:
         x, y = xs(outcome.bytes), ys(outcome.predicted)
         parts.append(f'<circle class="chosen" cx="{x:.1f}" cy="{y:.1f}" r="6"/>')

@@ -13,7 +13,7 @@ from ov_weight_compression.ir_utils.wording import db, format_name, layer_name, 
 __all__ = ["colour", "histogram", "layer_chart", "svg"]
 
 _WIDTH, _LEFT, _RIGHT = 1032, 52, 12
-_COLOURS = 6
+_COLOURS = 8
 _RING_PITCH = 10.0
 
 

@@ -7,11 +7,12 @@ __all__ = ["STYLE"]
 STYLE = """
 .ovwc { --paper:#fff; --panel:#f6f7f9; --line:#dfe3e8; --ink:#1b2430; --dim:#5d6978; --accent:#1f6fb2;
   --bad:200,60,20; --c0:#1f6fb2; --c1:#d9822b; --c2:#3b8f5a; --c3:#8e5bb5; --c4:#b3475a; --c5:#6c7a89;
+  --c6:#2a9d9d; --c7:#a68a12;
   color-scheme:light; color:var(--ink);
   background:var(--paper); font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif; }
 @media (prefers-color-scheme: dark) { .ovwc { --paper:#12161c; --panel:#1a2029; --line:#2f3845; --ink:#e4e9ef;
   --dim:#97a4b3; --accent:#62aeea; --bad:255,110,60; --c0:#62aeea; --c1:#f0a45a; --c2:#6cc48d; --c3:#bf94e4;
-  --c4:#e58395; --c5:#9aa7b4; color-scheme: dark; } }
+  --c4:#e58395; --c5:#9aa7b4; --c6:#5fd0cf; --c7:#d9c04a; color-scheme: dark; } }
 .ovwc * { box-sizing:border-box; }
 .ovwc main { max-width:1080px; margin:0 auto; padding:28px 24px 60px; }
 .ovwc h1 { font-size:24px; line-height:1.25; margin:0 0 6px; overflow-wrap:anywhere; }
@@ -20,7 +21,7 @@ STYLE = """
 .ovwc p { margin:4px 0 10px; max-width:78ch; }
 .ovwc .dim, .ovwc small { color:var(--dim); }
 .ovwc .note { border-left:4px solid var(--c1); background:var(--panel); padding:8px 14px; margin:12px 0; }
-.ovwc .cards { display:grid; grid-template-columns:repeat(auto-fit,minmax(190px,1fr)); gap:12px; margin:20px 0 8px; }
+.ovwc .cards { display:grid; grid-template-columns:repeat(auto-fit,minmax(165px,1fr)); gap:12px; margin:20px 0 8px; }
 .ovwc .card { background:var(--panel); border:1px solid var(--line); border-radius:10px; padding:12px 16px; }
 .ovwc .card b { display:block; font-size:25px; line-height:1.3; font-weight:650; font-variant-numeric:tabular-nums; }
 .ovwc .card small { display:block; }
@@ -78,7 +79,7 @@ STYLE = """
 .ovwc dd { margin:0; overflow-wrap:anywhere; }
 .ovwc td.name { min-width:11em; }
 .ovwc .key + p { margin-top:14px; }
-@media (max-width:640px) { .ovwc svg { min-width:700px; }
+@media (max-width:640px) { .ovwc svg { min-width:700px; } .ovwc .figures td { white-space:normal; }
   .ovwc .bars > div { grid-template-columns:31% 1fr 66px; gap:7px; }
   .ovwc main { padding:18px 12px 40px; } .ovwc dl { grid-template-columns:1fr; } }
 """
