@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import shutil
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -140,13 +140,13 @@ class RecordedInputs(Mapping[str, RecordedSamples]):
             self._known[request] = found[0] if len(found) == 1 else None
         return self._known[request]
 
-    def add(self, request: Any, arrays: Callable[[], list[Array]]) -> None:
+    def add(self, request: Any) -> None:
         """Note one inference."""
         with self._lock:
             part = self.part_of(request)
             if part is None:
                 return
-            call = dict(zip(part.labels, arrays(), strict=True))
+            call = {label: _input_of(request, number) for number, label in enumerate(part.labels)}
             if not part.keeps_state:
                 self._keep(part, call)
                 return
@@ -263,14 +263,14 @@ def _hooked(recorded: RecordedInputs) -> Iterator[None]:
 
     def inferring(self: Any, *given: Any, **named: Any) -> Any:
         results = infer(self, *given, **named)
-        recorded.add(self, lambda: _inputs_of(self))
+        recorded.add(self)
         return results
 
     def starting(self: Any, *given: Any, **named: Any) -> Any:
         # While a request runs its tensors cannot be asked for, so this one is waited for.
         results = start(self, *given, **named)
         self.wait()
-        recorded.add(self, lambda: _inputs_of(self))
+        recorded.add(self)
         return results
 
     def resetting(self: Any) -> Any:
@@ -281,7 +281,7 @@ def _hooked(recorded: RecordedInputs) -> Iterator[None]:
         number = self.get_idle_request_id()
         results = queued(self, *given, **named)
         self.wait_all()
-        recorded.add(self[number], lambda: _inputs_of(self[number]))
+        recorded.add(self[number])
         return results
 
     request.infer, request.start_async, request.reset_state = inferring, starting, resetting
@@ -293,6 +293,6 @@ def _hooked(recorded: RecordedInputs) -> Iterator[None]:
         del request.reset_state  # it is its base's
 
 
-def _inputs_of(request: Any) -> list[Array]:
-    """Copies of what a request was given, in order of the model's inputs."""
-    return [np.array(tensor_values(request.get_tensor(port))) for port in request.get_compiled_model().inputs]
+def _input_of(request: Any, number: int) -> Array:
+    """A copy of what a request was given for one input."""
+    return np.array(tensor_values(request.get_input_tensor(number)))

@@ -33,7 +33,8 @@ def test_whisper(tmp_path: Path) -> None:
     sizes = {"d_model": 64, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128, "vocab_size": 300}
     ends = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
     nothing = dict.fromkeys(("suppress_tokens", "begin_suppress_tokens", "forced_decoder_ids"))
-    config = transformers.WhisperConfig(**heads, **sizes, **ends, **nothing, max_target_positions=64)
+    named = {"architectures": ["WhisperForConditionalGeneration"], "max_target_positions": 64}
+    config = transformers.WhisperConfig(**heads, **sizes, **ends, **nothing, **named)
     model = transformers.WhisperForConditionalGeneration(config)
     model.generation_config.update(**nothing)
     folder = exported(model, tmp_path / "whisper", "automatic-speech-recognition-with-past")
