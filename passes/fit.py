@@ -44,7 +44,7 @@ def _fit(weight: Weight, request: FormatRequest, options: Options) -> PlannedWei
     if weight.kind is Kind.CONVOLUTION and not format.everywhere:
         return _fall_back(weight, request, options, f"{format.name} is not for convolutions")
     group = request.group
-    if group == -1 or (group == weight.columns and not format.fixed_group):
+    if group == PER_CHANNEL or (group == weight.columns and not format.fixed_group):
         return _per_channel(weight, format, request, options)
     if not _groupable(weight):
         if options.group_size_fallback is GroupSizeFallback.ERROR:
@@ -130,7 +130,7 @@ def _fall_back(weight: Weight, request: FormatRequest, options: Options, problem
     if options.backup_mode is BackupMode.NONE:
         return skipped(weight, f"{request.reason}, and backup_mode is none")
     format = FORMATS[options.backup_mode.value]
-    fits = format.default_group == -1 or (_groupable(weight) and weight.columns % format.default_group == 0)
+    fits = format.default_group == PER_CHANNEL or (_groupable(weight) and weight.columns % format.default_group == 0)
     if not fits or (weight.kind is Kind.CONVOLUTION and not format.everywhere):
         format = FORMATS[Mode.INT8_ASYM.value]
     variant = executed_variant(options.device, weight, format, format.default_group)
@@ -168,8 +168,8 @@ def _is_read_in_f16(weight: Weight) -> bool:
 def _with_wide_scales(planned: PlannedWeight) -> PlannedWeight:
     """f32 scales; with 8 bits per channel where a Gather reads groups, whose scales the CPU plugin wants in f16."""
     spec, reason = replace(planned.spec, scale_type="f32"), planned.reason
-    if spec.group_size != -1 and any(consumer.kind is Kind.GATHER for consumer in planned.weight.consumers):
-        spec = Spec(FORMATS[Mode.INT8_ASYM.value], -1, "f32")
+    if spec.group_size != PER_CHANNEL and any(consumer.kind is Kind.GATHER for consumer in planned.weight.consumers):
+        spec = Spec(FORMATS[Mode.INT8_ASYM.value], PER_CHANNEL, "f32")
         reason = joined_reasons(reason, "f16 cannot hold its scales, and an embedding in groups cannot have others")
     return replace(planned, spec=spec, reason=reason)
 

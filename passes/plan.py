@@ -22,7 +22,7 @@ from ov_weight_compression.passes.method import Method
 from ov_weight_compression.passes.modes import Mode
 from ov_weight_compression.passes.scale_folding import Folding
 from ov_weight_compression.patterns import Kind, Skip, Sources, Weight
-from ov_weight_compression.quantization.formats import stored_codebook
+from ov_weight_compression.quantization.formats import PER_CHANNEL, stored_codebook
 from ov_weight_compression.quantization.spec import Spec
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ class PlannedWeight:
             return Kind.CONVOLUTION in kinds
         # In groups the chain ends in a Reshape, which the CPU plugin of OpenVINO 2026.4 looks through in front of a
         # Gather only where the table has two dimensions: left unfolded, others are expanded at every inference.
-        behind_reshape = self.spec.group_size != -1 and len(self.weight.shape) > 2
+        behind_reshape = self.spec.group_size != PER_CHANNEL and len(self.weight.shape) > 2
         return self.spec.format.storage not in CPU_EXECUTED[GATHER] or behind_reshape
 
     @property

@@ -185,15 +185,15 @@ def _forced(weight: Weight, rule: Rule | None, options: Options) -> FormatReques
     """What a weight gets whatever the ratio or the budget; None where one of them decides."""
     if rule is not None:
         if rule.mode is None:
-            return FormatRequest(None, -1, f"rule {rule.pattern!r} leaves it alone")
+            return FormatRequest(None, PER_CHANNEL, f"rule {rule.pattern!r} leaves it alone")
         group = FORMATS[rule.mode.value].default_group if rule.group_size is None else rule.group_size
         return FormatRequest(rule.mode, group, f"rule {rule.pattern!r}", (DecidedBy.RULE,))
     if weight.fragile and options.fragile_layers is FragileLayers.FLOAT:
-        return FormatRequest(None, -1, f"{weight.fragile}, and fragile_layers is float")
+        return FormatRequest(None, PER_CHANNEL, f"{weight.fragile}, and fragile_layers is float")
     if options.budget is not None:
         return None
     if options.mode.is_int8:
-        return FormatRequest(options.mode, -1, decided_by=(DecidedBy.MODE,))
+        return FormatRequest(options.mode, PER_CHANNEL, decided_by=(DecidedBy.MODE,))
     if weight.kind is Kind.CONVOLUTION and not FORMATS[options.mode.value].everywhere:
         return _backup(options, "convolution")
     if weight.fragile and options.fragile_layers is FragileLayers.BACKUP:
@@ -205,7 +205,7 @@ def _forced(weight: Weight, rule: Rule | None, options: Options) -> FormatReques
 
 def _backup(options: Options, reason: str) -> FormatRequest:
     if options.backup_mode is BackupMode.NONE:
-        return FormatRequest(None, -1, f"{reason}, and backup_mode is none")
+        return FormatRequest(None, PER_CHANNEL, f"{reason}, and backup_mode is none")
     mode = Mode(options.backup_mode.value)
     return FormatRequest(mode, FORMATS[mode.value].default_group, reason, (DecidedBy.BACKUP,))
 
