@@ -1,7 +1,7 @@
 """Checkpoints: whether compressing one gives the bytes that exporting first gives, and what it costs.
 
     python -m benchmarks.checkpoints zoo [--dtype bfloat16] [ARCHITECTURE …]     exit code 1 where something differs
-    python -m benchmarks.checkpoints speed [--sizes 1.2,3.2]                     beside optimum-cli, in one run
+    python -m benchmarks.checkpoints speed [--sizes 1.2,3.2,8.0] [--limit 1G]    beside optimum-cli, in one run
 
 Both need an interpreter that has torch, transformers, optimum-intel (and NNCF for its int4); the package is imported
 from where it is run.
@@ -17,10 +17,13 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import openvino as ov
 
+from benchmarks import floor, limits
 from benchmarks.architectures import ARCHITECTURES, build, export_checkpoint
 from benchmarks.llama_checkpoint import CHECKPOINT_SHAPES, build_checkpoint
 from benchmarks.places import CACHE
@@ -31,6 +34,7 @@ from ov_weight_compression.passes.report import COMPUTED
 from ov_weight_compression.patterns.graphs import graphs_of
 
 OPTIONS = {"mode": "int4_sym", "group_size": 32}
+_CARD = "README.md"  # says what the model was made from
 _GENERATED = re.compile(r"\b[A-Z]\w*_\d+\b|\bModel\d+\b")
 
 
@@ -38,7 +42,8 @@ def differences(one: Path, other: Path) -> list[str]:
     """What is not the same in two folders: files by name; of an .xml all but the numbers in names that OpenVINO made
     up, which count from the start of the process."""
     files = [
-        {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} for folder in (one, other)
+        {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and path.name != _CARD}
+        for folder in (one, other)
     ]
     found = [f"{name} is in one of them alone" for name in sorted(files[0] ^ files[1])]
     for name in sorted(files[0] & files[1]):
@@ -138,25 +143,48 @@ def speed(arguments: argparse.Namespace) -> int:
     rows, code = [], 0
     for size in arguments.sizes.split(","):
         source = build_checkpoint(CHECKPOINT_SHAPES[size], arguments.cache / f"llama-{size}-bf16")
-        for file in source.glob("*.safetensors"):
-            with file.open("rb") as read:  # into the page cache, as far as it fits
-                while read.read(1 << 24):
-                    pass
         for name, words in COMMANDS.items():
             if arguments.only and not re.search(arguments.only, name):
                 continue
-            with tempfile.TemporaryDirectory(dir=arguments.work) as folder:
-                target = Path(folder) / "out"
-                command = [word.format(source=source, target=target) for word in words]
-                done = run([sys.executable, *command, *(OWN if name.startswith("ov") else [])], Path(folder) / "log")
-                written = sum(path.stat().st_size for path in target.glob("openvino_model.*"))
-            code |= done.code != 0
-            last = "" if done.code == 0 else f" ({done.printed.strip().splitlines()[-1:]})"
-            figures = [f"{done.seconds:.1f}", *map(megabytes, (done.anonymous, done.resident, written))]
-            rows.append([f"{size} B: {name}{last}", *figures])
+            row, failed = _one(source, name, words, arguments)
+            code |= failed
+            rows.append([f"{size} B: {row[0]}", *row[1:]])
             print(rows[-1], file=sys.stderr, flush=True)
-    print(markdown(["int4_asym, groups of 128", "seconds", "anonymous MB", "resident MB", "written MB"], rows))
+    inside = "" if arguments.limit is None else f", inside {arguments.limit}"
+    head = [f"int4_asym, groups of 128{inside}", "seconds", "processor", "anonymous MB", "resident MB", "written MB"]
+    print(markdown(head, rows))
     return int(code)
+
+
+def _one(source: Path, name: str, words: Sequence[str], arguments: argparse.Namespace) -> tuple[list[str], bool]:
+    """A line of the table, and whether the command failed."""
+    size = None if arguments.limit is None else limits.parse_size(arguments.limit)
+    for file in source.glob("*.safetensors"):
+        if size is None:
+            floor.warm(file)
+        else:  # pages that another group has read would not count in this one
+            floor.chill(file)
+    with tempfile.TemporaryDirectory(dir=arguments.work) as folder, _inside(size) as limit:
+        target = Path(folder) / "out"
+        command = [word.format(source=source, target=target) for word in words]
+        command = [*limit.prefix, sys.executable, *command, *(OWN if name.startswith("ov") else [])]
+        done = run(command, Path(folder) / "log", before=limit.join)
+        written = sum(path.stat().st_size for path in target.glob("openvino_model.*"))
+    last = "" if done.code == 0 else f" ({done.printed.strip().splitlines()[-1:]})"
+    figures = (done.anonymous, done.resident, written)
+    return [name + last, f"{done.seconds:.1f}", f"{done.processor:.1f}", *map(megabytes, figures)], done.code != 0
+
+
+@contextmanager
+def _inside(size: int | None) -> Iterator[limits.Limit]:
+    """A limit of so many bytes, or none."""
+    if size is None:
+        yield limits.Limit("no limit")
+        return
+    with limits.limited(size) as limit:
+        if limit is None:
+            raise SystemExit(limits.UNAVAILABLE)
+        yield limit
 
 
 def main() -> int:
@@ -173,6 +201,7 @@ def main() -> int:
     cost = commands.add_parser("speed", help="time and memory beside optimum-cli")
     cost.add_argument("--sizes", default="1.2", help=f"of {', '.join(CHECKPOINT_SHAPES)}, in billions (default 1.2)")
     cost.add_argument("--only", help="the commands whose name this regular expression finds")
+    cost.add_argument("--limit", metavar="SIZE", help="of memory, each command inside it: 1G")
     cost.add_argument("--cache", type=Path, default=CACHE, help="where the checkpoints are kept")
     cost.add_argument("--work", type=Path, help="where to write")
     cost.set_defaults(run=speed)

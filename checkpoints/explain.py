@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from mmap import PAGESIZE
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from ov_weight_compression.ir_utils.constants import bf16_to_f32
 from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.types import Array
 
-__all__ = ["FileSpans", "Span", "Stretch", "TensorPlaces", "address_of", "is_present"]
+__all__ = ["FileSpans", "Places", "Span", "Stretch", "TensorPlaces", "address_of", "is_present", "is_written"]
 
 _PRESENT, _SWAPPED, _OF_A_FILE = 1 << 63, 1 << 62, 1 << 61  # bits of an entry of /proc/self/pagemap
 _ENTRY_BYTES = 8
@@ -89,10 +89,10 @@ class FileSpans:
         if place < 0 or address + nbytes > self._spans[place].stop:
             return None
         span = self._spans[place]
-        return None if _written(address, nbytes) else (span.path, span.offset + address - span.start)
+        return None if is_written(address, nbytes) else (span.path, span.offset + address - span.start)
 
 
-def _written(address: int, nbytes: int) -> bool:
+def is_written(address: int, nbytes: int) -> bool:
     """Whether a page under bytes of a private mapping is no longer the file's."""
     return any(
         entry & _SWAPPED or (entry & _PRESENT and not entry & _OF_A_FILE) for entry in _page_entries(address, nbytes)
@@ -112,6 +112,14 @@ def _page_entries(address: int, nbytes: int) -> Iterator[int]:
         for start in range(first, last, _ENTRIES):
             read = pages.read(min(_ENTRIES, last - start) * _ENTRY_BYTES)
             yield from struct.unpack(f"<{len(read) // _ENTRY_BYTES}Q", read)
+
+
+class Places(Protocol):
+    """Whose bytes some memory is."""
+
+    def find(self, spans: FileSpans, address: int, nbytes: int) -> Stretch | None:
+        """The tensor that memory belongs to; None where it is no tensor's, or more than one's."""
+        ...
 
 
 class TensorPlaces:

@@ -22,7 +22,12 @@ from ov_weight_compression.ir_utils.publish import TemporaryFolder
 __all__ = ["Exported", "HolesReadError", "Skeleton", "export", "missing_package"]
 
 _PACKAGES = ("torch", "transformers", "optimum-intel")
-_WORKER = "ov_weight_compression.checkpoints.export_worker"
+_WORKER = """
+import sys
+sys.modules["openvino_telemetry"] = None  # OpenVINO imports it if it can, and its converter reports with it
+from ov_weight_compression.checkpoints.export_worker import work
+sys.exit(work(sys.argv[1:]))
+"""
 _NO_NETWORK = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
@@ -98,7 +103,8 @@ def export(folder: Path, output: Path, task: str | None = None, tensors: Sequenc
     models = {
         name: Skeleton(
             tuple(
-                Placed(place, tensor, begin, size, tuple(words)) for place, tensor, begin, size, words in found["holes"]
+                Placed(place, tensor, begin, size, tuple(words), turned)
+                for place, tensor, begin, size, words, turned in found["holes"]
             ),
             found["copies"],
         )
@@ -113,7 +119,7 @@ def _run(arguments: list[str], log: Path) -> int:
     environment.pop("HF_TOKEN", None)
     with log.open("wb") as told:
         process = subprocess.Popen(
-            [sys.executable, "-m", _WORKER, *arguments],
+            [sys.executable, "-c", _WORKER, *arguments],
             stdin=subprocess.PIPE,
             stdout=told,
             stderr=subprocess.STDOUT,

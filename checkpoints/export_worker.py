@@ -1,12 +1,12 @@
-"""optimum-intel's export in a process of its own: `python -m ov_weight_compression.checkpoints.export_worker`.
+"""optimum-intel's export in a process of its own, which `export` starts.
 
 The graph, the names, the configs and the tokenizers are what optimum-intel writes. Only where it would write a model's
 weights it writes a skeleton (see `skeleton`): no weight is copied or read, unless the exporter computes with it. When
 the process ends, torch's memory is gone, before the first weight is compressed.
 
-    stdin    the caller's end of a pipe: when it closes, the caller is gone, and so is this process
-    argv[1]  a JSON file: what is asked for (`Request`)
-    argv[2]  a JSON file to write: what was found (`Answer`), or why it cannot be (`{"kind": …, "error": …}`)
+    standard input     the caller's end of a pipe: when it closes, the caller is gone, and so is this process
+    first argument     a JSON file: what is asked for (`Request`)
+    second argument    a JSON file to write: what was found (`Answer`), or why it cannot be (`{"kind": …, "error": …}`)
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import re
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass, replace
 from itertools import takewhile
@@ -31,21 +31,28 @@ import numpy as np
 from ov_weight_compression.checkpoints.explain import FileSpans, Stretch, TensorPlaces, address_of, sum_of_bits
 from ov_weight_compression.checkpoints.folder import Checkpoint, read_checkpoint
 from ov_weight_compression.checkpoints.safetensors_file import DTYPES, StoredTensor
-from ov_weight_compression.checkpoints.skeleton import explain_constants, write_skeleton
-from ov_weight_compression.checkpoints.virtual_folder import forget_reads, holes_read
-from ov_weight_compression.ir_utils.constants import FLOAT_TYPES, float_values
+from ov_weight_compression.checkpoints.skeleton import explain_constants, folded_when_written, write_skeleton
+from ov_weight_compression.checkpoints.unused_tensors import is_buffer, is_training_only, unused_head
+from ov_weight_compression.checkpoints.virtual_folder import HOLES, forget_reads, holes_read
+from ov_weight_compression.checkpoints.widening import Widening
+from ov_weight_compression.ir_utils.constants import FLOAT_TYPES, bf16_to_f32, float_values
 from ov_weight_compression.ir_utils.errors import CompressionError, ModelError
 
 __all__ = ["Answer", "Request", "work"]
 
 _TOKENIZERS = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
-_KNOWN_UNUSED = re.compile(
-    r"(^|\.)(rotary_emb\.inv_freq|inv_freq|masked_bias|attn\.bias|attention\.bias|position_ids|num_batches_tracked)$"
-    r"|(^|\.)(pooler|cls|lm_head|mlm|nsp|vocab_projector|vocab_transform|vocab_layer_norm|discriminator_predictions)\."
-)
-"""Buffers that are computed from the config, and heads that training had and the architecture has not."""
+_NUMBER = re.compile(r"\.\d+(?=\.)")
 
 _LEAST_COMPARED = 1024  # numbers of a constant: of few, the sum says little
+_COMPARED = 1 << 20
+
+
+class _ComputedWith(Exception):  # noqa: N818 (nobody outside sees it)
+    """The exporter computes with tensors whose casts are places only."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        super().__init__()
+        self.names = frozenset(names)
 
 
 class ReadHoles(Exception):  # noqa: N818 (nobody outside sees it)
@@ -114,7 +121,6 @@ def _reason(error: BaseException) -> str:
 
 
 def _export(request: Request) -> Answer:
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # what OpenVINO's converter would report with
     import optimum.exporters.openvino  # noqa: F401  (registers what it can export)
     import transformers
     from optimum.exporters.openvino import main_export
@@ -124,10 +130,17 @@ def _export(request: Request) -> Answer:
     if request.tensors is not None:
         checkpoint = replace(checkpoint, tensors={name: checkpoint.tensors[name] for name in request.tensors})
     task = request.task or _task_of(checkpoint)
-    accounts = _Accounts(checkpoint, every - set(checkpoint.tensors))
     transformers.logging.set_verbosity_error()
-    with _instead_of_saving(accounts.save), accounts.watching():
-        main_export(request.folder, Path(request.output), task=task, convert_tokenizer=True)
+    computed: frozenset[str] = frozenset()
+    while True:
+        accounts = _Accounts(checkpoint, every - set(checkpoint.tensors), computed)
+        try:
+            with _instead_of_saving(accounts.save), accounts.watching():
+                main_export(request.folder, Path(request.output), task=task, convert_tokenizer=True)
+            break
+        except _ComputedWith as error:
+            computed |= error.names
+        gc.collect()
     if not accounts.models:
         raise ModelError(f"{checkpoint.folder}: optimum-intel wrote no model for the task {task}")
     models = {str(path.relative_to(request.output)): found for path, found in accounts.models.items()}
@@ -208,14 +221,16 @@ def _instead_of_saving(save: Any) -> Iterator[None]:
 class _Accounts:
     """What became of each tensor of the checkpoint, while it is exported."""
 
-    def __init__(self, checkpoint: Checkpoint, beside: Set[str]) -> None:
+    def __init__(self, checkpoint: Checkpoint, beside: Set[str], computed: Set[str] = frozenset()) -> None:
         self.checkpoint = checkpoint
         self._beside = beside
         """Names in the folder's files that are none of its tensors."""
         self.models: dict[Path, Any] = {}
-        self._places = TensorPlaces(checkpoint.tensors.values())
+        self._widening = Widening(TensorPlaces(checkpoint.tensors.values()), computed)
         self._used: set[str] = set()
         self._unexpected: set[str] = set()
+        self._run: set[str] = set()
+        """Those of layers that the model calls."""
         self._made_up: dict[str, Any] = {}
         """Parameters that the checkpoint lacks, by name: the loader has filled them with random numbers."""
         self._copies: dict[int, str] = {}
@@ -232,6 +247,7 @@ class _Accounts:
         from transformers import PreTrainedModel
 
         load, decode = PreTrainedModel.__dict__["from_pretrained"], TorchScriptPythonDecoder.try_decode_get_attr
+        trace = TorchScriptPythonDecoder._get_scripted_model
 
         def loaded(cls: Any, *arguments: Any, **named: Any) -> Any:
             named.update(output_loading_info=True, use_safetensors=True, ignore_mismatched_sizes=True)
@@ -245,11 +261,18 @@ class _Accounts:
                 self._note_used(value, path)
             return decode(decoder)
 
+        def traced(decoder: Any, *arguments: Any, **named: Any) -> Any:
+            with self._widening.tracing():
+                return trace(decoder, *arguments, **named)
+
         PreTrainedModel.from_pretrained = classmethod(loaded)
+        TorchScriptPythonDecoder._get_scripted_model = traced
         TorchScriptPythonDecoder.try_decode_get_attr = decoded
         try:
-            yield
+            with self._widening.casting():
+                yield
         finally:
+            TorchScriptPythonDecoder._get_scripted_model = trace
             PreTrainedModel.from_pretrained = load
             TorchScriptPythonDecoder.try_decode_get_attr = decode
 
@@ -263,12 +286,20 @@ class _Accounts:
         read = holes_read(self.checkpoint.folder)
         if read:
             raise ReadHoles(read)
-        explained = explain_constants(model, self._places)
+        explained = explain_constants(model, self._widening)
+        # Of codes the turned tensor is what is wanted; of floats the turned numbers are nowhere.
+        suspected = [stretch.tensor.name for _, stretch in explained.turned if stretch.tensor.file.name != HOLES]
+        suspected += [name for constant in explained.computed for name in self._computed_with(constant)]
+        if suspected:
+            raise _ComputedWith(suspected)
         for constant in explained.computed:
             self._check_computed(constant, path.stem)
-        self._used |= {stretch.tensor.name for _, stretch in explained.stored}
-        copies = {constant.get_friendly_name(): self._copied(constant) for constant in explained.computed}
-        placed = write_skeleton(model, path, explained.stored)
+        found = [(constant, self._equal_stretch(constant)) for constant in explained.computed]
+        stored = [*explained.stored, *((constant, stretch) for constant, stretch in found if stretch is not None)]
+        computed = [constant for constant, stretch in found if stretch is None]
+        self._used |= {stretch.tensor.name for _, stretch in (*stored, *explained.turned)}
+        copies = {constant.get_friendly_name(): self._copied(constant) for constant in computed}
+        placed = write_skeleton(model, path, stored, explained.turned)
         self.models[path] = {
             "holes": [astuple(one) for one in placed],
             "copies": {name: tensor for name, tensor in copies.items() if tensor},
@@ -279,25 +310,61 @@ class _Accounts:
         """The tensors that no constant of any model was made from, and why that is.
 
         Raises:
-            ModelError: the architecture has no use for a tensor, and nothing explains it.
+            ModelError: the architecture has no use for a tensor, or the graph leaves one out, and nothing explains it.
         """
         unexpected = {self._tensor_of(name) for name in self._unexpected}
-        found, unknown = {}, []
-        for name in self.checkpoint.tensors.keys() - self._used:
-            if name not in unexpected:
-                found[name] = "no output of the model needs it"
-            elif name.endswith(".bias") and not self.checkpoint.tensors[name].values().any():
-                found[name] = "all zeros, and the architecture has no such part"
-            elif _KNOWN_UNUSED.search(name):
+        alike = {_NUMBER.sub(".N", name): name for name in self._used}
+        found = {}
+        for name, tensor in sorted(self.checkpoint.tensors.items()):
+            if name in self._used:
+                continue
+            what, sibling = f"{self.checkpoint.folder}: {name} ({tensor.file.name})", alike.get(_NUMBER.sub(".N", name))
+            if is_buffer(name) or is_training_only(name):
+                found[name] = "a buffer, or for training alone"
+            elif name in unexpected and unused_head(name):
                 found[name] = "the architecture has no such part"
+            elif name in unexpected and name.endswith(".bias") and not tensor.values().any():
+                found[name] = "all zeros, and the architecture has no such part"
+            elif name in unexpected:
+                raise ModelError(f"{what} is a tensor that the architecture has no place for")
+            elif sibling is not None:
+                raise ModelError(f"{what} is in no exported graph, and {sibling} is: the export is incomplete")
+            elif name in self._run and not unused_head(name):
+                raise ModelError(f"{what} is in no exported graph, though the model uses it")
             else:
-                unknown.append(name)
-        if unknown:
-            raise ModelError(
-                f"{self.checkpoint.folder}: the architecture has no place for {len(unknown)} of its tensors, "
-                f"{min(unknown)} ({self.checkpoint.tensors[min(unknown)].file.name}) among them"
-            )
-        return dict(sorted(found.items()))
+                found[name] = "no output of the model needs it"
+        return found
+
+    def _computed_with(self, constant: Any) -> Iterable[str]:
+        """The tensors that a constant may have been computed with though their casts are places only: those that have
+        as many numbers, or of which it may be a part, or else all."""
+        tensors = self._widening.tensors
+        if not tensors or constant.get_element_type().to_string() not in FLOAT_TYPES:
+            return ()
+        if not np.isnan(float_values(constant)).any():
+            return ()
+        count = prod(constant.get_output_shape(0))
+        equal = [tensor.name for tensor in tensors if tensor.elements == count]
+        return equal or [one.name for one in tensors if one.elements % count == 0] or [one.name for one in tensors]
+
+    def _equal_stretch(self, constant: Any) -> Stretch | None:
+        """The tensor, or the part of one, whose numbers a constant holds in their order, in its type or widened."""
+        kind, count = constant.get_element_type().to_string(), prod(constant.get_output_shape(0))
+        if kind not in FLOAT_TYPES or count < _LEAST_COMPARED or folded_when_written(constant) is not None:
+            return None
+        values, width = constant.data.reshape(-1), constant.get_element_type().size
+        for tensor in self.checkpoint.tensors.values():
+            own = DTYPES[tensor.dtype].openvino
+            wide = kind == "f32" and own in ("f16", "bf16")
+            if tensor.elements % count or tensor.file.name == HOLES or not (wide or own == kind):
+                continue
+            stored = tensor.values().reshape(-1)
+            for first in range(0, tensor.elements, count):
+                if _are_equal(values, stored[first : first + count], str(own) if wide else ""):
+                    dtype = "F32" if wide else tensor.dtype
+                    whole = replace(tensor, dtype=dtype, nbytes=width * tensor.elements)
+                    return Stretch(whole, width * first, width * count)
+        return None
 
     def _copied(self, constant: Any) -> str:
         """The tensor whose numbers a constant holds, in another type or another order; "" where that is not clear.
@@ -354,6 +421,9 @@ class _Accounts:
         self._unexpected |= set(told["unexpected_keys"]) - self._beside
         forget_reads(self.checkpoint.folder)
         self._spans = FileSpans()
+        for name, module in model.named_modules():
+            own = {self._tensor_of(f"{name}.{last}".lstrip(".")) for last in (*module._parameters, *module._buffers)}
+            module.register_forward_pre_hook(lambda _module, _inputs, own=own: self._run.update(own))
         for name, value in named.items():
             if self._stretch_of(value) is None:
                 self._copies.setdefault(value.data_ptr(), name)
@@ -383,7 +453,7 @@ class _Accounts:
         return max(alike, key=lambda one: _common_end(one, name), default="")
 
     def _stretch_of(self, value: Any) -> Stretch | None:
-        return self._places.find(self._spans, value.data_ptr(), value.numel() * value.element_size())
+        return self._widening.find(self._spans, value.data_ptr(), value.numel() * value.element_size())
 
     def _tensor_of(self, name: str) -> str:
         """The tensor that a loader's name means: its own, or the longest that ends alike; "" for none.
@@ -401,11 +471,18 @@ def _own_name(path: str) -> str:
     return path.removeprefix("self.").replace("._openvino_orig_", ".")
 
 
+def _are_equal(values: Any, stored: Any, kind: str) -> bool:
+    """Whether a constant has the bits that are stored, as f32 where a `kind` says what they are in the file."""
+    for first in [0, *range(_LEAST_COMPARED, values.size, _COMPARED)]:
+        size = _COMPARED if first else _LEAST_COMPARED
+        one, other = values[first : first + size], stored[first : first + size]
+        wide = other if not kind else bf16_to_f32(other) if kind == "bf16" else other.astype(np.float32)
+        if not np.array_equal(one.view(np.uint8), wide.view(np.uint8)):
+            return False
+    return True
+
+
 def _common_end(one: str, other: str) -> int:
     """How many parts two names have in common at their ends."""
     pairs = zip(reversed(one.split(".")), reversed(other.split(".")), strict=False)
     return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
-
-
-if __name__ == "__main__":
-    sys.exit(work(sys.argv[1:]))

@@ -150,15 +150,18 @@ def open_exported(exported: Exported, name: str, opened: OpenedCheckpoint, devic
     quantised = {}
     for hole in holes:
         placed = hole.placed
-        whole = opened.quantised.get(placed.tensor)
-        if whole is None:
-            nbytes = checkpoint.tensors[placed.tensor].nbytes
-        else:
-            nbytes = 2 * prod(whole.shape)
+        whole, size = opened.quantised.get(placed.tensor), hole.constant.get_element_type().size
+        elements = checkpoint.tensors[placed.tensor].elements if whole is None else prod(whole.shape)
+        if whole is not None:
             quantised[hole.constant] = whole
-        part = "" if placed.nbytes == nbytes else f", bytes {placed.begin} to {placed.begin + placed.nbytes}"
+        first, last = placed.begin // size, (placed.begin + placed.nbytes) // size
+        part = "" if last - first == elements else f", elements {first} to {last}"
         if part and whole is not None:
             raise ModelError(f"{placed.tensor}: the graph has it in parts, which cannot be made of its codes")
+        if whole is not None and placed.turned != bool(whole.float_shape) and len(whole.shape) > 2:
+            raise ModelError(
+                f"{placed.tensor}: the graph has it with its axes turned, which cannot be made of its codes"
+            )
         origins[hole.constant.get_friendly_name()] = f"{_place(opened, placed.tensor)}{part}"
     fill([hole for hole in holes if hole.constant not in quantised], checkpoint.tensors)
     kept = insert_codes(model, quantised, devices) if opened.quantised else None

@@ -19,7 +19,7 @@ from typing import Any
 
 import openvino as ov
 
-from ov_weight_compression.checkpoints.explain import FileSpans, Stretch, TensorPlaces, address_of
+from ov_weight_compression.checkpoints.explain import FileSpans, Places, Stretch, address_of
 from ov_weight_compression.checkpoints.safetensors_file import DTYPES, StoredTensor, mapped_constants
 from ov_weight_compression.ir_utils.deferral import FileSink, active_deferral, deferring
 from ov_weight_compression.ir_utils.errors import ModelError
@@ -27,10 +27,23 @@ from ov_weight_compression.ir_utils.ir_file import read_model
 from ov_weight_compression.ir_utils.pipeline import Pipeline
 from ov_weight_compression.ir_utils.postponed_constants import postponed_constant
 from ov_weight_compression.ir_utils.saving import find_stubs, make_room
+from ov_weight_compression.ir_utils.widened_constants import widened
 from ov_weight_compression.ir_utils.worker_pool import Job
 from ov_weight_compression.patterns.graphs import graphs_of, is_postponed
 
-__all__ = ["Explained", "Hole", "Placed", "explain_constants", "fill", "read_skeleton", "write_skeleton"]
+__all__ = [
+    "Explained",
+    "Hole",
+    "Placed",
+    "explain_constants",
+    "fill",
+    "folded_when_written",
+    "read_skeleton",
+    "write_skeleton",
+]
+
+
+_POSTPONED = "postponed_constant"
 
 
 @dataclass(frozen=True)
@@ -43,6 +56,8 @@ class Placed:
     nbytes: int
     names: tuple[str, ...] = ()
     """Of the constant's output: what is postponed loses them when a model is cloned."""
+    turned: bool = False
+    """Whether the graph has the last two axes of the tensor the other way round."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +66,8 @@ class Explained:
 
     stored: tuple[tuple[Any, Stretch], ...]
     computed: tuple[Any, ...]
+    turned: tuple[tuple[Any, Stretch], ...] = ()
+    """Transposes of a tensor's last two axes that OpenVINO will fold only when it writes the model."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +78,7 @@ class Hole:
     placed: Placed
 
 
-def explain_constants(model: Any, places: TensorPlaces) -> Explained:
+def explain_constants(model: Any, places: Places) -> Explained:
     """Which of a model's constants, bodies included, are tensors.
 
     Raises:
@@ -69,6 +86,7 @@ def explain_constants(model: Any, places: TensorPlaces) -> Explained:
     """
     spans = FileSpans()
     stored: list[tuple[Any, Stretch]] = []
+    turned: list[tuple[Any, Stretch]] = []
     computed: list[Any] = []
     for graph in graphs_of(model):
         for constant, kind in graph.constants:
@@ -81,8 +99,20 @@ def explain_constants(model: Any, places: TensorPlaces) -> Explained:
                     f"{stretch.tensor.file}: {stretch.tensor.name} is {stretch.tensor.dtype}, and the exporter took it "
                     f"for {kind}"
                 )
-            stored.append((constant, stretch))
-    return Explained(tuple(stored), tuple(computed))
+            folded = folded_when_written(constant)
+            if folded is None:
+                stored.append((constant, stretch))
+            else:
+                turned.append((folded, stretch))
+    return Explained(tuple(stored), tuple(computed), tuple(turned))
+
+
+def folded_when_written(constant: Any) -> Any | None:
+    """The Transpose behind a constant that OpenVINO folds only when it writes the model; None where there is none."""
+    readers = [target.get_node() for target in constant.output(0).get_target_inputs()]
+    if len(readers) != 1 or readers[0].get_type_name() != "Transpose" or _POSTPONED not in readers[0].get_rt_info():
+        return None
+    return readers[0]
 
 
 @dataclass(eq=False)
@@ -94,6 +124,7 @@ class _Room:
     kind: str
     shape: tuple[int, ...]
     names: tuple[str, ...]
+    turned: bool
 
     @property
     def pipeline(self) -> Pipeline:
@@ -101,22 +132,26 @@ class _Room:
 
     @property
     def identity(self) -> Hashable | None:
-        return self.stretch, self.kind, self.shape, self.names
+        return self.stretch, self.kind, self.shape, self.names, self.turned
 
     def job(self, sinks: Mapping[str, FileSink]) -> Job:
         raise NotImplementedError
 
 
-def write_skeleton(model: Any, path: Path, stored: Sequence[tuple[Any, Stretch]]) -> tuple[Placed, ...]:
-    """Write a model as `path` (.xml) and its .bin, with holes for constants that are tensors. Changes the model.
+def write_skeleton(
+    model: Any, path: Path, stored: Sequence[tuple[Any, Stretch]], turned: Sequence[tuple[Any, Stretch]] = ()
+) -> tuple[Placed, ...]:
+    """Write a model as `path` (.xml) and its .bin, with holes for constants that are tensors, and for operations that
+    are tensors with the last two axes turned. Changes the model.
 
     Raises:
         OSError: the files cannot be written.
     """
-    for constant, stretch in stored:
-        kind, shape = constant.get_element_type(), constant.get_output_shape(0)
+    for constant, stretch in (*stored, *turned):
+        kind, shape = constant.get_output_element_type(0), constant.get_output_shape(0)
         names = tuple(sorted(constant.output(0).get_names()))
-        room = _Room(constant.get_friendly_name(), stretch, kind.to_string(), tuple(shape), names)
+        is_turned = constant.get_type_name() != "Constant"
+        room = _Room(constant.get_friendly_name(), stretch, kind.to_string(), tuple(shape), names, is_turned)
         hole = postponed_constant(kind, shape, partial(_stub, room, kind), name=room.name)
         constant.output(0).replace(hole.output(0))
     stubs = path.with_suffix(".stubs.bin")
@@ -133,7 +168,7 @@ def write_skeleton(model: Any, path: Path, stored: Sequence[tuple[Any, Stretch]]
         owner = deferral.stubs[mark].owner
         assert isinstance(owner, _Room)
         stretch = owner.stretch
-        placed.append(Placed(offset, stretch.tensor.name, stretch.begin, stretch.nbytes, owner.names))
+        placed.append(Placed(offset, stretch.tensor.name, stretch.begin, stretch.nbytes, owner.names, owner.turned))
     return tuple(placed)
 
 
@@ -167,19 +202,23 @@ def read_skeleton(path: Path, placed: Sequence[Placed]) -> tuple[ov.Model, list[
 
 
 def fill(holes: Sequence[Hole], tensors: Mapping[str, StoredTensor]) -> None:
-    """Put Constants that lie in the checkpoint's files in place of holes."""
-    parts = [_part(tensors[hole.placed.tensor], hole.placed) for hole in holes]
+    """Put Constants that lie in the checkpoint's files in place of holes; of f32 that the checkpoint has in 16 bits,
+    what stands for them (see `ir_utils.widened_constants`)."""
+    parts = [_part(tensors[hole.placed.tensor], hole) for hole in holes]
     shapes = [tuple(hole.constant.get_output_shape(0)) for hole in holes]
-    kinds = [hole.constant.get_element_type().to_string() for hole in holes]
-    for hole, constant in zip(holes, mapped_constants(parts, shapes, kinds), strict=True):
+    for hole, constant in zip(holes, mapped_constants(parts, shapes), strict=True):
         constant.set_friendly_name(hole.constant.get_friendly_name())
-        hole.constant.output(0).replace(constant.output(0))
-        constant.output(0).set_names(set(hole.placed.names))
+        same = constant.get_element_type() == hole.constant.get_element_type()
+        value = (constant if same else widened(constant)).output(0)
+        hole.constant.output(0).replace(value)
+        value.set_names(set(hole.placed.names))
 
 
-def _part(tensor: StoredTensor, placed: Placed) -> StoredTensor:
+def _part(tensor: StoredTensor, hole: Hole) -> StoredTensor:
     """The bytes of a tensor that a hole wants."""
-    if (placed.begin, placed.nbytes) == (0, tensor.nbytes):
+    placed, bits = hole.placed, DTYPES[tensor.dtype].bits
+    wider = hole.constant.get_element_type().bitwidth // bits
+    begin, nbytes = placed.begin // wider, placed.nbytes // wider
+    if (begin, nbytes) == (0, tensor.nbytes):
         return tensor
-    count = placed.nbytes * 8 // DTYPES[tensor.dtype].bits
-    return StoredTensor(tensor.name, tensor.file, tensor.offset + placed.begin, placed.nbytes, tensor.dtype, (count,))
+    return StoredTensor(tensor.name, tensor.file, tensor.offset + begin, nbytes, tensor.dtype, (nbytes * 8 // bits,))

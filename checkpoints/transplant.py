@@ -29,6 +29,7 @@ from ov_weight_compression.checkpoints.insertion import insert_codes
 from ov_weight_compression.checkpoints.layouts.quantised_weights import is_of_activations
 from ov_weight_compression.checkpoints.safetensors_file import StoredTensor, mapped_constants
 from ov_weight_compression.checkpoints.tensor_matching import Match, Place, match_tensors, places_of
+from ov_weight_compression.checkpoints.unused_tensors import is_buffer, is_training_only, unused_head
 from ov_weight_compression.ir_utils.constants import bf16_to_f32
 from ov_weight_compression.ir_utils.dequantization import replace_constant
 from ov_weight_compression.ir_utils.errors import ModelError
@@ -42,17 +43,6 @@ from ov_weight_compression.patterns import Kind, Weight, find_compressed, find_w
 __all__ = ["TransplantReport", "Transplanted", "WeightsFromCheckpoint", "apply_weights_from_checkpoint"]
 
 _FLOATS = {"F16": "f16", "BF16": "bf16", "F32": "f32", "F64": "f64"}
-_BUFFERS = (
-    "rotary_emb.inv_freq",
-    ".masked_bias",
-    ".position_ids",
-    ".num_batches_tracked",
-    "attention.bias",
-    "attn.bias",
-)
-"""Ends of the names of tensors that are no parameters: the graph computes them."""
-_HEADS = frozenset({"pooler", "cls", "lm_head", "qa_outputs", "classifier", "vocab_projector", "vocab_transform"})
-"""Parts that training had; where the model has nothing by their names, it has no such part."""
 _ONE_PLUS = ("gemma", "gemma2", "gemma3", "gemma3_text", "recurrent_gemma")
 """Architectures whose norms multiply by 1 + weight, which exporters compute."""
 _SAMPLE = 4096
@@ -202,11 +192,12 @@ class _Source:
     def why_unused(self, name: str, matches: Sequence[Match], there: Set[str]) -> str:
         """Why a tensor without a place may be left out; empty where it may not. `there` are the parts of the names of
         the model's constants and of what reads them."""
-        head = _HEADS.intersection(name.split("."))
-        if head and not head & there and name not in self.quantised:
+        if unused_head(name, there) and name not in self.quantised:
             return "the model has no such part"
-        if name.endswith(_BUFFERS):
+        if is_buffer(name):
             return "a buffer that the graph computes"
+        if is_training_only(name):
+            return "for training alone"
         if name in self.quantised:
             return ""
         if self.quantised and is_of_activations(name):

@@ -23,10 +23,13 @@ from ov_weight_compression.ir_utils.ir_file import changed_since
 from ov_weight_compression.ir_utils.model_folder import build_folder
 from ov_weight_compression.ir_utils.publish import TemporaryFolder, expanded
 from ov_weight_compression.ir_utils.saving import save_model
+from ov_weight_compression.ir_utils.widened_constants import float_constants
+from ov_weight_compression.ir_utils.worker_pool import default_threads
 from ov_weight_compression.passes.modes import DEVICES
 from ov_weight_compression.passes.recipe import Recipe
 from ov_weight_compression.passes.report import Report, joined, with_origins
 from ov_weight_compression.passes.weight_compression import WeightCompression
+from ov_weight_compression.patterns.graphs import graphs_of
 
 __all__ = ["compress_checkpoint"]
 
@@ -96,7 +99,15 @@ def compress_checkpoint(
                 own = shared[name]
                 given = own.options if own.data is None else {**own.options, "dataset": dataset(own.data)}
                 report = compress_model(
-                    model.model, name, written, given, progress, check_unchanged, model.origins, exported.unused
+                    model.model,
+                    name,
+                    written,
+                    given,
+                    progress,
+                    check_unchanged,
+                    model.origins,
+                    exported.unused,
+                    _settle,
                 )
                 if model.kept is not None:
                     report = joined(with_origins(model.kept, model.origins, {}), report)
@@ -124,11 +135,18 @@ def _check_options(options: dict[str, Any], data: str | None) -> None:
     WeightCompression(**(options if data is None else {**options, "dataset": data}))
 
 
+def _settle(model: Any, threads: int) -> None:
+    """What stays float is written as the export has it."""
+    for graph in graphs_of(model):
+        float_constants(graph.operations, threads)
+
+
 def _save(
     model: OpenedModel, target: Path | None, check_unchanged: Callable[[], None], unused: Mapping[str, str]
 ) -> Report:
     """Write a model as it is."""
     assert model.kept is not None
     if target is not None:
+        _settle(model.model, default_threads())
         save_model(model.model, target, after_write=check_unchanged)
     return with_origins(model.kept, model.origins, unused)

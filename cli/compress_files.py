@@ -118,6 +118,7 @@ def compress_model(
     check_unchanged: Callable[[], None],
     origins: Mapping[str, str] | None = None,
     unused: Mapping[str, str] | None = None,
+    before_save: Callable[[Any, int], None] | None = None,
 ) -> Report:
     """Compress a model that has been read and write it to `target`, or with `target` None only decide.
 
@@ -126,6 +127,7 @@ def compress_model(
         check_unchanged: called before the files take their names; raises if what was read has been changed.
         origins: where constants come from, by their names.
         unused: what the source has and the model has not, and why.
+        before_save: given the compressed model, which it may change, and the number of threads.
     """
     pass_ = WeightCompression(**options)
     if target is None:
@@ -134,6 +136,8 @@ def compress_model(
     if progress is not None:
         advance, elements = progress(name, pass_.report), {row.name: row.elements for row in pass_.report.rows}
         pass_.on_weight_finished(lambda job: advance(elements[job.name]))
+    if before_save is not None:
+        before_save(model, pass_.options.threads)
     save_model(model, target, after_write=check_unchanged)
     return with_origins(pass_.report, origins or {}, unused or {})
 

@@ -109,15 +109,18 @@ class WeightSource(Protocol):
 
 
 class ConstantSource(WeightSource):
-    """The values of one float Constant, in whatever shape it has.
+    """The values of one float Constant, in whatever shape it has; `element_type` where the graph has them in another.
 
     Keeps the node, and with it the mapped file, alive for as long as the weight may still be asked for. Where the
     memory is a file's (see `FileMappings`) pieces are read from the file itself, and its pages are given back.
     """
 
-    def __init__(self, constant: Any, layout: Layout, mappings: FileMappings | None = None) -> None:
+    def __init__(
+        self, constant: Any, layout: Layout, mappings: FileMappings | None = None, element_type: str | None = None
+    ) -> None:
         self.layout = layout
-        self.element_type = str(constant.get_output_element_type(0).get_type_name())
+        self._stored = str(constant.get_output_element_type(0).get_type_name())
+        self.element_type = element_type or self._stored
         self._constant, self._mappings = constant, mappings
         self._data: Array = constant.data  # asked for once: it costs as much as reading a small weight
 
@@ -128,8 +131,8 @@ class ConstantSource(WeightSource):
 
     def unread(self, slab: Slab) -> Array | FileRows:
         """From the file where they lie together there, in a type that is computed with."""
-        found = None
-        if self._mappings is not None and self.layout.contiguous and self.element_type in ("f16", "f32"):
+        found, as_stored = None, self.element_type == self._stored
+        if self._mappings is not None and self.layout.contiguous and as_stored and self._stored in ("f16", "f32"):
             found = self._mappings.rows(self._data.reshape(self.layout.rows, self.layout.columns)[slab.index])
         return self.read(slab) if found is None else found
 
@@ -153,7 +156,7 @@ class ConstantSource(WeightSource):
 
     def equals(self, other: WeightSource) -> bool:
         """Whether another Constant holds the same bits; at the speed of memory where it does."""
-        if not isinstance(other, ConstantSource):
+        if not isinstance(other, ConstantSource) or other._stored != self._stored:
             return False
         mine, theirs = self._bytes(), other._bytes()
         if mine.size != theirs.size or mine.__array_interface__["data"] == theirs.__array_interface__["data"]:
@@ -176,7 +179,7 @@ class ConstantSource(WeightSource):
             window = flat[first : first + step * _SCAN_BLOCKS]
             for start in range(0, window.size, step):
                 block = self._in_memory(window[start : start + step], buffer)
-                peak, count = _scan_half(block) if self.element_type == "f16" else _scan_wide(self._widen(block))
+                peak, count = _scan_half(block) if self._stored == "f16" else _scan_wide(self._widen(block))
                 absmax, bad = max(absmax, peak), bad + count
             if self._mappings is not None:
                 self._mappings.drop(window)
@@ -189,9 +192,9 @@ class ConstantSource(WeightSource):
         return values if self._mappings is None else self._mappings.read(values, buffer)
 
     def _widen(self, values: Array) -> Array:
-        if self.element_type == "f16":
+        if self._stored == self.element_type == "f16":
             return values
-        if self.element_type == "bf16":
+        if self._stored == "bf16":
             return bf16_to_f32(values)
         with np.errstate(over="ignore"):  # a double beyond float32 becomes infinite, and is counted as such
             return values.astype(np.float32, copy=False)

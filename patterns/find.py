@@ -26,6 +26,7 @@ import openvino as ov
 
 from ov_weight_compression.ir_utils.constants import FLOAT_TYPES
 from ov_weight_compression.ir_utils.metadata import is_compressed
+from ov_weight_compression.ir_utils.widened_constants import stands_for_f32
 from ov_weight_compression.patterns.compressed import compressed_in
 from ov_weight_compression.patterns.follow import Use, follow, reshaped
 from ov_weight_compression.patterns.fragile import fragile_layers
@@ -140,7 +141,8 @@ def _found_in(graph: Graph, rules: dict[str, str], fp8_sources: bool, roles: Rol
     for constant, element_type in graph.constants:
         if element_type not in FLOAT_TYPES or not constant.shape or constant in told:
             continue
-        candidate = _followed(graph, constant, constant.get_friendly_name(), element_type, (constant,), roles)
+        kind = "f32" if stands_for_f32(constant) else element_type
+        candidate = _followed(graph, constant, constant.get_friendly_name(), kind, (constant,), roles)
         if candidate.layers or prod(candidate.shape) >= REPORTED_ELEMENTS:
             reason = known.get(constant, _POSTPONED if is_postponed(constant) else "")
             layers = [graph.place(use.node) for use in candidate.layers]
@@ -304,7 +306,8 @@ def _axes(candidate: _Candidate, rules: dict[str, str]) -> _Axes | str:
     elements, columns = prod(candidate.shape), prod(candidate.shape[axis] for axis in agreed.reduction)
     if elements < _TINY_ELEMENTS:
         return f"tiny: {elements} elements, fewer than {_TINY_ELEMENTS}"
-    if columns * candidate.start.get_output_element_type(0).size <= columns + _INT8_OVERHEAD:
+    size = 4 if candidate.element_type == "f32" else candidate.start.get_output_element_type(0).size
+    if columns * size <= columns + _INT8_OVERHEAD:
         return f"nothing to gain: with {columns} elements a channel, the scales would take what the codes save"
     return agreed
 

@@ -12,6 +12,7 @@ from math import prod
 
 import openvino as ov
 
+from ov_weight_compression.ir_utils.widened_constants import is_widened
 from ov_weight_compression.patterns.graphs import Graph
 from ov_weight_compression.patterns.roles import ROLES, Refusal, Role, Roles, role_of
 from ov_weight_compression.patterns.views import Piece, View, reshape, transpose
@@ -62,7 +63,7 @@ def follow(graph: Graph, constant: ov.Node, roles: Roles = ROLES) -> list[Use]:
 
 def reshaped(constant: ov.Node, alive: Container[ov.Node]) -> ov.Node:
     """The last of the Reshapes (Squeezes, Unsqueezes) through which everything that reads a constant reads it; the
-    constant itself where there is none. Only operations in `alive` count.
+    constant itself, or what stands for it in f32, where there is none. Only operations in `alive` count.
 
     A weight is stored in the shape that it has there: codes in another shape in front of a Reshape look like codes in
     groups to the CPU plugin of OpenVINO 2026.4, which then cannot compile the model.
@@ -76,7 +77,7 @@ def reshaped(constant: ov.Node, alive: Container[ov.Node]) -> ov.Node:
         kind = node.get_type_name()
         if kind not in (*_RESHAPING, "Convert") or not node.get_output_partial_shape(0).is_static:
             return end
-        if kind in _RESHAPING:
+        if kind in _RESHAPING or is_widened(node):
             end = node
 
 

@@ -82,8 +82,11 @@ def sources_of(weights: Iterable[Weight], given: GivenSources | None = None) -> 
     for weight in weights:
         if weight.name not in found:
             node: Any = weight.source
-            kind = ConstantSource if node.get_type_name() == "Constant" else ChainSource
-            found[weight.name] = kind(node, weight.layout, mappings)
+            found[weight.name] = (
+                ConstantSource(node, weight.layout, mappings, weight.element_type)
+                if node.get_type_name() == "Constant"
+                else ChainSource(node, weight.layout, mappings)
+            )
     return Sources(found, own)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from ov_weight_compression.checkpoints import export as export_module
 from ov_weight_compression.checkpoints import from_checkpoint
 from ov_weight_compression.checkpoints.export import missing_package
 from ov_weight_compression.cli import main
-from ov_weight_compression.ir_utils.errors import ModelError
+from ov_weight_compression.ir_utils.errors import ModelError, WorkError
 from tests.checkpoints.files import write_folder
 
 SHARDS = {
@@ -100,7 +101,7 @@ def test_without_the_extra_the_error_names_it(tmp_path: Path, capsys: pytest.Cap
 def test_a_worker_that_says_nothing_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_folder(tmp_path / "hf", SHARDS, CONFIG)
     monkeypatch.setattr(export_module, "missing_package", lambda: None)
-    monkeypatch.setattr(export_module, "_WORKER", "ov_weight_compression.no_such_module")
+    monkeypatch.setattr(export_module, "_WORKER", "import ov_weight_compression.no_such_module")
     with pytest.raises(Exception, match=r"the export ended with code 1: .*No module named"):
         from_checkpoint(folder)
 
@@ -109,3 +110,13 @@ def test_quantised_weights_are_not_taken_for_floats(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "hf", SHARDS, {**CONFIG, "quantization_config": {"quant_method": "gptq"}})
     with pytest.raises(ModelError, match="says gptq, but none of the tensors is quantised so"):
         from_checkpoint(folder)
+
+
+def test_nothing_that_reports_is_imported_by_the_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenVINO's converter sends what it does from forks of the process: to the network, with all of its memory."""
+    (tmp_path / "openvino_telemetry.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w')\nTelemetry = None\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(export_module, "missing_package", lambda: None)
+    with pytest.raises((ModelError, WorkError)):
+        export_module.export(tmp_path / "nothing", tmp_path / "out")
+    assert not (tmp_path / "imported").exists()
