@@ -67,7 +67,7 @@ def settings(random: np.random.Generator, names: list[str], with_data: bool) -> 
             {"names": [pick(*names), pick(*names)]},
         )
     if chance(0.15):
-        chosen["device"] = pick("CPU", "GPU", "NPU")
+        chosen["device"] = pick("CPU", "GPU", "NPU", "AUTO")
     if chance(0.1):
         chosen["runtime_hints"] = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": pick(0, 32, -1), "KV_CACHE_PRECISION": "u8"}
     if chance(0.6):
