@@ -6,8 +6,9 @@ import re
 from collections.abc import Callable
 
 from ov_weight_compression.cli.command import command_parser
+from ov_weight_compression.ir_utils.device_facts import CPU_EXECUTED, GATHER, MATMUL
 from ov_weight_compression.passes.options import OPTIONS
-from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL
+from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL, Format
 
 
 def options() -> str:
@@ -23,12 +24,22 @@ def options() -> str:
 
 def formats() -> str:
     """The table of storage formats."""
-    lines = ["| mode | codes | group size | scale | bits of a weight |", "|---|---|---|---|---|"]
+    lines = [
+        "| mode | codes | group size | scale | zero point | MatMul on a CPU | embedding on a CPU |",
+        "|---|" + "---|" * 6,
+    ]
     for name, row in FORMATS.items():
         group = "a channel" if row.default_group == PER_CHANNEL else str(row.default_group)
         group += "" if row.fixed_group else ", or others"
-        lines.append(f"| `{name}` | {row.storage} | {group} | {row.scale} | {row.bits} |")
+        runs = ["from the codes" if _executed(row, layer) else "expanded" for layer in (MATMUL, GATHER)]
+        zero = {None: "", "group": row.zero_type or row.storage, "scalar": f"{row.zero_value}, for all"}[row.zero_point]
+        scale = row.scale + (", and one f32 for the weight" if row.tensor_scale else "")
+        lines.append(f"| `{name}` | {row.storage} | {group} | {scale} | {zero} | {runs[0]} | {runs[1]} |")
     return "\n".join(lines)
+
+
+def _executed(row: Format, layer: str) -> bool:
+    return row.codebook_type is None and row.storage in CPU_EXECUTED[layer]
 
 
 def usage(command: str) -> str:

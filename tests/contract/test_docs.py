@@ -6,7 +6,10 @@ Python blocks of a page share their names. Of `bash` blocks the package's comman
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import inspect
+import io
 import json
 import re
 import shlex
@@ -17,13 +20,17 @@ from pathlib import Path
 
 import pytest
 
-from ov_weight_compression.cli.command import main
+import ov_weight_compression as owc
+from ov_weight_compression.checkpoints import WeightsFromCheckpoint
+from ov_weight_compression.cli.command import COMMANDS, main
+from ov_weight_compression.passes.options import OPTIONS
 from tests.checkpoints.quantised_writers import tensor, write_checkpoint
 from tests.running import constants
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
+TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *PAGES]
 BLOCK = re.compile(r"(?:<!-- needs ([\w.]+) -->\n)?```(\w+)\n(.*?)```", re.DOTALL)
 TEXT = "import unittest\n\n\nclass Test(unittest.TestCase):\n    def test(self):\n        self.assertEqual(1, 1)\n"
 
@@ -64,7 +71,7 @@ def run_line(line: str) -> None:
         raise AssertionError(f"a bash block runs the command and the samples, not {words[0]}: use console")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_block_works(page: Path, place: Path) -> None:
     names: dict[str, object] = {}
     text = page.read_text(encoding="utf-8")
@@ -87,7 +94,28 @@ def test_no_page_is_left_out_of_the_menu() -> None:
     assert {str(page.relative_to(DOCS)) for page in PAGES} == set(re.findall(r": (\S+\.md)$", menu, re.MULTILINE))
 
 
-def test_links_between_pages_lead_somewhere() -> None:
-    for page in PAGES:
-        for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):
-            assert (page.parent / link).exists(), f"{page}: {link}"
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):
+        assert (page.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_option_is_named_that_there_is_not(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    others = (owc.compare, owc.ComparisonProtocol, owc.inspect, WeightsFromCheckpoint, owc.apply_weight_decompression)
+    allowed = {"allow_pickle", *OPTIONS, *(name for one in others for name in inspect.signature(one).parameters)}
+    assert set(re.findall(r"`(\w+)=", text)) <= allowed
+    known = {word for name in COMMANDS for word in _flags(name)}
+    shown = {
+        word for line in re.findall(r"ov-compress [^\n`]*|`--[^\n`]*`", text) for word in re.findall(r"--[\w-]+", line)
+    }
+    assert shown <= known | {"--help", "--help-all"}
+
+
+def _flags(command: str) -> set[str]:
+    """Every flag of a command."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        main([command, "--help-all"])
+    return set(re.findall(r"--[\w-]+", printed.getvalue()))

@@ -6,7 +6,6 @@ import inspect
 import re
 from collections.abc import Callable
 from enum import Enum
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,8 +13,6 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from ov_weight_compression import evaluation
-from ov_weight_compression.checkpoints import WeightsFromCheckpoint
 from ov_weight_compression.passes import (
     BackupMode,
     GroupSizeFallback,
@@ -77,22 +74,6 @@ def test_every_option_is_explained() -> None:
     for name, option in OPTIONS.items():
         assert re.search(rf"^ +([a-z_]+, )?{name}[:,]", told, re.MULTILINE), name
         assert option.help, name
-
-
-def test_the_readme_names_no_option_that_there_is_not() -> None:
-    text = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
-    assigned = set(re.findall(r"`(\w+)=", text)) | set(re.findall(r"[(,] ?(\w+)=", text))
-    data = text[text.index("## With data") : text.index("\n## ", text.index("## With data"))]
-    table = re.findall(r"^\| `(\w+)` \|", data, re.MULTILINE)
-    others = (evaluation.compare, evaluation.ComparisonProtocol, evaluation.inspect, WeightsFromCheckpoint)
-    allowed = {
-        "verify",
-        "quant_method",
-        *OPTIONS,
-        *(name for one in others for name in inspect.signature(one).parameters),
-    }
-    assert {*assigned, *table} <= allowed
-    assert len(table) >= 5
 
 
 def test_options_go_by_name() -> None:
