@@ -2,17 +2,20 @@
 
     python -m benchmarks.format_table --smollm PATH --peer-python PATH --output benchmarks/results/formats.md
 
-SmolLM2-135M as `accuracy.py` judges it, with its cache; the first embedding and the last MatMul in int8 on both sides.
-Times beside int4_sym are those of the package's table of what CPUs execute (`python -m benchmarks.format_times`).
+SmolLM2-135M as `accuracy.py` judges it, with its cache, `--variants` being patterns like "nf4:64 fast"; the first embedding and the last MatMul in int8 on both sides.
+"A token" is the time of a layer with one row of input, beside int4_sym in groups of 128, from the package's table of
+times (`python -m benchmarks.format_times`).
 """
 
 from __future__ import annotations
 
+import fnmatch
 from dataclasses import replace
 from typing import Any
 
 from benchmarks import accuracy, accuracy_cases, machine, peers, tables
 from benchmarks.accuracy_cases import Case, Variant
+from ov_weight_compression.ir_utils.format_times import MEASURED_TIMES, time_of
 
 ROWS = (
     ("int8_asym", -1),
@@ -35,7 +38,7 @@ NNCF = (
     Variant("nncf", "awq+scale_estimation", {"awq": True, "scale_estimation": True}, "text"),
     Variant("nncf", "gptq+scale_estimation", {"gptq": True, "scale_estimation": True}, "text"),
 )
-HEADER = ("mode", "group", "MB", "default", "`fast`", "`best`", "NNCF, no data", "NNCF, its best")
+HEADER = ("mode", "group", "MB", "default", "`fast`", "`best`", "NNCF, no data", "NNCF, its best", "a token")
 
 
 def variants_of(mode: str) -> tuple[Variant, ...]:
@@ -48,6 +51,10 @@ def measure(case: Case, arguments: Any) -> None:
     for mode, group in ROWS:
         own = replace(case, group_size=group)
         for variant in variants_of(mode):
+            if not any(
+                fnmatch.fnmatchcase(f"{mode}:{group} {variant.name}", one) for one in arguments.variants.split(";")
+            ):
+                continue
             key = accuracy.key_of(own, mode, variant)
             with accuracy.remembered(arguments.cache) as figures:
                 if key in figures or variant.tool not in arguments.tools:
@@ -75,6 +82,7 @@ def render(case: Case, figures: Any) -> str:
                 *(_kl(found.get(("own", name), {}).get("kl")) for name in ("auto", "fast", "best")),
                 _kl(found["nncf", "plain"].get("kl")),
                 _kl(best),
+                f"{time_of(mode, group).one_row:.2f}" if mode in MEASURED_TIMES else "–",
             )
         )
     return tables.markdown(HEADER, rows)

@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 from ov_weight_compression.ir_utils.errors import OptionError
 
-__all__ = ["FormatTime", "FormatTimes", "read_format_times", "time_of"]
+__all__ = ["MEASURED_TIMES", "FormatTime", "FormatTimes", "read_format_times", "time_of"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ _CPU: FormatTimes = {
     "int2_asym": _groups((1.9, 1.45), (1.9, 1.45), (1.95, 1.45), (2.26, 1.47)),
 }
 _SAME = FormatTime(1.0, 1.0)
+MEASURED_TIMES = frozenset(_CPU)
+"""The formats whose times were measured; the others count as fast as int4_sym."""
 
 
 def time_of(format: str, group: int, times: FormatTimes | None = None) -> FormatTime:
