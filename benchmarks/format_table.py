@@ -2,9 +2,9 @@
 
     python -m benchmarks.format_table --smollm PATH --peer-python PATH --output benchmarks/results/formats.md
 
-SmolLM2-135M as `accuracy.py` judges it, with its cache; `--variants` are patterns like "nf4:64 fast". The first embedding
-and the last MatMul are in int8 on both sides. "A token" is the time of a layer with one row of input, beside int4_sym in
-groups of 128, from the package's table of times (`python -m benchmarks.format_times`).
+SmolLM2-135M as `accuracy.py` judges it, with its cache; `--variants` are patterns like "nf4:64 fast". Both sides have
+the first embedding and the last MatMul in int8. "A token" is the time of a layer with one row of input, beside int4_sym
+in groups of 128, from the package's table of times (`python -m benchmarks.format_times`).
 """
 
 from __future__ import annotations
