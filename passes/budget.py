@@ -274,15 +274,19 @@ def _curve(items: Sequence[_Item], held: _Bytes, known: LayerLosses, correction:
     """The best for every number of bytes, at most so many points of it."""
     if not items:
         return ()
-    sizes, losses = curve([item.sizes for item in items], [item.losses for item in items])
-    steps = np.searchsorted(sizes, np.linspace(sizes[0], sizes[-1], _CURVE_POINTS), side="right") - 1
+    item_sizes, item_losses = [item.sizes for item in items], [item.losses for item in items]
+    sizes, losses = curve(item_sizes, item_losses)
+    wanted = np.linspace(sizes[0], sizes[-1], _CURVE_POINTS)
+    found = {int(sizes[step]): float(losses[step]) for step in np.searchsorted(sizes, wanted, side="right") - 1}
+    for most in wanted[~np.isin(np.arange(_CURVE_POINTS), np.searchsorted(wanted, sizes))].astype(np.int64).tolist():
+        best = allocate(item_sizes, item_losses, most)  # within one large step along the hulls
+        if best is not None:
+            found[best.size] = min(best.loss, found.get(best.size, np.inf))
     return tuple(
         CurvePoint(
-            held.other + int(sizes[step]),
-            held.bits(held.other + int(sizes[step])),
-            correction * known.divergence(max(0.0, float(losses[step]))),
+            held.other + size, held.bits(held.other + size), correction * known.divergence(max(0.0, found[size]))
         )
-        for step in dict.fromkeys(steps.tolist())
+        for size in sorted(found)
     )
 
 
