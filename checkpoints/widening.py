@@ -58,7 +58,6 @@ class Widening:
 
     def __init__(self, places: TensorPlaces, computed: Collection[str] = ()) -> None:
         self._places, self._computed = places, frozenset(computed)
-        self._spans = FileSpans()
         self._regions: dict[str, tuple[int, StoredTensor]] = {}
         self._starts: list[tuple[int, StoredTensor]] = []
         self._beginnings: set[bytes] = set()
@@ -153,11 +152,8 @@ class Widening:
         return True
 
     def _stretch(self, address: int, nbytes: int) -> Stretch | None:
-        found = self._places.find(self._spans, address, nbytes)
-        if found is None:  # mapped since
-            self._spans = FileSpans()
-            found = self._places.find(self._spans, address, nbytes)
-        return found
+        # As it is now: a file that nothing of is kept is unmapped, and the next is mapped where it was.
+        return self._places.find(FileSpans(), address, nbytes)
 
     def _map(self, nbytes: int) -> int:
         """The address of so many bytes of NaN: those of the file from a page on at which no other region begins."""

@@ -65,7 +65,9 @@ def spoilt(llama: Path, tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.mark.usefixtures("in_process")
-@pytest.mark.parametrize(("name", "dtype"), [("gemma2", "bfloat16"), ("whisper", "float16"), ("bert", "float32")])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("gemma2", "bfloat16"), ("whisper", "float16"), ("bert", "float32"), ("distilbert", "bfloat16")]
+)
 def test_the_same_bytes_as_exporting_first(name: str, dtype: str, tmp_path: Path) -> None:
     from benchmarks.checkpoints import check
 
