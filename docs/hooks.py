@@ -13,12 +13,13 @@ from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL, For
 
 def options() -> str:
     """The table of options: what `WeightCompression` and the command take."""
-    lines = ["| option | on the command line | default | what it does |", "|---|---|---|---|"]
+    lines = ["| option | on the command line | default | what it does | what it takes |", "|---|---|---|---|---|"]
     for name, option in OPTIONS.items():
         flag = "" if option.flag is None else f"`{option.flag or '--' + name.replace('_', '-')}`"
         default = getattr(option.default, "value", option.default)
         told = option.usual if default in (None, ()) else f"`{default}`"
-        lines.append(f"| `{name}` | {flag} | {told} | {option.help.replace('|', '/')} |")
+        takes = ", ".join(f"`{one}`" for one in option.kind.choices) or option.kind.takes
+        lines.append(f"| `{name}` | {flag} | {told} | {option.help} | {takes} |".replace("int | ", "int or "))
     return "\n".join(lines)
 
 
@@ -30,7 +31,7 @@ def formats() -> str:
     ]
     for name, row in FORMATS.items():
         group = "a channel" if row.default_group == PER_CHANNEL else str(row.default_group)
-        group += "" if row.fixed_group else ", or others"
+        group += "" if row.fixed_group or name.startswith("int8") else ", or others"
         runs = ["from the codes" if _executed(row, layer) else "expanded" for layer in (MATMUL, GATHER)]
         zero = {None: "", "group": row.zero_type or row.storage, "scalar": f"{row.zero_value}, for all"}[row.zero_point]
         scale = row.scale + (", and one f32 for the weight" if row.tensor_scale else "")
