@@ -34,7 +34,7 @@ def test_the_plan_is_a_page_and_json_and_writes_no_model(model: Path, capsys: py
     html = page.read_text()
     assert html.startswith("<!doctype html>")
     assert html.count("<polyline") == 1
-    assert all(f"<td>{name}</td>" in html for name in ("layer_0", "layer_3"))
+    assert all(f">{name}<" in html for name in ("layer_0", "layer_3"))
     assert sorted(model.parent.iterdir()) == sorted([*before, page, said])
 
 

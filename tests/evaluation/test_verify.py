@@ -199,7 +199,10 @@ def test_inspect_says_that_outputs_are_wrong(tmp_path: Path) -> None:
     ov.save_model(by_hand(), tmp_path / "m.xml")
     told = {weight.layer: weight.executed for weight in inspect(tmp_path / "m.xml", "CPU").weights}
     assert told["good"] == "runs from codes: FullyConnected"
-    assert told["bad"] == "runs from codes: FullyConnected, WRONG OUTPUTS: CPUs misread i4 in groups of 48 (no power of two)"
+    assert (
+        told["bad"]
+        == "runs from codes: FullyConnected, WRONG OUTPUTS: CPUs misread i4 in groups of 48 (no power of two)"
+    )
 
 
 def test_another_version_is_said_not_to_be_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
