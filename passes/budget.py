@@ -282,11 +282,11 @@ def _curve(items: Sequence[_Item], held: _Bytes, known: LayerLosses, correction:
         best = allocate(item_sizes, item_losses, most)  # within one large step along the hulls
         if best is not None:
             found[best.size] = min(best.loss, found.get(best.size, np.inf))
+    reached = sorted(found)
+    least = np.minimum.accumulate([found[size] for size in reached]).tolist()  # sums in another order differ in a bit
     return tuple(
-        CurvePoint(
-            held.other + size, held.bits(held.other + size), correction * known.divergence(max(0.0, found[size]))
-        )
-        for size in sorted(found)
+        CurvePoint(held.other + size, held.bits(held.other + size), correction * known.divergence(max(0.0, loss)))
+        for size, loss in zip(reached, least, strict=True)
     )
 
 
