@@ -108,6 +108,9 @@ def main() -> int:
         found = {**json.loads(KEPT.read_text())["hashes"], **found} if arguments.only else found
         KEPT.write_text(json.dumps({"machine": describe(None), "hashes": found}, indent=1) + "\n")
         return 0
+    if not found:
+        print("no cases: the models of ../shared are not there, or --only names none")
+        return 1
     kept = json.loads(KEPT.read_text())["hashes"]
     different = [name for name, value in found.items() if kept.get(name) != value]
     for name in different:

@@ -264,7 +264,7 @@ def run_compress(parsed: argparse.Namespace) -> int:
         told = "A dry run: nothing was written, sizes are exact." if parsed.dry_run else f"Written to {parsed.output}."
         write_page(page, Path(parsed.model), asked, results, told, watch.usage)
     if kept is not None:
-        keep_recipe(kept, asked, results)
+        keep_recipe(kept, asked, Path(parsed.model), results)
     if parsed.verify and not parsed.dry_run:
         from ov_weight_compression.cli.verify_command import verify_files
 
@@ -285,8 +285,9 @@ def _as_dict(results: Sequence[FileResult], usage: Usage) -> dict[str, Any]:
     return {**of_models(models), "run": usage.to_dict(_bytes_of(results)[0])}
 
 
-def keep_recipe(path: Path, asked: Recipe, results: Sequence[FileResult]) -> None:
+def keep_recipe(path: Path, asked: Recipe, source: Path, results: Sequence[FileResult]) -> None:
     """Write what was asked for; what a budget has chosen is written in its place, so that nothing is chosen again."""
+    from ov_weight_compression.cli.report_file import names_in
     from ov_weight_compression.passes.recipe import save_recipe
     from ov_weight_compression.passes.targets import BUDGETS, OF_BUDGETS
 
@@ -295,10 +296,8 @@ def keep_recipe(path: Path, asked: Recipe, results: Sequence[FileResult]) -> Non
         return
     options = {name: value for name, value in asked.options.items() if name not in (*BUDGETS, *OF_BUDGETS)}
     layers = {
-        "" if len(results) == 1 else result.source.name: {
-            row.name: (row.mode, row.group_size) for row in result.report.rows
-        }
-        for result in results
+        "" if len(results) == 1 else name: {row.name: (row.mode, row.group_size) for row in result.report.rows}
+        for name, result in zip(names_in(source, results), results, strict=True)
     }
     save_recipe(path, replace(asked, options={**options, "mode": "int4_sym"}), layers)
 

@@ -60,7 +60,7 @@ def run_plan(parsed: argparse.Namespace) -> int:
     if page is not None:
         write_page(page, Path(parsed.model), asked, results, "A plan: nothing was written, sizes are exact.")
     if kept is not None:
-        keep_recipe(kept, asked, results)
+        keep_recipe(kept, asked, Path(parsed.model), results)
     if not parsed.quiet and (place is None or place.path is not None):
         from ov_weight_compression.ir_utils.wording import result_console
         from ov_weight_compression.passes.report_table import print_report

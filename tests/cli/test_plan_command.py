@@ -68,3 +68,17 @@ def test_a_recipe_makes_the_same_bytes_also_when_it_was_edited(model: Path) -> N
     assert main(edited) == 0
     rows = {row["name"]: row["mode"] for row in json.loads(found.read_text())["weights"]}
     assert rows["weight_0_compressed"] == "int8_sym"
+
+
+def test_models_of_one_name_in_two_folders_keep_what_each_got(tmp_path: Path) -> None:
+    for number, part in enumerate(("unet", "transformer")):
+        ov.save_model(layers(count=3 + number, columns=128), tmp_path / "in" / part / "openvino_model.xml")
+    words = ["--target-bits", "4.4", "--save-recipe", str(tmp_path / "recipe.json"), "--quiet"]
+    assert main([str(tmp_path / "in"), "-o", str(tmp_path / "one"), *words]) == 0
+    assert (
+        main([str(tmp_path / "in"), "-o", str(tmp_path / "two"), "--recipe", str(tmp_path / "recipe.json"), "--quiet"])
+        == 0
+    )
+    for part in ("unet", "transformer"):
+        one, two = (tmp_path / name / part / "openvino_model.bin" for name in ("one", "two"))
+        assert one.read_bytes() == two.read_bytes()
