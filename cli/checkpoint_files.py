@@ -126,13 +126,16 @@ def compress_checkpoint(
 
 
 def _check_options(options: dict[str, Any], data: str | None) -> None:
-    """Whether the options can be, before an export of minutes; data can be read only after it, by its tokenizer."""
+    """Whether the options can be, before an export of minutes; data can be read only after it, by its tokenizer, but
+    must be there."""
     if options.get("mode") == "none":
         useless = [name for name in (*options, *([] if data is None else ["data"])) if name not in _WITHOUT_COMPRESSION]
         if useless:
             raise OptionError(f"{useless[0]}: means nothing with mode 'none', which compresses nothing; leave it out")
         options = {name: value for name, value in options.items() if name != "mode"}
     WeightCompression(**(options if data is None else {**options, "dataset": data}))
+    if data not in (None, "self", "random") and not expanded("data", Path(str(data))).exists():
+        raise OptionError(f"data={data!r}: there is no such file")
 
 
 def _settle(model: Any, threads: int) -> None:

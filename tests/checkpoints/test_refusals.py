@@ -76,6 +76,10 @@ def test_options_and_the_place_are_looked_at_before_the_export(
     folder = write_folder(tmp_path / "hf", SHARDS, CONFIG)
     for arguments, message in (
         (["-o", str(tmp_path / "out"), "--mode", "int5"], "mode: 'int5' is not one of"),
+        (
+            ["-o", str(tmp_path / "out"), "--mode", "nf4", "--data", "nowhere.txt"],
+            "data='nowhere.txt': there is no such file",
+        ),
         (["-o", str(folder), "--force"], "is the checkpoint itself; write somewhere else"),
         (["-o", str(folder / "out")], "lies inside the input folder"),
         (["-o", str(tmp_path)], "exists; write somewhere else"),
