@@ -1,16 +1,14 @@
 """README's picture: bytes against divergence, this package's formats beside NNCF's, from what was measured.
 
-    python -m benchmarks.picture          benchmarks/results/{formats.md, budget.json} → docs/images/divergence.svg
+    python -m benchmarks.picture          benchmarks/results/formats.md → docs/images/divergence.svg
 
 Needs the extra `plot`. Nothing is measured here.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
-from typing import Any
 
 from benchmarks.places import ROOT
 
@@ -31,43 +29,40 @@ def table(text: str) -> list[dict[str, str]]:
     return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
 
 
-def draw(rows: list[dict[str, str]], curves: list[dict[str, Any]], picture: Path) -> None:
-    """One point for each format and way of calibrating; a line for each curve."""
+def draw(rows: list[dict[str, str]], picture: Path) -> None:
+    """A line for each format with its bytes; on it what it costs without data and with, in both tools."""
     import matplotlib
 
     matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "divergence"
+    matplotlib.rcParams.update({"svg.hashsalt": "divergence", "font.family": "sans-serif"})
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8.4, 4.6), layout="constrained")
-    four_bits = [row for row in rows if "4" in row["mode"]]
+    rows = sorted((row for row in rows if row["default"] != "–"), key=lambda row: -float(row["MB"]))
+    figure, axes = pyplot.subplots(figsize=(8.6, 0.42 * len(rows) + 1.3), layout="constrained")
+    places = range(len(rows), 0, -1)
     for heading, label, colour, marker in SERIES:
-        found = [row for row in four_bits if row[heading] != "–"]
-        sizes, divergences = ([float(row[name]) for row in found] for name in ("MB", heading))
-        axes.plot(sizes, divergences, marker, color=colour, label=label, markersize=7, markeredgecolor="white")
-        if heading in ("`best`", "NNCF, its best"):
-            for row, size, divergence in zip(found, sizes, divergences, strict=True):
-                name = f"{row['mode'].strip('`')}:{row['group']}"
-                axes.annotate(name, (size, divergence), xytext=(6, -3), textcoords="offset points", size=8)
-    for curve in curves:
-        points = sorted((point["bytes"] / 1e6, point["kl"]) for point in curve["points"])
-        colour = "#d94801" if curve["tool"] == "nncf" else "#08519c"
-        axes.plot(*zip(*points, strict=True), "-", color=colour, alpha=0.6, label=curve["name"])
-    axes.set(yscale="log", xlabel="MB of weights (269 MB in f16)", ylabel="KL divergence from the original, nats")
-    axes.set_title("SmolLM2-135M: what 4 bits cost, less is better", loc="left", size=11)
-    axes.grid(alpha=0.25, which="both")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, loc="upper right")
+        found = [(float(row[heading]), place) for row, place in zip(rows, places, strict=True) if row[heading] != "–"]
+        own = heading[:4] != "NNCF"
+        look = {"color": colour, "label": label, "markersize": 7 if own else 10, "zorder": 4 if own else 3}
+        axes.plot(*zip(*found, strict=True), marker, markeredgecolor="white", **look)
+    names = [
+        f"{row['mode'].strip('`')}, {'group ' * row['group'].isdigit()}{row['group']}: {row['MB']} MB" for row in rows
+    ]
+    axes.set_yticks(list(places), names)
+    axes.set(xscale="log", xlabel="mean KL divergence from the original, nats (less is better)")
+    axes.set_title("SmolLM2-135M, 269 MB in f16: bytes, and what they cost", loc="left", size=11)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=len(SERIES))
     picture.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(picture, metadata={"Date": None})
+    figure.savefig(picture, metadata={"Date": None}, facecolor="white")
 
 
 def main() -> int:
     """Draw."""
-    rows = table((RESULTS / "formats.md").read_text(encoding="utf-8"))
-    kept = RESULTS / "budget.json"
-    curves = json.loads(kept.read_text(encoding="utf-8"))["curves"] if kept.exists() else []
-    draw(rows, [one for one in curves if one["case"] == "smollm" and len(one["points"]) > 2], PICTURE)
+    draw(table((RESULTS / "formats.md").read_text(encoding="utf-8")), PICTURE)
     print(PICTURE)
     return 0
 
