@@ -19,7 +19,6 @@ from ov_weight_compression.calibration.probes import (
     Influence,
     ProbeShown,
     Rounder,
-    influences,
     influences_of,
     run_probes,
 )
@@ -52,7 +51,6 @@ __all__ = [
     "collect",
     "divergence_of",
     "filled_copy",
-    "influences",
     "influences_of",
     "load_influences",
     "load_statistics",

@@ -39,7 +39,7 @@ from ov_weight_compression.ir_utils.progress import progress_bar
 from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.patterns import Sources, Weight
 
-__all__ = ["Influence", "ProbeShown", "Rounder", "influences", "influences_of", "run_probes"]
+__all__ = ["Influence", "ProbeShown", "Rounder", "influences_of", "run_probes"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,46 +86,6 @@ class ProbeShown:
     """Of each of its uses: the weight's name, |d|², and what an error in each column weighs."""
 
 
-def influences(
-    model: ov.Model,
-    weights: Sequence[Weight],
-    rounder: Rounder,
-    samples: Iterable[Mapping[str, Array]],
-    more: Iterable[Mapping[str, Array]] = (),
-    *,
-    sources: Sources,
-    calibration_memory: int = DEFAULT_MEMORY,
-    quiet: bool = False,
-) -> dict[str, tuple[Influence, ...]]:
-    """What each use of each weight does to the outputs when it is rounded; a weight that nothing was seen of is absent.
-
-    Args:
-        model: not changed.
-        weights: those to be probed.
-        rounder: how.
-        samples: what the probes run on: a few hundred tokens.
-        more: windows of which only the inputs of the layers are looked at, for what the rounder wants to know.
-        sources: the weights' values.
-        calibration_memory: bytes that running may hold.
-        quiet: show no progress.
-
-    Raises:
-        WorkError: the model cannot be run on the samples.
-    """
-    return influences_of(
-        run_probes(
-            model,
-            weights,
-            rounder,
-            samples,
-            more,
-            sources=sources,
-            calibration_memory=calibration_memory,
-            quiet=quiet,
-        )
-    )
-
-
 def run_probes(
     model: ov.Model,
     weights: Sequence[Weight],
@@ -138,9 +98,22 @@ def run_probes(
     quiet: bool = False,
     share: tuple[int, int] = (0, 1),
 ) -> list[ProbeShown]:
-    """What the probes show; all of them, or a share: the first of two, (0, 2), is every other one.
+    """What the probes show, of each use of each weight (see `influences_of`).
 
-    Each share runs the exact stream for itself. The other arguments are those of `influences`.
+    Args:
+        model: not changed.
+        weights: those to be probed.
+        rounder: how.
+        samples: what the probes run on: a few hundred tokens.
+        more: windows of which only the inputs of the layers are looked at, for what the rounder wants to know.
+        sources: the weights' values.
+        calibration_memory: bytes that running may hold.
+        quiet: show no progress.
+        share: all of the probes, or the first of two, (0, 2), every other one. Each share runs the exact stream for
+            itself.
+
+    Raises:
+        WorkError: the model cannot be run on the samples.
     """
     outputs = scored_outputs(model)
     graph = read_graph(model, weights, values=sources, outputs=outputs.numbers)

@@ -14,10 +14,11 @@ from ov_weight_compression.calibration import (
     Influence,
     Rounding,
     divergence_of,
-    influences,
+    influences_of,
     load_influences,
     make_samples,
     probe_plan,
+    run_probes,
     save_influences,
     scored_outputs,
 )
@@ -60,7 +61,8 @@ def one_by_one(model: ov.Model, samples: object, names: Collection[str] = ()) ->
 
 def probed(model: ov.Model, samples: object, memory: int = 1 << 30) -> dict[str, float]:
     weights = small.weights_of(model)
-    found = influences(model, weights, Coarse(), samples, sources=sources_of(weights), calibration_memory=memory)
+    shown = run_probes(model, weights, Coarse(), samples, sources=sources_of(weights), calibration_memory=memory)
+    found = influences_of(shown)
     return {name: sum(use.loss for use in uses) for name, uses in found.items()}
 
 
@@ -105,7 +107,7 @@ def test_a_weight_that_two_layers_share_counts_for_both() -> None:
     model = ov.Model([op.result(op.matmul(hidden, shared, False, True))], [x], "shared")
     samples = make_samples(model, [np.random.default_rng(0).standard_normal((40, 32)).astype(np.float32)])
     weights = small.weights_of(model)
-    (uses,) = influences(model, weights, Coarse(), samples, sources=sources_of(weights)).values()
+    (uses,) = influences_of(run_probes(model, weights, Coarse(), samples, sources=sources_of(weights))).values()
     assert len(uses) == 2
     assert sum(use.loss for use in uses) == pytest.approx(one_by_one(model, samples)["shared"], rel=0.3)
     assert not np.allclose(uses[0].energy, uses[1].energy)
