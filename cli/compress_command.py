@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ov_weight_compression.passes.recipe import Recipe
     from ov_weight_compression.passes.report import Report
 
-__all__ = ["Groups", "add_options", "asked_of", "compress_parser", "keep_recipe", "run_compress"]
+__all__ = ["Groups", "add_options", "asked_of", "compress_parser", "run_asked", "run_compress"]
 
 _EXAMPLES = """examples:
   ov-compress model -o out                                   8 bits
@@ -26,7 +26,7 @@ _EXAMPLES = """examples:
   ov-compress model -o out --mode nf4 --data text.txt --accuracy best"""
 
 _FIRST = ("mode", "group_size", "ratio", "target_size", "target_divergence", "device", "accuracy")
-"""The options of the table that the first screen of help has; with those that are declared here, what most need."""
+"""With those that are declared here, what most need."""
 
 _TABLES = "codebook"
 _MACHINE = ("threads", "calibration_memory", "statistics_path")
@@ -54,8 +54,9 @@ def compress_parser() -> CommandParser:
     return command
 
 
-def add_options(command: CommandParser) -> Groups:
-    """Give a command the model that it is called with and all that says what becomes of the weights."""
+def add_options(command: CommandParser, first: Collection[str] = _FIRST) -> Groups:
+    """Give a command the model that it is called with and all that says what becomes of the weights; `first` are the
+    options of the table that its first screen of help has."""
     command.add_argument(
         "model",
         metavar="MODEL",
@@ -70,6 +71,7 @@ def add_options(command: CommandParser) -> Groups:
         more_data=command.later_group("with data, in full"),
         tables=command.later_group("the tables of codebook and adaptive_codebook"),
         running=command.later_group("running"),
+        first=first,
     )
     groups.data.add_argument(
         "--data",
@@ -83,7 +85,7 @@ def add_options(command: CommandParser) -> Groups:
 
 @dataclass(frozen=True)
 class Groups:
-    """The sections of the help; the first three are its first screen."""
+    """The sections of the help, of which the first three are its first screen, and what of the table is there."""
 
     formats: Any
     data: Any
@@ -92,10 +94,11 @@ class Groups:
     more_data: Any
     tables: Any
     running: Any
+    first: Collection[str]
 
     def of(self, name: str, with_data: bool) -> Any:
         """Where an option of the table belongs."""
-        if name in _FIRST:
+        if name in self.first:
             return self.data if with_data else self.formats
         if name.startswith(_TABLES):
             return self.tables
@@ -224,6 +227,11 @@ def asked_of(parsed: argparse.Namespace) -> Recipe:
 
 def run_compress(parsed: argparse.Namespace) -> int:
     """Run the command and return its exit code; what goes wrong is raised as a `CompressionError`."""
+    return run_asked(parsed, asked_of(parsed), "A dry run")
+
+
+def run_asked(parsed: argparse.Namespace, asked: Recipe, dry: str) -> int:
+    """Do what is asked for; `dry` is what it is called where nothing is written."""
     from ov_weight_compression.cli.compress_files import compress_path
     from ov_weight_compression.cli.output import JsonPlace, json_place, say
     from ov_weight_compression.cli.report_file import write_page
@@ -237,7 +245,7 @@ def run_compress(parsed: argparse.Namespace) -> int:
     report = None if parsed.report is None else JsonPlace(check_place("--report", parsed.report))
     page = None if parsed.html is None else check_place("--html", parsed.html)
     kept = None if parsed.save_recipe is None else check_place("--save-recipe", parsed.save_recipe)
-    asked, place = asked_of(parsed), json_place(parsed.json)
+    place = json_place(parsed.json)
     target = None if parsed.dry_run else parsed.output
     with Watch() as watch, _weights_bar(parsed.quiet) as progress:
         results = compress_path(
@@ -261,10 +269,10 @@ def run_compress(parsed: argparse.Namespace) -> int:
     for written in filter(None, (report, place)):
         written.write(_as_dict(results, watch.usage))
     if page is not None:
-        told = "A dry run: nothing was written, sizes are exact." if parsed.dry_run else f"Written to {parsed.output}."
-        write_page(page, Path(parsed.model), asked, results, told, watch.usage)
+        told = f"{dry}: nothing was written, sizes are exact." if parsed.dry_run else f"Written to {parsed.output}."
+        write_page(page, Path(parsed.model), asked, results, told, watch.usage, parsed.dry_run)
     if kept is not None:
-        keep_recipe(kept, asked, Path(parsed.model), results)
+        _keep_recipe(kept, asked, Path(parsed.model), results)
     if parsed.verify and not parsed.dry_run:
         from ov_weight_compression.cli.verify_command import verify_files
 
@@ -285,7 +293,7 @@ def _as_dict(results: Sequence[FileResult], usage: Usage) -> dict[str, Any]:
     return {**of_models(models), "run": usage.to_dict(_bytes_of(results)[0])}
 
 
-def keep_recipe(path: Path, asked: Recipe, source: Path, results: Sequence[FileResult]) -> None:
+def _keep_recipe(path: Path, asked: Recipe, source: Path, results: Sequence[FileResult]) -> None:
     """Write what was asked for; what a budget has chosen is written in its place, so that nothing is chosen again."""
     from ov_weight_compression.cli.report_file import names_in
     from ov_weight_compression.passes.recipe import save_recipe
@@ -327,9 +335,9 @@ def _summarise(results: Sequence[FileResult], dry_run: bool) -> None:
     for result in results:
         if len(results) > 1:
             console.rule(str(result.source), align="left")
-        print_report(result.report, console, notes=False)
+        print_report(result.report, console, notes=False, planned=dry_run)
     before, after = _bytes_of(results)
-    where = "nothing written (dry run)" if dry_run else ", ".join(str(result.target) for result in results)
+    where = "nothing written" if dry_run else ", ".join(str(result.target) for result in results)
     console.print(f"{human_bytes(before)} of weights → {human_bytes(after)}: {where}", soft_wrap=True)
 
 

@@ -30,7 +30,13 @@ def names_in(source: Path, results: Sequence[FileResult]) -> list[str]:
 
 
 def write_page(
-    path: Path, source: Path, asked: Recipe, results: Sequence[FileResult], told: str, usage: Usage | None = None
+    path: Path,
+    source: Path,
+    asked: Recipe,
+    results: Sequence[FileResult],
+    told: str,
+    usage: Usage,
+    planned: bool = False,
 ) -> None:
     """Write the page.
 
@@ -41,10 +47,10 @@ def write_page(
         results: of each model.
         told: one line on what was done.
         usage: what it took.
+        planned: nothing of it was done.
     """
     made = [("input", str(source.absolute())), *option_lines(asked)]
-    if usage is not None:
-        made.append(("time", usage.told(sum(one.report.bytes_before for one in results))))
+    made.append(("time", usage.told(sum(one.report.bytes_before for one in results))))
     made.append(("OpenVINO", ov.get_version()))
     reports = {name: one.report for name, one in zip(names_in(source, results), results, strict=True)}
-    write_text(path, render_report(reports, source.absolute().stem, told, made))
+    write_text(path, render_report(reports, source.absolute().stem, told, made, planned=planned))

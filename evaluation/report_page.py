@@ -44,6 +44,7 @@ def render_report(
     told: str,
     asked: Sequence[tuple[str, str]],
     cards: Sequence[tuple[str, str, str]] = (),
+    planned: bool = False,
 ) -> str:
     """The whole page.
 
@@ -53,8 +54,9 @@ def render_report(
         told: one line on what was done.
         asked: names and values of what was asked for, and with what it was made.
         cards: further figures for the top: name, value, remark.
+        planned: nothing of it was done.
     """
-    return document(title, _sections(reports, title, told, asked, cards))
+    return document(title, _sections(reports, title, told, asked, cards, planned))
 
 
 def _sections(
@@ -63,16 +65,17 @@ def _sections(
     told: str,
     asked: Sequence[tuple[str, str]],
     cards: Sequence[tuple[str, str, str]],
+    planned: bool,
 ) -> Iterator[str]:
     rows = [row for report in reports.values() for row in report.rows]
     colours = _colours(rows)
     notes = dict.fromkeys(text for report in reports.values() for text in report.warnings)
-    yield heading(title, "compressed", told, notes)
+    yield heading(title, "planned" if planned else "compressed", told, notes)
     yield cards_of([*_cards(list(reports.values())), *cards])
     for name, report in reports.items():
         if len(reports) > 1:
             yield f"<h1 class=part>{escape(name)}</h1>"
-        yield from _model(report, colours)
+        yield from _model(report, colours, planned)
     yield section("How it was made", pairs_of(asked))
 
 
@@ -110,10 +113,11 @@ def _budget_cards(outcome: BudgetOutcome) -> list[tuple[str, str, str]]:
     return [("measured divergence", plain(outcome.measured, 3), more), time]
 
 
-def _model(report: Report, colours: Mapping[tuple[str, int], str]) -> Iterator[str]:
+def _model(report: Report, colours: Mapping[tuple[str, int], str], planned: bool) -> Iterator[str]:
     if report.rows:
         yield section("Where the bytes are", _before_and_after(report, colours), _layer_map(report.rows, colours))
-        yield section("What the weights became", _formats(report), f"<p class=dim>{escape(ratio_line(report))}</p>")
+        became = "What the weights would become" if planned else "What the weights became"
+        yield section(became, _formats(report), f"<p class=dim>{escape(ratio_line(report))}</p>")
     if report.budget is not None:
         from ov_weight_compression.evaluation.budget_chart import budget_parts
 

@@ -23,15 +23,18 @@ import numpy as np
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.format_times import FormatTimes, read_format_times, time_of
 from ov_weight_compression.ir_utils.weight_source import ValueRange
-from ov_weight_compression.ir_utils.wording import human_bytes, plain
+from ov_weight_compression.ir_utils.wording import plain, thousands
 from ov_weight_compression.passes.budget_outcome import BudgetOutcome, CurvePoint, UniformChoice
 from ov_weight_compression.passes.candidates import candidates_for, last_resort, usual_formats
 from ov_weight_compression.passes.layer_losses import LayerLosses, layer_losses
 from ov_weight_compression.passes.measurements import Measurements
+from ov_weight_compression.passes.method import Method
 from ov_weight_compression.passes.options import Options
 from ov_weight_compression.passes.plan import PlannedWeight
 from ov_weight_compression.patterns import Kind, Skip, Sources, Weight
+from ov_weight_compression.patterns.equalization import EqualizationGroup, equalization_groups
 from ov_weight_compression.patterns.experts import expert_blocks
+from ov_weight_compression.patterns.fold_targets import RowsTarget
 from ov_weight_compression.patterns.graphs import bytes_of, graphs_of, is_postponed
 from ov_weight_compression.quantization.allocation import Allocation, allocate, curve
 
@@ -113,7 +116,7 @@ def survey(
         settled.append(only)
     places = [place for place, found in enumerate(every) if found]
     weights = [every[place][0].weight for place in places]
-    held = _Bytes(_other_bytes(data.model, weights), sum(weight.elements for weight in weights))
+    held = _Bytes(_other_bytes(data.model, weights, data.method), sum(weight.elements for weight in weights))
     allowed = held.allowed(options)
     many = every if options.formats is not None else [_without_few_bits(found) for found in every]
     if allowed is not None and _smallest(many) + held.other > allowed:
@@ -326,24 +329,42 @@ def _time(planned: Iterable[PlannedWeight], times: FormatTimes | None, part: Any
     return float(taken) / elements if elements else 1.0
 
 
-def _other_bytes(model: Any, weights: Sequence[Weight]) -> int:
-    """What the .bin will hold beside the weights: all other constants, equal ones once, and the shapes to which weights
-    in groups are brought."""
+def _other_bytes(model: Any, weights: Sequence[Weight], method: Method) -> int:
+    """What the .bin will hold beside the weights: all other constants, equal ones once, the shapes to which weights in
+    groups are brought, and what AWQ may insert. Constants that take its factors may be equal no longer."""
     own = {node for weight in weights for node in weight.parts or (weight.constant,)}
     seen: set[object] = set()
+    groups = equalization_groups(model, weights) if method.folds else []
+    takers = {constant for group in groups for constant in _takers(group)}
     total = sum(_shape_bytes(shape) for shape in {weight.shape for weight in weights})
+    total += sum(_multiply_bytes(group) for group in groups) if method.inserts else 0
     for graph in graphs_of(model):
         for constant, kind in graph.constants:
             if constant in own:
                 continue
             size = bytes_of(constant)
-            if not is_postponed(constant) and kind != "string" and size:
+            if not is_postponed(constant) and kind != "string" and size and constant not in takers:
                 digest = hashlib.blake2b(constant.get_tensor_view().data.tobytes()).digest()
                 if digest in seen:
                     continue
                 seen.add(digest)
             total += size
     return total
+
+
+def _takers(group: EqualizationGroup) -> list[Any]:
+    """The constants that are divided by a group's factors, weights aside."""
+    if isinstance(group.target, RowsTarget):
+        return [bias.constant for bias in group.target.biases]
+    found = () if group.target is None else (group.target.gain, group.target.bias)
+    return [one.constant for one in found if one is not None]
+
+
+def _multiply_bytes(group: EqualizationGroup) -> int:
+    """Of the Multiplies that AWQ may insert where nothing takes a group's factors."""
+    if group.target is not None or not group.behind_activation:
+        return 0
+    return 4 * group.columns * group.experts * len({layer.input_value(port) for layer, port in group.layers})
 
 
 def _shape_bytes(shape: Sequence[int]) -> int:
@@ -384,6 +405,7 @@ def _too_small(options: Options, held: _Bytes, smallest: int) -> str:
         )
     assert options.target_size is not None
     return (
-        f"{name}: {options.target_size} bytes cannot be reached: with the smallest formats there are to choose from "
-        f"the .bin takes {size}, {human_bytes(held.other)} of it for what is no weight or is left alone"
+        f"{name}: {thousands(options.target_size)} bytes cannot be reached: with the smallest formats there are to "
+        f"choose from the .bin takes {thousands(size)} bytes, {thousands(held.other)} of them for what is no weight or "
+        "is left alone"
     )

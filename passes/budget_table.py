@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ov_weight_compression.ir_utils.wording import human_bytes, percent, plain, terminal_table
+from ov_weight_compression.ir_utils.wording import human_bytes, percent, plain, terminal_table, thousands
 
 if TYPE_CHECKING:
     from ov_weight_compression.passes.budget_outcome import BudgetOutcome
@@ -19,7 +19,7 @@ def _asked(outcome: BudgetOutcome) -> str:
     if outcome.option == "target_bits":
         return f"{outcome.target:g} bits a weight"
     if outcome.option == "target_size":
-        return f"{human_bytes(int(outcome.target))} in the .bin"
+        return f"{thousands(int(outcome.target))} bytes in the .bin"
     return f"a divergence of {plain(outcome.target)} {outcome.unit}"
 
 
@@ -38,8 +38,7 @@ def budget_lines(outcome: BudgetOutcome) -> list[str]:
         told += f" (predictions times {plain(outcome.correction, 3)}, as was measured before)"
     met = "" if outcome.met else " NOT MET:"
     lines = [
-        f"Asked for {_asked(outcome)}:{met} {outcome.bits:.3f} bits, .bin of {human_bytes(outcome.bytes)} "
-        f"({outcome.bytes} bytes); {told}.",
+        f"Asked for {_asked(outcome)}:{met} {outcome.bits:.3f} bits, .bin of {thousands(outcome.bytes)} bytes; {told}.",
         f"A token is predicted to take {outcome.token_time:.2f} of the time of int4_sym, a prompt "
         f"{outcome.prompt_time:.2f}.",
     ]
@@ -48,7 +47,7 @@ def budget_lines(outcome: BudgetOutcome) -> list[str]:
         ratio = outcome.predicted / beside.divergence if beside.divergence else 1.0
         lines.append(
             f"The best uniform format that fits, {beside.format} with 8-bit embeddings, takes "
-            f"{human_bytes(beside.bytes)}; this is predicted to leave {ratio:.2f} of its divergence."
+            f"{thousands(beside.bytes)} bytes; this is predicted to leave {ratio:.2f} of its divergence."
         )
     return [*lines, *outcome.remarks]
 

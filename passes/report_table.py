@@ -18,10 +18,10 @@ __all__ = ["exceptions_table", "explained", "print_report", "ratio_line", "types
 _NAMED = 3
 
 
-def _shares_table(report: Report) -> Any:
+def _shares_table(report: Report, title: str) -> Any:
     columns = {"format": "word", "was": "word"}
     numbers = ("weights", "params", "before", "after", "bits/weight")
-    table = terminal_table("What the weights became", {**columns, **dict.fromkeys(numbers, "number")})
+    table = terminal_table(title, {**columns, **dict.fromkeys(numbers, "number")})
     everything = sum(row.elements for row in report.rows) or 1
     for share in report.shares:
         table.add_row(
@@ -146,14 +146,15 @@ def _correction_lines(report: Report) -> list[str]:
     return lines + [f"  {count} without: {reason}" for reason, count in reasons.most_common()]
 
 
-def print_report(report: Report, console: Any, notes: bool = True) -> None:
-    """Print the tables to a rich console, and what the caller is warned of unless that is said elsewhere."""
+def print_report(report: Report, console: Any, notes: bool = True, planned: bool = False) -> None:
+    """Print the tables to a rich console, and what the caller is warned of unless that is said elsewhere; `planned` of
+    what was not done."""
     if report.note:
         console.print(report.note, highlight=False, soft_wrap=True)
     if not report.rows:
-        console.print("No weight was compressed.")
+        console.print("No weight would be compressed." if planned else "No weight was compressed.")
     else:
-        console.print(_shares_table(report))
+        console.print(_shares_table(report, "What the weights would become" if planned else "What the weights became"))
     exceptions = exceptions_table(report)
     for part in (ratio_line(report), exceptions, _left_table(report) if report.skips else None):
         if part:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import openvino as ov
@@ -23,8 +24,13 @@ def test_the_plan_is_a_page_and_json_and_writes_no_model(model: Path, capsys: py
     before = sorted(model.parent.iterdir())
     page, said = model.parent / "plan.html", model.parent / "plan.json"
     assert main(["plan", str(model), "--target-bits", "4.4", "--html", str(page), "--json", str(said)]) == 0
-    printed = capsys.readouterr().out
-    assert "Asked for 4.4 bits a weight" in printed
+    printed, errors = capsys.readouterr()
+    assert "What the weights would become" in printed
+    assert re.search(
+        r"^Asked for 4\.4 bits a weight: 4\.\d+ bits, \.bin of [\d ]+ bytes; predicted loss", printed, re.M
+    )
+    assert re.search(r"^.* of weights → .*: nothing written$", printed, re.M)
+    assert re.search(r"^ov-compress: planned in \d+\.\d s, .*B of memory at its peak$", errors, re.M)
     assert "What other sizes would cost" in printed
     budget = json.loads(said.read_text())["budget"]
     assert budget["option"] == "target_bits"
@@ -33,6 +39,7 @@ def test_the_plan_is_a_page_and_json_and_writes_no_model(model: Path, capsys: py
     assert budget["curve"][0]["divergence"] > budget["curve"][-1]["divergence"]
     html = page.read_text()
     assert html.startswith("<!doctype html>")
+    assert "What the weights would become" in html
     assert html.count("<polyline") == 1
     assert all(f">{name}<" in html for name in ("layer_0", "layer_3"))
     assert sorted(model.parent.iterdir()) == sorted([*before, page, said])
@@ -70,6 +77,15 @@ def test_a_recipe_makes_the_same_bytes_also_when_it_was_edited(model: Path) -> N
     assert rows["weight_0_compressed"] == "int8_sym"
 
 
+def test_the_first_screen_of_help_has_what_a_plan_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["plan", "--help"])
+    printed = capsys.readouterr().out
+    needed = ("--target-size", "--target-bits", "--target-divergence", "--formats", "--max-slowdown", "--accuracy")
+    assert all(f"{word} " in printed for word in needed)
+    assert not any(f"{word} " in printed for word in ("--mode", "--ratio", "--group-size"))
+
+
 def test_models_of_one_name_in_two_folders_keep_what_each_got(tmp_path: Path) -> None:
     for number, part in enumerate(("unet", "transformer")):
         ov.save_model(layers(count=3 + number, columns=128), tmp_path / "in" / part / "openvino_model.xml")
@@ -82,3 +98,15 @@ def test_models_of_one_name_in_two_folders_keep_what_each_got(tmp_path: Path) ->
     for part in ("unet", "transformer"):
         one, two = (tmp_path / name / part / "openvino_model.bin" for name in ("one", "two"))
         assert one.read_bytes() == two.read_bytes()
+
+
+def test_a_folder_of_models_is_planned_model_by_model_but_has_no_one_size(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, part in enumerate(("unet", "transformer")):
+        ov.save_model(layers(count=3 + number, columns=128), tmp_path / part / "openvino_model.xml")
+    assert main(["plan", str(tmp_path), "--target-bits", "4.4"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("What the weights would become") == printed.count("What other sizes would cost") == 2
+    assert main(["plan", str(tmp_path), "--target-size", "90kB"]) == 2
+    assert "the folder has 2 models: use target_bits, or give it to one of them" in capsys.readouterr().err

@@ -55,7 +55,7 @@ def test_no_colours_where_no_terminal_is(model: Path, capsys: pytest.CaptureFixt
     assert main([str(model), "--dry-run", "--mode", "int4_sym"]) == 0
     output, errors = capsys.readouterr()
     assert "\x1b" not in output + errors
-    assert "What the weights became" in output
+    assert "What the weights would become" in output
     assert "planned in" in errors
 
 

@@ -95,6 +95,28 @@ def test_the_size_is_that_of_the_file(size: int, tied: bool, tmp_path: Path) -> 
     assert size - SMALLEST_LAYER / 2 <= found <= size
 
 
+def test_what_awq_inserts_and_tells_apart_is_counted(tmp_path: Path) -> None:
+    """Multiplies in front of layers behind an activation; gains that were equal and stored once, and are no more."""
+    width, random = 64, np.random.default_rng(3)
+    x = op.parameter([-1, width], np.float32, name="x")
+    value: ov.Node = x
+    for block in range(3):
+        value = op.multiply(value, op.constant(np.ones((1, width), np.float32)))  # a norm's gain
+        for name in ("up", "down"):
+            columns = np.exp(random.normal(size=width) * 0.9)
+            weight = op.constant((random.standard_normal((width, width)) * columns).astype(np.float16))
+            weight.set_friendly_name(f"{name}_{block}")
+            value = op.matmul(value, in_f32(weight), False, True)
+            value = op.sigmoid(value) if name == "up" else value
+    model = ov.Model([op.result(value)], [x], "model")
+    report, outcome = made(model, target_size=18_000, awq=True)
+    into = sorted(one.into for one in report.scalings)
+    assert into.count("multiply") == 3
+    assert into.count("norm") == 2  # nobody has said that the first is one
+    save_model(model, tmp_path / "model.xml")
+    assert (tmp_path / "model.bin").stat().st_size == outcome.bytes <= 18_000
+
+
 def test_equal_constants_that_are_stored_once_are_counted_once(tmp_path: Path) -> None:
     """Two layers of the same values: what the second does not take is left for the others."""
     model = network(blocks=2)
@@ -115,7 +137,8 @@ def test_what_cannot_be_reached_says_what_can() -> None:
     ):
         made(network(), target_bits=1.5)
     with pytest.raises(
-        OptionError, match=r"^target_size: 9000 bytes cannot be reached: with the smallest formats .* \d"
+        OptionError,
+        match=r"^target_size: 9 000 bytes cannot be reached: with the smallest .* \d+ \d+ bytes, [\d ]+ of them for",
     ):
         made(network(), target_size="9kB")
     with pytest.raises(OptionError, match=r"^target_bits: 4 bits .* take 4\.1"):
