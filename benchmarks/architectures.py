@@ -240,7 +240,7 @@ def build(name: str, dtype: str, folder: Path, variant: str = "") -> Path:
                 parameter.mul_(torch.exp(0.3 * torch.randn(parameter.shape[-1])))
     model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size=_SHARD)
     if architecture.text:
-        _tokenizer(folder)
+        write_tokenizer(folder)
     return folder
 
 
@@ -253,7 +253,7 @@ def export_checkpoint(folder: Path, output: Path, task: str, tokenizer: bool = T
     main_export(str(folder), output, task=task, convert_tokenizer=tokenizer)
 
 
-def _tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path) -> None:
     """A byte-level BPE of a few merges."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast

@@ -10,32 +10,27 @@ from where it is run.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import re
 import shutil
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import openvino as ov
-
 from benchmarks import floor, limits
 from benchmarks.architectures import ARCHITECTURES, build, export_checkpoint
+from benchmarks.layer_order import GENERATED, same_but_for_order
 from benchmarks.llama_checkpoint import CHECKPOINT_SHAPES, build_checkpoint
 from benchmarks.places import CACHE
 from benchmarks.processes import run
 from benchmarks.tables import markdown, megabytes
 from ov_weight_compression.cli.compress_files import compress_path
 from ov_weight_compression.passes.report import COMPUTED
-from ov_weight_compression.patterns.graphs import graphs_of
 
 OPTIONS = {"mode": "int4_sym", "group_size": 32}
 _CARD = "README.md"  # says what the model was made from
-_GENERATED = re.compile(r"\b[A-Z]\w*_\d+\b|\bModel\d+\b")
 
 
 def differences(one: Path, other: Path) -> list[str]:
@@ -49,28 +44,13 @@ def differences(one: Path, other: Path) -> list[str]:
     for name in sorted(files[0] & files[1]):
         read = [(folder / name).read_bytes() for folder in (one, other)]
         if name.endswith(".xml"):
-            read = [_GENERATED.sub("", text.decode()).encode() for text in read]
+            read = [GENERATED.sub("", text.decode()).encode() for text in read]
         if read[0] == read[1]:
             continue
         xml = Path(name).with_suffix(".xml")
-        alike = all((folder / xml).exists() for folder in (one, other)) and contents(one / xml) == contents(other / xml)
+        alike = all((folder / xml).exists() for folder in (one, other)) and same_but_for_order(one / xml, other / xml)
         # Of two layers that could come in either order, the export does not always take the same first.
-        found.append(f"({name}: another order)" if alike else f"{name} differs")
-    return found
-
-
-def contents(xml: Path) -> Counter[tuple[str, ...]]:
-    """The operations of a model in no order: what each is, its name, what it yields and holds, and what it reads."""
-    found: Counter[tuple[str, ...]] = Counter()
-    for graph in graphs_of(ov.Core().read_model(xml)):
-        for node in graph.operations:
-            inputs = [value.get_node().get_friendly_name() for value in node.input_values()]
-            held = ""
-            if node.get_type_name() == "Constant" and node.get_element_type() != ov.Type.string:
-                held = hashlib.sha256(node.data.tobytes()).hexdigest()
-            yielded = [f"{out.get_element_type()}{out.get_partial_shape()}" for out in node.outputs()]
-            words = (graph.path, node.get_type_name(), node.get_friendly_name(), held, *yielded, *inputs)
-            found[tuple(_GENERATED.sub("", word) for word in words)] += 1
+        found.append(f"({name}: layers in another order)" if alike else f"{name} differs")
     return found
 
 
