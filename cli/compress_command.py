@@ -166,7 +166,7 @@ def _add_declared(groups: Groups) -> None:
             group.add_argument(word, action=action, default=None, help=f"{option.help}{usual}")
             continue
         choices = f": {', '.join(kind.choices)}" if kind.choices else ""
-        usual = option.usual if option.default is None else getattr(option.default, "value", option.default)
+        usual = option.usual or getattr(option.default, "value", option.default)
         told = f"{option.help}{choices} (default: {usual})".replace("%", "%%")
         group.add_argument(word, metavar=_METAVARS.get(kind.annotation, name.split("_")[-1].upper()), help=told)
 

@@ -99,11 +99,10 @@ class Comparison:
 
     def print(self) -> None:
         """Print tables to the terminal."""
-        from rich.console import Console
-
         from ov_weight_compression.evaluation.tables import print_comparison
+        from ov_weight_compression.ir_utils.wording import result_console
 
-        print_comparison(self, Console())
+        print_comparison(self, result_console())
 
     def __str__(self) -> str:
         from ov_weight_compression.evaluation.tables import print_comparison

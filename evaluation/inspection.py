@@ -71,7 +71,10 @@ class InspectedWeight:
     @property
     def executed(self) -> str:
         """What the device does with it, in words; empty where none was asked."""
-        return ", ".join(dict.fromkeys(map(str, self.executions)))
+        runs = [one for one in self.executions if one.verdict == "compressed" and not one.misread]
+        plainly = f"runs from codes: {', '.join(dict.fromkeys(one.operation for one in runs))}" if runs else ""
+        told = (plainly if one in runs else str(one) for one in self.executions)
+        return ", ".join(dict.fromkeys(told))
 
 
 @dataclass(frozen=True)
@@ -197,11 +200,10 @@ class Inspection:
 
     def print(self, every: bool = False) -> None:
         """Print tables to the terminal; `every` lists each weight."""
-        from rich.console import Console
-
         from ov_weight_compression.evaluation.tables import print_inspection
+        from ov_weight_compression.ir_utils.wording import result_console
 
-        print_inspection(self, Console(), every)
+        print_inspection(self, result_console(), every)
 
     def __str__(self) -> str:
         from ov_weight_compression.evaluation.tables import print_inspection

@@ -297,7 +297,7 @@ class Options:
         (),
         DEVICES,
         "choose formats that this device executes compressed, or all of several, or of AUTO",
-        usual="formats as asked for",
+        usual="none",
     )
     runtime_hints: Mapping[str, str] | None = declared(
         None, _HINTS, "what a device is to do at inference, written into the model", flag=None

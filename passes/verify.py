@@ -122,7 +122,12 @@ class Verification:
     def __str__(self) -> str:
         layers = sum(check.alike for check in self.checks)
         ran = len(self.checks) - len(self.skipped)
-        lines = [f"{self.device}, OpenVINO {self.openvino}: {ran} layers run for {layers} with compressed weights"]
+        if not self.checks:
+            return "no layer reads a compressed weight: nothing to verify"
+        told = f"{ran} of {layers} layers with compressed weights run"
+        if any(check.alike > 1 for check in self.checks):
+            told += ", one of each kind"
+        lines = [f"{self.device}, OpenVINO {self.openvino}: {told}"]
         lines += [f"WRONG: {check}" for check in self.wrong]
         lines += [f"not compared: {check}" for check in self.skipped]
         if self.ok and ran:

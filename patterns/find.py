@@ -42,6 +42,7 @@ REPORTED_ELEMENTS = 1024
 """From this many elements on, a constant that no layer uses is reported too."""
 
 _POSTPONED = "its value is computed only when the model is saved or compiled"
+_PART = "scale, zero point or table of a weight that is already compressed"
 _TINY_ELEMENTS = 64
 """Below this many elements a weight is left alone: three more nodes in the graph to save a few dozen bytes."""
 
@@ -137,7 +138,7 @@ def _found_in(graph: Graph, rules: dict[str, str], fp8_sources: bool, roles: Rol
         reason = f"already compressed ({one.format})"
         skip = Skip(one.name, one.consumers[0].name, one.shape, one.storage, reason, bytes_of(one.codes))
         yield _Found(graph.place(one.chain[0]), layers, skip)
-        known.update((part, f"belongs to '{one.name}', which is already compressed") for part in one.constants)
+        known.update((part, _PART) for part in one.constants)
     for constant, element_type in graph.constants:
         if element_type not in FLOAT_TYPES or not constant.shape or constant in told:
             continue

@@ -43,8 +43,8 @@ def test_all_of_it_names_every_option_with_its_choices_and_default(capsys: pytes
             assert option.default is not None or option.usual, name
             continue
         choices = f": {', '.join(option.kind.choices)}" if option.kind.choices else ""
-        usual = option.usual if option.default is None else getattr(option.default, "value", option.default)
-        assert usual != "", f"{name}: what its default means is not said"
+        usual = option.usual or getattr(option.default, "value", option.default)
+        assert usual not in ("", None, ()), f"{name}: what its default means is not said"
         assert f"{option.help}{choices} (default: {usual})" in told, name
 
 

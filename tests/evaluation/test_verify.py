@@ -186,10 +186,12 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     out = tmp_path / "out" / "model.xml"
     assert main([str(tmp_path / "float.xml"), "-o", str(out), "--verify"]) == 0
     assert (
-        "1 layers run for 1 with compressed weights\nall compute what the stored weights say" in capsys.readouterr().out
+        "1 of 1 layers with compressed weights run\nall compute what the stored weights say" in capsys.readouterr().out
     )
     assert main(["verify", str(out), "--all", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["ok"] is True
+    assert main(["verify", str(tmp_path / "float.xml")]) == 0
+    assert "no layer reads a compressed weight: nothing to verify" in capsys.readouterr().out
     monkeypatch.setattr(verify_module, "_runner", lambda device: lambda *given: np.zeros((given[2][0].shape[0], 48)))
     assert main(["verify", str(out)]) == 1
     assert "WRONG: layer (MatMul, u8, 48×64)" in capsys.readouterr().out
@@ -210,9 +212,10 @@ def test_another_version_is_said_not_to_be_looked_at(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(report.ov, "get_version", lambda: "2027.1.0-1-x")
     own = WeightCompression()
-    own.run_on_model(models.linear())
+    model = models.linear(48, 64)
+    own.run_on_model(model)
     assert own.report.warnings == (
         "what CPUs misread was measured with OpenVINO 2026.4, and nobody has looked at 2027.1: "
         "`ov-compress verify` does",
     )
-    assert "measured with OpenVINO 2026.4; of this version only" in str(verify(models.linear()))
+    assert "measured with OpenVINO 2026.4; of this version only" in str(verify(model))
