@@ -72,7 +72,10 @@ def tried(python: str, openvino: str, tests: list[str]) -> tuple[str, str, str, 
         )
         versions = subprocess.run([own, "-c", told], capture_output=True, text=True, check=True).stdout.split()
         done = subprocess.run(
-            [own, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:warnings", *tests], cwd=ROOT, capture_output=True, text=True
+            [own, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:warnings", *tests],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
         )
         lines = done.stdout.strip().splitlines()
         for line in lines:
