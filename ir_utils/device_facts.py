@@ -32,6 +32,7 @@ __all__ = [
     "GATHER",
     "GROUPED_MATMUL",
     "MATMUL",
+    "NPU_EXPERT_STORAGE",
     "NPU_GROUP",
     "OTHER_OPERATION",
     "TILED_EXPERTS",
@@ -78,6 +79,8 @@ _GPU_MATMUL = "intel_gpu: transformations/compressed_weights_pattern.hpp"
 _GPU_EXPERTS = "intel_gpu: transformations/convert_moe_to_compressed.cpp"
 _GPU_GATHER = "transformations/op_conversions/convert_gather_to_compressed.hpp"
 _NPU = "intel_npu: npuw/partitioning/patterns/opt.cpp and compute.cpp; its guide asks for symmetric integers"
+_NPU_CONVOLUTIONS = "intel_npu: npuw/partitioning/patterns/compute.cpp: between two Transposes"
+_NPU_EXPERTS = "intel_npu: npuw/partitioning/patterns/moe.cpp: one scale a channel"
 
 EXECUTED_ROWS = (
     ExecutedRow("CPU", MATMUL, _INTEGERS | {"u2", "nf4", "f4e2m1"}, "2026.4.1", _MEASURED),
@@ -94,8 +97,9 @@ EXECUTED_ROWS = (
     ExecutedRow("GPU", GATHER, _INTEGERS, "2026.4", _GPU_GATHER),
     ExecutedRow("GPU", CONVOLUTION, _NOTHING, "2026.4", _GPU_MATMUL),
     ExecutedRow("NPU", MATMUL, _SYMMETRIC, "2026.4", _NPU),
+    ExecutedRow("NPU", TILED_EXPERTS, _SYMMETRIC, "2026.4", _NPU_EXPERTS),
     ExecutedRow("NPU", GATHER, _SYMMETRIC, "2026.4", _NPU),
-    ExecutedRow("NPU", CONVOLUTION, _NOTHING, "2026.4", _NPU),
+    ExecutedRow("NPU", CONVOLUTION, _SYMMETRIC, "2026.4", _NPU_CONVOLUTIONS),
 )
 """The table."""
 
@@ -111,6 +115,9 @@ NPU_GROUP = 128
 
 EXPERT_STORAGE = _INTEGERS
 """What experts side by side are run from at all, on CPUs and GPUs; other types are expanded at each inference."""
+
+NPU_EXPERT_STORAGE = _SYMMETRIC
+"""What an NPU chooses experts from, one scale a channel."""
 
 EXPANDED_STORAGE = frozenset({"u1", "u3", "u6", "f8e4m3", "f8e5m2"})
 """Storage types that the CPU folds to floats in every layer."""

@@ -21,6 +21,7 @@ from ov_weight_compression.ir_utils.device_facts import (
     GATHER,
     GROUPED_MATMUL,
     MATMUL,
+    NPU_EXPERT_STORAGE,
     NPU_GROUP,
     OTHER_OPERATION,
     TILED_EXPERTS,
@@ -70,7 +71,8 @@ def executed_variant(devices: Devices, weight: Weight, format: Format, group: in
 
     Formats of four bits and fewer become int4_sym, which takes as many bytes as nf4 and fp4 do, in the same groups (32
     in place of the fixed groups of mxfp4 and nvfp4, 128 where there are none); those of eight bits int8_sym. Experts
-    side by side get integers whatever the device, and for a GPU, whose fused experts have zero points, int4_asym.
+    side by side get integers whatever the device, for a GPU, whose fused experts have zero points, int4_asym, and for
+    an NPU symmetric ones per channel.
     """
     if weight.kind is Kind.EXPERTS:
         return _for_experts(devices, format, group)
@@ -89,6 +91,10 @@ def executed_variant(devices: Devices, weight: Weight, format: Format, group: in
 
 def _for_experts(devices: Devices, format: Format, group: int) -> Variant | None:
     mode, size = _nearest(format, group)[0]
+    if Device.NPU in devices:
+        if format.storage in NPU_EXPERT_STORAGE and group == PER_CHANNEL:
+            return None
+        return Variant(mode, PER_CHANNEL, "NPU chooses among experts with one scale a channel alone")
     if _storage(format) not in EXPERT_STORAGE:
         reason = f"experts run from integers of 4 and 8 bits, {format.name} would be expanded"
         return Variant(Mode.INT4_ASYM if mode is Mode.INT4_SYM and Device.GPU in devices else mode, size, reason)

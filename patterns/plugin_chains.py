@@ -5,14 +5,19 @@
           before it; a scale that is itself a product does not match
           experts: in a tiled block or a GroupedMatMul, from integers; fused where all are u4 with zero points of u4,
           f16 scales and a last Convert to f32
+          Transpose | Reshape ─ Convolution of one tap ─ [Add] ─ [Convert] ─ Transpose | Reshape     as a MatMul
     NPU   Convert ─ Multiply ─ Reshape ─ [Convert] ─ MatMul       groups: i4 i8
           Convert ─ [Subtract] ─ Multiply ─ [Convert] ─ MatMul    per channel, [out, in]: i4 i8 nf4 f8, or u4 u8 with
                                                                   zero points and f16 scales
           (it takes u4 in groups with zero points into a pattern too, and its compiler then fails)
+          Convert ─ Multiply ─ Convert ─ MatMul                   experts, in a tiled block: one scale a channel alone
+          Convert ─ [Multiply ─ [Reshape]] ─ Convert ─ Gather     of the model's own ids; with a Subtract per channel
+          Transpose ─ Convolution ─ Transpose                     i4 i8
 
-Read from OpenVINO's sources (intel_gpu: transformations/compressed_weights_pattern.hpp, convert_moe_to_compressed.cpp;
-intel_npu: npuw/partitioning/patterns/compute.cpp, opt.cpp), not run: what a plugin does before and after these patterns
-is not seen. A last Convert behind a chain without Reshape is none for the GPU, which computes in f16 and drops it.
+Read from OpenVINO's sources (intel_gpu: transformations/compressed_weights_pattern.hpp, convert_moe_to_compressed.cpp,
+convert_weight_compressed_conv1x1_to_matmul.cpp; intel_npu: npuw/partitioning/patterns/compute.cpp, opt.cpp, moe.cpp),
+not run: what a plugin does before and after these patterns is not seen. A last Convert behind a chain without Reshape
+is none for the GPU, which computes in f16 and drops it.
 """
 
 from __future__ import annotations
@@ -33,6 +38,15 @@ _INTEGERS = frozenset({"u8", "i8", "u4", "i4"})
 _GPU_MATMUL = _INTEGERS | {"f8e4m3", "f8e5m2"}
 _NPU_GROUPS = frozenset({"i4", "i8"})
 _NPU_CHANNELS = _NPU_GROUPS | {"nf4", "f8e4m3", "f8e5m2"}
+_NPU_EMBEDDINGS = (
+    ["Convert"],
+    ["Convert", "Multiply"],
+    ["Convert", "Multiply", "Convert"],
+    ["Convert", "Subtract", "Multiply", "Convert"],
+    ["Convert", "Multiply", "Reshape", "Convert"],
+)
+_NPU_WIDE = 2048
+"""Channels from which on the host multiplies an embedding out."""
 
 
 def unmatched(weight: CompressedWeight, consumer: Consumer, device: str) -> str | None:
@@ -48,7 +62,7 @@ def unmatched(weight: CompressedWeight, consumer: Consumer, device: str) -> str 
 
 def _gpu(weight: CompressedWeight, consumer: Consumer) -> str | None:
     if consumer.kind is Kind.CONVOLUTION:
-        return None if _is_pointwise(consumer) else "convolutions of more than one tap read floats"
+        return _gpu_convolution(weight, consumer)
     if weight.table is not None:
         return "no pattern for a codebook"
     if (
@@ -63,6 +77,18 @@ def _gpu(weight: CompressedWeight, consumer: Consumer) -> str | None:
     if consumer.kind is not Kind.GATHER and consumer.port == 0:
         return "the weight is the first input"
     return _gpu_chain(_links(weight, consumer), weight)
+
+
+def _gpu_convolution(weight: CompressedWeight, consumer: Consumer) -> str | None:
+    shape = consumer.node.get_input_partial_shape(1)
+    if not (shape.is_static and len(shape) == 4 and all(size == 1 for size in list(shape.to_shape())[2:])):
+        return "convolutions of more than one tap read floats"
+    if not _is_moved(consumer.node, frozenset({"Transpose", "Reshape"}), ["Add", "Convert"]):
+        return "a convolution is run as a MatMul only between two Transposes or Reshapes"
+    kinds = [node.get_type_name() for node in weight.chain]
+    if kinds not in (["Convert", "Multiply"], ["Convert", "Subtract", "Multiply"]):
+        return f"the chain of a convolution is {' → '.join(kinds)}"
+    return None
 
 
 def _gpu_chain(links: list[ov.Node], weight: CompressedWeight) -> str | None:
@@ -92,18 +118,54 @@ def _gpu_chain(links: list[ov.Node], weight: CompressedWeight) -> str | None:
 
 def _npu(weight: CompressedWeight, consumer: Consumer) -> str | None:
     if consumer.kind is Kind.CONVOLUTION:
-        return None if weight.storage in ("i4", "i8") else "of convolutions only i4 and i8 are read"
-    if weight.table is not None and consumer.kind is not Kind.GATHER:
-        return "a codebook is read in embeddings only"
+        if weight.storage not in _NPU_GROUPS:
+            return "of convolutions only i4 and i8 are read"
+        between = _is_moved(consumer.node, frozenset({"Transpose"}), [])
+        return None if between else "a convolution is read only between two Transposes"
     if consumer.kind is Kind.GATHER:
-        return None if weight.storage in (*_INTEGERS, "nf4", "f8e4m3") else f"no pattern lifts {weight.storage}"
+        return _npu_embedding(weight, consumer)
+    if weight.table is not None:
+        return "a codebook is read in embeddings only"
     if consumer.kind is Kind.EXPERTS:
-        return None if weight.storage in _INTEGERS else f"no pattern for experts in {weight.storage}"
+        return _npu_experts(weight, consumer)
     if consumer.port == 0:
         return "the weight is the first input"
     if weight.group_size == -1 and not consumer.node.get_attributes().get("transpose_b"):
         return "per channel it reads weights [out, in] alone"
     return _npu_chain(_links(weight, consumer), weight)
+
+
+def _npu_experts(weight: CompressedWeight, consumer: Consumer) -> str | None:
+    if weight.storage not in _NPU_GROUPS:
+        return f"no pattern for experts in {weight.storage}"
+    if consumer.node.get_type_name() != "MatMul" or tiled_block_of(consumer.node) is None:
+        return "these experts are in no tiled block that it knows"
+    kinds = [node.get_type_name() for node in _links(weight, consumer)]
+    if kinds != ["Convert", "Multiply", "Convert"]:
+        return "experts are chosen from among those with one scale a channel alone: all of these would be computed"
+    return None
+
+
+def _npu_embedding(weight: CompressedWeight, consumer: Consumer) -> str | None:
+    """What is read on the host; the codes' own type does not matter where they are multiplied out there."""
+    ids = consumer.node.input_value(1).get_node()
+    ids = ids.input_value(0).get_node() if ids.get_type_name() == "Convert" else ids
+    if ids.get_type_name() != "Parameter":
+        return "an embedding is read only by the model's own input of ids"
+    if weight.table is not None:
+        wide = weight.storage == "u4" and weight.shape[-1] >= _NPU_WIDE
+        return None if wide else f"a codebook is read in embeddings of u4 with {_NPU_WIDE} channels and more"
+    links = _links(weight, consumer)
+    kinds = [node.get_type_name() for node in links]
+    if weight.storage not in (*_INTEGERS, *_NPU_CHANNELS):
+        return f"no pattern lifts {weight.storage}"
+    if kinds not in _NPU_EMBEDDINGS:
+        groups = "Subtract" in kinds and "Reshape" in kinds
+        return "no pattern lifts groups with zero points" if groups else f"the chain is {' → '.join(kinds)}"
+    for node in links:
+        if node.get_type_name() == "Multiply" and not is_constant(_other(node).get_node()):
+            return "something stands between the scale and its Multiply"
+    return None
 
 
 def _npu_chain(links: list[ov.Node], weight: CompressedWeight) -> str | None:
@@ -130,9 +192,23 @@ def _npu_chain(links: list[ov.Node], weight: CompressedWeight) -> str | None:
     return None
 
 
-def _is_pointwise(consumer: Consumer) -> bool:
-    shape = consumer.node.get_input_partial_shape(1)
-    return shape.is_static and all(size == 1 for size in list(shape.to_shape())[-2:])
+def _is_moved(layer: ov.Node, moves: frozenset[str], between: list[str]) -> bool:
+    """Whether the channels of a convolution are moved by constant orders before it and after it, with nothing but
+    operations of these types, in their order, behind it."""
+    source = layer.input_value(0).get_node()
+    if source.get_type_name() not in moves or not is_constant(source.input_value(1).get_node()):
+        return False
+    allowed = list(between)
+    node = layer
+    while len(readers := [target.get_node() for target in node.output(0).get_target_inputs()]) == 1:
+        node = readers[0]
+        kind = node.get_type_name()
+        if kind in moves:
+            return is_constant(node.input_value(1).get_node())
+        if kind not in allowed:
+            return False
+        del allowed[: allowed.index(kind) + 1]
+    return False
 
 
 def _links(weight: CompressedWeight, consumer: Consumer) -> list[ov.Node]:

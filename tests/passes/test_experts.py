@@ -159,3 +159,14 @@ def test_awq_scales_the_rows_of_up_for_down() -> None:
 def test_a_budget_gives_a_block_one_format() -> None:
     for bits in (4.6, 5.5, 7.0):
         assert len(set(formats(compressed(experts.three_gemms(), target_bits=bits)).values())) == 1
+
+
+@pytest.mark.parametrize("make", BLOCKS)
+def test_an_npu_gets_experts_with_one_scale_a_channel(make: Callable[[], ov.Model]) -> None:
+    report = compressed(make(), mode="int4_sym", device="NPU", all_layers=True)
+    assert set(formats(report).values()) == {"int4_sym -1"}
+    why = "NPU chooses among experts with one scale a channel alone"
+    assert {row.reason for row in report.rows if row.kind == "experts"} == {why}
+    assert set(formats(compressed(make(), mode="int8_asym", device="NPU")).values()) == {"int8_sym -1"}
+    several = compressed(make(), mode="int4_asym", group_size=32, device="GPU,NPU", all_layers=True)
+    assert set(formats(several).values()) == {"int4_sym -1"}

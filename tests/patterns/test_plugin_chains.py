@@ -32,8 +32,8 @@ def llama(dtype: str) -> ov.Model:
     [
         (lambda: llama("f16"), ("GPU", "NPU")),
         (lambda: llama("f32"), ("GPU", "NPU")),
-        (expert_models.two_gemms, ("GPU",)),
-        (expert_models.three_gemms, ("GPU",)),
+        (expert_models.two_gemms, ("GPU", "NPU")),
+        (expert_models.three_gemms, ("GPU", "NPU")),
         (models.grouped_matmul, ("GPU",)),
         (lambda: models.tied_head(256, 128, "f16"), ("GPU", "NPU")),
     ],
@@ -103,6 +103,59 @@ def test_experts_outside_a_tiled_block_are_not_gathered() -> None:
     model = models.linear(batch=(3,))
     WeightCompression(mode="int4_asym", all_layers=True, group_size=32).run_on_model(model)
     assert list(reasons(model, "GPU").values()) == ["these experts are in no tiled block that is gathered"]
+
+
+def test_an_npu_chooses_among_experts_with_one_scale_a_channel() -> None:
+    told = set()
+    for group in (32, -1):
+        model = expert_models.three_gemms()
+        WeightCompression(mode="int4_sym", all_layers=True, group_size=group).run_on_model(model)
+        own = reasons(model, "NPU")
+        assert len({own[name] for name in ("gate", "up", "down")}) == 1
+        told.add(own["gate"])
+    assert told == {
+        None,
+        "experts are chosen from among those with one scale a channel alone: all of these would be computed",
+    }
+
+
+def embedding(mode: str, group: int, ids: Callable[[ov.Node], ov.Node] = lambda ids: ids) -> str | None:
+    table = op.constant(np.random.default_rng(0).normal(size=(96, 64)).astype(np.float16))
+    x = op.parameter([1, -1], np.int64)
+    rows = op.gather(op.convert(table, "f32"), ids(x), op.constant(0))
+    model = ov.Model([op.result(rows)], [x])
+    WeightCompression(rules=[("*", {"mode": mode, "group_size": group})]).run_on_model(model)
+    (found,) = reasons(model, "NPU").values()
+    return found
+
+
+def test_an_npu_reads_embeddings_by_the_models_own_ids() -> None:
+    assert embedding("int8_asym", -1) is None
+    assert embedding("int4_sym", 32) is None
+    assert embedding("int4_sym", 32, lambda ids: op.convert(ids, "i32")) is None
+    assert embedding("int4_asym", 32) == "no pattern lifts groups with zero points"
+    by_other = "an embedding is read only by the model's own input of ids"
+    assert embedding("int8_asym", -1, lambda ids: op.add(ids, op.constant(np.int64(2)))) == by_other
+    assert embedding("cb4", 32) == "a codebook is read in embeddings of u4 with 2048 channels and more"
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_a_convolution_of_one_tap_is_a_matmul_between_transposes(moved: bool) -> None:
+    random = np.random.default_rng(0)
+    x = op.parameter([1, 8, 8, 16] if moved else [1, 16, 8, 8], np.float32)
+    kernel = op.constant(random.normal(size=(32, 16, 1, 1)).astype(np.float32))
+    ones, zeros = [1, 1], [0, 0]
+    first = op.transpose(x, op.constant([0, 3, 1, 2])) if moved else op.relu(x)
+    made = op.add(
+        op.convolution(first, kernel, ones, zeros, zeros, ones), op.constant(np.ones((1, 32, 1, 1), np.float32))
+    )
+    last = op.transpose(made, op.constant([0, 2, 3, 1])) if moved else op.relu(made)
+    model = ov.Model([op.result(last)], [x])
+    WeightCompression(mode="int8_sym").run_on_model(model)
+    (found,) = reasons(model, "GPU").values()
+    assert found == (None if moved else "a convolution is run as a MatMul only between two Transposes or Reshapes")
+    (found,) = reasons(model, "NPU").values()
+    assert found == "a convolution is read only between two Transposes"  # with nothing between, a bias neither
 
 
 @pytest.mark.parametrize("device", ["GPU", "NPU"])
