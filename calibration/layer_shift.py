@@ -47,6 +47,7 @@ def shift_of(
     rounding: Rounding,
     store: Store,
     windows: int,
+    blank: Callable[[tuple[int, ...]], Float32],
 ) -> list[Array]:
     """What rounding adds to the layer's output, for each of the first `windows` windows.
 
@@ -58,6 +59,7 @@ def shift_of(
         rounding: how the weight is rounded.
         store: where the layer's inputs are.
         windows: how many.
+        blank: makes the arrays of zeros that are filled: those of a head are large.
     """
     experts = 1 if rounding.energy is None or rounding.energy.ndim == 1 else len(rounding.energy)
     block = source.layout.rows // experts if experts > 1 else 0
@@ -76,10 +78,11 @@ def shift_of(
                 [store.get(key, window) for window in range(windows)],
                 meets.reduction[0],
                 meets.output[0],
+                blank,
             )
         if meets is None and role.kind is Kind.GATHER and _picks_rows(graph, use):
             key = graph.sources[use.layer][1]
-            return _picked(pieces, source, [store.get(key, window) for window in range(windows)])
+            return _picked(pieces, source, [store.get(key, window) for window in range(windows)], blank)
     whole = np.empty((source.layout.rows, source.layout.columns), np.float32)
     for start, difference in pieces:
         whole[start : start + len(difference)] = difference
@@ -101,20 +104,30 @@ def _picks_rows(graph: ActivationGraph, use: LayerUse) -> bool:
 
 
 def _products(
-    pieces: Iterable[_Piece], source: WeightSource, inputs: list[Array], reduction: int, output: int
+    pieces: Iterable[_Piece],
+    source: WeightSource,
+    inputs: list[Array],
+    reduction: int,
+    output: int,
+    blank: Callable[[tuple[int, ...]], Float32],
 ) -> list[Array]:
     moved = [np.moveaxis(np.asarray(x, np.float32), reduction, -1) for x in inputs]
-    found = [np.empty((*x.shape[:-1], source.layout.rows), np.float32) for x in moved]
+    found = [blank((*x.shape[:-1], source.layout.rows)) for x in moved]
     for start, difference in pieces:
         for x, shift in zip(moved, found, strict=True):
             shift[..., start : start + len(difference)] = x @ difference.T
     return [np.ascontiguousarray(np.moveaxis(shift, -1, output)) for shift in found]
 
 
-def _picked(pieces: Iterable[_Piece], source: WeightSource, indices: list[Array]) -> list[Array]:
+def _picked(
+    pieces: Iterable[_Piece],
+    source: WeightSource,
+    indices: list[Array],
+    blank: Callable[[tuple[int, ...]], Float32],
+) -> list[Array]:
     rows = source.layout.rows
     wanted = [np.where(one < 0, one + rows, one).astype(np.int64) for one in indices]
-    found = [np.zeros((*one.shape, source.layout.columns), np.float32) for one in wanted]
+    found = [blank((*one.shape, source.layout.columns)) for one in wanted]
     for start, difference in pieces:
         for one, shift in zip(wanted, found, strict=True):
             here = (one >= start) & (one < start + len(difference))

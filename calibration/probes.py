@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 from typing import Protocol
 
 import numpy as np
@@ -40,6 +41,8 @@ from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.patterns import Sources, Weight
 
 __all__ = ["Influence", "ProbeShown", "Rounder", "influences_of", "run_probes"]
+
+_LARGE_SHARE = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +130,7 @@ def run_probes(
         pieces = _pieces(graph, every, calibration_memory // 6)
         runs = sum(probe.begin < end and begin < probe.end for begin, end in pieces for probe in probes)
         tick = bar.start("Probing", len(pieces) * total + runs * len(windows))
-        run = _Run(graph, rounder, sources, exact, len(windows), total, tick)
+        run = _Run(graph, rounder, sources, exact, pool, len(windows), total, tick)
         for begin, end in pieces:
             run.piece(begin, end, seen)
     return [one.shown() for one in seen]
@@ -176,6 +179,7 @@ class _Run:
     rounder: Rounder
     sources: Sources
     exact: Store
+    pool: Pool
     probed: int
     """Windows that probes run on: the first ones."""
     windows: int
@@ -225,13 +229,26 @@ class _Run:
                 continue
             rounding = self._rounding(use)
             shift = shift_of(
-                self.graph, self.layers_of, use, self.sources[use.weight], rounding, self.exact, self.probed
+                self.graph,
+                self.layers_of,
+                use,
+                self.sources[use.weight],
+                rounding,
+                self.exact,
+                self.probed,
+                self._blank,
             )
             one.energies[use] = rounding.energy
             one.moved[use] = sum(float(np.square(part, dtype=np.float64).sum()) for part in shift)
             key = (use.layer, 0)
             found[key] = shift if key not in found else [a + b for a, b in zip(found[key], shift, strict=True)]
         return found
+
+    def _blank(self, shape: tuple[int, ...]) -> Float32:
+        """Zeros for a window's part of a shift: a file where all windows' are a large part of the pool's memory."""
+        if 4 * prod(shape) * self.probed <= self.pool.limit // _LARGE_SHARE:
+            return np.zeros(shape, np.float32)
+        return np.memmap(self.pool.new_file(), np.float32, "w+", shape=shape)
 
     def _rounding(self, use: LayerUse) -> Rounding:
         seen = None

@@ -8,6 +8,11 @@ with what it costs there, E[x²]. Where GPTQ makes the codes, the probe's weight
 error in it costs once later columns have made up for it: GPTQ leaves a twentieth to a quarter of the error, differently
 for each weight but nearly alike in all formats.
 
+Where every layer then aims at what the exact model's layer gives, from the inputs that the compressed ones before it
+leave, most of what an error does is made up for behind it, and what stays goes with the number of weights, whatever
+layer they are in. Probes, behind which nothing is made up for, tell the sum there, and the weights share it by their
+elements; all but embeddings and last layers, behind which nothing is coded or comes.
+
 Where there are no data, and none can be made up, a prior stands in: every weight counts with its share of the elements
 and its relative error, weighed with what the graph says of its input.
 """
@@ -66,22 +71,25 @@ def layer_losses(candidates: Mapping[str, Sequence[Spec]], data: Measurements) -
     weights = [weight for weight in data.weights if weight.name in candidates]
     usual = _usual(weights, shown)
     every = sum(weight.elements for weight in weights)
+    evened = _evened(weights, shown) if data.method.two_streams else {}
 
     def losses(weight: Weight) -> tuple[float, ...]:
-        specs = candidates[weight.name]
+        specs, own = candidates[weight.name], quantiser.of(weight)
         uses = shown.get(weight.name)
         probed = probe_spec(weight)
         rows, shares = _sample(weight, data)
         total = np.zeros(len(specs))
         if not shown:
-            errors = _errors(rows, shares, specs, graph[weight.name].value(), graph[weight.name], quantiser)
+            errors = _errors(rows, shares, specs, graph[weight.name].value(), graph[weight.name], own)
             share = weight.elements / every / max(float(np.square(rows).sum()), _TINY)
             return tuple(float(one) for one in errors * share)
         if uses is None:
             uses = (Influence(usual.get(weight.shape, usual[None] * weight.elements), None),)
         for use in uses:
-            errors = _errors(rows, shares, [probed, *specs], use.energy, graph[weight.name], quantiser)
+            errors = _errors(rows, shares, [probed, *specs], use.energy, graph[weight.name], own)
             total += use.loss * errors[1:] / errors[0] if errors[0] > 0 else 0
+        if weight in evened:
+            total *= evened[weight] / max(sum(use.loss for use in uses), _TINY)
         return tuple(float(one) for one in total)
 
     found = in_threads(losses, weights, data.threads)
@@ -155,6 +163,14 @@ def _errors(
             total += float(squares @ energy[number])
         found.append(total)
     return np.asarray(found)
+
+
+def _evened(weights: Sequence[Weight], shown: Mapping[str, tuple[Influence, ...]]) -> dict[Weight, float]:
+    """What each weight loses when it is probed, if those that have layers behind them share that by their elements."""
+    inner = [weight for weight in weights if weight.name in shown and not weight.backup_reason]
+    total = sum(use.loss for weight in inner for use in shown[weight.name])
+    every = sum(weight.elements for weight in inner)
+    return {weight: total * weight.elements / every for weight in inner}
 
 
 def _usual(

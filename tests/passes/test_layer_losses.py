@@ -16,6 +16,7 @@ from ov_weight_compression.passes.layer_losses import layer_losses, measured_div
 from ov_weight_compression.passes.measurements import DataPart, Measurements
 from ov_weight_compression.passes.method import method_of
 from ov_weight_compression.passes.options import read_options
+from ov_weight_compression.passes.probing import Quantiser, WeightRounder, probe_spec
 from ov_weight_compression.passes.weight_compression import _prepared
 from ov_weight_compression.patterns import find_weights, sources_of
 from ov_weight_compression.quantization.formats import FORMATS
@@ -110,6 +111,49 @@ def test_a_second_target_reads_what_the_first_has_measured(tmp_path: Path) -> No
     assert {name: loss for name, (loss,) in found.items()} == pytest.approx(
         {name: loss for name, (loss,) in once.items()}
     )
+
+
+def test_what_is_made_up_for_behind_a_layer_is_shared_by_elements() -> None:
+    """By `best`; where nothing is made up for, behind the last layer and before the first, a weight has its own."""
+    model = small.language_model()
+    found = {}
+    for accuracy in ("balanced", "best"):
+        data = measurements(model, dataset=TOKENS, accuracy=accuracy)
+        losses = layer_losses({weight.name: [probe_spec(weight)] for weight in data.weights}, data).losses
+        found[accuracy] = {weight.name: losses[weight.name][0] / weight.elements for weight in data.weights}
+    inner = [weight for weight in data.weights if not weight.backup_reason]
+    assert {weight.name for weight in data.weights} - {weight.name for weight in inner} == {
+        "embedding",
+        "positions",
+        "head",
+    }
+    assert np.ptp([found["best"][weight.name] for weight in inner]) < 1e-6 * found["best"][inner[0].name]
+    assert np.ptp([found["balanced"][weight.name] for weight in inner]) > found["best"][inner[0].name]
+    sums = [sum(each[weight.name] * weight.elements for weight in inner) for each in found.values()]
+    assert sums[0] == pytest.approx(sums[1])
+    for name in ("embedding", "positions", "head"):
+        assert found["best"][name] == pytest.approx(found["balanced"][name])
+
+
+def test_a_table_that_a_head_shares_is_probed_as_it_will_be_rounded() -> None:
+    """Layer by layer nothing codes it: its first layer reads no activation."""
+    random = np.random.default_rng(0)
+    gram = np.cov(random.standard_normal((32, 4)) @ random.standard_normal((4, 64)), rowvar=False).astype(np.float32)
+    rows = random.standard_normal((16, 32)).astype(np.float32)
+    ids = op.parameter([-1], np.int64, name="ids")
+    table = small.constant((16, 32), "table")
+    hidden = op.matmul(op.gather(table, ids, op.constant(0)), small.constant((32, 32), "plain"), False, True)
+    model = ov.Model([op.result(op.matmul(hidden, table, False, True))], [ids], "m")
+    weights = find_weights(model)[0]
+    sources = sources_of(weights)
+    by_gptq, by_search = (WeightRounder(weights, sources, Quantiser(False, gptq)) for gptq in (True, False))
+    gram = gram[:32, :32] + 0.1 * np.eye(32, dtype=np.float32)
+    same = {}
+    for name in ("table", "plain"):
+        first, second = by_gptq.prepare(name, gram), by_search.prepare(name, np.diagonal(gram))
+        same[name] = np.array_equal(first.values(rows, 0), second.values(rows, 0))
+        assert np.array_equal(first.energy, second.energy) == same[name]
+    assert same == {"table": True, "plain": False}
 
 
 def test_without_data_weights_count_by_size_and_error() -> None:
