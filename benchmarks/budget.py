@@ -4,11 +4,13 @@
     python -m benchmarks.budget --cases pylm --series default --peer-python PATH
 
 NNCF's curve is five ratios of int4_sym to int8 by its best metric on these models, ours are targets of as many bytes as
-NNCF's models take. Beside it each preset is judged at the bytes of uniform int4_sym. Text, windows and judge are those
-of ``benchmarks.accuracy``; every figure is remembered in ``--cache`` as there. ``results/budget.json`` holds
+NNCF's models take. Beside it each preset is judged at the bytes of uniform int4_sym, and where it is asked for a
+divergence. Text, windows and judge are those of ``benchmarks.accuracy``; every figure is remembered in ``--cache`` as
+there. ``results/budget.json`` holds
 
     {"curves": [{"case": …, "tool": "nncf" | "own", "name": …, "points": [{"bytes": …, "kl": …, "error": …}]}],
-     "uniform": [{"case": …, "name": …, "bytes": …, "kl": …, "beside": …, "ratio": …}]}
+     "uniform": [{"case": …, "name": …, "bytes": …, "kl": …, "beside": …, "ratio": …}],
+     "divergence": [{"case": …, "name": …, "asked": …, "bytes": …, "kl": …, "error": …}]}
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from benchmarks.accuracy_cases import Case
 from benchmarks.tables import markdown
 
 RATIOS = (1.0, 0.8, 0.6, 0.4, 0.2)
+DIVERGENCES = (0.05, 0.02, 0.01)
 METRIC = "mean_activation_variance"
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -40,7 +43,8 @@ ANY = {"max_slowdown": 1000.0}
 READING = """Mean KL divergence from the original in nats on held-out text, less is better; 64 × 256 tokens of other
 text for calibration, sizes are those of the .bin. Curves are NNCF's ratios of int4_sym to int8, and targets of as many
 bytes. Beside them each preset at the bytes of uniform int4_sym (embedding and head in int8): uniform nf4, and targets
-with the formats that are chosen from by default (`max_slowdown=1.25`) or with any that the device runs from codes.
+with the formats that are chosen from by default (`max_slowdown=1.25`) or with any that the device runs from codes. A
+target of a divergence is measured by the package on calibration text, here on held-out text.
 """
 RESULTS = places.ROOT / "benchmarks" / "results"
 
@@ -134,6 +138,16 @@ def beside_uniform(case: Case, arguments: argparse.Namespace) -> Iterator[dict[s
                 yield _beside(case, label, point, uniform)
 
 
+def asked_for(case: Case, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Each preset where it is asked for a divergence."""
+    for name in arguments.series.split(","):
+        for target in DIVERGENCES:
+            label = f"{name}, {target:g} nats"
+            point = measured(case, "own", label, {"target_divergence": target, **PRESETS[name]}, arguments)
+            if point is not None:
+                yield {"case": case.name, "name": label, "asked": target, **asdict(point)}
+
+
 def _beside(case: Case, name: str, point: Point, uniform: Point) -> dict[str, Any]:
     return {
         "case": case.name,
@@ -148,7 +162,7 @@ def _beside(case: Case, name: str, point: Point, uniform: Point) -> dict[str, An
 def render(found: dict[str, Any], peer: dict[str, str] | None) -> str:
     """The tables."""
     text = ["# Budgets\n", READING]
-    for case in dict.fromkeys(one["case"] for one in (*found["curves"], *found["uniform"])):
+    for case in dict.fromkeys(one["case"] for one in (*found["curves"], *found["uniform"], *found["divergence"])):
         text.append(f"## {case}\n")
         own = [one for one in found["curves"] if one["case"] == case]
         if own:
@@ -170,6 +184,19 @@ def render(found: dict[str, Any], peer: dict[str, str] | None) -> str:
         ]
         if rows:
             text.append(markdown(("at the bytes of int4_sym", "MB", "KL", "of int4_sym"), rows))
+        rows = [
+            (
+                one["name"],
+                f"{one['bytes'] / 1e6:.3f}",
+                f"{one['kl']:.5f}",
+                f"{one['error']:.5f}",
+                f"{one['kl'] / one['asked']:.2f}",
+            )
+            for one in found["divergence"]
+            if one["case"] == case
+        ]
+        if rows:
+            text.append(markdown(("asked for", "MB", "KL", "± (windows)", "of what was asked"), rows))
     return "\n".join([*text, machine.describe(peer), ""])
 
 
@@ -180,7 +207,7 @@ def main() -> None:
     parser.add_argument("--smollm", type=Path, help="folder of SmolLM2-135M as an IR")
     parser.add_argument("--cases", default=",".join(accuracy_cases.NAMES))
     parser.add_argument("--series", default="default,fast,best", help="of the presets")
-    parser.add_argument("--parts", default="uniform,curves")
+    parser.add_argument("--parts", default="uniform,curves,divergence")
     peers.add_option(parser)
     parser.add_argument("--cache", type=Path, default=places.CACHE / "accuracy.json")
     parser.add_argument("--refresh", action="store_true", help="forget what an older state of this package gave")
@@ -191,7 +218,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS / "budget.md")
     arguments = parser.parse_args()
     place = arguments.output.with_suffix(".json")
-    found: dict[str, Any] = json.loads(place.read_text()) if place.exists() else {"curves": [], "uniform": []}
+    found: dict[str, Any] = json.loads(place.read_text()) if place.exists() else {}
+    found = {part: found.get(part, []) for part in ("curves", "uniform", "divergence")}
     for case in accuracy_cases.cases(arguments.shared, arguments.smollm):
         case = replace(case, every=arguments.every or case.every)
         if case.name not in arguments.cases.split(",") or case.missing():
@@ -199,6 +227,7 @@ def main() -> None:
         made = {
             "uniform": list(beside_uniform(case, arguments)) if "uniform" in arguments.parts else [],
             "curves": list(curves(case, arguments)) if "curves" in arguments.parts else [],
+            "divergence": list(asked_for(case, arguments)) if "divergence" in arguments.parts else [],
         }
         for part, new in made.items():
             names = {(one["case"], one["name"]) for one in new}
