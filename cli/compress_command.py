@@ -113,7 +113,7 @@ def _add_own(groups: Groups) -> None:
         "--rule",
         action="append",
         metavar="PATTERN=MODE[:GROUP]",
-        help="what matching weights ([FILE.xml:]NAME) get; MODE none skips them; may be repeated, the first wins",
+        help="what matching weights get; MODE none skips them; may be repeated, the first wins",
     )
     groups.formats.add_argument(
         "--ignore",
@@ -135,9 +135,7 @@ def _add_own(groups: Groups) -> None:
         action="store_true",
         help="the mode for every part of a pipeline (default: 8 bits for small and delicate ones)",
     )
-    groups.results.add_argument(
-        "--html", metavar="FILE", type=Path, help="write a page to look at: formats, where the bytes are, reasons"
-    )
+    groups.results.add_argument("--html", metavar="FILE", type=Path, help="write a page to look at")
     add_json(groups.results, "the report")
     groups.running.add_argument(
         "--recipe", metavar="FILE", type=Path, help="take the options from a file; those on the command line come first"

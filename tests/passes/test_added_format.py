@@ -45,5 +45,5 @@ def test_a_row_makes_a_mode(tmp_path: Path) -> None:
 
 
 def test_what_nobody_has_added_is_no_mode() -> None:
-    with pytest.raises(OptionError, match=r"mode: 'int6_sym' is not one of int8_asym, "):
-        WeightCompression(mode="int6_sym")
+    with pytest.raises(OptionError, match=r"mode: 'int13_sym' is not one of int8_asym, "):
+        WeightCompression(mode="int13_sym")
