@@ -49,7 +49,11 @@ CASES: dict[str, tuple[str, dict[str, Any], float]] = {
     "gptqmodel 4 v2": ("gptqmodel", {**GPTQ, "group_size": 32, "sym": False, "format": "gptq_v2"}, F16_ROUNDS),
     "gptqmodel 3": ("gptqmodel", {**GPTQ, "bits": 3}, F16_ROUNDS),
     "gptqmodel 2": ("gptqmodel", {**GPTQ, "bits": 2, "group_size": 32, "sym": False}, F16_ROUNDS),
-    "gptqmodel 8 per channel": ("gptqmodel", {**GPTQ, "bits": 8, "group_size": -1}, F16_ROUNDS),
+    "gptqmodel 8 per channel": (
+        "gptqmodel",
+        {**GPTQ, "bits": 8, "group_size": -1, "act_group_aware": False},
+        F16_ROUNDS,
+    ),
     "gptqmodel awq": (
         "gptqmodel",
         {"bits": 4, "group_size": 64, "method": "awq", "format": "gemm", "sym": False},

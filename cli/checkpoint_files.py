@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ov_weight_compression.calibration import read_data
 from ov_weight_compression.checkpoints.from_checkpoint import (
     OpenedModel,
     export_opened,
@@ -16,7 +14,7 @@ from ov_weight_compression.checkpoints.from_checkpoint import (
     open_exported,
 )
 from ov_weight_compression.cli.compress_files import FileResult, Progress, compress_model, update_config
-from ov_weight_compression.cli.file_options import options_by_file
+from ov_weight_compression.cli.file_options import given_to_passes, options_by_file
 from ov_weight_compression.cli.model_card import write_card
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.ir_file import changed_since
@@ -67,8 +65,8 @@ def compress_checkpoint(
     if leaves_floats and not opened.quantised:
         raise OptionError("mode: 'none' leaves everything in floats; it is for quantised checkpoints alone")
     _check_options(options, data)
-    given = options.get("device")
-    devices = () if given is None else DEVICES.parse("device", given)
+    device = options.get("device")
+    devices = () if device is None else DEVICES.parse("device", device)
     unchanged = [changed_since(file) for file in opened.checkpoint.files]
 
     def check_unchanged() -> None:
@@ -88,7 +86,7 @@ def compress_checkpoint(
                 data,
                 pipeline_defaults,
             )
-        dataset = cache(lambda source: read_data(source, folder))
+        given = given_to_passes(folder)
         results = []
         for name in names:
             model = open_exported(exported, name, opened, devices)
@@ -97,12 +95,11 @@ def compress_checkpoint(
                 report = _save(model, written, check_unchanged, exported.unused)
             else:
                 own = shared[name]
-                given = own.options if own.data is None else {**own.options, "dataset": dataset(own.data)}
                 report = compress_model(
                     model.model,
                     name,
                     written,
-                    given,
+                    given(own, name),
                     progress,
                     check_unchanged,
                     model.origins,

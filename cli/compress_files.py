@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ov_weight_compression.checkpoints.folder import is_checkpoint
-from ov_weight_compression.cli.file_options import FileOptions, options_by_file
+from ov_weight_compression.cli.file_options import FileOptions, given_to_passes, options_by_file
 from ov_weight_compression.cli.model_card import write_card
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.ir_file import changed_since, read_model
@@ -81,20 +81,12 @@ def compress_path(
         names = [model.relative_to(folder).as_posix() for model in models]
         return options_by_file(names, options, lambda name: read_model(folder / name), files, data, pipeline_defaults)
 
-    @functools.cache
-    def dataset(source: str, name: str) -> Any:
-        from ov_weight_compression.calibration import read_data
-
-        return read_data(source, folder, name)
+    given = given_to_passes(folder)
 
     def convert(model: Path, written: Path | None) -> Report:
         name = model.relative_to(folder).as_posix()
         own = shared()[name]
-        of_each = own.data is not None and Path(own.data).is_dir()
-        given = own.options
-        if own.data is not None:
-            given = {**given, "dataset": dataset(own.data, name if of_each else "")}
-        return replace(_compress_file(model, written, given, progress), note=own.note)
+        return replace(_compress_file(model, written, given(own, name), progress), note=own.note)
 
     def finish(made: Path, reports: list[Report]) -> None:
         update_config(made, reports)

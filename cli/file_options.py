@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from ov_weight_compression.ir_utils.errors import OptionError, one_line
@@ -27,7 +28,7 @@ from ov_weight_compression.patterns import IgnoredScope, find_weights, matching
 from ov_weight_compression.patterns.graphs import graphs_of
 from ov_weight_compression.quantization.formats import FORMATS
 
-__all__ = ["FileOptions", "options_by_file"]
+__all__ = ["FileOptions", "given_to_passes", "options_by_file"]
 
 _ENTRIES = ("names", "patterns", "types")
 
@@ -80,6 +81,28 @@ def options_by_file(
     _share_rules(found, models)
     _share_scopes(found, models)
     return found
+
+
+def given_to_passes(folder: Path) -> Callable[[FileOptions, str], dict[str, Any]]:
+    """What gives the keyword arguments of the pass for a model of the folder: its options and the dataset that they
+    name, which is read once for all models unless it has samples for each.
+
+    Raises:
+        OptionError: when asked, of data that are not there or cannot be read.
+    """
+
+    @cache
+    def dataset(data: str, name: str) -> Any:
+        from ov_weight_compression.calibration import read_data
+
+        return read_data(data, folder, name)
+
+    def given(own: FileOptions, name: str) -> dict[str, Any]:
+        if own.data is None:
+            return own.options
+        return {**own.options, "dataset": dataset(own.data, name if Path(own.data).is_dir() else "")}
+
+    return given
 
 
 def _listed(names: Iterable[str]) -> str:
