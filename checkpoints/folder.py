@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from ov_weight_compression.checkpoints.foreign_weights import foreign_weights
 from ov_weight_compression.checkpoints.safetensors_file import StoredTensor, read_header
 from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.option_kinds import shown
@@ -25,7 +26,7 @@ __all__ = ["QUANTIZATION_KEYS", "Checkpoint", "is_checkpoint", "read_checkpoint"
 _CONFIG = "config.json"
 _WHOLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_ADAPTER = "adapter_config.json"
 _LARGEST_JSON = 200 << 20
 QUANTIZATION_KEYS = ("quantization_config", "compression_config")
 """What config.json, or a table in it, may call what it says of quantised weights."""
@@ -122,10 +123,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _files(folder: Path) -> tuple[tuple[Path, ...], dict[str, Path]]:
     """The safetensors files, in the order that transformers looks for them, and where an index places each tensor."""
+    if (folder / _ADAPTER).is_file() and any((folder / name).is_file() for name in (_WHOLE, _INDEX)):
+        raise ModelError(
+            f"{folder}: has an adapter ({_ADAPTER}) beside the model, which loaders may or may not apply: merge it, or "
+            "move it elsewhere"
+        )
     if (folder / _WHOLE).is_file():
         return (folder / _WHOLE,), {}
     if not (folder / _INDEX).is_file():
-        raise ModelError(_without_weights(folder))
+        reason = foreign_weights(folder) or f"neither {_WHOLE} nor {_INDEX} is there"
+        raise ModelError(f"{folder}: {reason}")
     index = folder / _INDEX
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -147,26 +154,6 @@ def _inside(index: Path, name: str, file: object) -> Path:
     if not str(file).endswith(".safetensors"):
         raise ModelError(f"{index}: places {shown(name)} in {shown(file)}, which is no safetensors file")
     return index.parent / str(file)
-
-
-def _without_weights(folder: Path) -> str:
-    """Why a folder without model.safetensors and without an index cannot be used, and what to do."""
-    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
-    if pickles:
-        return (
-            f"{folder}: its weights are pickles ({shown(pickles[0])}), which run code when they are read; load them "
-            "where you trust them and save_pretrained(folder, safe_serialization=True)"
-        )
-    if (folder / "adapter_config.json").is_file():
-        return f"{folder}: an adapter, not a model: merge it into its base model and save_pretrained that"
-    if (folder / "model_index.json").is_file():
-        return f"{folder}: a pipeline of several models; export it with optimum-cli and compress what that writes"
-    others = sorted(path.name for path in folder.glob("*.safetensors"))
-    if others:
-        return (
-            f"{folder}: neither {_WHOLE} nor {_INDEX} is there, only {shown(others[0])}: no checkpoint of transformers"
-        )
-    return f"{folder}: neither {_WHOLE} nor {_INDEX} is there"
 
 
 def _quantization(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:

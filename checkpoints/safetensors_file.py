@@ -30,6 +30,8 @@ __all__ = ["DTYPES", "Dtype", "SafetensorsFile", "StoredTensor", "mapped_constan
 _LENGTH_BYTES = 8
 _LONGEST_HEADER = 100_000_000  # what the format's own library reads
 _LARGEST = 2**63 - 1
+_POINTER = int.from_bytes(b"version ", "little")
+"""How a pointer of Git LFS begins, taken for a length."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,8 @@ def read_header(path: Path) -> SafetensorsFile:
         size = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+            if length == _POINTER:
+                raise ModelError(f"{path}: a Git LFS pointer instead of the file: fetch it (git lfs pull)")
             if size < _LENGTH_BYTES or length > min(_LONGEST_HEADER, size - _LENGTH_BYTES):
                 raise ModelError(
                     f"{path}: not a safetensors file, or cut short: its header would have {length} of {size} bytes"

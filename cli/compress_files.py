@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ov_weight_compression.checkpoints.folder import is_checkpoint
+from ov_weight_compression.checkpoints.foreign_weights import foreign_weights
 from ov_weight_compression.cli.file_options import FileOptions, given_to_passes, options_by_file
 from ov_weight_compression.cli.model_card import write_card
-from ov_weight_compression.ir_utils.errors import OptionError
+from ov_weight_compression.ir_utils.errors import ModelError, OptionError
 from ov_weight_compression.ir_utils.ir_file import changed_since, read_model
 from ov_weight_compression.ir_utils.model_folder import convert_path, edit_config, models_in
 from ov_weight_compression.ir_utils.publish import expanded
@@ -23,6 +24,7 @@ from ov_weight_compression.passes.weight_compression import WeightCompression
 
 __all__ = ["FileResult", "Progress", "compress_model", "compress_path", "update_config"]
 
+_MODEL_FILES = (".xml", ".onnx")
 _OPTIMUM_DTYPES = ("int4", "int8", "mxfp4", "nf4", "cb4")
 
 
@@ -72,6 +74,10 @@ def compress_path(
         raise OptionError("mode: 'none' leaves everything in floats; it is for quantised checkpoints alone")
     if task is not None:
         raise OptionError(f"task: {source} is no checkpoint; a model is exported already")
+    if source.suffix not in _MODEL_FILES and not any(one.suffix in _MODEL_FILES for one in source.rglob("*")):
+        reason = foreign_weights(source)
+        if reason:
+            raise ModelError(f"{source}: {reason}")
 
     folder = source if source.is_dir() else source.parent
 

@@ -6,6 +6,7 @@ The worker's own function runs here, in this process; `test_the_command_does_it_
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,46 @@ def test_constants_are_the_files_and_the_report_says_which(llama: Path, tmp_path
         == f"{checkpoint.place(checkpoint.tensors['model.layers.0.mlp.up_proj.weight'])}"
     )
     assert all(origins.values())
+
+
+def _linked(folder: Path) -> None:
+    """As the hub's cache has it: links to files without endings."""
+    blobs = folder.parent / "blobs"
+    blobs.mkdir()
+    for number, path in enumerate(sorted(folder.iterdir())):
+        path.rename(blobs / str(number))
+        path.symlink_to(f"../blobs/{number}")
+
+
+def _with_others(folder: Path) -> None:
+    """With weights that no loader looks at: Mistral's own, a shard that the index does not name, a pickle."""
+    shard = next(iter(folder.glob("model-*.safetensors")))
+    for name in ("consolidated.safetensors", "model-00009-of-00009.safetensors", "pytorch_model.bin"):
+        shutil.copy(shard, folder / name)
+
+
+def _with_nothing(folder: Path) -> None:
+    """With a tensor of no elements, which the architecture does not have and which is a buffer."""
+    write_tensors(folder / "empty.safetensors", {"model.rotary_emb.inv_freq": np.zeros((0, 8), np.float32)})
+    index = folder / "model.safetensors.index.json"
+    said = json.loads(index.read_text())
+    said["weight_map"]["model.rotary_emb.inv_freq"] = "empty.safetensors"
+    index.write_text(json.dumps(said))
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("arrange", [_linked, _with_others, _with_nothing])
+def test_arrangements_of_a_folder_that_change_nothing(
+    arrange: Callable[[Path], None], llama: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "hf"
+    shutil.copytree(llama, folder)
+    arrange(folder)
+    written = []
+    for source, out in ((llama, tmp_path / "plain"), (folder, tmp_path / "arranged")):
+        compress_path(source, out, OPTIONS)
+        written.append((out / "openvino_model.bin").read_bytes())
+    assert written[0] == written[1]
 
 
 def test_the_command_does_it_all(llama: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ov_weight_compression.checkpoints.folder import is_checkpoint, read_checkpoint
+from ov_weight_compression.cli.compress_files import compress_path
 from ov_weight_compression.ir_utils.errors import ModelError
 from tests.checkpoints.files import write_folder, write_tensors
 
@@ -134,6 +135,8 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
         ("adapter_config.json", "an adapter, not a model: merge it"),
         ("model_index.json", "a pipeline of several models"),
         ("consolidated.safetensors", r"only 'consolidated\.safetensors': no checkpoint of transformers"),
+        ("model-Q4_K_M.gguf", r"its weights are GGUF \('model-Q4_K_M\.gguf'\), which are not read"),
+        ("tf_model.h5", "its weights are TensorFlow's"),
         ("README.md", r"neither model\.safetensors nor model\.safetensors\.index\.json is there"),
     ],
 )
@@ -142,3 +145,29 @@ def test_a_folder_without_weights_says_what_to_do(file: str, message: str, tmp_p
     (tmp_path / file).write_text("{}")
     with pytest.raises(ModelError, match=message):
         read_checkpoint(tmp_path)
+
+
+def test_an_adapter_beside_a_model_is_refused(tmp_path: Path) -> None:
+    """transformers takes the adapter's base model instead, where peft is installed."""
+    folder = write_folder(tmp_path, SHARDS, CONFIG)
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"has an adapter \(adapter_config\.json\) beside the model.*: merge it, or"):
+        read_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "given", "message"),
+    [
+        ("adapter_config.json", "", "an adapter, not a model: merge it"),
+        ("model.gguf", "", r"its weights are GGUF \('model\.gguf'\)"),
+        ("model.gguf", "model.gguf", r"model\.gguf: its weights are GGUF"),
+        ("model.safetensors", "model.safetensors", "weights without a model: give the folder"),
+        ("pytorch_model.bin", "pytorch_model.bin", "its weights are pickles"),
+        ("consolidated.safetensors", "", r"only 'consolidated\.safetensors'"),
+    ],
+)
+def test_what_has_no_config_is_called_what_it_is(file: str, given: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / file).write_text("{}")
+    with pytest.raises(ModelError, match=message):
+        compress_path(tmp_path / given, tmp_path / "out", {})
+    assert [path.name for path in tmp_path.iterdir()] == [file]

@@ -136,6 +136,9 @@ def test_a_file_that_is_cut_short_is_refused(tmp_path: Path) -> None:
         read_header(path)
     with pytest.raises(ModelError, match="cannot be read: No such file"):
         read_header(tmp_path / "none.safetensors")
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    with pytest.raises(ModelError, match=r"a Git LFS pointer instead of the file: fetch it \(git lfs pull\)"):
+        read_header(path)
 
 
 def test_offsets_count_from_the_end_of_the_header(tmp_path: Path) -> None:

@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openvino as ov
 import pytest
 
 from ov_weight_compression.cli import main
 from ov_weight_compression.cli.compress_files import compress_path
+from ov_weight_compression.cli.file_options import FileOptions, given_to_passes
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.model_parts import names_file, part_of, pipeline_of, split_file
 from tests.cli.commands import failing
@@ -160,6 +162,20 @@ def test_the_command(pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     said = json.loads((tmp_path / "out" / "openvino_config.json").read_text())
     assert said["weight_compression"]["mode"] == "int4_sym"  # the main part's
     assert "matches nothing in any" in failing(capsys, 2, *words, "--force", "--rule", "*none*=nf4")
+
+
+def test_each_model_gets_its_own_samples_of_a_folder(tmp_path: Path) -> None:
+    """Whatever the models were made from: files, or a checkpoint."""
+    for name in ("encoder", "decoder"):
+        (tmp_path / f"openvino_{name}_model").mkdir()
+        np.savez(tmp_path / f"openvino_{name}_model" / "0.npz", **{name: np.zeros(1)})
+    given = given_to_passes(tmp_path)
+    own = FileOptions({"mode": "nf4"}, str(tmp_path))
+    for name in ("encoder", "decoder"):
+        passed = given(own, f"openvino_{name}_model.xml")
+        assert [list(sample) for sample in passed["dataset"]] == [[name]]
+        assert passed["mode"] == "nf4"
+    assert given(FileOptions({"mode": "nf4"}), "openvino_model.xml") == {"mode": "nf4"}
 
 
 def test_names() -> None:
