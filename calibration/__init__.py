@@ -13,6 +13,7 @@ from ov_weight_compression.calibration.datasets import (
 )
 from ov_weight_compression.calibration.divergence import divergence_of, scored_outputs
 from ov_weight_compression.calibration.generate import written_windows
+from ov_weight_compression.calibration.gram_sums import Seen
 from ov_weight_compression.calibration.influence_file import load_influences, save_influences
 from ov_weight_compression.calibration.layer_shift import Rounding
 from ov_weight_compression.calibration.probes import (
@@ -30,7 +31,7 @@ from ov_weight_compression.calibration.statistics import (
     save_statistics,
     statistics_file,
 )
-from ov_weight_compression.calibration.two_streams import LayerInput, Seen, Stage, Streams, open_streams
+from ov_weight_compression.calibration.two_streams import LayerInput, Stage, Streams, open_streams
 
 __all__ = [
     "CONTEXT_LENGTH",

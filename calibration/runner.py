@@ -30,6 +30,7 @@ import openvino.opset13 as ops
 from numpy.typing import NDArray
 
 from ov_weight_compression.calibration.activation_graph import ActivationGraph, TensorKey
+from ov_weight_compression.calibration.products import computes_bf16
 from ov_weight_compression.ir_utils.errors import WorkError
 from ov_weight_compression.ir_utils.ir_file import openvino_reason
 from ov_weight_compression.ir_utils.publish import TemporaryFolder
@@ -197,6 +198,8 @@ class ModelPiece:
     """Tensors made in the piece that are taken from the store all the same."""
     replaced: Mapping[str, ov.Node] = field(default_factory=dict)
     """What stands in for a weight's constant, by the weight's name."""
+    bf16: bool = False
+    """Whether it may be computed in bf16 where the CPU is made for that."""
     shifted: tuple[TensorKey, ...] = ()
     """Tensors made in the piece to which something is added that comes from outside, by Parameters after the others."""
 
@@ -272,10 +275,12 @@ def run_piece(
         tick(1)
 
 
-def compiled_exactly(model: ov.Model) -> ov.InferRequest:
-    """A request that runs a model on the CPU with nothing rounded below f32."""
+def compiled_exactly(model: ov.Model, *, bf16: bool = False) -> ov.InferRequest:
+    """A request that runs a model on the CPU with nothing rounded below f32, or below bf16 if that is said and the CPU
+    is made for it."""
+    config = {**_ON_CPU, "INFERENCE_PRECISION_HINT": "bf16"} if bf16 and computes_bf16() else _ON_CPU
     try:
-        return _core().compile_model(model, "CPU", _ON_CPU).create_infer_request()
+        return _core().compile_model(model, "CPU", config).create_infer_request()
     except RuntimeError as error:
         reason = openvino_reason(error)
         raise WorkError(f"calibration: the model cannot be compiled for the data: {reason}") from error
@@ -287,7 +292,7 @@ class CompiledPiece:
     def __init__(self, piece: ModelPiece, store: Store) -> None:
         model, self._keys, restore = cut_out(piece, store)
         self._outputs, self._shifted = piece.outputs, piece.shifted
-        self._request = compiled_exactly(model)
+        self._request = compiled_exactly(model, bf16=piece.bf16)
         restore()
         self._shapes = [parameter.get_partial_shape() for parameter in model.get_parameters()[len(self._keys) :]]
 
@@ -370,8 +375,13 @@ class Stream:
         windows: int,
         weight_limit: int,
         tick: Callable[[int], None] = lambda steps: None,
+        *,
+        bf16: bool = False,
     ) -> None:
+        """With `bf16` layers may be computed in it; what comes before the first one may not, for positions are larger
+        there than it can tell apart."""
         self._graph = graph
+        self._bf16 = bf16
         self._nodes: Sequence[ov.Node] = ()
         self._tick = tick
         self._limit = weight_limit
@@ -402,7 +412,11 @@ class Stream:
         kept as well where it is None. The `forced` ones are not computed but taken from the store.
         """
         self._nodes = self._nodes or self._graph.model.clone().get_ordered_ops()
-        for first, last in split(self._graph, begin, end, self._limit):
+        middle = min(max(self._graph.level_ends[0], begin), end) if self._bf16 and self._graph.level_ends else begin
+        for first, last in (
+            *split(self._graph, begin, middle, self._limit),
+            *split(self._graph, middle, end, self._limit),
+        ):
             made = {
                 (index, port)
                 for index in self._graph.order[first:last]
@@ -426,6 +440,7 @@ class Stream:
                 outputs=tuple(sorted(kept | (made & set(watched)))),
                 forced=tuple(key for key in forced if key in made),
                 replaced=self._in_use(first, last),
+                bf16=self._bf16 and first >= middle,
             )
             run_piece(piece, self.store, self.windows, take, self._tick)
             self.forget(last, watched, since=begin)

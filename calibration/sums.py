@@ -1,9 +1,10 @@
 """From activations to sums: the arithmetic of statistics, in numpy, and what counts as a number there.
 
 An activation is seen as `x [experts, sequences, tokens, in]`, `experts` being 1 for a plain layer. The Gram matrices
-are matrix products, computed by BLAS in f32 over one window's rows (`x.T @ x` is a SYRK there: half the work of a
-GEMM) and summed over windows; sums per channel are kept in f64. The same inside the model's graph, as nodes beside the
-activation, was measured to be slower: 1.5 times for a Gram matrix (an ordinary GEMM there), 2 to 3 times for the sums.
+are matrix products, computed by BLAS in f32 (`x.T @ x` is a SYRK there: half the work of a GEMM) and summed in f32; for
+many rows and a CPU that computes in bf16 `products` has something faster. Sums per channel are kept in f64. The same
+inside the model's graph, as nodes beside the activation, was measured to be slower: 1.5 times for a Gram matrix in f32
+(an ordinary GEMM there), 2 to 3 times for the sums.
 
 A number counts that is finite and small enough for its square to be summed in f32. A sample that holds anything else is
 refused when it is read, with its number and its input. A sample may also be fine and overflow inside the model; the
@@ -73,6 +74,7 @@ def _fits(x: NDArray[Any], limit: float) -> bool:
         return bool(x.max() <= limit and x.min() >= -limit)
 
 
+_MIRRORED = 128
 _PANEL = 1024
 """Rows of a Gram matrix that are computed at a time: bounds the temporary product to `_PANEL · in` floats."""
 
@@ -109,11 +111,13 @@ def add_gram(total: Float32, x: Float32) -> None:
 
 
 def mirror(total: Float32) -> None:
-    """Fill in the part of a Gram matrix that `add_gram` leaves out."""
+    """Fill in the lower half of a Gram matrix, of which `add_gram` leaves out parts."""
     width = total.shape[0]
-    for begin in range(0, width, _PANEL):
-        end = min(begin + _PANEL, width)
+    for begin in range(0, width, _MIRRORED):
+        end = min(begin + _MIRRORED, width)
         total[end:, begin:end] = total[begin:end, end:].T
+        block = total[begin:end, begin:end]
+        np.copyto(block, block.T.copy(), where=np.tri(end - begin, k=-1, dtype=bool))
 
 
 def add_cross(total: Float32, x: Float32, y: Float32) -> None:

@@ -3,7 +3,7 @@
     with open_streams(model, weights, samples) as streams:
         for stage in streams:                            # in graph order
             for layer_input in stage.inputs:             # q, k, v share one; gate, up share one
-                seen = layer_input.measure(cross=True)
+                seen = layer_input.measure(drift=True)
                 for name in layer_input.weights:
                     stage.replace(name, compress(name, seen))
 
@@ -19,49 +19,46 @@ that several layers share belongs to the first stage that reads it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from math import prod
 from typing import Any
 
-import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from ov_weight_compression.calibration.activation_graph import ActivationGraph, Tap, read_graph
+from ov_weight_compression.calibration.activation_graph import ActivationGraph, Tap, TensorKey, read_graph
 from ov_weight_compression.calibration.collect import DEFAULT_MEMORY
 from ov_weight_compression.calibration.datasets import Samples
+from ov_weight_compression.calibration.gram_sums import GramSums, Seen
+from ov_weight_compression.calibration.products import BATCH_ROWS, Kernels
 from ov_weight_compression.calibration.runner import Pool, Store, Stream, feed
-from ov_weight_compression.calibration.sums import add_cross, add_gram, mirror, rows_by_expert, unfit
+from ov_weight_compression.calibration.sums import rows_by_expert
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.progress import progress_bar
-from ov_weight_compression.ir_utils.types import Float32
+from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.patterns import Sources, Weight
 
-__all__ = ["LayerInput", "Seen", "Stage", "Streams", "open_streams"]
+__all__ = ["LayerInput", "Stage", "Streams", "open_streams"]
 
-_BATCH_ROWS = 1024
-
-
-@dataclass(frozen=True, eq=False)
-class Seen:
-    """Gram matrices of one layer input: f32 [in, in], or [experts, in, in] where each expert has rows of its own."""
-
-    n: int
-    """Rows (tokens) seen, per expert where there are experts."""
-    gram: Float32
-    """Ĥ = Σ x̂ x̂ᵀ, of the input as it is behind the compressed weights."""
-    cross: Float32 | None = None
-    """C = Σ x x̂ᵀ, rows as `x` of the float model, columns as `x̂`; None where not asked for or they are the same."""
+_TOGETHER = 1 << 26
+"""Bytes of weights and Gram matrices up to which levels of a single stream are run at once: fewer compilations, and
+activations between them that are never stored."""
 
 
 class LayerInput:
     """A tensor that some layers of a stage read. Its activations wait in the streams' stores until it is measured."""
 
-    def __init__(self, tap: Tap, exact: Stream, compressed: Stream) -> None:
+    def __init__(
+        self, tap: Tap, exact: Stream, compressed: Stream, kernels: Kernels, sums: GramSums | None = None
+    ) -> None:
+        """`sums`: where they have been taken while the model ran."""
         self._tap = tap
         self._exact = exact
         self._compressed = compressed
+        self._kernels = kernels
+        self._sums = sums
         self.left_out = False
         """After `measure`: whether rows were left out because the model gave values there that are not finite."""
 
@@ -80,49 +77,28 @@ class LayerInput:
         """Both streams hold the same tensor: nothing that it depends on has been replaced."""
         return self._tap.key not in self._compressed.store or self._compressed is self._exact
 
-    def measure(self, *, cross: bool = False) -> Seen:
-        """Ĥ over all windows and, if asked for, C. Each takes in² floats until the caller drops it."""
-        pair = cross and not self.same
-        count, gram, total = 0, None, None
-        for hat, x in self._batches(pair):
-            if gram is None:
-                gram = np.zeros((len(hat), self.width, self.width), np.float32)
-                total = np.zeros_like(gram) if pair else None
-            for expert in range(len(hat)):
-                add_gram(gram[expert], hat[expert])
-                if total is not None:
-                    add_cross(total[expert], x[expert], hat[expert])
-            count += hat.shape[1]
-        gram = np.zeros((1, self.width, self.width), np.float32) if gram is None else gram
-        for one in gram:
-            mirror(one)
-        plain = len(gram) == 1
-        return Seen(count, gram[0] if plain else gram, total[0] if total is not None and plain else total)
-
-    def _batches(self, pair: bool) -> Iterator[tuple[Float32, Float32]]:
-        """`x̂` and, with `pair`, `x` of several windows at a time, each [experts, rows, in]: products of many rows are
-        faster than those of few."""
-        waiting: list[tuple[Float32, Float32]] = []
-        for window in range(self._exact.windows):
-            hat = self._rows(self._exact if self.same else self._compressed, window)
-            waiting.append((hat, self._rows(self._exact, window) if pair else hat))
-            last = window + 1 == self._exact.windows
-            if last or sum(one.shape[1] for one, _ in waiting) >= _BATCH_ROWS:
-                yield self._fit(_joined([one for one, _ in waiting]), _joined([one for _, one in waiting]))
-                waiting.clear()
-
-    def _fit(self, hat: Float32, x: Float32) -> tuple[Float32, Float32]:
-        """Without the rows in which either holds a value that does not count (see `unfit`)."""
-        found = [bad for bad in (unfit(hat), None if x is hat else unfit(x)) if bad is not None]
-        if not found:
-            return hat, x
-        self.left_out = True
-        kept = ~np.any([bad.any(axis=0) for bad in found], axis=0)
-        return hat[:, kept], x[:, kept]
+    def measure(self, *, drift: bool = False) -> Seen:
+        """Ĥ over all windows and, if asked for, D. Each takes in² floats until the caller drops it; once only."""
+        sums = self._sums
+        if sums is None:
+            pair = drift and not self.same
+            sums = GramSums(self.width, self._kernels)
+            for window in range(self._exact.windows):
+                hat = _rows(
+                    self._tap, (self._exact if self.same else self._compressed).store.get(self._tap.key, window)
+                )
+                sums.add(hat, _rows(self._tap, self._exact.store.get(self._tap.key, window)) if pair else None)
+        self._sums, seen = None, sums.result()
+        self.left_out = sums.left_out
+        return seen
 
     def _rows(self, stream: Stream, window: int) -> Float32:
-        x = rows_by_expert(stream.store.get(self._tap.key, window), self._tap.reduction, self._tap.batch)
-        return x.reshape(len(x), -1, self.width)
+        return _rows(self._tap, stream.store.get(self._tap.key, window))
+
+
+def _rows(tap: Tap, array: Array) -> Float32:
+    x = rows_by_expert(array, tap.reduction, tap.batch)
+    return x.reshape(len(x), -1, tap.width)
 
 
 class Stage:
@@ -150,37 +126,96 @@ class Stage:
 class Streams:
     """Iterates over the stages of a model. Use `open_streams`."""
 
-    def __init__(self, graph: ActivationGraph, exact: Stream, compressed: Stream | None, quiet: bool) -> None:
+    def __init__(
+        self,
+        graph: ActivationGraph,
+        exact: Stream,
+        compressed: Stream | None,
+        quiet: bool,
+        measured: Container[str] | None,
+    ) -> None:
         self._graph = graph
         self._exact = exact
         self._compressed = compressed
         self._quiet = quiet
+        self._measured = measured
         self._stages = _plan(graph)
+        self._kernels = Kernels()
 
     def __len__(self) -> int:
         return len(self._stages)
 
     def __iter__(self) -> Iterator[Stage]:
-        begin = 0
         with progress_bar(quiet=self._quiet) as bar:
             advance = bar.start("Layer by layer", len(self._stages))
-            for level, (taps, others) in enumerate(self._stages):
-                end = self._graph.level_ends[level] if level < len(self._graph.level_ends) else len(self._graph.order)
-                self._run(begin, end, taps)
+            begin = 0
+            for levels in self._runs():
+                end = self._end(levels[-1])
+                sums = self._run(begin, end, [tap for level in levels for tap in self._stages[level][0]])
                 begin = end
-                inputs = [LayerInput(tap, self._exact, self._compressed or self._exact) for tap in taps]
-                yield Stage(inputs, others, self._compressed)
-                advance(1)
+                for level in levels:
+                    taps, others = self._stages[level]
+                    inputs = [
+                        LayerInput(tap, self._exact, self._compressed or self._exact, self._kernels, sums.get(id(tap)))
+                        for tap in taps
+                    ]
+                    yield Stage(inputs, others, self._compressed)
+                    advance(1)
 
-    def _run(self, begin: int, end: int, taps: Sequence[Tap]) -> None:
-        """Take both streams to `end`, keeping what the next stage looks at."""
+    def _end(self, level: int) -> int:
+        ends = self._graph.level_ends
+        return ends[level] if level < len(ends) else len(self._graph.order)
+
+    def _runs(self) -> Iterator[list[int]]:
+        """The levels that are run at once: one where its weights may be replaced, else as many as are not large."""
+        together: list[int] = []
+        for level in range(len(self._stages)):
+            alone = self._compressed is not None or together == [0]
+            if together and (alone or self._size([*together, level]) > _TOGETHER):
+                yield together
+                together = []
+            together.append(level)
+        if together:
+            yield together
+
+    def _size(self, levels: Sequence[int]) -> int:
+        """Bytes of the weights that the levels take, and of the sums of what is looked at behind them."""
+        begin = self._end(levels[0] - 1) if levels[0] else 0
+        places = range(begin, self._end(levels[-1]))
+        weights = {key: size for place in places for key, size in self._graph.loads.get(place, ())}
+        taps = [tap for level in levels for tap in self._stages[level][0]]
+        rows = [prod(size for _, size in tap.batch) * (tap.width + BATCH_ROWS) for tap in taps]
+        return sum(weights.values()) + sum(4 * tap.width * each for tap, each in zip(taps, rows, strict=True))
+
+    def _run(self, begin: int, end: int, taps: Sequence[Tap]) -> dict[int, GramSums]:
+        """Take both streams to `end`, keeping what the next stage looks at; where there is one stream only, that is the
+        sums of what is measured, by the tap."""
+        if self._compressed is None:
+            return self._run_one(begin, end, taps)
         watched = dict.fromkeys([tap.key for tap in taps])
         routes = [key for key in self._graph.routes if begin <= self._graph.place[key[0]] < end]
         self._exact.advance(begin, end, {**watched, **dict.fromkeys(routes)})
-        if self._compressed is not None and self._compressed.changed:
+        if self._compressed.changed:
             self._compressed.advance(begin, end, watched, forced=routes)
             self._compressed.forget(end, watched)
         self._exact.forget(end, watched)
+        return {}
+
+    def _run_one(self, begin: int, end: int, taps: Sequence[Tap]) -> dict[int, GramSums]:
+        made = [tap for tap in taps if begin <= self._graph.place.get(tap.key[0], -1) < end]
+        sums = {id(tap): GramSums(tap.width, self._kernels) for tap in made if self._is_measured(tap)}
+
+        def receive(window: int, key: TensorKey, array: Array) -> None:
+            for tap in made:
+                if tap.key == key and id(tap) in sums:
+                    sums[id(tap)].add(_rows(tap, array))
+
+        self._exact.advance(begin, end, {tap.key: receive for tap in made if id(tap) in sums})
+        self._exact.forget(end, {tap.key for tap in taps} - {tap.key for tap in made})
+        return sums
+
+    def _is_measured(self, tap: Tap) -> bool:
+        return self._measured is None or any(name in self._measured for name in tap.weights)
 
 
 @contextmanager
@@ -193,25 +228,24 @@ def open_streams(
     calibration_memory: int = DEFAULT_MEMORY,
     quiet: bool = False,
     sources: Sources | None = None,
+    measured: Container[str] | None = None,
+    bf16: bool = False,
 ) -> Iterator[Streams]:
     """Run `samples` through `model` stage by stage; see the module for how it is used.
 
     `weights` are those that the caller may replace; the model itself is not changed. With `compressed=False` there is
     the float stream only, at half the time: replacements change nothing and every `LayerInput` is `same`. `sources` say
-    where the weights' values come from, the model's constants by default.
+    where the weights' values come from, the model's constants by default. `measured` names the weights whose inputs
+    will be measured, all by default. With `bf16` layers are computed in it where the CPU is made for that.
     """
     graph = read_graph(model, weights, values=sources)
     with Pool(calibration_memory // 4) as pool:
         store = Store(pool)
         windows = feed(graph, store, samples)
         limit = calibration_memory // 6
-        exact = Stream(graph, store, windows, limit)
-        second = Stream(graph, Store(pool, parent=store), windows, limit) if compressed else None
-        yield Streams(graph, exact, second, quiet)
-
-
-def _joined(parts: list[Float32]) -> Float32:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+        exact = Stream(graph, store, windows, limit, bf16=bf16)
+        second = Stream(graph, Store(pool, parent=store), windows, limit, bf16=bf16) if compressed else None
+        yield Streams(graph, exact, second, quiet, measured)
 
 
 def _plan(graph: ActivationGraph) -> list[tuple[list[Tap], list[str]]]:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["HessianInfo", "encode_layer_by_layer"]
 
+_COARSE = 4
+"""Bits of codes beside whose error that of computing in bf16 is nothing."""
 _TOGETHER = 1 << 24
 """Elements of weights that are encoded at once."""
 
@@ -61,6 +63,8 @@ def encode_layer_by_layer(plan: Plan, data: Measurements) -> tuple[Plan, tuple[s
         calibration_memory=data.memory,
         quiet=data.quiet,
         sources=data.sources,
+        measured=wanted,
+        bf16=all(one.spec.format.bits <= _COARSE for one in wanted.values()),
     ) as streams:
         for stage in streams:
             encoded.take(stage)
@@ -99,7 +103,7 @@ class _Encoded:
         if not names:
             return
         method = self.plan.method
-        seen = layer_input.measure(cross=method.two_streams)
+        seen = layer_input.measure(drift=method.two_streams)
         self.left_out += names if layer_input.left_out else []
         known: dict[int, list[HessianInfo]] = {}
         for together in self._together(names):
@@ -197,18 +201,18 @@ def _hessian_info_of(seen: Seen, factors: Float32 | None = None, damping: float 
     """One entry, or one per expert. With `factors` [in], or [experts, in], the layers will see the input divided by
     them."""
     grams: Array = seen.gram if seen.gram.ndim == 3 else seen.gram[None]
-    crosses = seen.cross if seen.cross is None or seen.cross.ndim == 3 else seen.cross[None]
+    drifts = seen.drift if seen.drift is None or seen.drift.ndim == 3 else seen.drift[None]
     if factors is not None:
         each = np.atleast_2d(1 / factors)
         inverse = (each[:, :, None] * each[:, None, :]).astype(np.float32)
-        grams, crosses = grams * inverse, None if crosses is None else crosses * inverse
-    return [_of_one(one, None if crosses is None else crosses[number], damping) for number, one in enumerate(grams)]
+        grams, drifts = grams * inverse, None if drifts is None else drifts * inverse
+    return [_of_one(one, None if drifts is None else drifts[number], damping) for number, one in enumerate(grams)]
 
 
-def _of_one(gram: Array, cross: Array | None, damping: float | None) -> HessianInfo:
-    if cross is None or not np.any(np.diagonal(gram)):
+def _of_one(gram: Array, drift: Array | None, damping: float | None) -> HessianInfo:
+    if drift is None or not np.any(np.diagonal(gram)):
         return HessianInfo(gram, damping=damping)
-    return HessianInfo(gram, input_correction(gram, cross), damping)
+    return HessianInfo(gram, input_correction(gram, drift), damping)
 
 
 def _encode_layer(

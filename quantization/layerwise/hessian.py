@@ -115,18 +115,17 @@ def _factor(gram: Float32, backwards: npt.NDArray[np.intp]) -> Float32:
     raise ValueError("the Gram matrix of the layer's input is not positive semidefinite")
 
 
-def input_correction(gram: Array, cross: Array, *, damping: float = TARGET_DAMPING) -> Float32:
-    """`K = (C − Ĥ) (Ĥ + λ̄ I)⁻¹`, [in, in] f32: the target of weight W [rows, in] is `W + W @ K`.
+def input_correction(gram: Array, drift: Array, *, damping: float = TARGET_DAMPING) -> Float32:
+    """`K = D (Ĥ + λ̄ I)⁻¹` with D = C − Ĥ, [in, in] f32: the target of weight W [rows, in] is `W + W @ K`.
 
     Args:
         gram: Ĥ [in, in], Gram matrix of the compressed prefix's activation.
-        cross: C [in, in], rows follow the float activation, columns the compressed one.
+        drift: D [in, in], rows follow the float activation, columns the compressed one.
         damping: λ, in units of the mean diagonal of Ĥ.
     """
     damped = np.array(gram, np.float32)
-    missing = np.asarray(cross, np.float32) - damped
     mean = float(np.diagonal(damped).mean(dtype=np.float64))
     if not mean > 0:
-        return np.zeros_like(missing)
+        return np.zeros_like(damped)
     damped[np.diag_indices_from(damped)] += np.float32(max(damping, 1e-4) * mean)
-    return np.ascontiguousarray(np.linalg.solve(damped, missing.T).T)
+    return np.ascontiguousarray(np.linalg.solve(damped, np.asarray(drift, np.float32).T).T)

@@ -8,7 +8,7 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from ov_weight_compression.calibration import make_samples, open_streams
+from ov_weight_compression.calibration import make_samples, open_streams, runner, two_streams
 from ov_weight_compression.ir_utils.errors import OptionError
 from tests import models
 from tests.calibration import small
@@ -47,14 +47,14 @@ def test_each_stage_sees_the_replacements_before_it(dtype: str, memory: int) -> 
     with open_streams(model, list(weights.values()), samples, calibration_memory=memory, quiet=True) as streams:
         for stage in streams:
             for one in stage.inputs:
-                seen = one.measure(cross=True)
+                seen = one.measure(drift=True)
                 name = one.weights[0]
                 x = rows(exact[name])
                 hat = rows(small.activations(small.with_constants(model, replaced), [weights[name]], samples)[name])
                 assert not one.same
                 assert np.abs(x - hat).max() > 1e-3 * np.abs(x).max()
                 tolerance = 1e-4 * np.abs(x.T @ x).max()
-                for gram, expected in ((seen.gram, hat.T @ hat), (seen.cross, x.T @ hat)):
+                for gram, expected in ((seen.gram, hat.T @ hat), (seen.drift, (x - hat).T @ hat)):
                     np.testing.assert_allclose(gram, expected, atol=tolerance)
             for name in stage.weights:
                 replaced[name] = coarse(weights[name].constant.data)
@@ -70,11 +70,11 @@ def test_equal_weights_give_equal_streams() -> None:
     with open_streams(model, list(weights.values()), samples) as streams:
         for number, stage in enumerate(streams):
             for one in stage.inputs:
-                seen = one.measure(cross=True)
+                seen = one.measure(drift=True)
                 assert one.same == (number == 0)
-                assert (seen.cross is None) == one.same
-                if seen.cross is not None:
-                    np.testing.assert_allclose(seen.cross, seen.gram, rtol=1e-5, atol=1e-3)
+                assert (seen.drift is None) == one.same
+                if seen.drift is not None:
+                    np.testing.assert_allclose(seen.drift, 0, atol=1e-3)
                 x = rows(plain[one.weights[0]])
                 np.testing.assert_allclose(seen.gram, x.T @ x, atol=1e-2)
             for name in stage.weights:
@@ -88,9 +88,9 @@ def test_streams_are_one_until_something_is_replaced() -> None:
     with open_streams(model, list(weights.values()), make_samples(model, TOKENS)) as streams:
         for stage in streams:
             for one in stage.inputs:
-                seen = one.measure(cross=True)
+                seen = one.measure(drift=True)
                 same.append(one.same)
-                assert (seen.cross is None) == one.same
+                assert (seen.drift is None) == one.same
                 if "gate_0" in one.weights:
                     stage.replace("gate_0", coarse(weights["gate_0"].constant.data))
     assert same == [True] * 3 + [False] * 6
@@ -111,6 +111,39 @@ def test_the_float_stream_alone() -> None:
                 stage.replace(name, coarse(weights[name].constant.data))
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_float_stream_alone_runs_several_levels_at_once(bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the same result, but for bf16; and what comes before the first layer, such as positions, is not in bf16."""
+    model = small.language_model(blocks=2)
+    weights, samples = small.weights_of(model), make_samples(model, TOKENS)
+    asked: list[bool] = []
+    original = runner.compiled_exactly
+    monkeypatch.setattr(
+        runner, "compiled_exactly", lambda piece, bf16=False: (asked.append(bf16), original(piece, bf16=bf16))[1]
+    )
+
+    def measured(together: int) -> dict[str, np.ndarray]:
+        monkeypatch.setattr(two_streams, "_TOGETHER", together)
+        asked.clear()
+        with open_streams(model, weights, samples, compressed=False, bf16=bf16, measured={"q_0", "down_1"}) as streams:
+            return {
+                one.weights[0]: one.measure().gram
+                for stage in streams
+                for one in stage.inputs
+                if {"q_0", "down_1"} & {*one.weights}
+            }
+
+    apart, pieces = measured(0), [*asked]
+    together = measured(1 << 30)
+    assert len(asked) == 2 < len(pieces)
+    assert asked == [False, bf16]
+    assert pieces == [False, *[bf16] * (len(pieces) - 1)]
+    assert apart.keys() == together.keys()
+    assert {"down_1"} < apart.keys()
+    for name, gram in apart.items():
+        np.testing.assert_allclose(together[name], gram, atol=(2e-2 if bf16 else 1e-5) * np.abs(gram).max())
+
+
 def test_what_is_not_asked_for_is_not_there() -> None:
     model = small.language_model()
     weights = small.weights_of(model)
@@ -120,7 +153,7 @@ def test_what_is_not_asked_for_is_not_there() -> None:
                 stage.replace("embedding", np.zeros((small.VOCABULARY, 32), np.float32))
             for one in stage.inputs:
                 assert not one.same
-                assert one.measure().cross is None
+                assert one.measure().drift is None
 
 
 def test_a_weight_of_another_stage_is_refused() -> None:
@@ -142,13 +175,13 @@ def test_routed_experts_are_compared_row_by_row() -> None:
     with open_streams(model, list(weights.values()), samples) as streams:
         for stage in streams:
             for one in stage.inputs:
-                seen = one.measure(cross=True)
+                seen = one.measure(drift=True)
                 x = rows(exact[one.weights[0]])
                 assert seen.n == len(x)
                 if one.weights[0].startswith("up") and seen.n:
                     assert not one.same
-                    assert seen.cross is not None
-                    assert np.abs(seen.cross - x.T @ x).max() < 0.2 * np.abs(x.T @ x).max()
+                    assert seen.drift is not None
+                    assert np.abs(seen.gram + seen.drift - x.T @ x).max() < 0.2 * np.abs(x.T @ x).max()
             for name in stage.weights:
                 values = weights[name].constant.data
                 stage.replace(name, values[::-1] if name == "router" else coarse(values))
@@ -160,13 +193,13 @@ def test_experts_with_rows_of_their_own() -> None:
     samples = make_samples(model, [np.random.default_rng(0).standard_normal((11, 32)).astype("f4")])
     down = coarse(weights["up"].constant.data)
     with open_streams(model, list(weights.values()), samples) as streams:
-        first, second = ([one.measure(cross=True) for one in stage.inputs] for stage in stepping(streams, {"up": down}))
+        first, second = ([one.measure(drift=True) for one in stage.inputs] for stage in stepping(streams, {"up": down}))
     assert len(first[0].gram) == len(second[0].gram) == 3
-    assert second[0].cross is not None
+    assert second[0].drift is not None
     x = small.activations(model, weights.values(), samples)["down"][0]
     hat = small.activations(small.with_constants(model, {"up": down}), weights.values(), samples)["down"][0]
     for expert in range(3):
-        np.testing.assert_allclose(second[0].cross[expert], x[expert].T @ hat[expert], atol=1e-4)
+        np.testing.assert_allclose(second[0].drift[expert], (x - hat)[expert].T @ hat[expert], atol=1e-4)
 
 
 def stepping(streams: object, values: dict[str, np.ndarray]) -> object:
@@ -213,9 +246,9 @@ def test_zoo(shared: Path, name: str) -> None:
     with open_streams(model, list(weights.values()), samples) as streams:
         for stage in streams:
             for one in stage.inputs:
-                seen = one.measure(cross=True)
-                if seen.cross is not None:
-                    np.testing.assert_allclose(seen.cross, seen.gram, atol=1e-5 * max(1.0, float(seen.gram.max())))
+                seen = one.measure(drift=True)
+                if seen.drift is not None:
+                    np.testing.assert_allclose(seen.drift, 0, atol=1e-5 * max(1.0, float(seen.gram.max())))
             count += len(stage.weights)
             for weight in stage.weights:
                 stage.replace(weight, weights[weight].constant.data.astype(np.float32))

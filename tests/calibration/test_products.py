@@ -1,0 +1,59 @@
+"""Products in bf16: as near to those in f64 as eight bits of each element let them be, distances not rounded before."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ov_weight_compression.calibration import products
+from ov_weight_compression.calibration.gram_sums import GramSums
+from ov_weight_compression.calibration.products import Kernels, Products
+
+needs_bf16 = pytest.mark.skipif(not products.computes_bf16(), reason="this CPU does not multiply in bf16")
+WIDTH = 640
+
+
+def activations(rows: int, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return (rng.standard_normal((rows, WIDTH)) * np.exp(2 * rng.standard_normal(WIDTH))).astype(np.float32)
+
+
+def relative(found: np.ndarray, left: np.ndarray, right: np.ndarray) -> float:
+    """The largest error of `leftᵀ right`, in units of the norms of the two columns."""
+    norms = [np.sqrt(np.square(one.astype(np.float64)).sum(axis=0)) for one in (left, right)]
+    return float(np.abs((found - left.astype(np.float64).T @ right) / np.outer(*norms)).max())
+
+
+@needs_bf16
+def test_they_are_as_exact_as_their_elements() -> None:
+    hat = activations(2500)
+    x = hat * (1 + 1e-3 * np.random.default_rng(1).standard_normal(hat.shape)).astype(np.float32)
+    hat, x = np.asfortranarray(hat), np.asfortranarray(x)  # as a transposed activation comes
+    kernel, gram, drift = Products(WIDTH), np.zeros((WIDTH, WIDTH), np.float32), np.zeros((WIDTH, WIDTH), np.float32)
+    assert len(kernel.add_gram(gram, hat)) == 2500 - 2048
+    assert [len(one) for one in kernel.add_drift(drift, x, hat)] == [2500 - 2048] * 2
+    upper = np.triu(gram)
+    assert relative(upper + np.triu(gram, 1).T, hat[:2048], hat[:2048]) < 1e-3
+    assert relative(drift, (x - hat)[:2048], hat[:2048]) < 1e-3
+
+
+@needs_bf16
+@pytest.mark.parametrize("bf16", [True, False])
+def test_sums_take_every_row_once(bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "computes_bf16", lambda: bf16)
+    hat, x = activations(2500), activations(2500, seed=1)
+    sums = GramSums(WIDTH, Kernels())
+    for begin, end in ((0, 300), (300, 1900), (1900, 2300), (2300, 2500)):
+        sums.add(hat[None, begin:end], x[None, begin:end])
+    seen = sums.result()
+    assert seen.n == 2500
+    assert seen.drift is not None
+    np.testing.assert_array_equal(seen.gram, seen.gram.T)
+    errors = relative(seen.gram, hat, hat), relative(seen.drift, x - hat, hat)
+    assert all((error > 1e-5) == bf16 and error < 1e-3 for error in errors)
+
+
+def test_few_channels_and_cpus_without_it_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Kernels().of(64) is None
+    monkeypatch.setattr(products, "computes_bf16", lambda: False)
+    assert Kernels().of(WIDTH) is None
