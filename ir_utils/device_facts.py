@@ -114,7 +114,7 @@ NPU_GROUP = 128
 """The size of groups that an NPU is known to take."""
 
 EXPERT_STORAGE = _INTEGERS
-"""What experts side by side are run from at all, on CPUs and GPUs; other types are expanded at each inference."""
+"""What experts side by side are run from at all, on CPUs and GPUs; other types are expanded to floats."""
 
 NPU_EXPERT_STORAGE = _SYMMETRIC
 """What an NPU chooses experts from, one scale a channel."""

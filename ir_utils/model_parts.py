@@ -30,7 +30,7 @@ class PipelineKind:
 
 
 _PIPELINES = (
-    PipelineKind("vision-language", ("language_model",), ("language_model",)),
+    PipelineKind("vision-language", ("language_model",), ("language_model", "talker_model", "mtp_model")),
     PipelineKind("diffusion", ("unet", "transformer", "prior"), ("unet", "transformer*", "prior")),
     PipelineKind("text-to-speech", ("postnet", "vocoder"), ("encoder_model", "decoder_model")),
     PipelineKind("encoder-decoder", ("decoder_model",), ("encoder_model", "decoder_model", "decoder_with_past_model")),

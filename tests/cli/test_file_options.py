@@ -181,6 +181,10 @@ def test_each_model_gets_its_own_samples_of_a_folder(tmp_path: Path) -> None:
 def test_names() -> None:
     assert pipeline_of(["openvino_model.xml"]) is None
     assert part_of("vae_decoder/openvino_model.xml") == "vae_decoder"
+    omni = [f"openvino_{part}_model.xml" for part in ("language", "talker", "audio_encoder", "text_embeddings")]
+    kind = pipeline_of(omni)
+    assert kind is not None
+    assert [kind.is_main(one) for one in omni] == [True, True, False, False]
     assert all(
         names_file(one, "a/openvino_model.xml") for one in ("a", "a/*", "openvino_model.xml", "a/openvino_model.xml")
     )
