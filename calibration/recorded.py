@@ -100,6 +100,8 @@ def recorded_data(folder: Path, models: Sequence[Path | str | None]) -> Recorded
 
 
 def _names(model: PurePosixPath) -> Iterator[str]:
-    """What a model may be called in a folder of samples: its path in its own folder, or the end of it."""
-    yield str(model) if not model.is_absolute() else f"{model.parent.name}/{model.name}"
-    yield model.name
+    """What a model may be called in a folder of samples: its path in its own folder, or an end of it, which may be
+    where that folder lies elsewhere."""
+    parts = model.parts[-2:] if model.is_absolute() else model.parts
+    for start in range(len(parts)):
+        yield "/".join(parts[start:])

@@ -14,6 +14,7 @@ from openvino import opset13 as op
 
 from ov_weight_compression import CompressionWarning, OptionError, apply_weight_compression, compare, record_inputs
 from ov_weight_compression.calibration import make_samples
+from ov_weight_compression.calibration.recorded import RecordedSamples, recorded_data
 from ov_weight_compression.cli import main
 from tests.calibration.small import EXACT, VOCABULARY, language_model
 from tests.models import layers
@@ -288,3 +289,17 @@ def test_a_language_model_of_vectors_calibrates_as_others_do(tmp_path: Path) -> 
     assert written.description == "3 windows, 36 tokens that the model wrote itself"
     held = list(make_samples(model, "self", subset_size=8, context_length=24, seed=1))
     assert error(tmp_path, LANGUAGE, held, accuracy="balanced") < 0.9 * error(tmp_path, LANGUAGE, held)
+
+
+def test_a_model_in_a_folder_of_its_own_is_found_wherever_the_pipeline_lies(tmp_path: Path) -> None:
+    own = tmp_path / "unet" / "openvino_model"
+    own.mkdir(parents=True)
+    np.savez(own / "00000.npz", sample=np.ones((1, 4)))
+    for path in ("unet/openvino_model.xml", "made/int4/unet/openvino_model.xml", "/made/unet/openvino_model.xml"):
+        found = recorded_data(tmp_path, [Path(path)])
+        assert isinstance(found, RecordedSamples)
+        assert len(found) == 1
+    with pytest.raises(
+        OptionError, match=r"no samples in this folder for vae/openvino_model.xml: expected vae/openvin"
+    ):
+        recorded_data(tmp_path, [Path("vae/openvino_model.xml")])
