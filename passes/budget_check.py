@@ -11,7 +11,7 @@ little. A measured figure has no such preference.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.wording import plain
@@ -20,24 +20,14 @@ from ov_weight_compression.passes.measurements import Measurements
 from ov_weight_compression.passes.plan import Plan
 from ov_weight_compression.passes.planning import with_choice
 
-__all__ = ["Prepared", "with_check"]
+__all__ = ["with_check"]
 
 _ROUNDS = 2
 _NEAR = 0.85
 """What is nearer below the target than this share of it is not worth another round."""
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A plan from which weights can be encoded, and what there is to say about the data."""
-
-    plan: Plan
-    remarks: tuple[str, ...]
-    unmet: tuple[str, ...] = ()
-    """What was asked for and not reached."""
-
-
-def with_check(first: Plan, prepare: Callable[[Plan], Prepared], data: Measurements) -> Prepared:
+def with_check(first: Plan, prepare: Callable[[Plan], Plan], data: Measurements) -> Plan:
     """What is kept of a budget's choice and its alternatives, prepared, with what was measured of it in its outcome.
 
     Args:
@@ -53,25 +43,25 @@ def with_check(first: Plan, prepare: Callable[[Plan], Prepared], data: Measureme
     return _corrected(first, one, prepare, data) if outcome.allowed is None else _beside_uniform(one, prepare, data)
 
 
-def _measured(prepared: Prepared, data: Measurements) -> Prepared:
-    outcome = prepared.plan.budget
+def _measured(prepared: Plan, data: Measurements) -> Plan:
+    outcome = prepared.budget
     assert outcome is not None
-    found = measured_divergence(prepared.plan, data)
-    return replace(prepared, plan=replace(prepared.plan, budget=replace(outcome, measured=found)))
+    found = measured_divergence(prepared, data)
+    return replace(prepared, budget=replace(outcome, measured=found))
 
 
-def _divergence(prepared: Prepared) -> float:
-    outcome = prepared.plan.budget
+def _divergence(prepared: Plan) -> float:
+    outcome = prepared.budget
     assert outcome is not None
     assert outcome.measured is not None
     return outcome.measured
 
 
-def _corrected(first: Plan, one: Prepared, prepare: Callable[[Plan], Prepared], data: Measurements) -> Prepared:
+def _corrected(first: Plan, one: Plan, prepare: Callable[[Plan], Plan], data: Measurements) -> Plan:
     """Choose again by what was measured, as long as that is off."""
     found, correction = [one], 1.0
     for _ in range(_ROUNDS):
-        outcome = found[-1].plan.budget
+        outcome = found[-1].budget
         assert outcome is not None
         measured = _divergence(found[-1])
         if _NEAR * outcome.target <= measured <= outcome.target or outcome.predicted <= 0:
@@ -84,7 +74,7 @@ def _corrected(first: Plan, one: Prepared, prepare: Callable[[Plan], Prepared], 
         if again.weights == first.weights:
             break
         found.append(_measured(prepare(again), data))
-    target = found[0].plan.budget.target if found[0].plan.budget is not None else 0.0
+    target = found[0].budget.target if found[0].budget is not None else 0.0
     fine = [prepared for prepared in found if _divergence(prepared) <= target]
     if fine:
         return min(fine, key=_bytes)
@@ -93,18 +83,18 @@ def _corrected(first: Plan, one: Prepared, prepare: Callable[[Plan], Prepared], 
     return replace(best, unmet=(told,))
 
 
-def _bytes(prepared: Prepared) -> int:
-    return 0 if prepared.plan.budget is None else prepared.plan.budget.bytes
+def _bytes(prepared: Plan) -> int:
+    return 0 if prepared.budget is None else prepared.budget.bytes
 
 
-def _beside_uniform(one: Prepared, prepare: Callable[[Plan], Prepared], data: Measurements) -> Prepared:
+def _beside_uniform(one: Plan, prepare: Callable[[Plan], Plan], data: Measurements) -> Plan:
     """The choice, or the uniform format that fits where that moves predictions less."""
-    outcome = one.plan.budget
+    outcome = one.budget
     assert outcome is not None
     beside = outcome.beside()
     if beside is None:
         return one
-    same = with_choice(one.plan, uniform=beside.format)
+    same = with_choice(one, uniform=beside.format)
     if same.budget is None or (outcome.allowed is not None and same.budget.bytes > outcome.allowed):
         return one
     other = _measured(prepare(same), data)
@@ -113,5 +103,5 @@ def _beside_uniform(one: Prepared, prepare: Callable[[Plan], Prepared], data: Me
         f"Measured {plain(_divergence(one))} {outcome.unit}, beside {plain(_divergence(other))} for the uniform format "
         f"{beside.format}: {'the choice' if kept is one else 'the uniform format'} was kept."
     )
-    assert kept.plan.budget is not None
-    return replace(kept, plan=replace(kept.plan, budget=replace(kept.plan.budget, remarks=(told,))))
+    assert kept.budget is not None
+    return replace(kept, budget=replace(kept.budget, remarks=(told,)))

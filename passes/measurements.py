@@ -92,10 +92,9 @@ class Measurements:
         """Whether no progress is shown."""
         return self._options.quiet
 
-    @property
-    def description(self) -> str | None:
-        """The data that were run, in words; None where none were."""
-        return next(iter(self._samples.values())).description if self._samples else None
+    def recipe(self) -> dict[str, str]:
+        """For the recipe: the data that were run, in words, where any were."""
+        return {"data": next(iter(self._samples.values())).description} if self._samples else {}
 
     @property
     def left_out(self) -> tuple[str, ...]:

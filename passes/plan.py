@@ -197,6 +197,10 @@ class Plan:
     """What it was chosen from."""
     adapters: Mapping[str, StoredAdapters | None] | None = None
     """LoRA's, by the weight's name, None where there is nothing to correct; None before the data have been seen."""
+    of_data: tuple[str, ...] = ()
+    """What the caller is warned of once data have been run."""
+    unmet: tuple[str, ...] = ()
+    """What was asked of a budget and not reached."""
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -209,7 +213,7 @@ class Plan:
         if regrouped:
             name, reason = shown(regrouped[0].weight.name), regrouped[0].reason
             texts.append(f"{name} does not have the group_size that was asked for: {reason}{_others(regrouped)}")
-        return tuple(texts)
+        return (*texts, *self.of_data, *self.unmet)
 
 
 def stored_parts(layout: Layout, spec: Spec, scale_type: str | None = None) -> dict[str, Part]:

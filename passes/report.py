@@ -177,17 +177,10 @@ class Report:
         return as_text(lambda console: print_report(self, console), 120)
 
 
-def make_report(plan: Plan, recipe: dict[str, str], remarks: tuple[str, ...] = ()) -> Report:
-    """The report of a plan: sizes follow from shapes and formats, so they are exact before anything is computed.
-
-    `remarks` are warnings that do not follow from the plan.
-    """
+def make_report(plan: Plan, recipe: dict[str, str]) -> Report:
+    """The report of a plan: sizes follow from shapes and formats, so they are exact before anything is computed."""
     devices = parse_devices(recipe["device"]) if "device" in recipe else ()
-    warnings = (
-        plan.remarks
-        + remarks
-        + device_warnings(devices, ((planned.weight, planned.spec.format) for planned in plan.weights))
-    )
+    warnings = plan.remarks + device_warnings(devices, ((one.weight, one.spec.format) for one in plan.weights))
     version = ov.get_version()
     if (not devices or Device.CPU in devices) and not is_checked(version):
         warnings += (

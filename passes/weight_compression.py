@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -16,10 +16,9 @@ from openvino.passes import ModelPass
 import ov_weight_compression
 from ov_weight_compression.ir_utils.errors import CompressionWarning, OptionError, WorkError
 from ov_weight_compression.ir_utils.metadata import OWN_SECTION, read_metadata, write_metadata
-from ov_weight_compression.ir_utils.option_kinds import by_name, check_model, shown
+from ov_weight_compression.ir_utils.option_kinds import by_name, check_model
 from ov_weight_compression.ir_utils.pipeline import Pipeline
 from ov_weight_compression.ir_utils.worker_pool import Job
-from ov_weight_compression.passes.channel_importance import weigh_channels
 from ov_weight_compression.passes.measurements import Measurements
 from ov_weight_compression.passes.method import method_of
 from ov_weight_compression.passes.modes import (
@@ -37,6 +36,7 @@ from ov_weight_compression.passes.modes import (
 from ov_weight_compression.passes.options import OPTIONS, Options, read_options
 from ov_weight_compression.passes.plan import Plan
 from ov_weight_compression.passes.planning import make_plan
+from ov_weight_compression.passes.preparation import prepare_and_check
 from ov_weight_compression.passes.report import Report, keep_report, make_report
 from ov_weight_compression.passes.rewrite import hold_small_constants, rewrite, with_equal_weights
 from ov_weight_compression.passes.rules import RulesLike
@@ -220,39 +220,28 @@ class WeightCompression(ModelPass):
 
         What a target of bytes chooses is only predicted here: running the pass measures it beside a uniform format.
         """
+        options = self.options
         with kept_kernels():
             plan, data = self._planned(model)
-            if self.options.target_divergence is not None:
-                plan, _ = _settled(plan, data, self.options)
-            return make_report(with_equal_weights(with_telltale(plan)), self.options.as_recipe())
+            if options.target_divergence is not None:
+                plan = prepare_and_check(plan, data, options)
+            _warn(plan.remarks)
+            return make_report(with_equal_weights(with_telltale(plan)), options.as_recipe())
 
     def run_on_model(self, model: Any) -> bool:
         """Rewrite `model` in place; whether anything changed."""
         options = self.options
         with kept_kernels():
             plan, data = self._planned(model)
-            plan, remarks = _settled(plan, data, options)
-            plan = with_equal_weights(with_telltale(plan))
-            recipe = options.as_recipe() | ({} if data.description is None else {"data": data.description})
-            report = make_report(plan, recipe, remarks)
-            for text in report.warnings[len(plan.remarks) + len(remarks) :]:  # what devices make of it
-                warn(text, CompressionWarning, stacklevel=2)
-            # From here on the model is edited, so all that can be refused stands above: a warning too, where a filter
-            # makes an error of it. `rewrite` is first, for with `lazy=False` it computes before its first edit.
-            self._pipeline = Pipeline(threads=options.threads, held=kept_kernels)
-            rewrite(plan, self._pipeline, options.lazy)
-            plan.folding.apply()
-            if plan.adapters:  # after the folds: adapters read what their layer reads, behind an inserted Multiply
-                from ov_weight_compression.passes.lora_correction import attach_adapters
-
-                attach_adapters(model, plan, options.threads, options.lazy)
+            plan = with_equal_weights(with_telltale(prepare_and_check(plan, data, options)))
+            report = make_report(plan, options.as_recipe() | data.recipe())
+            _warn(report.warnings)  # the last that may be an error, by a filter: the model is edited from here on
+            self._pipeline = _edit(model, plan, options)
             self._report = report
             _log(report)
             if plan.weights:
                 _write_metadata(model, report, options)
             write_runtime_hints(model, options.runtime_hints or {})
-            if plan.weights and options.lazy:
-                hold_small_constants(model)
             if options.verify:
                 _verify(model, options.device, options.roles)
             return bool(plan.weights or options.runtime_hints)
@@ -261,13 +250,9 @@ class WeightCompression(ModelPass):
         """What every weight gets, and the data that will say more; values are looked at, none is computed."""
         options = self.options
         weights, skips = find_weights(model, options.ignored_scope, options.roles)
-        sources = sources_of(weights, options.sources)
-        data = Measurements(model, weights, sources, method_of(options, model), options)
+        data = Measurements(model, weights, sources_of(weights, options.sources), method_of(options, model), options)
         again = options.ratio < 1 and _says_the_same(model, options.as_recipe())
-        plan = make_plan(weights, skips, options, data, shared_out=again)
-        for text in plan.remarks:
-            warn(text, CompressionWarning, stacklevel=3)
-        return plan, data
+        return make_plan(weights, skips, options, data, shared_out=again), data
 
 
 @by_name
@@ -340,6 +325,26 @@ def apply_weight_compression(
     return model
 
 
+def _warn(remarks: Iterable[str]) -> None:
+    for text in remarks:
+        warn(text, CompressionWarning, stacklevel=3)
+
+
+def _edit(model: Any, plan: Plan, options: Options) -> Pipeline:
+    """Put the plan into the graph: chains, AWQ's factors, adapters. Chains are first, for with `lazy=False` they are
+    computed before the first edit; adapters read what their layer reads, behind a Multiply that a fold inserts."""
+    pipeline = Pipeline(threads=options.threads, held=kept_kernels)
+    rewrite(plan, pipeline, options.lazy)
+    plan.folding.apply()
+    if plan.adapters:
+        from ov_weight_compression.passes.lora_correction import attach_adapters
+
+        attach_adapters(model, plan, options.threads, options.lazy)
+    if plan.weights and options.lazy:
+        hold_small_constants(model)
+    return pipeline
+
+
 def _log(report: Report) -> None:
     """Tell the logger `ov_weight_compression` what was done: in short, and weight by weight."""
     logger = logging.getLogger("ov_weight_compression")
@@ -349,56 +354,6 @@ def _log(report: Report) -> None:
         logger.debug("%s: %s, group %d%s", row.name, row.mode, row.group_size, f" ({row.reason})" if row.reason else "")
     for skip in report.skips:
         logger.debug("%s: left alone: %s", skip.name, skip.reason)
-
-
-def _settled(plan: Plan, data: Measurements, options: Options) -> tuple[Plan, tuple[str, ...]]:
-    """`_prepared`, and what a budget has chosen is measured first, and chosen again where it has to be."""
-    if options.budget is None:
-        return _prepared(plan, data, options)
-    from ov_weight_compression.passes.budget_check import Prepared, with_check
-
-    ready = with_check(plan, lambda one: Prepared(*_prepared(one, data, options)), data)
-    for text in ready.unmet:
-        warn(text, CompressionWarning, stacklevel=3)
-    return ready.plan, (*ready.remarks, *ready.unmet)
-
-
-def _prepared(plan: Plan, data: Measurements, options: Options) -> tuple[Plan, tuple[str, ...]]:
-    """The plan with everything that its algorithms have to know before a weight can be encoded, and what is to be said
-    about it: data are run, and values read, but nothing is edited.
-
-    AWQ is first, for everything after it sees the weights with its factors; tables are fitted before the layers' codes,
-    which are indices into them; the scale search has what no other algorithm has encoded.
-    """
-    left_out: tuple[str, ...] = ()
-    if plan.method.folds:
-        from ov_weight_compression.passes.awq_factors import fold_scales
-
-        plan = fold_scales(plan, data, options.threads)
-    if Mode.ADAPTIVE_CODEBOOK in options.modes:
-        from ov_weight_compression.passes.fitted_codebooks import fit_codebooks
-
-        plan = fit_codebooks(plan, options, data)
-    if plan.method.layer_by_layer:
-        from ov_weight_compression.passes.layer_by_layer import encode_layer_by_layer
-
-        plan, left_out = encode_layer_by_layer(plan, data)
-    elif plan.method.weighted and plan.weights:
-        # Even where no search asks: data that the model does not take are refused, and `statistics_path` is written.
-        data.statistics(plan.method.tuning.scale_estimation_subset)
-    plan = weigh_channels(plan, data)
-    names = tuple(dict.fromkeys((*data.left_out, *left_out)))
-    if not names:
-        return plan, ()
-    from ov_weight_compression.calibration.sums import LARGEST
-
-    more = f" and of {len(names) - 1} more" if len(names) > 1 else ""
-    remark = (
-        f"dataset: the model gave values that are not finite, or beyond {LARGEST:.2g}, for the input of "
-        f"{shown(names[0])}{more}: the samples that do were left out for it"
-    )
-    warn(remark, CompressionWarning, stacklevel=3)
-    return plan, (remark,)
 
 
 def _verify(model: ov.Model, devices: Devices, roles: Roles | None) -> None:
