@@ -65,14 +65,20 @@ def _behind(output: Any) -> Iterator[Any]:
 
 
 class ConstantValues:
-    """The values of an output that depends on constants alone; `lead` axes are flattened into rows, by default as many
-    as it takes to make rows small."""
+    """The values of an output that depends on constants alone.
 
-    def __init__(self, output: Any, lead: int = 0) -> None:
-        self._output = output
+    Args:
+        output: where they are asked for.
+        lead: axes that are flattened into rows; by default as many as it takes to make rows small.
+        elements: of a piece, and the most of a row where it can be made smaller.
+        align: pieces begin at multiples of so many rows.
+    """
+
+    def __init__(self, output: Any, lead: int = 0, *, elements: int = _PIECE_ELEMENTS, align: int = _ALIGN) -> None:
+        self._output, self._elements, self._align = output, elements, align
         self.shape = tuple(int(size) for size in output.get_shape())
         self._lead = lead or 1
-        while not lead and self._lead < len(self.shape) - 1 and math.prod(self.shape[self._lead :]) > _PIECE_ELEMENTS:
+        while not lead and self._lead < len(self.shape) - 1 and math.prod(self.shape[self._lead :]) > elements:
             self._lead += 1
         self._whole: dict[Any, Float32] = {}
         self._made: dict[Any, Any] = {}
@@ -80,8 +86,8 @@ class ConstantValues:
     def pieces(self) -> Iterator[Float32]:
         """All values in row-major order, as flat arrays."""
         rows, width = self._split(self.shape)
-        align = _ALIGN if self._lead == len(self.shape) - 1 else 1  # otherwise no row is a part of a group
-        step = max(align, _PIECE_ELEMENTS // max(1, width) // align * align)
+        align = self._align if self._lead == len(self.shape) - 1 else 1  # otherwise no row is a part of a group
+        step = max(align, self._elements // max(1, width) // align * align)
         for start in range(0, rows, step):
             yield self._rows(self._output, start, min(start + step, rows)).reshape(-1)
 

@@ -56,9 +56,18 @@ class _Range:
             )
 
     def opened(self) -> bool:
-        """Whether the file can be asked and read."""
+        """Whether the file can be asked and read: it itself is kept, whoever has its name later, unless it has lost its
+        name already."""
         if not self._known:
-            self._open()
+            with contextlib.suppress(OSError):
+                flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
+                descriptor = os.open(self.path, flags)
+                if os.fstat(descriptor).st_ino == self.inode:
+                    self._file = descriptor
+                    weakref.finalize(self, os.close, descriptor)
+                else:
+                    os.close(descriptor)
+            self._known = True
         return self._file is not None
 
     def read(self, address: int, values: Array) -> None:
@@ -71,17 +80,6 @@ class _Range:
                 self.check(address - self.start + values.nbytes)
                 raise WorkError(f"{self.path}: cannot be read any more")
             view, place = view[count:], place + count
-
-    def _open(self) -> None:
-        """Keep the file itself, whoever has its name later; it may have lost its name already."""
-        with contextlib.suppress(OSError):
-            descriptor = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))
-            if os.fstat(descriptor).st_ino == self.inode:
-                self._file = descriptor
-                weakref.finalize(self, os.close, descriptor)
-            else:
-                os.close(descriptor)
-        self._known = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,10 +167,8 @@ class FileMappings:
             one.check(values.__array_interface__["data"][0] - one.start + values.nbytes)
 
     def _around(self, values: Array) -> _Range | None:
-        return self._at(values.__array_interface__["data"][0])
-
-    def _at(self, address: int) -> _Range | None:
-        """The mapping that an address lies in; they do not overlap, and the kernel lists them rising."""
+        """The mapping that values begin in; they do not overlap, and the kernel lists them rising."""
+        address = values.__array_interface__["data"][0]
         place = bisect_right(self._starts, address) - 1
         return self._ranges[place] if place >= 0 and address < self._ranges[place].stop else None
 
@@ -226,7 +222,7 @@ class FileMappings:
         address = values.__array_interface__["data"][0]
         first = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
         last = (address + values.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-        one = self._at(first)
+        one = self._around(values)
         if last > first and one is not None and last <= one.stop:
             _libc().madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), advice)
 

@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Hashable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -26,7 +25,7 @@ import numpy as np
 from ov_weight_compression.ir_utils.constants import float_values
 from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.ir_utils.weight_source import WeightSource
-from ov_weight_compression.passes.plan import Algorithm, Plan, PlannedWeight
+from ov_weight_compression.passes.plan import Algorithm, Plan
 from ov_weight_compression.patterns import Kind, NormGain, RowNormProduct, RowNorms, Sources, Weight, importance_sources
 from ov_weight_compression.quantization.kernels import row_sums
 
@@ -81,7 +80,9 @@ def weigh_channels(plan: Plan, data: Measurements, algorithm: Algorithm = Algori
     ]
     if not wanted:
         return plan
-    weighted, subset = _weighted(plan, algorithm), plan.method.tuning.scale_estimation_subset
+    # What a layer-by-layer run did not reach has met no data.
+    weighted = plan.method.weighted and (algorithm is Algorithm.CODEBOOK_FIT or not plan.method.layer_by_layer)
+    subset = plan.method.tuning.scale_estimation_subset
     energies = [data.energy(one.weight, subset) if weighted else None for one in wanted]
     graph = graph_energies(data.weights, data.sources) if any(seen is None for seen in energies) else {}
     found = {
@@ -90,17 +91,10 @@ def weigh_channels(plan: Plan, data: Measurements, algorithm: Algorithm = Algori
         )
         for one, seen in zip(wanted, energies, strict=True)
     }
-    return replace(plan, weights=tuple(_with_importance(one, found) for one in plan.weights))
-
-
-def _weighted(plan: Plan, algorithm: Algorithm) -> bool:
-    """Whether data weigh the channels; what the layer-by-layer run did not reach has met no data."""
-    return plan.method.weighted and (algorithm is Algorithm.CODEBOOK_FIT or not plan.method.layer_by_layer)
-
-
-def _with_importance(planned: PlannedWeight, found: dict[str, Importance]) -> PlannedWeight:
-    importance = found.get(planned.weight.name)
-    return planned if importance is None else replace(planned, importance=importance)
+    return replace(
+        plan,
+        weights=tuple(replace(one, importance=found.get(one.weight.name, one.importance)) for one in plan.weights),
+    )
 
 
 class _Once:
@@ -110,14 +104,10 @@ class _Once:
         self._locks: dict[int, threading.RLock] = {}
         self._values: dict[object, Float32 | None] = {}
 
-    @contextmanager
-    def _held(self) -> Iterator[None]:
-        with self._locks.setdefault(os.getpid(), threading.RLock()):
-            yield
-
     def value(self, owner: object, compute: Callable[[], Float32 | None]) -> Float32 | None:
         """What `compute` returns, or has returned for the same owner."""
-        with self._held(), np.errstate(over="ignore", invalid="ignore"):  # see `_normalised`
+        lock = self._locks.setdefault(os.getpid(), threading.RLock())
+        with lock, np.errstate(over="ignore", invalid="ignore"):  # see `_normalised`
             if owner not in self._values:
                 self._values[owner] = compute()
             return self._values[owner]

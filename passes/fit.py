@@ -29,8 +29,17 @@ def fit(weight: Weight, request: FormatRequest, values: ValueRange, options: Opt
             codes in groups of the size that was asked for.
     """
     fitted = _fit(weight, request, options)
-    ranged = _with_range(_taken(fitted, options), values) if isinstance(fitted, PlannedWeight) else fitted
-    return _with_search(ranged, options) if isinstance(ranged, PlannedWeight) else ranged
+    if isinstance(fitted, Skip):
+        return fitted
+    problem = refusal(options.device, weight, fitted.spec.format, fitted.spec.group_size)
+    if problem is not None:  # CPUs would refuse to compile the model
+        fitted = _expanded(fitted, problem)
+    ranged = _with_range(fitted, values)
+    if isinstance(ranged, Skip) or options.scale_search == "off" or not ranged.is_low_bit:
+        return ranged
+    given = options.scale_search
+    candidates = ranged.spec.format.default_search if isinstance(given, str) else given
+    return replace(ranged, spec=replace(ranged.spec, search=candidates))
 
 
 def _fit(weight: Weight, request: FormatRequest, options: Options) -> PlannedWeight | Skip:
@@ -68,13 +77,8 @@ def _per_channel(weight: Weight, format: Format, request: FormatRequest, options
     return _expanded(_planned(weight, format, PER_CHANNEL, request), problem)
 
 
-def _taken(planned: PlannedWeight, options: Options) -> PlannedWeight:
-    """The weight in a chain that CPUs expand, where they do not take it for codes and refuse to compile the model."""
-    problem = refusal(options.device, planned.weight, planned.spec.format, planned.spec.group_size)
-    return planned if problem is None else _expanded(planned, problem)
-
-
 def _expanded(planned: PlannedWeight, problem: str) -> PlannedWeight:
+    """The weight in a chain that CPUs expand."""
     reason = joined_reasons(planned.reason, f"{problem}, so it is stored in a way that they expand")
     return replace(planned, reason=reason, kept_from_codes=True)
 
@@ -172,15 +176,6 @@ def _with_wide_scales(planned: PlannedWeight) -> PlannedWeight:
         spec = Spec(FORMATS[Mode.INT8_ASYM.value], PER_CHANNEL, "f32")
         reason = joined_reasons(reason, "f16 cannot hold its scales, and an embedding in groups cannot have others")
     return replace(planned, spec=spec, reason=reason)
-
-
-def _with_search(planned: PlannedWeight, options: Options) -> PlannedWeight:
-    """Scale search where it pays: formats of 4 bits and fewer."""
-    format = planned.spec.format
-    if options.scale_search == "off" or not format.default_search:
-        return planned
-    candidates = format.default_search if isinstance(options.scale_search, str) else options.scale_search
-    return replace(planned, spec=replace(planned.spec, search=candidates))
 
 
 def _group_error(weight: Weight, group: int, why: str) -> str:

@@ -18,7 +18,7 @@ A weight whose codes are read wrongly differs by 0.1 to 1 and more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import prod, sqrt
 from typing import Any
@@ -26,10 +26,11 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
-from ov_weight_compression.ir_utils.constant_values import ConstantValues
 from ov_weight_compression.ir_utils.device_facts import CHECKED, is_checked
 from ov_weight_compression.ir_utils.errors import OptionError
+from ov_weight_compression.ir_utils.layout import Slab
 from ov_weight_compression.ir_utils.types import Array
+from ov_weight_compression.ir_utils.weight_source import WeightSource, source_at
 from ov_weight_compression.patterns import CompressedWeight, Consumer, Kind, Roles, find_compressed
 from ov_weight_compression.patterns.device_layer import layer_kind, single_layer
 
@@ -265,6 +266,17 @@ def _stored(consumer: Consumer) -> Any:
     return consumer.node.input_value(consumer.port)
 
 
+def _source(consumer: Consumer) -> WeightSource:
+    """The weight as its layer reads it, as `[all other axes, last axis]`."""
+    return source_at(_stored(consumer).get_node())
+
+
+def _whole(consumer: Consumer) -> Array:
+    """Every value, float64 in the shape that the layer reads."""
+    source = _source(consumer)
+    return source.layout.from_matrix(source.read_all()).astype(np.float64)
+
+
 def _activations(parameter: Any, consumer: Consumer, rows: int, rng: np.random.Generator) -> Array | None:
     """`[1, …, rows, n]`, or with its channels elsewhere, where the model leaves sizes open."""
     shape, role = parameter.get_partial_shape(), consumer.role
@@ -324,30 +336,23 @@ def _product(inputs: Sequence[Array], consumer: Consumer) -> tuple[Array, Array]
     x = np.moveaxis(inputs[0].astype(np.float64), role.activation.reduction[0], -1)
     if len(stored.get_shape()) > 2:
         order = (*role.batch, *role.reduction, *role.channel)
-        values = ConstantValues(stored).whole().astype(np.float64).transpose(order)
+        values = _whole(consumer).transpose(order)
         expected = x @ values
         unit = _unit(x, np.sqrt(np.square(values).sum(-2, keepdims=True)))
     else:
         out = stored.get_shape()[role.channel[0]]
         expected, squares = np.zeros((*x.shape[:-1], out)), np.zeros(out)
-        for start, stop, piece in _pieces(stored):
+        for slab, values in _source(consumer).pieces(_PIECE):
+            rows, piece = slice(slab.start, slab.stop), values.astype(np.float64)
             if role.channel < role.reduction:
-                expected[..., start:stop] = x @ piece.T
-                squares[start:stop] = np.square(piece).sum(1)
+                expected[..., rows] = x @ piece.T
+                squares[rows] = np.square(piece).sum(1)
             else:
-                expected += x[..., start:stop] @ piece
+                expected += x[..., rows] @ piece
                 squares += np.square(piece).sum(0)
         unit = _unit(x, np.sqrt(squares))
     place = role.activation.output[0]
     return np.moveaxis(expected, -1, place), np.moveaxis(unit, -1, place)
-
-
-def _pieces(stored: Any) -> Iterator[tuple[int, int, Array]]:
-    rows, columns = stored.get_shape()
-    values, step = ConstantValues(stored, 1), max(1024, _PIECE // max(1, columns) // 1024 * 1024)
-    for start in range(0, rows, step):
-        stop = min(start + step, rows)
-        yield start, stop, values.rows(start, stop).reshape(stop - start, columns).astype(np.float64)
 
 
 def _unit(x: Array, norms: Array) -> Array:
@@ -359,16 +364,18 @@ def _unit(x: Array, norms: Array) -> Array:
 
 
 def _gather(inputs: Sequence[Array], consumer: Consumer) -> tuple[Array, Array]:
-    (indices,), stored = inputs, _stored(consumer)
-    values = ConstantValues(stored, 1)
-    rows = [values.rows(int(index), int(index) + 1)[0] for index in indices.reshape(-1)]
-    found = np.stack(rows).astype(np.float64).reshape(*indices.shape, *stored.get_shape()[1:])
+    (indices,), source = inputs, _source(consumer)
+    entries, *entry = source.layout.shape
+    size = source.layout.rows // entries
+    starts = [int(index) * size for index in indices.reshape(-1)]
+    rows = [source.read(Slab(start, start + size, (slice(start, start + size),))) for start in starts]
+    found = np.stack(rows).astype(np.float64).reshape(*indices.shape, *entry)
     return found, np.full(1, max(float(np.abs(found).max(initial=0.0)), 1e-30))
 
 
 def _grouped_matmul(inputs: Sequence[Array], consumer: Consumer) -> tuple[Array, Array]:
     x, ends = (one for one in sorted(inputs, key=lambda one: one.ndim, reverse=True))
-    values = ConstantValues(_stored(consumer)).whole().astype(np.float64)
+    values = _whole(consumer)
     starts = [0, *ends[:-1]]
     blocks = [x[a:b].astype(np.float64) for a, b in zip(starts, ends, strict=True)]
     expected = np.concatenate([block @ own.T for block, own in zip(blocks, values, strict=True)])
@@ -378,7 +385,7 @@ def _grouped_matmul(inputs: Sequence[Array], consumer: Consumer) -> tuple[Array,
 
 def _convolution(inputs: Sequence[Array], consumer: Consumer) -> tuple[Array, Array]:
     (x,), attributes = (one.astype(np.float64) for one in inputs), consumer.node.get_attributes()
-    values = ConstantValues(_stored(consumer)).whole().astype(np.float64)
+    values = _whole(consumer)
     values = values[None] if values.ndim == x.ndim else values  # [groups, out, in, …]
     (groups, out, taken), kernel = values.shape[:3], values.shape[3:]
     spans = [(size - 1) * step + 1 for size, step in zip(kernel, attributes["dilations"], strict=True)]

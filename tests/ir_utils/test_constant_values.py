@@ -10,7 +10,6 @@ import openvino as ov
 import pytest
 from openvino import opset13 as op
 
-from ov_weight_compression.ir_utils import constant_values
 from ov_weight_compression.ir_utils.constant_values import ConstantValues
 from ov_weight_compression.ir_utils.postponed_constants import postponed_constant
 from tests.running import EXACT
@@ -89,11 +88,9 @@ def computed(node: ov.Node) -> Any:
 
 @pytest.mark.parametrize("piece", [1 << 21, 512, 24])
 @pytest.mark.parametrize("name", CHAINS)
-def test_pieces_are_what_openvino_computes(name: str, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pieces_are_what_openvino_computes(name: str, piece: int) -> None:
     node = CHAINS[name]()
-    monkeypatch.setattr(constant_values, "_PIECE_ELEMENTS", piece)
-    monkeypatch.setattr(constant_values, "_ALIGN", 16)
-    pieces = list(ConstantValues(node.output(0)).pieces())
+    pieces = list(ConstantValues(node.output(0), elements=piece, align=16).pieces())
     assert [one.dtype for one in pieces] == [np.dtype(np.float32)] * len(pieces)
     np.testing.assert_array_equal(np.concatenate(pieces), computed(node).reshape(-1))
 
@@ -119,15 +116,14 @@ def test_scales_are_rounded_as_the_graph_has_them(kind: str) -> None:
     np.testing.assert_array_equal(ConstantValues(node.output(0)).whole(), computed(node))
 
 
-def test_pieces_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pieces_are_small() -> None:
     """Experts are cut below the size of one."""
-    monkeypatch.setattr(constant_values, "_PIECE_ELEMENTS", 1024)
-    monkeypatch.setattr(constant_values, "_ALIGN", 16)
-    sizes = [one.size for one in ConstantValues(CHAINS["experts"]().output(0)).pieces()]
+    values = ConstantValues(CHAINS["experts"]().output(0), elements=1024, align=16)
+    sizes = [one.size for one in values.pieces()]
     assert sizes == [1024] * 9
 
 
-def test_a_postponed_constant_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_postponed_constant_is_made_once() -> None:
     made = []
 
     def make() -> ov.Tensor:
@@ -136,11 +132,9 @@ def test_a_postponed_constant_is_made_once(monkeypatch: pytest.MonkeyPatch) -> N
         tensor.data[:] = np.arange(32)
         return tensor
 
-    monkeypatch.setattr(constant_values, "_PIECE_ELEMENTS", 512)
-    monkeypatch.setattr(constant_values, "_ALIGN", 16)
     codes = postponed_constant(ov.Type.i8, ov.Shape([64, 32]), make)
     value = op.multiply(op.convert(codes, "f32"), op.constant(np.float32(2)))
-    pieces = list(ConstantValues(value.output(0)).pieces())
+    pieces = list(ConstantValues(value.output(0), elements=512, align=16).pieces())
     assert len(pieces) == 4
     assert made == [1]
     np.testing.assert_array_equal(np.concatenate(pieces), np.tile(np.arange(32, dtype=np.float32) * 2, 64))
