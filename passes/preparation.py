@@ -18,19 +18,19 @@ from ov_weight_compression.passes.modes import Mode
 from ov_weight_compression.passes.options import Options
 from ov_weight_compression.passes.plan import Plan
 
-__all__ = ["prepare", "prepare_and_check"]
+__all__ = ["prepare_and_check", "prepare_plan"]
 
 
 def prepare_and_check(plan: Plan, data: Measurements, options: Options) -> Plan:
     """The plan, prepared; what a budget has chosen is measured first, and chosen again where it has to be."""
     if options.budget is None:
-        return prepare(plan, data, options)
+        return prepare_plan(plan, data, options)
     from ov_weight_compression.passes.budget_check import with_check
 
-    return with_check(plan, lambda one: prepare(one, data, options), data)
+    return with_check(plan, lambda one: prepare_plan(one, data, options), data)
 
 
-def prepare(plan: Plan, data: Measurements, options: Options) -> Plan:
+def prepare_plan(plan: Plan, data: Measurements, options: Options) -> Plan:
     """The plan with everything that its algorithms have to know, and with what the caller is to be told of the data."""
     left_out: tuple[str, ...] = ()
     if plan.method.folds:

@@ -16,7 +16,7 @@ from ov_weight_compression.passes.layer_losses import layer_losses, measured_div
 from ov_weight_compression.passes.measurements import DataPart, Measurements
 from ov_weight_compression.passes.method import method_of
 from ov_weight_compression.passes.options import read_options
-from ov_weight_compression.passes.preparation import prepare
+from ov_weight_compression.passes.preparation import prepare_plan
 from ov_weight_compression.passes.probing import Quantiser, WeightRounder, probe_spec
 from ov_weight_compression.patterns import find_weights, sources_of
 from ov_weight_compression.quantization.formats import FORMATS
@@ -63,7 +63,7 @@ def test_the_divergence_is_that_of_the_written_model(given: dict[str, Any]) -> N
     model = small.language_model()
     compression = WeightCompression(mode="int4_asym", group_size=16, dataset=TOKENS, **given)
     plan, data = compression._planned(model)
-    plan = prepare(plan, data, compression.options)
+    plan = prepare_plan(plan, data, compression.options)
     found = measured_divergence(plan, data)
     written = apply_weight_compression(
         model.clone(), mode="int4_asym", group_size=16, dataset=TOKENS, lazy=False, **given
