@@ -30,6 +30,7 @@ import numpy as np
 
 from ov_weight_compression.checkpoints.explain import FileSpans, Stretch, TensorPlaces, address_of, sum_of_bits
 from ov_weight_compression.checkpoints.folder import Checkpoint, read_checkpoint
+from ov_weight_compression.checkpoints.newer_config import reading_older_configs
 from ov_weight_compression.checkpoints.safetensors_file import DTYPES, StoredTensor
 from ov_weight_compression.checkpoints.skeleton import explain_constants, folded_when_written, write_skeleton
 from ov_weight_compression.checkpoints.unused_tensors import is_buffer, is_training_only, unused_head
@@ -135,7 +136,7 @@ def _export(request: Request) -> Answer:
     while True:
         accounts = _Accounts(checkpoint, every - set(checkpoint.tensors), computed)
         try:
-            with _instead_of_saving(accounts.save), accounts.watching():
+            with _instead_of_saving(accounts.save), accounts.watching(), reading_older_configs():
                 main_export(request.folder, Path(request.output), task=task, convert_tokenizer=True)
             break
         except _ComputedWith as error:

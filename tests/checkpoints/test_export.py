@@ -140,6 +140,13 @@ def test_the_command_does_it_all(llama: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def _rotary(model: Any) -> np.ndarray:
+    """The angles' steps: the one constant of half a head's numbers."""
+    found = [one for one in model.get_ops() if one.get_type_name() == "Constant" and list(one.shape) == [1, 8, 1]]
+    assert len(found) == 1
+    return np.array(found[0].data)
+
+
 @pytest.mark.usefixtures("in_process")
 class TestNothingIsMissing:
     def test_a_tensor_that_is_not_there(self, spoilt: Callable[..., Path], tmp_path: Path) -> None:
@@ -176,6 +183,18 @@ class TestNothingIsMissing:
         assert result.report.unused.keys() == {name}
         assert name in str(result.report)
         assert result.report.to_dict()["unused"].keys() == {name}
+
+    def test_rotary_embeddings_as_transformers_5_writes_them(self, spoilt: Callable[..., Path]) -> None:
+        """A transformers 4 would take the default's angles for them."""
+        folder = spoilt(lambda tensors: None, rope_theta=7e5)
+        expected = _rotary(from_checkpoint(folder))
+        config = json.loads((folder / "config.json").read_text())
+        del config["rope_theta"]
+        (folder / "config.json").write_text(json.dumps(config))
+        assert not np.array_equal(_rotary(from_checkpoint(folder)), expected)
+        new = {**config, "rope_parameters": {"rope_type": "default", "rope_theta": 7e5}}
+        (folder / "config.json").write_text(json.dumps(new))
+        assert np.array_equal(_rotary(from_checkpoint(folder)), expected)
 
     def test_code_of_the_checkpoint_is_not_run(self, spoilt: Callable[..., Path], tmp_path: Path) -> None:
         own = {"auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}
