@@ -64,16 +64,19 @@ class Scores:
         return Scores(*(np.concatenate(column) for column in columns))
 
 
-def score(base: Float32, compressed: Float32, following: npt.NDArray[np.int64]) -> Scores:
+def score(
+    base: Float32, compressed: Float32, following: npt.NDArray[np.int64], elements: int = _BLOCK_ELEMENTS
+) -> Scores:
     """Score every position of a piece of text.
 
     Args:
         base: logits of the base model, `[positions, vocabulary]` float32.
         compressed: logits of the compressed model, of the same shape.
         following: the token that came next at each position, `[positions]`, -1 where none did.
+        elements: logits that one thread takes at a time.
     """
     positions, vocabulary = base.shape
-    step = max(1, _BLOCK_ELEMENTS // vocabulary)
+    step = max(1, elements // vocabulary)
     pieces = [slice(start, start + step) for start in range(0, positions, step)]
     parts = _workers().map(lambda piece: _score_rows(base[piece], compressed[piece], following[piece]), pieces)
     return Scores.concatenate(list(parts))

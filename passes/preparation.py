@@ -1,10 +1,12 @@
 """What a plan's algorithms have to know before a weight can be encoded: data are run, values read, nothing is edited.
 
-AWQ                first, for everything after it sees the weights with its factors
-fitted codebooks   before the layers' codes, which are indices into them
-layer by layer     GPTQ, coordinate descent, LoRA
-scale search       the importance of channels, for what no other algorithm has encoded
-budget             measured prepared, and chosen again where it has to be
+In this order:
+
+    AWQ                first, for everything after it sees the weights with its factors
+    fitted codebooks   before the layers' codes, which are indices into them
+    layer by layer     GPTQ, coordinate descent, LoRA
+    scale search       the importance of channels, for what no other algorithm has encoded
+    budget             measured prepared, and chosen again where it has to be
 """
 
 from __future__ import annotations
