@@ -65,7 +65,7 @@ def measured(case: Case, tool: str, name: str, options: dict[str, Any], argument
         known: Figures = {} if tool == "own" and arguments.refresh else figures
         if key in known:
             return Point(known[key]["bytes"], known[key]["kl"], known[key]["error"])
-    if tool == "nncf" and arguments.peer_python is None:
+    if arguments.table_only or (tool == "nncf" and arguments.peer_python is None):
         return None
     data = {"path": str(case.calibration_text), "windows": case.calibration, "length": case.length}
     windows = divergence.windows_of(_tokens(case), case.length, case.every)
@@ -211,6 +211,7 @@ def main() -> None:
     peers.add_option(parser)
     parser.add_argument("--cache", type=Path, default=places.CACHE / "accuracy.json")
     parser.add_argument("--refresh", action="store_true", help="forget what an older state of this package gave")
+    parser.add_argument("--table-only", action="store_true", help="measure nothing, write what is remembered")
     parser.add_argument("--every", type=int, help="judge every so manieth window only; 12 windows show 5 %% or so")
     parser.add_argument("--statistics", type=Path, help="folder to keep what data showed in between the targets")
     parser.add_argument("--threads", type=int, default=2)
