@@ -18,7 +18,7 @@ from benchmarks.places import ROOT
 RESULTS = ROOT / "benchmarks" / "results"
 PICTURE = ROOT / "docs" / "images" / "divergence.svg"
 CURVES = ROOT / "docs" / "images" / "budget.svg"
-TITLES = {"smollm": "SmolLM2-135M", "pylm": "a small model of Python"}
+TITLES = {"smollm": "SmolLM2-135M", "pylm": "a small model of Python code"}
 SERIES = (
     ("default", "this package, no data", "#9ecae1", "o"),
     ("`fast`", "this package, fast", "#4292c6", "o"),
