@@ -18,6 +18,7 @@ import re
 import sys
 import threading
 import traceback
+import weakref
 from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass, replace
@@ -234,8 +235,9 @@ class _Accounts:
         """Those of layers that the model calls."""
         self._made_up: dict[str, Any] = {}
         """Parameters that the checkpoint lacks, by name: the loader has filled them with random numbers."""
-        self._copies: dict[int, str] = {}
-        """Addresses of parameters that are not in the files (they were cast to another type), with their names."""
+        self._copies: dict[int, tuple[str, Any]] = {}
+        """Addresses of parameters that are not in the files (they were cast to another type), with their names and weak
+        references to them: an exporter may cast them once more, and others come to lie where they were."""
         self._spans = FileSpans()
         self._sums: dict[str, int] = {}
 
@@ -263,6 +265,7 @@ class _Accounts:
             return decode(decoder)
 
         def traced(decoder: Any, *arguments: Any, **named: Any) -> Any:
+            self._spans = FileSpans()  # what was mapped when the model was loaded may have gone since
             with self._widening.tracing():
                 return trace(decoder, *arguments, **named)
 
@@ -426,8 +429,8 @@ class _Accounts:
             own = {self._tensor_of(f"{name}.{last}".lstrip(".")) for last in (*module._parameters, *module._buffers)}
             module.register_forward_pre_hook(lambda _module, _inputs, own=own: self._run.update(own))
         for name, value in named.items():
-            if self._stretch_of(value) is None:
-                self._copies.setdefault(value.data_ptr(), name)
+            if self._stretch_of(value) is None and not self._copy_at(value.data_ptr()):
+                self._copies[value.data_ptr()] = name, weakref.ref(value)
 
     def _refuse_shape(self, named: dict[str, Any], name: str) -> None:
         tensor = self.checkpoint.tensors.get(self._tensor_of(name))
@@ -442,8 +445,14 @@ class _Accounts:
         if stretch is not None:
             self._used.add(stretch.tensor.name)
             return
-        own = self._copies.get(value.data_ptr()) or _own_name(path)
+        own = self._copy_at(value.data_ptr()) or _own_name(path)
         self._used.add(self._tensor_of(own) or self._equal_tensor(value, own))
+
+    def _copy_at(self, address: int) -> str:
+        """The name of the parameter that lies there now and lay there when it was loaded; "" for none."""
+        name, reference = self._copies.get(address, ("", lambda: None))
+        value = reference()
+        return name if value is not None and value.data_ptr() == address else ""
 
     def _equal_tensor(self, value: Any, name: str) -> str:
         """The tensor with the numbers of a parameter, of several the one whose name ends most alike; "" for none."""
