@@ -64,6 +64,7 @@ def autoround(settings: dict[str, Any], source: Path, out: Path) -> dict[str, An
 
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(source)
+    widths = {name: one.in_features for name, one in layers_of(model, "in_features").items() if name.endswith("_proj")}
     layout = settings.pop("format")
     tool = AutoRound(
         model,
@@ -80,17 +81,13 @@ def autoround(settings: dict[str, Any], source: Path, out: Path) -> dict[str, An
     for path in [file for folder in out.iterdir() if folder.is_dir() for file in folder.iterdir()]:
         path.rename(out / path.name)  # it makes a folder in the folder
     loaded = AutoModelForCausalLM.from_pretrained(out, device_map="cpu", dtype=torch.float32)
-    return by_ones(loaded, "qweight")
+    return by_ones(loaded, widths)
 
 
-def by_ones(model: Any, has: str) -> dict[str, Any]:
+def by_ones(model: Any, widths: dict[str, int]) -> dict[str, Any]:
     """What layers make of the rows of the identity: their weights, whatever they are stored as."""
-    found = {}
-    for name, module in layers_of(model, has).items():
-        eye = torch.eye(getattr(module, "in_features", None) or module.infeatures)
-        with torch.no_grad():
-            found[name] = module(eye).T
-    return found
+    with torch.no_grad():
+        return {name: model.get_submodule(name)(torch.eye(width)).T for name, width in widths.items()}
 
 
 def llmcompressor(settings: dict[str, Any], source: Path, out: Path) -> dict[str, Any]:
