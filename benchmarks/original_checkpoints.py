@@ -110,8 +110,10 @@ def check(name: str, python: str, source: Path, work: Path) -> str:
 
     tool, settings, allowed = CASES[name]
     folder = work / "checkpoint"
+    places = (str(source.resolve()), str(folder.resolve()))
     done = subprocess.run(
-        [*python.split(), "-W", "ignore", str(WORKER), tool, json.dumps(settings), str(source), str(folder)],
+        [*python.split(), "-W", "ignore", str(WORKER.resolve()), tool, json.dumps(settings), *places],
+        cwd=work,  # gptqmodel writes its logs where it runs
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
