@@ -20,12 +20,14 @@ from pathlib import Path
 from benchmarks import tables
 from benchmarks.places import ROOT
 
+LANGUAGE_MODEL = "tests/contract/test_language_model.py"
+"""Not with the oldest: OpenVINO GenAI 2026.1 crashes on the sample as it is, whose tokenizer is of a later one."""
 TESTS = (
     "tests/contract/test_public.py",
     "tests/contract/test_manager.py",
     "tests/contract/test_device_outputs.py",
     "tests/contract/test_runtime_graph.py",
-    "tests/contract/test_language_model.py",
+    LANGUAGE_MODEL,
     "tests/ir_utils",
     "tests/quantization/test_formats.py",
     "tests/quantization/test_kernels.py",
@@ -91,12 +93,13 @@ def main() -> int:
     parser.add_argument("--openvino", default="", help="a version; the newest, and the oldest with this Python")
     parser.add_argument("--tests", nargs="*", default=list(TESTS))
     arguments = parser.parse_args()
-    pairs = [(python, arguments.openvino) for python in arguments.pythons or found_pythons()]
+    tests = arguments.tests
+    runs = [(python, arguments.openvino, tests) for python in arguments.pythons or found_pythons()]
     if not arguments.openvino and not arguments.pythons:
-        pairs.append((sys.executable, f"{oldest_openvino()}.0"))
+        runs.append((sys.executable, f"{oldest_openvino()}.0", [one for one in tests if one != LANGUAGE_MODEL]))
     rows = []
-    for python, openvino in pairs:
-        rows.append(tried(python, openvino, arguments.tests))
+    for run in runs:
+        rows.append(tried(*run))
         print(*rows[-1][:3], flush=True)
     print(tables.markdown(("Python", "OpenVINO", "tests"), [row[:3] for row in rows]))
     return 0 if all(row[3] for row in rows) else 1

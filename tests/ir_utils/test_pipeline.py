@@ -272,7 +272,8 @@ def test_the_interpreter_ends_while_work_is_under_way(tmp_path: Path) -> None:
         "lazy.m_maker()\nprint('left')\n"
     )
     for _ in range(3):
-        done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, check=False)
+        own = [sys.executable, "-W", "ignore", script]
+        done = subprocess.run(own, capture_output=True, text=True, timeout=120, check=False)
         assert (done.returncode, done.stdout, done.stderr) == (0, "left\n", "")
 
 
