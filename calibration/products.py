@@ -4,9 +4,8 @@
     x̂, x      ─▸ Σ (x − x̂) x̂ᵀ       the difference is taken in f32
 
 Rounding moves an element by at most one part in 256 of itself, and at random: to a Gram matrix that is a ridge of less
-than a hundred-thousandth of its diagonal, where GPTQ adds a tenth. Of the products of two
-streams' activations only the distance to the Gram matrix counts, which would drown in the rounding of the two; so that
-is what is computed.
+than a hundred-thousandth of its diagonal, where GPTQ adds a tenth. Of the products of two streams' activations only the
+distance to the Gram matrix counts, which would drown in the rounding of the two; so that is what is computed.
 """
 
 from __future__ import annotations

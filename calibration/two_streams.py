@@ -84,10 +84,8 @@ class LayerInput:
             pair = drift and not self.same
             sums = GramSums(self.width, self._kernels)
             for window in range(self._exact.windows):
-                hat = _rows(
-                    self._tap, (self._exact if self.same else self._compressed).store.get(self._tap.key, window)
-                )
-                sums.add(hat, _rows(self._tap, self._exact.store.get(self._tap.key, window)) if pair else None)
+                hat = self._rows(self._exact if self.same else self._compressed, window)
+                sums.add(hat, self._rows(self._exact, window) if pair else None)
         self._sums, seen = None, sums.result()
         self.left_out = sums.left_out
         return seen

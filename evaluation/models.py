@@ -52,6 +52,10 @@ __all__ = [
     "output_name",
 ]
 
+_OTHER_MODELS = (".pb", ".pbtxt", ".meta", ".tflite", ".pdmodel")
+"""Files of other kinds that OpenVINO's readers know. Whatever else it is given, each of them has a look, and
+TensorFlow's prints what it thinks of that."""
+
 
 @functools.cache
 def core() -> ov.Core:
@@ -205,8 +209,14 @@ def load(source: ov.Model | str | PathLike[str], role: str, stack: ExitStack | N
         raise ModelError(
             f"the {role} model {path} has no weights beside it: {path.with_suffix('.bin').name} is missing"
         )
+    own = path.suffix.lower() in (".xml", ".onnx")
+    if not own and path.suffix.lower() not in _OTHER_MODELS:
+        raise ModelError(
+            f"the {role} model {path} is not a model; expected a folder, or a file that ends with .xml, .onnx, "
+            f"{', '.join(_OTHER_MODELS)}"
+        )
     try:
-        model = read_model(path) if path.suffix in (".xml", ".onnx") else core().read_model(path)
+        model = read_model(path) if own else core().read_model(path)
     except ModelError as error:
         reason = str(error).removeprefix(f"{path}: ")
         raise ModelError(f"the {role} model {path} cannot be read: {reason}") from error

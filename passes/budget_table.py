@@ -29,6 +29,8 @@ def _divergence(value: float, outcome: BudgetOutcome) -> str:
 
 def budget_lines(outcome: BudgetOutcome) -> list[str]:
     """The choice in a few sentences."""
+    if not outcome.bits:
+        return [f"Asked for {_asked(outcome)}: there is no weight to choose a format for."]
     told = f"predicted divergence {_divergence(outcome.predicted, outcome)}"
     if outcome.unit == "none":
         told = f"predicted loss {plain(outcome.predicted)} (nothing was measured: only ratios count)"
@@ -81,7 +83,7 @@ def print_budget(outcome: BudgetOutcome, console: Any) -> None:
     """Print it to a rich console."""
     for line in budget_lines(outcome):
         console.print(line, highlight=False, soft_wrap=True)
-    if outcome.curve:
+    if outcome.curve and outcome.bits:
         console.print(_curve_table(outcome))
     if outcome.shares:
         console.print(_shares_table(outcome))

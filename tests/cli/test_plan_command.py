@@ -110,3 +110,13 @@ def test_a_folder_of_models_is_planned_model_by_model_but_has_no_one_size(
     assert printed.count("What the weights would become") == printed.count("What other sizes would cost") == 2
     assert main(["plan", str(tmp_path), "--target-size", "90kB"]) == 2
     assert "the folder has 2 models: use target_bits, or give it to one of them" in capsys.readouterr().err
+
+
+def test_a_model_that_is_compressed_already_leaves_nothing_to_choose(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(model), "-o", str(model.parent / "out.xml"), "--quiet"]) == 0
+    assert main(["plan", str(model.parent / "out.xml")]) == 0
+    printed = capsys.readouterr().out
+    assert "Asked for 4.5 bits a weight: there is no weight to choose a format for." in printed
+    assert "What other sizes would cost" not in printed

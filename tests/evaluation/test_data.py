@@ -148,6 +148,9 @@ def test_models_are_found_in_folders(tmp_path: Path) -> None:
     (tmp_path / "encoder.xml").write_text("<net")
     with pytest.raises(ModelError, match=r"the base model .*encoder\.xml cannot be read"):
         load(tmp_path / "encoder.xml", "base")
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(ModelError, match=r"the base model .*notes\.txt is not a model; expected a folder, or a file"):
+        load(tmp_path / "notes.txt", "base")
 
 
 def test_the_window_that_a_model_was_made_for(tmp_path: Path) -> None:
