@@ -26,6 +26,7 @@ __all__ = ["FileResult", "Progress", "compress_model", "compress_path", "update_
 
 _MODEL_FILES = (".xml", ".onnx")
 _OPTIMUM_DTYPES = ("int4", "int8", "mxfp4", "nf4", "cb4")
+_BY_LAYERS = ("balanced", "best")  # presets that run GPTQ
 
 
 @dataclass(frozen=True)
@@ -170,4 +171,17 @@ def _as_optimum_says_it(dtype: str, recipe: dict[str, str]) -> dict[str, Any] | 
     words["all_layers"] = recipe["all_layers"] == "True"
     if recipe["backup_mode"] in ("none", "int8_sym", "int8_asym"):
         words["backup_precision"] = recipe["backup_mode"]
+    if dtype != "mxfp4":  # with which optimum-intel refuses to load any of them
+        words |= _algorithms(recipe)
     return words
+
+
+def _algorithms(recipe: dict[str, str]) -> dict[str, Any]:
+    """What ran beside the rounding, as far as optimum-intel has a word for it: it refuses GPTQ and LoRA together."""
+    asked = {name for name in ("awq", "scale_estimation", "gptq", "lora_correction") if recipe.get(name) == "True"}
+    if recipe.get("accuracy") in _BY_LAYERS:
+        asked.add("gptq")
+    if "gptq" in asked:
+        asked.discard("lora_correction")
+    words: dict[str, Any] = {"quant_method": "awq"} if "awq" in asked else {}
+    return words | dict.fromkeys(sorted(asked - {"awq"}), True)

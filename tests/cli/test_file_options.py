@@ -164,6 +164,31 @@ def test_the_command(pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "matches nothing in any" in failing(capsys, 2, *words, "--force", "--rule", "*none*=nf4")
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"awq": True, "mode": "int4_asym"}, {"quant_method": "awq"}),
+        (
+            {"awq": True, "scale_estimation": True, "gptq": True},
+            {"quant_method": "awq", "scale_estimation": True, "gptq": True},
+        ),
+        ({"accuracy": "best"}, {"quant_method": "default", "gptq": True}),
+        ({"accuracy": "fast"}, {"quant_method": "default"}),
+        ({"lora_correction": True}, {"quant_method": "default", "lora_correction": True}),
+        ({"awq": True, "mode": "mxfp4", "group_size": None}, {"quant_method": "default"}),
+    ],
+)
+def test_the_folder_says_what_ran_in_optimums_words(tmp_path: Path, given: Any, expected: Any) -> None:
+    """And nothing that optimum-intel would refuse to load."""
+    folder = folder_of(tmp_path / "exported", ("openvino_model",))
+    np.savez(tmp_path / "data.npz", x=np.random.default_rng(0).normal(size=(8, 64)).astype(np.float32))
+    options = {**INT4, **given, "all_layers": True}
+    compress_path(folder, tmp_path / "out", options, data=str(tmp_path / "data.npz"))
+    said = json.loads((tmp_path / "out" / "openvino_config.json").read_text())["quantization_config"]
+    algorithms = ("quant_method", "scale_estimation", "gptq", "lora_correction")
+    assert {name: said[name] for name in algorithms if name in said} == expected
+
+
 def test_each_model_gets_its_own_samples_of_a_folder(tmp_path: Path) -> None:
     """Whatever the models were made from: files, or a checkpoint."""
     for name in ("encoder", "decoder"):
