@@ -27,10 +27,9 @@ from ov_weight_compression.passes.device_rules import misreading, refusal
 from ov_weight_compression.passes.modes import Devices
 from ov_weight_compression.passes.plan import Plan, PlannedWeight
 from ov_weight_compression.passes.report import Report, make_report
-from ov_weight_compression.passes.rewrite import rewrite, with_equal_weights
-from ov_weight_compression.passes.telltale import with_telltale
+from ov_weight_compression.passes.rewrite import rewrite, with_equal_weights, with_telltale
 from ov_weight_compression.patterns import Kind, Weight, find_weights
-from ov_weight_compression.quantization.spec import Encoded
+from ov_weight_compression.quantization.formats import Encoded
 
 __all__ = ["insert_codes"]
 

@@ -16,9 +16,9 @@ from typing import Protocol
 import numpy as np
 import openvino as ov
 
+from ov_weight_compression.ir_utils.file_mappings import write_at
 from ov_weight_compression.ir_utils.packing import tensor_bytes
 from ov_weight_compression.ir_utils.pipeline import Pipeline
-from ov_weight_compression.ir_utils.positional import write_at
 from ov_weight_compression.ir_utils.types import Array
 from ov_weight_compression.ir_utils.worker_pool import Job
 from ov_weight_compression.ir_utils.write_behind import WriteBehind

@@ -31,8 +31,8 @@ import openvino as ov
 from ov_weight_compression.ir_utils import option_kinds
 from ov_weight_compression.ir_utils.deferral import STUB_BYTES, Deferral, Stub, deferring
 from ov_weight_compression.ir_utils.errors import CompressionError, OptionError, WorkError
+from ov_weight_compression.ir_utils.file_mappings import read_at, write_at
 from ov_weight_compression.ir_utils.ir_file import openvino_reason, stored_constants
-from ov_weight_compression.ir_utils.positional import read_at, write_at
 from ov_weight_compression.ir_utils.publish import Publication, cannot_write
 from ov_weight_compression.ir_utils.write_behind import reserve
 

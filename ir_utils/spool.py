@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ov_weight_compression.ir_utils.positional import read_into, write_at
+from ov_weight_compression.ir_utils.file_mappings import read_into, write_at
 from ov_weight_compression.ir_utils.types import Array
 
 __all__ = ["Spool", "Spooled"]

@@ -29,9 +29,8 @@ from ov_weight_compression.passes.scale_folding import Fold, Folding, Scaling, r
 from ov_weight_compression.patterns import Refusal, Sources
 from ov_weight_compression.patterns.equalization import EqualizationGroup, equalization_groups
 from ov_weight_compression.patterns.fold_targets import RowsTarget
-from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL
+from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL, Spec
 from ov_weight_compression.quantization.layerwise.awq import ALPHAS, Factors, Sample, choose_factors, lift_factors
-from ov_weight_compression.quantization.spec import Spec
 
 __all__ = ["factors_without_data", "fold_scales"]
 

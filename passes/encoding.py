@@ -21,9 +21,8 @@ from ov_weight_compression.ir_utils.worker_pool import Task
 from ov_weight_compression.passes.channel_importance import Importance
 from ov_weight_compression.passes.plan import Plan, PlannedWeight, stored_parts
 from ov_weight_compression.quantization.encode import decode_rows, encode_rows, turn_over_first_group
-from ov_weight_compression.quantization.formats import stored_codebook
+from ov_weight_compression.quantization.formats import Encoded, Spec, stored_codebook
 from ov_weight_compression.quantization.reference import tensor_scale_of, unusable
-from ov_weight_compression.quantization.spec import Encoded, Spec
 
 __all__ = ["StoredRows", "StoredWeight", "WeightEncoding", "encoding_of", "keep"]
 

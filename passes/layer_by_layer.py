@@ -25,10 +25,10 @@ from ov_weight_compression.passes.measurements import Measurements
 from ov_weight_compression.passes.plan import Algorithm, Plan, PlannedWeight, Statistic
 from ov_weight_compression.patterns import Kind
 from ov_weight_compression.quantization.encode import decode_rows, encode_rows
+from ov_weight_compression.quantization.formats import Encoded, Spec, join_rows
 from ov_weight_compression.quantization.layerwise.hessian import DAMPING, Hessian, hessian_of, input_correction
 from ov_weight_compression.quantization.layerwise.layer import Step, fit_rows
 from ov_weight_compression.quantization.reference import tensor_scale_of
-from ov_weight_compression.quantization.spec import Encoded, Spec, join_rows
 
 if TYPE_CHECKING:
     from ov_weight_compression.calibration import LayerInput, Seen, Stage

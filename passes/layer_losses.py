@@ -34,7 +34,7 @@ from ov_weight_compression.passes.measurements import DataPart, Measurements
 from ov_weight_compression.passes.plan import Plan
 from ov_weight_compression.passes.probing import Quantiser, probe_spec, quantiser_of, rounded
 from ov_weight_compression.patterns import Weight
-from ov_weight_compression.quantization.spec import Spec
+from ov_weight_compression.quantization.formats import Spec
 
 if TYPE_CHECKING:
     from ov_weight_compression.calibration import Influence

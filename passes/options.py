@@ -2,20 +2,20 @@
 
 From this table follow the keyword arguments of `WeightCompression` and `apply_weight_compression` (written out there,
 for editors and type checkers; a test holds them equal), the flags of the command with their help, and the recipe that a
-model keeps in its rt_info. `read_options` makes one frozen `Options` of what a caller gives, before a model is touched:
-a combination that means nothing is refused with the field, the limit and the value, never silently ignored. What is
-left at its default was not asked for, and None is the default everywhere.
+model keeps in its rt_info. What a caller gives becomes one frozen `Options` (`option_reading`). What is left at its
+default was not asked for, and None is the default everywhere.
 """
 
 # ruff: noqa: RUF009  (`declared` makes a `dataclasses.field`)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
+from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.option_kinds import (
@@ -31,17 +31,13 @@ from ov_weight_compression.ir_utils.option_kinds import (
     one_of,
     path,
     table,
-    table_type,
-    unknown_option,
 )
 from ov_weight_compression.ir_utils.worker_pool import default_threads
-from ov_weight_compression.passes.advanced import read_advanced
 from ov_weight_compression.passes.method import Tuning
 from ov_weight_compression.passes.modes import (
     DEVICES,
     Accuracy,
     BackupMode,
-    Codebook,
     CodebookSharing,
     Devices,
     FragileLayers,
@@ -49,15 +45,12 @@ from ov_weight_compression.passes.modes import (
     Mode,
     SensitivityMetric,
 )
-from ov_weight_compression.passes.option_checks import check_together, told
-from ov_weight_compression.passes.option_rows import Need, Option, declared
 from ov_weight_compression.passes.rules import Rule, parse_rules
 from ov_weight_compression.passes.runtime_hints import parse_runtime_hints
 from ov_weight_compression.passes.targets import (
     BUDGETS,
     FormatChoice,
     byte_count,
-    check_budget,
     format_choices,
     slowdown,
 )
@@ -68,10 +61,58 @@ from ov_weight_compression.quantization.lloyd import stand_in
 if TYPE_CHECKING:
     from ov_weight_compression.quantization.layerwise import Step
 
-__all__ = ["OPTIONS", "Options", "read_options"]
+__all__ = ["OPTIONS", "Need", "Option", "Options", "declared", "differs", "told"]
 
 _LEAST_MEMORY = 1 << 26
 _MOST_THREADS = 4096
+
+
+@dataclass(frozen=True)
+class Need:
+    """What an option means nothing without."""
+
+    met: Callable[[Options], bool]
+    words: str
+    """After "means nothing": "{value} means nothing without lora_correction=True"; `{mode}` is the mode's name."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One row of the table."""
+
+    name: str
+    default: Any
+    """In a signature: None where it depends on other options or on the machine."""
+    kind: OptionKind
+    help: str
+    flag: str | None
+    """On the command line; None where it has none, or one that the command reads itself."""
+    recorded: Literal["always", "asked", "never"]
+    """In the recipe: "asked" means where it is not the default, or where its need is met."""
+    below_8_bits: bool
+    """It means nothing with the 8-bit integer modes, which give every weight 8 bits."""
+    need: Need | None
+    with_data: bool
+    usual: str
+    """In the help of the command: what None means where it is the default."""
+
+
+def declared(
+    default: Any,
+    kind: OptionKind,
+    help: str,
+    *,
+    flag: str | None = "",
+    recorded: Literal["always", "asked", "never"] = "asked",
+    below_8_bits: bool = False,
+    need: Need | None = None,
+    with_data: bool = False,
+    make: Callable[[], Any] | None = None,
+    usual: str = "",
+) -> Any:
+    """A field of `Options`; see `Option`. `make` computes its value where None stands in the signature."""
+    row = (default, kind, help, flag, recorded, below_8_bits, need, with_data, usual)
+    return field(default=MISSING if make else default, default_factory=make or MISSING, metadata={"option": row})
 
 
 def _read_format(value: Any) -> str:
@@ -124,7 +165,7 @@ _WITH_LORA = Need(lambda options: options.lora_correction, "{value} means nothin
 
 @dataclass(frozen=True)
 class Options:
-    """Every option, parsed; `read_options` makes one from keyword arguments."""
+    """Every option, parsed; `option_reading.read_options` makes one from keyword arguments."""
 
     mode: Mode = declared(Mode.INT8_ASYM, one_of(Mode), "how weights are stored", recorded="always")
     ratio: float = declared(1.0, number(0, 1), "share of the parameters in that mode", recorded="always")
@@ -361,7 +402,7 @@ class Options:
         for name, option in OPTIONS.items():
             value = getattr(self, name)
             met = option.need is not None and option.need.met(self)
-            if option.recorded == "always" or (option.recorded == "asked" and (met or _differs(value, option.default))):
+            if option.recorded == "always" or (option.recorded == "asked" and (met or differs(value, option.default))):
                 recipe[name] = told(self.effective_group if name == "group_size" else value)
         return recipe
 
@@ -398,87 +439,22 @@ OPTIONS: Mapping[str, Option] = {
 """The table, in the order of the signatures."""
 
 
-def _differs(value: Any, default: Any) -> bool:
+def told(value: Any) -> str:
+    """An option's value as a text, for a message or a recipe."""
+    if isinstance(value, Enum):
+        return str(value.value)
+    if isinstance(value, IgnoredScope):
+        parts = [(part.name, getattr(value, part.name)) for part in fields(value)]
+        return "; ".join(f"{name}={own}" for name, own in parts if own)
+    if isinstance(value, Mapping) and all(isinstance(key, tuple) for key in value):  # roles
+        return "; ".join(f"{operation}:{port}" for operation, port in value)
+    if isinstance(value, Mapping) and all(isinstance(own, str) for own in value.values()):  # runtime hints
+        return "; ".join(f"{name}={own}" for name, own in value.items())
+    if isinstance(value, tuple):
+        return "; ".join(getattr(part, "__name__", None) or str(getattr(part, "value", part)) for part in value)
+    return str(value) if isinstance(value, (str, bool, int, float)) else type(value).__name__
+
+
+def differs(value: Any, default: Any) -> bool:
     """Whether a parsed value is not the default. Only values of one type are compared: others may not like it."""
     return value is not default and not (type(value) is type(default) and bool(value == default))
-
-
-def read_options(**given: Any) -> Options:
-    """Check keyword arguments and make `Options` of them.
-
-    Raises:
-        OptionError: an unknown option, an impossible value, or a combination that means nothing.
-    """
-    if isinstance(given.get("codebook"), Codebook):
-        given = given["codebook"].spread(given)
-    if given.get("recipe") is not None:
-        given = _with_recipe(given)
-    asked, tuning = _parsed(given), Tuning()
-    advanced = asked.pop("advanced_parameters", None)
-    if advanced is not None:
-        more, tuning = read_advanced(advanced, _running(asked))
-        if asked.get("mode", Mode.INT8_ASYM).is_int8:
-            more.pop("statistics_path", None)  # as NNCF's own example says it: there are none to keep
-        given = {**more, **{name: given[name] for name in asked}}
-        asked = _parsed(given)
-    values = dict(asked)
-    if any(name in asked for name in BUDGETS):
-        check_budget(asked, "mode" in asked or given.get("mode", Mode.INT8_ASYM) is not Mode.INT8_ASYM)
-        values["mode"] = Mode.INT4_SYM  # what the chosen formats are compared with
-    if "sensitivity_metric" not in values and "dataset" in values:
-        values["sensitivity_metric"] = SensitivityMetric.MAX_ACTIVATION_VARIANCE  # as NNCF chooses with data
-    if "codebook" in values:
-        _follow_table(values, given["codebook"])
-    options = Options(**values, tuning=tuning)
-    check_together(options, asked, OPTIONS)
-    return options
-
-
-def _with_recipe(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What a recipe's file says, and over it what was given; given rules come before the recipe's."""
-    from ov_weight_compression.passes.recipe import read_recipe
-
-    read = read_recipe(OPTIONS["recipe"].kind.parse("recipe", given["recipe"]))
-    own = {name: value for name, value in given.items() if name not in OPTIONS or value is not OPTIONS[name].default}
-    said = dict(read.options) | ({} if read.data is None else {"dataset": read.data})
-    if own.get("rules") and said.get("rules"):
-        own["rules"] = (*parse_rules(own["rules"]), *parse_rules(said["rules"]))
-    return {**said, **{name: value for name, value in own.items() if name != "recipe" and value is not None}}
-
-
-def _modes(asked: Mapping[str, Any]) -> set[Mode | None]:
-    return {asked.get("mode"), *(rule.mode for rule in asked.get("rules", ()))}
-
-
-def _running(asked: Mapping[str, Any]) -> set[str]:
-    """The algorithms that are asked for, by their parts of NNCF's advanced parameters."""
-    wanted = {f"{name}_params" for name in ("awq", "scale_estimation", "gptq", "lora_correction") if asked.get(name)}
-    return wanted | ({"adaptive_codebook_params"} if Mode.ADAPTIVE_CODEBOOK in _modes(asked) else set())
-
-
-def _follow_table(values: dict[str, Any], table: Any) -> None:
-    """What a table that is given decides where nothing else does: its type for `codebook`, and how many entries the
-    fitted ones of `adaptive_codebook` have."""
-    if Mode.ADAPTIVE_CODEBOOK in _modes(values):
-        size = values.setdefault("codebook_size", len(values["codebook"]))
-        if size != len(values["codebook"]):
-            raise OptionError(f"codebook_size: must be that of the codebook, {len(values['codebook'])}, got {size}")
-    elif "codebook_type" not in values:
-        own = table_type(table)
-        if own is not None:
-            values["codebook_type"] = own
-
-
-def _parsed(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What differs from the defaults, parsed."""
-    values = {}
-    for name, value in given.items():
-        if name not in OPTIONS:
-            raise unknown_option(name, OPTIONS)
-        option = OPTIONS[name]
-        value = option.kind.none if value is None else value
-        if value is not None and value is not option.default:
-            read = option.kind.parse(name, value)
-            if _differs(read, option.default):
-                values[name] = read
-    return values

@@ -22,8 +22,7 @@ from ov_weight_compression.passes.method import Method
 from ov_weight_compression.passes.modes import Mode
 from ov_weight_compression.passes.scale_folding import Folding
 from ov_weight_compression.patterns import Kind, Skip, Sources, Weight
-from ov_weight_compression.quantization.formats import PER_CHANNEL, stored_codebook
-from ov_weight_compression.quantization.spec import Spec
+from ov_weight_compression.quantization.formats import PER_CHANNEL, Spec, stored_codebook
 
 if TYPE_CHECKING:
     from ov_weight_compression.passes.budget import Survey
@@ -119,7 +118,7 @@ class PlannedWeight:
     regrouped: bool = False
     """CPUs would misread it in groups of the size that the caller named: it has another."""
     tells: bool = False
-    """By this weight OpenVINO recognises that the model is compressed (see `telltale`)."""
+    """By this weight OpenVINO recognises that the model is compressed (see `rewrite.with_telltale`)."""
     scales_in_f32: bool = False
     """Its f16 scales are stored as f32: the same numbers, and the same codes."""
     exact: bool = False

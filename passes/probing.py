@@ -24,12 +24,11 @@ from ov_weight_compression.passes.channel_importance import GraphEnergy, graph_e
 from ov_weight_compression.passes.method import Method
 from ov_weight_compression.patterns import Kind, Roles, Sources, Weight, find_weights, sources_of
 from ov_weight_compression.quantization.encode import Weighting, decode_rows, encode_rows
-from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL
+from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL, Spec
 from ov_weight_compression.quantization.layerwise.gptq import gptq
 from ov_weight_compression.quantization.layerwise.hessian import DAMPING, Hessian, hessian_of
 from ov_weight_compression.quantization.layerwise.layer import fit_rows
 from ov_weight_compression.quantization.reference import tensor_scale_of
-from ov_weight_compression.quantization.spec import Spec
 
 if TYPE_CHECKING:
     from ov_weight_compression.calibration import ProbeShown, Rounding, Samples

@@ -1,10 +1,23 @@
-"""The pass, and the function: what a user calls."""
+"""The pass, and the function: what a user calls.
+
+    find the weights ─ plan what each gets ─ prepare the plan ─ report ─ edit the graph
+
+Preparing a plan finds out what its algorithms have to know before a weight can be encoded: data are run, values read,
+nothing is edited. In this order:
+
+    AWQ                first, for everything after it sees the weights with its factors
+    fitted codebooks   before the layers' codes, which are indices into them
+    layer by layer     GPTQ, coordinate descent, LoRA
+    scale search       the importance of channels, for what no other algorithm has encoded
+    budget             measured prepared, and chosen again where it has to be
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 from warnings import warn
@@ -16,9 +29,10 @@ from openvino.passes import ModelPass
 import ov_weight_compression
 from ov_weight_compression.ir_utils.errors import CompressionWarning, OptionError, WorkError
 from ov_weight_compression.ir_utils.metadata import OWN_SECTION, read_metadata, write_metadata
-from ov_weight_compression.ir_utils.option_kinds import by_name, check_model
+from ov_weight_compression.ir_utils.option_kinds import by_name, check_model, shown
 from ov_weight_compression.ir_utils.pipeline import Pipeline
 from ov_weight_compression.ir_utils.worker_pool import Job
+from ov_weight_compression.passes.channel_importance import weigh_channels
 from ov_weight_compression.passes.measurements import Measurements
 from ov_weight_compression.passes.method import method_of
 from ov_weight_compression.passes.modes import (
@@ -33,22 +47,21 @@ from ov_weight_compression.passes.modes import (
     Mode,
     SensitivityMetric,
 )
-from ov_weight_compression.passes.options import OPTIONS, Options, read_options
+from ov_weight_compression.passes.option_reading import read_options
+from ov_weight_compression.passes.options import OPTIONS, Options
 from ov_weight_compression.passes.plan import Plan
 from ov_weight_compression.passes.planning import make_plan
-from ov_weight_compression.passes.preparation import prepare_and_check
 from ov_weight_compression.passes.report import Report, keep_report, make_report
-from ov_weight_compression.passes.rewrite import hold_small_constants, rewrite, with_equal_weights
+from ov_weight_compression.passes.rewrite import hold_small_constants, rewrite, with_equal_weights, with_telltale
 from ov_weight_compression.passes.rules import RulesLike
 from ov_weight_compression.passes.runtime_hints import write_runtime_hints
-from ov_weight_compression.passes.telltale import with_telltale
 from ov_weight_compression.patterns import GivenSources, Roles, find_weights, sources_of
 from ov_weight_compression.quantization.kernels import kept_kernels
 
 if TYPE_CHECKING:
     from ov_weight_compression.quantization.layerwise import Step
 
-__all__ = ["WeightCompression", "apply_weight_compression"]
+__all__ = ["WeightCompression", "apply_weight_compression", "prepare_and_check", "prepare_plan"]
 
 
 class WeightCompression(ModelPass):
@@ -323,6 +336,47 @@ def apply_weight_compression(
     compression.run_on_model(model)
     keep_report(model, compression.report)
     return model
+
+
+def prepare_and_check(plan: Plan, data: Measurements, options: Options) -> Plan:
+    """The plan, prepared; what a budget has chosen is measured first, and chosen again where it has to be."""
+    if options.budget is None:
+        return prepare_plan(plan, data, options)
+    from ov_weight_compression.passes.budget_check import with_check
+
+    return with_check(plan, lambda one: prepare_plan(one, data, options), data)
+
+
+def prepare_plan(plan: Plan, data: Measurements, options: Options) -> Plan:
+    """The plan with everything that its algorithms have to know, and with what the caller is to be told of the data."""
+    left_out: tuple[str, ...] = ()
+    if plan.method.folds:
+        from ov_weight_compression.passes.awq_factors import fold_scales
+
+        plan = fold_scales(plan, data, options.threads)
+    if Mode.ADAPTIVE_CODEBOOK in options.modes:
+        from ov_weight_compression.passes.fitted_codebooks import fit_codebooks
+
+        plan = fit_codebooks(plan, options, data)
+    if plan.method.layer_by_layer:
+        from ov_weight_compression.passes.layer_by_layer import encode_layer_by_layer
+
+        plan, left_out = encode_layer_by_layer(plan, data)
+    elif plan.method.weighted and plan.weights:
+        # Even where no search asks: data that the model does not take are refused, and `statistics_path` is written.
+        data.statistics(plan.method.tuning.scale_estimation_subset)
+    plan = weigh_channels(plan, data)
+    names = tuple(dict.fromkeys((*data.left_out, *left_out)))
+    if not names:
+        return replace(plan, of_data=())
+    from ov_weight_compression.calibration.sums import LARGEST
+
+    more = f" and of {len(names) - 1} more" if len(names) > 1 else ""
+    remark = (
+        f"dataset: the model gave values that are not finite, or beyond {LARGEST:.2g}, for the input of "
+        f"{shown(names[0])}{more}: the samples that do were left out for it"
+    )
+    return replace(plan, of_data=(remark,))
 
 
 def _warn(remarks: Iterable[str]) -> None:

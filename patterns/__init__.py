@@ -6,8 +6,15 @@ from ov_weight_compression.patterns.ignored import IgnoredScope, Subgraph
 from ov_weight_compression.patterns.importance import NormGain, RowNormProduct, RowNorms, importance_sources
 from ov_weight_compression.patterns.matching import matching
 from ov_weight_compression.patterns.roles import Activation, Kind, Refusal, Role, Roles, parse_roles
-from ov_weight_compression.patterns.weight import Consumer, Skip, Weight
-from ov_weight_compression.patterns.weight_values import GivenSources, Sources, given_sources, sources_of
+from ov_weight_compression.patterns.weight import (
+    Consumer,
+    GivenSources,
+    Skip,
+    Sources,
+    Weight,
+    given_sources,
+    sources_of,
+)
 
 __all__ = [
     "Activation",

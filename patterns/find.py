@@ -28,12 +28,11 @@ from ov_weight_compression.ir_utils.constants import FLOAT_TYPES
 from ov_weight_compression.ir_utils.metadata import is_compressed
 from ov_weight_compression.ir_utils.widened_constants import stands_for_f32
 from ov_weight_compression.patterns.compressed import compressed_in
-from ov_weight_compression.patterns.follow import Use, follow, reshaped
+from ov_weight_compression.patterns.follow import Use, View, follow, pieces_of, reshaped
 from ov_weight_compression.patterns.fragile import fragile_layers
 from ov_weight_compression.patterns.graphs import BODY_OPERATIONS, Graph, bytes_of, graphs_of, is_postponed
 from ov_weight_compression.patterns.ignored import IgnoredScope
 from ov_weight_compression.patterns.roles import RECURRENT, ROLES, Kind, Refusal, Role, Roles
-from ov_weight_compression.patterns.views import View, pieces_of
 from ov_weight_compression.patterns.weight import Consumer, Skip, Weight
 
 __all__ = ["REPORTED_ELEMENTS", "find_weights"]

@@ -24,11 +24,11 @@ from math import prod
 
 import openvino as ov
 
+from ov_weight_compression.patterns.follow import Piece
 from ov_weight_compression.patterns.graphs import constant_of, constant_port, dimensions
 from ov_weight_compression.patterns.norms import keeps_channels
 from ov_weight_compression.patterns.provenance import ROWS, Origin, Origins, counts_rows, row_numbers
 from ov_weight_compression.patterns.roles import Kind
-from ov_weight_compression.patterns.views import Piece
 from ov_weight_compression.patterns.weight import Weight
 
 __all__ = [

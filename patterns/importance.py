@@ -15,10 +15,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 
+from ov_weight_compression.patterns.follow import Piece
 from ov_weight_compression.patterns.graphs import dimensions
 from ov_weight_compression.patterns.norms import NormGain, norm_gain
 from ov_weight_compression.patterns.provenance import ROWS, Origins, row_numbers
-from ov_weight_compression.patterns.views import Piece
 from ov_weight_compression.patterns.weight import Consumer, Weight
 
 __all__ = ["ImportanceSource", "NormGain", "RowNormProduct", "RowNorms", "importance_sources"]

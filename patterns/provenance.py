@@ -21,8 +21,8 @@ from math import prod
 
 import openvino as ov
 
+from ov_weight_compression.patterns.follow import Piece, View, cut, repeat, reshape_partly, transpose, whole_axis
 from ov_weight_compression.patterns.graphs import constant_of, dimensions
-from ov_weight_compression.patterns.views import Piece, View, cut, repeat, reshape_partly, transpose, whole_axis
 from ov_weight_compression.patterns.weight import Weight
 
 __all__ = ["ROWS", "Origin", "Origins", "counts_rows", "row_numbers"]

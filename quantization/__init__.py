@@ -8,7 +8,9 @@ from ov_weight_compression.quantization.formats import (
     CODEBOOK_TYPES,
     FORMATS,
     PER_CHANNEL,
+    Encoded,
     Format,
+    Spec,
     stored_codebook,
     with_codebook,
 )
@@ -20,7 +22,6 @@ from ov_weight_compression.quantization.reference import (
     store_scales,
     tensor_scale_of,
 )
-from ov_weight_compression.quantization.spec import Encoded, Spec
 
 __all__ = [
     "CODEBOOK_TYPES",

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from ov_weight_compression.ir_utils.file_mappings import FileRows
 from ov_weight_compression.ir_utils.packing import pack, packed_size
 from ov_weight_compression.ir_utils.types import Array, Float32
-from ov_weight_compression.quantization.formats import PER_CHANNEL, stored_codebook
+from ov_weight_compression.quantization.formats import PER_CHANNEL, Encoded, Spec, stored_codebook
 from ov_weight_compression.quantization.kernels import Kernel, Key, flip_mask, kernel_for, repeated
 from ov_weight_compression.quantization.reference import (
     code_dtype,
@@ -26,7 +26,6 @@ from ov_weight_compression.quantization.reference import (
     tensor_scale_of,
 )
 from ov_weight_compression.quantization.scale_search import STARTS, best_scales, group_weights, refit
-from ov_weight_compression.quantization.spec import Encoded, Spec
 
 __all__ = ["Weighting", "decode_groups", "decode_rows", "encode_groups", "encode_rows", "turn_over_first_group"]
 

@@ -35,8 +35,7 @@ from functools import lru_cache
 import numpy as np
 
 from ov_weight_compression.ir_utils.types import F16_MAX, Array, Float32
-from ov_weight_compression.quantization.formats import E4M3_VALUES, Format, e4m3_codes
-from ov_weight_compression.quantization.spec import Spec
+from ov_weight_compression.quantization.formats import E4M3_VALUES, Format, Spec, e4m3_codes
 
 __all__ = [
     "LevelGrid",

@@ -24,7 +24,7 @@ candidate, which both do, is done with data only (see ``refit``): it takes sever
 import numpy as np
 
 from ov_weight_compression.ir_utils.types import Array, Float32
-from ov_weight_compression.quantization.formats import Format
+from ov_weight_compression.quantization.formats import Format, Spec
 from ov_weight_compression.quantization.reference import (
     decode_codes,
     level_grid,
@@ -32,7 +32,6 @@ from ov_weight_compression.quantization.reference import (
     scale_values,
     store_scales,
 )
-from ov_weight_compression.quantization.spec import Spec
 
 __all__ = [
     "MARGIN",

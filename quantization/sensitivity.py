@@ -22,8 +22,7 @@ import numpy as np
 
 from ov_weight_compression.ir_utils.types import Array
 from ov_weight_compression.quantization.encode import decode_rows, encode_rows
-from ov_weight_compression.quantization.formats import FORMATS
-from ov_weight_compression.quantization.spec import Spec
+from ov_weight_compression.quantization.formats import FORMATS, Spec
 
 __all__ = ["METRICS", "InputMeans", "WeightNoise", "sensitivity", "weight_noise"]
 

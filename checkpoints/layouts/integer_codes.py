@@ -33,8 +33,7 @@ from ov_weight_compression.checkpoints.layouts.quantised_weight import (
 )
 from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.types import Array
-from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL
-from ov_weight_compression.quantization.spec import Encoded, Spec
+from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL, Encoded, Spec
 
 __all__ = ["IntegerRows", "counted_from_zero", "integer_weight"]
 

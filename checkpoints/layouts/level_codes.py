@@ -17,9 +17,8 @@ from ov_weight_compression.checkpoints.layouts.quantised_weight import (
 )
 from ov_weight_compression.ir_utils.errors import ModelError, WorkError
 from ov_weight_compression.ir_utils.types import Array
-from ov_weight_compression.quantization.formats import PER_CHANNEL, Format, stored_codebook
+from ov_weight_compression.quantization.formats import PER_CHANNEL, Encoded, Format, Spec, stored_codebook
 from ov_weight_compression.quantization.reference import scale_values, unusable
-from ov_weight_compression.quantization.spec import Encoded, Spec
 
 __all__ = ["LevelRows", "level_weight"]
 

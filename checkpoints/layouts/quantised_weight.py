@@ -10,8 +10,7 @@ import numpy as np
 
 from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.quantization.encode import decode_rows, encode_rows
-from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL
-from ov_weight_compression.quantization.spec import Encoded, Spec
+from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL, Encoded, Spec
 
 __all__ = [
     "QuantisedWeight",

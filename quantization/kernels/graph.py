@@ -29,10 +29,9 @@ import openvino as ov
 import openvino.opset13 as op
 
 from ov_weight_compression.ir_utils.types import F16_MAX, Array
-from ov_weight_compression.quantization.formats import E2M1, E4M3, Format
+from ov_weight_compression.quantization.formats import E2M1, E4M3, Format, Spec
 from ov_weight_compression.quantization.reference import level_grid
 from ov_weight_compression.quantization.scale_search import MARGIN, candidate_factors, reach, summand_limit
-from ov_weight_compression.quantization.spec import Spec
 
 __all__ = ["Key", "build", "flip_mask", "searchable", "supported"]
 

@@ -34,7 +34,7 @@ import numpy.typing as npt
 
 from ov_weight_compression.ir_utils.types import Float32
 from ov_weight_compression.quantization.encode import decode_rows, encode_rows
-from ov_weight_compression.quantization.spec import Spec
+from ov_weight_compression.quantization.formats import Spec
 
 __all__ = ["ALPHAS", "Factors", "Sample", "choose_factors", "lift_factors"]
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.quantization.encode import encode_rows
-from ov_weight_compression.quantization.formats import stored_codebook
+from ov_weight_compression.quantization.formats import Encoded, Spec, stored_codebook
 from ov_weight_compression.quantization.layerwise.hessian import Hessian
 from ov_weight_compression.quantization.reference import (
     LevelGrid,
@@ -32,7 +32,6 @@ from ov_weight_compression.quantization.reference import (
     scale_values,
     store_scales,
 )
-from ov_weight_compression.quantization.spec import Encoded, Spec
 
 __all__ = ["Draft", "Grid", "Start", "draft_of", "starting_draft"]
 

@@ -20,12 +20,12 @@ from typing import TypeAlias
 import numpy as np
 
 from ov_weight_compression.ir_utils.types import Array, Float32
+from ov_weight_compression.quantization.formats import Encoded, Spec, join_rows
 from ov_weight_compression.quantization.layerwise.coordinate_descent import CoordinateDescent, cost
 from ov_weight_compression.quantization.layerwise.draft import Draft, Grid, Start, starting_draft
 from ov_weight_compression.quantization.layerwise.gptq import gptq
 from ov_weight_compression.quantization.layerwise.hessian import Hessian
 from ov_weight_compression.quantization.reference import tensor_scale_of
-from ov_weight_compression.quantization.spec import Encoded, Spec, join_rows
 
 __all__ = ["BALANCED", "BEST", "BestOf", "Step", "fit_rows"]
 

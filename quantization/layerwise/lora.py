@@ -15,8 +15,7 @@ import numpy as np
 
 from ov_weight_compression.ir_utils.types import Float32
 from ov_weight_compression.quantization.encode import decode_rows, encode_rows
-from ov_weight_compression.quantization.formats import FORMATS
-from ov_weight_compression.quantization.spec import Encoded, Spec
+from ov_weight_compression.quantization.formats import FORMATS, Encoded, Spec
 
 __all__ = ["ADAPTER_SPEC", "ROUNDS", "Adapters", "lora_adapters"]
 

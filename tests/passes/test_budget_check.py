@@ -13,7 +13,7 @@ from ov_weight_compression.passes.budget_outcome import BudgetOutcome
 from ov_weight_compression.passes.layer_losses import LayerLosses
 from ov_weight_compression.passes.measurements import Measurements
 from ov_weight_compression.passes.plan import Plan
-from ov_weight_compression.quantization.spec import Spec
+from ov_weight_compression.quantization.formats import Spec
 from tests.passes.test_budget import network
 
 Use = Callable[[Callable[[Plan, float], float]], list[float]]

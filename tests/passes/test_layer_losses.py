@@ -15,12 +15,11 @@ from ov_weight_compression.passes import WeightCompression, apply_weight_compres
 from ov_weight_compression.passes.layer_losses import layer_losses, measured_divergence
 from ov_weight_compression.passes.measurements import DataPart, Measurements
 from ov_weight_compression.passes.method import method_of
-from ov_weight_compression.passes.options import read_options
-from ov_weight_compression.passes.preparation import prepare_plan
+from ov_weight_compression.passes.option_reading import read_options
 from ov_weight_compression.passes.probing import Quantiser, WeightRounder, probe_spec
+from ov_weight_compression.passes.weight_compression import prepare_plan
 from ov_weight_compression.patterns import find_weights, sources_of
-from ov_weight_compression.quantization.formats import FORMATS
-from ov_weight_compression.quantization.spec import Spec
+from ov_weight_compression.quantization.formats import FORMATS, Spec
 from tests.calibration import small
 
 TOKENS = np.random.default_rng(3).integers(0, small.VOCABULARY, 48 * 40)

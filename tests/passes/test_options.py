@@ -23,7 +23,8 @@ from ov_weight_compression.passes import (
     WeightCompression,
     apply_weight_compression,
 )
-from ov_weight_compression.passes.options import OPTIONS, read_options
+from ov_weight_compression.passes.option_reading import read_options
+from ov_weight_compression.passes.options import OPTIONS
 from tests.models import layers
 
 

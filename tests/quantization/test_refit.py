@@ -5,7 +5,7 @@ import pytest
 
 from ov_weight_compression.ir_utils.packing import pack
 from ov_weight_compression.quantization import FORMATS, Spec, decode_rows, encode_rows, tensor_scale_of
-from ov_weight_compression.quantization.spec import Encoded
+from ov_weight_compression.quantization.formats import Encoded
 
 SEARCHED = [name for name, row in FORMATS.items() if row.default_search]
 
