@@ -8,12 +8,14 @@ Both are quadratic in small errors, so those of independent changes add up. Outp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
+from typing import TypeAlias
 
 import numpy as np
 import openvino as ov
+from numpy.typing import NDArray
 
 from ov_weight_compression.calibration.activation_graph import TensorKey, read_graph
 from ov_weight_compression.calibration.collect import DEFAULT_MEMORY
@@ -25,9 +27,37 @@ from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.ir_utils.worker_pool import default_threads, in_threads
 from ov_weight_compression.patterns import Sources, Weight
 
-__all__ = ["DivergenceSum", "ScoredOutputs", "divergence_of", "kl_divergence", "scored_outputs"]
+__all__ = ["DivergenceSum", "MeasuredDivergence", "ScoredOutputs", "divergence_of", "kl_divergence", "scored_outputs"]
 
+Float64: TypeAlias = NDArray[np.float64]
 _BLOCK_ELEMENTS = 1 << 21
+_ERRORS = 2
+"""Standard errors that a difference has to exceed: one in forty is larger by chance."""
+
+
+@dataclass(frozen=True, eq=False)
+class MeasuredDivergence:
+    """How far the outputs moved, and how much of that the windows happen to say."""
+
+    value: float
+    """In the unit of `ScoredOutputs`."""
+    total: float
+    """What adds up over changes: mean KL, or squared relative L2."""
+    deviations: Float64
+    """[windows]: what each of them moves `total` by; their sum is 0."""
+
+    def difference_error(self, other: MeasuredDivergence) -> float:
+        """The standard error of the difference of two totals, which were measured on the same windows; 0 where one
+        window says nothing of it."""
+        count = len(self.deviations)
+        if count < 2:
+            return 0.0
+        squares = np.square(self.deviations - other.deviations).sum()
+        return sqrt(float(squares) * count / (count - 1))
+
+    def surely_less(self, other: MeasuredDivergence) -> bool:
+        """Whether it is less than another of the same windows, by more than other windows might have said."""
+        return other.total - self.total > _ERRORS * self.difference_error(other)
 
 
 @dataclass(frozen=True)
@@ -75,25 +105,44 @@ class DivergenceSum:
 
     def __init__(self, outputs: ScoredOutputs) -> None:
         self._outputs = outputs
-        self._sums = np.zeros((len(outputs.numbers), 2))
+        self.sums: Float64 = np.zeros((len(outputs.numbers), 2))
+        """[outputs, 2]: what has moved, and what there is for it to be divided by."""
 
     def add(self, which: int, base: Array, changed: Array) -> None:
         """Add one window of the scored output of that position; values that are not finite do not count."""
+        self.sums[which] += self._sums_of(base, changed)
+
+    def _sums_of(self, base: Array, changed: Array) -> tuple[float, float]:
         if self._outputs.predictions:
             found = kl_divergence(base.reshape(-1, base.shape[-1]), changed.reshape(-1, base.shape[-1]))
             found = found[np.isfinite(found)]
-            self._sums[which] += found.sum(dtype=np.float64), found.size
-            return
+            return float(found.sum(dtype=np.float64)), found.size
         a, b = base.reshape(-1).astype(np.float64), changed.reshape(-1).astype(np.float64)
         good = np.isfinite(a) & np.isfinite(b)
         a, b = a[good], b[good]
-        self._sums[which] += np.square(a - b).sum(), np.square(a).sum()
+        return float(np.square(a - b).sum()), float(np.square(a).sum())
 
     @property
     def total(self) -> float:
         """The mean over the outputs; what adds up over changes."""
-        counted = self._sums[self._sums[:, 1] > 0]
+        counted = self.sums[self.sums[:, 1] > 0]
         return float((counted[:, 0] / counted[:, 1]).mean()) if len(counted) else 0.0
+
+
+def _divergence(outputs: ScoredOutputs, windows: Sequence[DivergenceSum]) -> MeasuredDivergence:
+    """Of the sums of single windows."""
+    windows = [one for one in windows if one.sums[:, 1].any()]
+    every = DivergenceSum(outputs)
+    for one in windows:
+        every.sums += one.sums
+    counted = every.sums[:, 1] > 0
+    whole = every.sums[counted, 1]
+    ratios = every.sums[counted, 0] / whole
+    deviations = [
+        ((one.sums[counted, 0] - ratios * one.sums[counted, 1]) / whole).mean() if counted.any() else 0.0
+        for one in windows
+    ]
+    return MeasuredDivergence(outputs.divergence(every.total), every.total, np.asarray(deviations, np.float64))
 
 
 def kl_divergence(base: Float32, changed: Float32) -> Float32:
@@ -126,8 +175,8 @@ def divergence_of(
     calibration_memory: int = DEFAULT_MEMORY,
     quiet: bool = False,
     sources: Sources | None = None,
-) -> float:
-    """How far the outputs move on all samples when weights have other values, in the unit of `scored_outputs`.
+) -> MeasuredDivergence:
+    """How far the outputs move on all samples when weights have other values.
 
     Args:
         model: not changed; it runs piece by piece, on two streams.
@@ -140,16 +189,25 @@ def divergence_of(
     """
     outputs = scored_outputs(model)
     graph = read_graph(model, weights, values=sources, outputs=outputs.numbers)
-    total = DivergenceSum(outputs)
+    sums: list[list[DivergenceSum]] = []
     limit = calibration_memory // 6
     positions = {key: which for which, key in enumerate(graph.outputs)}
 
+    def apart(windows: Samples) -> Iterator[Mapping[str, Array]]:
+        for window in windows:
+            sums.append([DivergenceSum(outputs) for _ in range(_side_by_side(window))])
+            yield window
+
     def compare(window: int, key: TensorKey, array: Array) -> None:
-        total.add(positions[key], store.get(key, window), array)
+        base, parts = store.get(key, window), sums[window]
+        whole = array.ndim < 2 or len(array) != len(parts)
+        for number, part in enumerate(parts[:1] if whole else parts):
+            pair = (base, array) if whole else (base[number], array[number])
+            part.add(positions[key], *pair)
 
     with Pool(calibration_memory // 4) as pool, progress_bar(quiet=quiet) as bar:
         store = Store(pool)
-        windows = feed(graph, store, samples)
+        windows = feed(graph, store, apart(samples))
         pieces = split(graph, 0, len(graph.order), limit)
         tick = bar.start("Measuring the divergence", 2 * windows * len(pieces))
         exact = Stream(graph, store, windows, limit, tick)
@@ -167,4 +225,10 @@ def divergence_of(
             other.advance(begin, end, dict.fromkeys(ended, compare))
             other.forget(end, ())
             exact.forget(end, ())
-    return outputs.divergence(total.total)
+    return _divergence(outputs, [one for parts in sums for one in parts])
+
+
+def _side_by_side(window: Mapping[str, Array]) -> int:
+    """How many windows these inputs are, one beside the other along their first axes."""
+    lengths = {len(array) if np.ndim(array) else 0 for array in window.values()}
+    return max(1, lengths.pop()) if len(lengths) == 1 else 1

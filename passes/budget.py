@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import floor
 from typing import Any
 
@@ -59,6 +59,17 @@ class _Item:
     @property
     def sizes(self) -> tuple[int, ...]:
         return tuple(sum(one.nbytes for one in candidate) for candidate in self.candidates)
+
+    def better_than(self, chosen: int) -> list[int]:
+        """A candidate, and the larger ones that lose no more."""
+        pairs = list(zip(self.sizes, self.losses, strict=True))
+        size, loss = pairs[chosen]
+        return [chosen, *(place for place, own in enumerate(pairs) if own[0] > size and own[1] <= loss)]
+
+    def only(self, places: Sequence[int]) -> _Item:
+        """With some of its candidates."""
+        candidates = tuple(self.candidates[place] for place in places)
+        return replace(self, candidates=candidates, losses=tuple(self.losses[place] for place in places))
 
 
 @dataclass(frozen=True)
@@ -136,13 +147,14 @@ def share_out(
     Args:
         found: what there is.
         correction: measured over predicted divergence, of an earlier choice.
-        uniform: the format of `UniformChoice` that all weights get, in place of a choice for each.
+        uniform: the format of `UniformChoice` that all weights get, in place of a choice for each. What bytes that
+            leaves are spent where they gain most, on weights that lose no more in a larger format.
 
     Raises:
         OptionError: not even the best formats reach the target.
     """
     options, items, held, known = found.options, found.items, found.held, found.known
-    chosen = _same_for_all(items, uniform) if uniform else _solved(found, correction).formats
+    chosen = _solved_from(found, uniform, correction) if uniform else _solved(found, correction).formats
     settled, loss = list(found.settled), 0.0
     for item, one in zip(items, chosen, strict=True):
         loss += item.losses[one]
@@ -161,7 +173,7 @@ def share_out(
         correction=correction,
         shares=_shares(items, chosen, loss),
         curve=_curve(items, held, known, correction),
-        uniform=_uniform(items, held, known, correction),
+        uniform=_uniform(found, correction),
         token_time=_time(weights, found.times, lambda one: one.one_row),
         prompt_time=_time(weights, found.times, lambda one: one.many_rows),
     )
@@ -235,6 +247,19 @@ def _solved(found: Survey, correction: float) -> Allocation:
     return best
 
 
+def _solved_from(found: Survey, uniform: str, correction: float) -> tuple[int, ...]:
+    """One format for all, and better ones where there are bytes left; that one alone where it does not even fit."""
+    base = _same_for_all(found.items, uniform)
+    allowed = found.held.allowed(found.options)
+    needed = sum(item.sizes[one] for item, one in zip(found.items, base, strict=True))
+    if allowed is None or needed > allowed - found.held.other:
+        return base
+    better = [item.better_than(one) for item, one in zip(found.items, base, strict=True)]
+    items = tuple(item.only(own) for item, own in zip(found.items, better, strict=True))
+    solved = _solved(replace(found, items=items), correction)
+    return tuple(own[one] for own, one in zip(better, solved.formats, strict=True))
+
+
 def _least_bytes(found: Survey, correction: float) -> Allocation:
     """The smallest allocation whose predicted divergence is no larger than what was asked for."""
     target, known = found.options.target_divergence, found.known
@@ -293,13 +318,15 @@ def _curve(items: Sequence[_Item], held: _Bytes, known: LayerLosses, correction:
     )
 
 
-def _uniform(items: Sequence[_Item], held: _Bytes, known: LayerLosses, correction: float) -> tuple[UniformChoice, ...]:
+def _uniform(survey: Survey, correction: float) -> tuple[UniformChoice, ...]:
     """What each format for all weights would cost."""
-    found = []
+    items, found = survey.items, []
     for name in dict.fromkeys(_format_name(candidate[0]) for item in items for candidate in item.candidates):
         chosen = list(zip(items, _same_for_all(items, name), strict=True))
-        size, loss = sum(item.sizes[one] for item, one in chosen), sum(item.losses[one] for item, one in chosen)
-        found.append(UniformChoice(name, held.other + size, correction * known.divergence(loss)))
+        planned = [one for item, place in chosen for one in item.candidates[place]]
+        size = survey.held.other + sum(one.nbytes for one in planned) - _stored_once(planned, survey.sources)
+        loss = sum(item.losses[one] for item, one in chosen)
+        found.append(UniformChoice(name, size, correction * survey.known.divergence(loss)))
     return tuple(sorted(found, key=lambda one: (one.bytes, one.divergence)))
 
 

@@ -65,10 +65,14 @@ class BudgetOutcome:
             return self.bytes <= self.allowed
         return (self.predicted if self.measured is None else self.measured) <= self.target
 
-    def beside(self) -> UniformChoice | None:
-        """The uniform format of the least divergence that takes no more bytes."""
+    def fitting(self) -> list[UniformChoice]:
+        """The uniform formats that take no more bytes, that of the least divergence first."""
         fitting = [one for one in self.uniform if one.bytes <= max(self.bytes, self.allowed or 0)]
-        return min(fitting, key=lambda one: (one.divergence, one.bytes), default=None)
+        return sorted(fitting, key=lambda one: (one.divergence, one.bytes))
+
+    def beside(self) -> UniformChoice | None:
+        """The best of them."""
+        return next(iter(self.fitting()), None)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain JSON types."""

@@ -38,6 +38,7 @@ from ov_weight_compression.quantization.formats import Spec
 
 if TYPE_CHECKING:
     from ov_weight_compression.calibration import Influence
+    from ov_weight_compression.calibration.divergence import MeasuredDivergence
 
 __all__ = ["LayerLosses", "layer_losses", "measured_divergence"]
 
@@ -96,7 +97,7 @@ def layer_losses(candidates: Mapping[str, Sequence[Spec]], data: Measurements) -
     return LayerLosses({weight.name: one for weight, one in zip(weights, found, strict=True)}, unit)
 
 
-def measured_divergence(plan: Plan, data: Measurements) -> float:
+def measured_divergence(plan: Plan, data: Measurements) -> MeasuredDivergence:
     """How far the outputs move with the plan's weights, on windows that no probe ran on: in `LayerLosses.unit`.
 
     Args:

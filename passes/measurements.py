@@ -10,8 +10,9 @@ looked at, and others to check on. A language model without data writes them its
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["DataPart", "Measurements"]
 
+_FEW_TOKENS = 16
+"""That one text has at its beginning and another nowhere."""
 _USUAL = 1e20
 _BEYOND = InputMeans(1e200, 1e200, 1e200, 1e200)
 """Of an input that is too large to be measured: nothing is more sensitive."""
@@ -45,9 +48,13 @@ class DataPart(Enum):
     LOOK = "l"
 
 
-_PARTED_TOKENS = "pllcllcllcll"
+_PARTED_TOKENS = "p-cc-cc-cc--"
+_PARTED_LOOKED = "pllcllcllcll"
+"""Where layers are coded one by one."""
 _PARTED_WINDOWS = 48
 _PARTED_LENGTH = 128
+_HELD_BACK = 4
+"""One of so many samples is not coded with where a choice is measured; at least one."""
 _PARTED_INPUTS = "plclcl"
 """Of inputs that are no token ids; the first eight of each part are used."""
 
@@ -69,6 +76,7 @@ class Measurements:
         self._samples: dict[int | None, Samples] = {}
         self._statistics: dict[int | None, Statistics] = {}
         self._influences: tuple[Mapping[str, tuple[Influence, ...]], str] | None = None
+        self._held: Samples | None = None
 
     @property
     def threads(self) -> int:
@@ -164,9 +172,13 @@ class Measurements:
         Raises:
             OptionError: there are no data, and none can be made up.
         """
+        if part is DataPart.CHECK and self._held is not None:
+            return self._held
         from ov_weight_compression.calibration import make_samples
 
-        cycle, limit = (_PARTED_TOKENS, _PARTED_WINDOWS) if self._takes_tokens else (_PARTED_INPUTS, _PARTED_WINDOWS)
+        cycle = _PARTED_INPUTS
+        if self._takes_tokens:
+            cycle = _PARTED_TOKENS if self.method.steps is None else _PARTED_LOOKED
 
         def chosen(number: int, letter: str = part.value) -> bool:
             return cycle[number % len(cycle)] == letter
@@ -175,7 +187,7 @@ class Measurements:
             return make_samples(
                 self.model,
                 self._parted,
-                subset_size=limit,
+                subset_size=_PARTED_WINDOWS,
                 context_length=_PARTED_LENGTH,
                 quiet=self.quiet,
                 which=chosen,
@@ -184,6 +196,32 @@ class Measurements:
             if part is DataPart.PROBE:
                 raise
             return self.part(DataPart.PROBE)
+
+    def for_checks(self) -> Measurements:
+        """What to prepare a plan with that is going to be measured, and to measure it with.
+
+        Codes that are fitted to samples look better on those than they are. Where they are fitted to the caller's, some
+        are held back, if there are any of those that no probe ran on: none of the codes have seen them, and they are
+        all that is measured on. Samples that are written for the occasion are not those that are measured on anyway.
+        """
+        method = self.method
+        if method.steps is None or isinstance(method.dataset, str):
+            return self
+        subset = self._fewer(method.tuning.gptq_subset)
+        every, probed = self.samples(subset), list(self.part(DataPart.PROBE))
+        new = [not any(_overlap(window, one) for one in probed) for window in every]
+        count = len(new)
+        if count < 2:
+            return self
+        free = [number for number in range(count) if new[number] or not any(new)]
+        picked = np.linspace(0, len(free) - 1, min(len(free), max(1, count // _HELD_BACK))).round().astype(int)
+        held = {free[place] for place in picked}
+        found = Measurements(
+            self.model, self.weights, self.sources, method, replace(self._options, statistics_path=None)
+        )
+        found._samples[subset] = _some(every, lambda number: number not in held)
+        found._held = _some(every, lambda number: number in held)
+        return found
 
     def influences(self) -> tuple[Mapping[str, tuple[Influence, ...]], str]:
         """What probes of every weight have shown, and the unit: of `LayerLosses`. Read from beside `statistics_path` if
@@ -299,6 +337,30 @@ class Measurements:
         if limit is None and not isinstance(self.method.dataset, str):
             limit = SUBSET_SIZE
         return subset if subset is not None and (limit is None or subset < limit) else None
+
+
+def _some(samples: Samples, wanted: Callable[[int], bool]) -> Samples:
+    """Those whose number, from 0, is wanted."""
+    return replace(samples, source=lambda: (one for number, one in enumerate(samples) if wanted(number)))
+
+
+def _overlap(window: Mapping[str, Array], other: Mapping[str, Array]) -> bool:
+    """Whether one of the samples that lie side by side in one of them is in the other too, or a part of its text."""
+    return _begins_in(window, other) or _begins_in(other, window)
+
+
+def _begins_in(window: Mapping[str, Array], other: Mapping[str, Array]) -> bool:
+    every = {name: np.ascontiguousarray(array).tobytes() for name, array in other.items()}
+    rows = min((len(array) if np.ndim(array) else 1 for array in window.values()), default=0)
+    return any(
+        all(_beginning(np.atleast_1d(array)[row]).tobytes() in every.get(name, b"") for name, array in window.items())
+        for row in range(rows)
+    )
+
+
+def _beginning(row: Array) -> Array:
+    """Of tokens the first few, of anything else the whole."""
+    return row[:_FEW_TOKENS] if row.ndim == 1 and np.issubdtype(row.dtype, np.integer) else row
 
 
 def _means_of(seen: LayerStatistics | None) -> InputMeans | None:

@@ -344,7 +344,7 @@ def prepare_and_check(plan: Plan, data: Measurements, options: Options) -> Plan:
         return prepare_plan(plan, data, options)
     from ov_weight_compression.passes.budget_check import with_check
 
-    return with_check(plan, lambda one: prepare_plan(one, data, options), data)
+    return with_check(plan, lambda one, shown: prepare_plan(one, shown, options), data)
 
 
 def prepare_plan(plan: Plan, data: Measurements, options: Options) -> Plan:

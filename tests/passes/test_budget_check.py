@@ -4,19 +4,33 @@ from __future__ import annotations
 
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from ov_weight_compression.passes import CompressionWarning, OptionError, apply_weight_compression, report_of
+from ov_weight_compression.calibration.divergence import MeasuredDivergence
+from ov_weight_compression.passes import (
+    CompressionWarning,
+    OptionError,
+    apply_weight_compression,
+    report_of,
+    save_model,
+)
 from ov_weight_compression.passes.budget_outcome import BudgetOutcome
-from ov_weight_compression.passes.layer_losses import LayerLosses
+from ov_weight_compression.passes.layer_losses import LayerLosses, measured_divergence
 from ov_weight_compression.passes.measurements import Measurements
 from ov_weight_compression.passes.plan import Plan
+from ov_weight_compression.passes.recipe import Recipe, save_recipe
 from ov_weight_compression.quantization.formats import Spec
-from tests.passes.test_budget import network
+from tests.calibration import small
+from tests.passes.test_budget import SMALLEST_LAYER, network
 
 Use = Callable[[Callable[[Plan, float], float]], list[float]]
+
+WINDOWS = np.array([1.0, -1.0, 1.0, -1.0])
 
 
 def guess(name: str, elements: int, spec: Spec) -> float:
@@ -34,10 +48,10 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Use:
         return LayerLosses(table, "nats")
 
     def use(measure: Callable[[Plan, float], float]) -> list[float]:
-        def divergence(plan: Plan, data: Measurements) -> float:
+        def divergence(plan: Plan, data: Measurements) -> MeasuredDivergence:
             assert plan.budget is not None
             found.append(measure(plan, plan.budget.predicted / plan.budget.correction))
-            return found[-1]
+            return MeasuredDivergence(found[-1], found[-1], 0.1 * WINDOWS * len(found))
 
         monkeypatch.setattr("ov_weight_compression.passes.budget_check.measured_divergence", divergence)
         return found
@@ -100,21 +114,99 @@ def test_one_that_no_format_reaches_is_an_error_with_the_best_there_is(measured:
         outcome_of(target_divergence=1e-8)
 
 
-@pytest.mark.parametrize("uniform_is_better", [False, True])
-def test_uniform_is_kept_where_it_is_better(uniform_is_better: bool, measured: Use) -> None:
-    def measure(plan: Plan, predicted: float) -> float:
-        four = {one.spec.group_size for one in plan.weights if one.spec.format.bits == 4}
-        return 0.5 if (len(four) == 1) == uniform_is_better else 1.0
+FORMATS = ["int4_sym:64", "int4_sym:32", "int8_sym"]
+TWO_ERRORS = 2 * 0.1 * 4 / 3**0.5
+"""Of the difference of what is measured first, the choice, and of what is measured next."""
 
-    found = measured(measure)
+
+@pytest.mark.parametrize(
+    ("choice", "uniform", "kept"),
+    [
+        (1.0, 0.5, "the uniform format was kept."),
+        (0.5, 1.0, "the choice was kept."),
+        (0.5, 0.5 + 1.01 * TWO_ERRORS, "the choice was kept."),
+        (
+            0.5,
+            0.5 + 0.99 * TWO_ERRORS,
+            "the uniform format was kept, for it is not better by more than the windows it was measured on may be "
+            "wrong.",
+        ),
+    ],
+)
+def test_uniform_is_kept_unless_the_choice_is_surely_better(
+    choice: float, uniform: float, kept: str, measured: Use
+) -> None:
+    found = measured(lambda plan, predicted: uniform if found else choice)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        outcome = outcome_of(target_bits=5.6, formats=["int4_sym:64", "int4_sym:32", "int8_sym"])
-    assert sorted(found) == [0.5, 1.0]
+        outcome = outcome_of(target_bits=5.2, formats=FORMATS)
+    assert found == [choice, uniform]
+    assert outcome.measured == (choice if "choice was" in kept else uniform)
+    assert outcome.remarks[0].endswith(kept)
+    assert outcome.bits <= 5.2
+
+
+def test_every_uniform_format_that_is_about_as_good_is_measured(measured: Use) -> None:
+    names = []
+
+    def measure(plan: Plan, predicted: float) -> float:
+        (name, _), *_ = Counter(one.spec.format.name for one in plan.weights).most_common()
+        names.append(name)
+        return 2.0 if len(names) == 1 else 0.5 if name == "int4_sym" else 1.0
+
+    measured(measure)
+    outcome = outcome_of(target_bits=5.2, formats=["int4_sym:64", "int4_asym:64", "int8_sym"])
+    assert sorted(names[1:]) == ["int4_asym", "int4_sym"]
     assert outcome.measured == 0.5
-    kept = "the uniform format" if uniform_is_better else "the choice"
-    assert f"{kept} was kept" in outcome.remarks[0]
-    assert outcome.bits <= 5.6
+    assert "for the uniform format int4_sym:64" in outcome.remarks[0]
+
+
+def test_a_uniform_format_fits_into_its_own_bytes(measured: Use, tmp_path: Path) -> None:
+    """Of the embedding, which has one scale a row, no shape is stored."""
+    found = measured(lambda plan, predicted: 0.5 if found else 1.0)
+    model = network()
+    apply_weight_compression(model, mode="int4_sym", group_size=64)
+    save_model(model, tmp_path / "model.xml")
+    size = (tmp_path / "model.bin").stat().st_size
+    model = network()
+    apply_weight_compression(model, target_size=size, formats=["int4_sym:64", "int4_sym:32", "int8_asym"])
+    assert "the uniform format was kept" in report_of(model).budget.remarks[0]
+    save_model(model, tmp_path / "same.xml")
+    assert (tmp_path / "same.bin").read_bytes() == (tmp_path / "model.bin").read_bytes()
+
+
+def test_bytes_that_a_uniform_format_leaves_are_spent(measured: Use) -> None:
+    found = measured(lambda plan, predicted: 0.5 if found else 1.0)
+    outcome = outcome_of(target_size=262_000, formats=FORMATS)
+    assert "the uniform format was kept" in outcome.remarks[0]
+    beside = outcome.beside()
+    assert beside is not None
+    assert beside.bytes < 262_000 - SMALLEST_LAYER / 2 <= outcome.bytes <= 262_000
+    assert outcome.predicted < beside.divergence
+
+
+def test_what_was_measured_without_some_samples_is_coded_with_all(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tokens = np.random.default_rng(3).integers(0, small.VOCABULARY, 48 * 40)
+    seen = []
+
+    def divergence(plan: Plan, data: Measurements) -> MeasuredDivergence:
+        seen.append(sum(len(window["input_ids"]) for window in data.samples()))
+        return measured_divergence(plan, data)
+
+    monkeypatch.setattr("ov_weight_compression.passes.budget_check.measured_divergence", divergence)
+    files = []
+    formats = ["int4_sym:32", "int4_sym:16", "int8_asym"]
+    for options in ({"target_bits": 6.6, "formats": formats}, {"recipe": tmp_path / "plan.json"}):
+        model = small.language_model()
+        apply_weight_compression(model, dataset=tokens, accuracy="best", context_length=30, **options)
+        layers = {row.name: (row.mode, row.group_size) for row in report_of(model).rows}
+        save_recipe(tmp_path / "plan.json", Recipe({"mode": "int4_sym"}), {"": layers})
+        save_model(model, tmp_path / "model.xml")
+        files.append((tmp_path / "model.bin").read_bytes())
+    assert seen == [30, 30]
+    assert files[0] == files[1]
 
 
 def test_a_preview_of_bytes_measures_nothing(measured: Use) -> None:

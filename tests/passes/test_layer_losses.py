@@ -54,7 +54,7 @@ def test_their_sum_is_what_the_model_loses() -> None:
     plan, data = compression._planned(model)
     losses = layer_losses({one.weight.name: [one.spec] for one in plan.weights}, data)
     predicted = losses.divergence(sum(loss for (loss,) in losses.losses.values()))
-    assert measured_divergence(plan, data) == pytest.approx(predicted, rel=0.4)
+    assert measured_divergence(plan, data).value == pytest.approx(predicted, rel=0.4)
 
 
 @pytest.mark.parametrize("given", [{}, {"gptq": True}, {"accuracy": "fast"}])
@@ -63,7 +63,7 @@ def test_the_divergence_is_that_of_the_written_model(given: dict[str, Any]) -> N
     compression = WeightCompression(mode="int4_asym", group_size=16, dataset=TOKENS, **given)
     plan, data = compression._planned(model)
     plan = prepare_plan(plan, data, compression.options)
-    found = measured_divergence(plan, data)
+    found = measured_divergence(plan, data).value
     written = apply_weight_compression(
         model.clone(), mode="int4_asym", group_size=16, dataset=TOKENS, lazy=False, **given
     )
@@ -87,6 +87,31 @@ def test_the_parts_of_the_data_do_not_meet() -> None:
     assert [len(part) for part in parts] == [4, 12, 32]
     rows = {tuple(row) for part in parts for row in part}
     assert len(rows) == 48
+
+
+def test_what_is_measured_on_is_neither_probed_nor_coded_with() -> None:
+    data = measurements(small.language_model(batch=4), dataset=TOKENS, gptq=True)
+    shown = data.for_checks()
+    coded, every = (np.concatenate([one["input_ids"] for one in each.samples()]) for each in (shown, data))
+    held = {tuple(row) for window in shown.part(DataPart.CHECK) for row in window["input_ids"]}
+    assert [len(every), len(coded), len(held)] == [48, 36, 12]
+    assert {*map(tuple, coded)} | held == {*map(tuple, every)}
+    assert not held & {tuple(row) for window in data.part(DataPart.PROBE) for row in window["input_ids"]}
+
+
+def test_few_samples_are_held_back_though_probes_ran_on_them() -> None:
+    data = measurements(small.language_model(), dataset=TOKENS, context_length=30, gptq=True)
+    shown = data.for_checks()
+    assert [sum(len(one["input_ids"]) for one in each.samples()) for each in (shown, data)] == [30, 64]
+
+
+def test_what_codes_are_not_fitted_to_is_not_held_back() -> None:
+    model = small.language_model()
+    for given in ({"dataset": TOKENS}, {"accuracy": "best"}, {"dataset": TOKENS[:30], "gptq": True}):
+        data = measurements(model, **given)
+        assert data.for_checks() is data
+    check = np.concatenate([window["input_ids"] for window in measurements(model, dataset=TOKENS).part(DataPart.CHECK)])
+    assert len(check) == 24
 
 
 def test_what_cannot_be_parted_serves_every_part() -> None:
