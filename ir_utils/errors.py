@@ -9,6 +9,14 @@ CompressionError
 CompressionWarning     (UserWarning)   what was done, but perhaps not as expected; the report has it too
 """
 
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from warnings import warn
+
 __all__ = [
     "CompressionError",
     "CompressionWarning",
@@ -17,7 +25,10 @@ __all__ = [
     "OptionError",
     "WorkError",
     "one_line",
+    "warn_caller",
 ]
+
+_PACKAGE = str(Path(__file__).parent.parent) + os.sep
 
 
 _LONGEST = 290
@@ -38,6 +49,16 @@ class CompressionError(Exception):
 
 class CompressionWarning(UserWarning):
     """Something that the caller should know: a weight that holds NaN, samples that overflow inside the model."""
+
+
+def warn_caller(texts: Iterable[str]) -> None:
+    """A `CompressionWarning` for each text, at the line that called the package: what a filter by module goes by, and
+    what is shown. (Python has `skip_file_prefixes` for that from 3.12 on.)"""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        level, frame = level + 1, frame.f_back
+    for text in texts:
+        warn(text, CompressionWarning, stacklevel=level)
 
 
 class OptionError(CompressionError, ValueError):

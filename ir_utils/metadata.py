@@ -45,9 +45,7 @@ def write_metadata(model: Any, own: dict[str, str], nncf: dict[str, Any], versio
 
 def is_compressed(model: Any) -> bool:
     """Whether a compressor says that it has been here: this package, or NNCF."""
-    sections = read_metadata(model)
-    nncf = sections.get(_NNCF)
-    return OWN_SECTION in sections or (isinstance(nncf, dict) and OWN_SECTION in nncf)
+    return any(model.has_rt_info(path) for path in ([OWN_SECTION], [_NNCF, OWN_SECTION]))
 
 
 def drop_metadata(model: Any) -> None:

@@ -208,7 +208,7 @@ def refusal(devices: Devices, weight: Weight, format: Format, group: int) -> str
             return reason
         if use.kind is Kind.EXPERTS and weight.batch_axes != tuple(range(len(weight.batch_axes))):
             return "CPUs mix up the axes of weights side by side behind a Transpose"
-        if reason := pointwise_problem(use):
+        if use.kind is Kind.CONVOLUTION and (reason := pointwise_problem(use)):
             return reason
         if group not in (PER_CHANNEL, weight.columns) or layer_of(use) != _SINGLE or use.role is None:
             continue
@@ -245,6 +245,8 @@ def runs_from_codes(devices: Devices, weight: Weight, format: Format) -> bool:
 def _mixed_blocks(chosen: Sequence[tuple[Weight, Format]]) -> tuple[str, ...]:
     """A warning of blocks of experts whose weights are not stored in one format, as rules may have it."""
     formats = {weight.name: format.name for weight, format in chosen}
+    if len(set(formats.values())) < 2:
+        return ()
     blocks = [{formats[one.name]: one.name for one in block} for block in expert_blocks(one for one, _ in chosen)]
     mixed = [names for names in blocks if len(names) > 1]
     if not mixed:

@@ -69,20 +69,17 @@ class Method:
     """Of adapters beside the layers, for what their codes have lost; 0 for none."""
     tuning: Tuning = field(default_factory=Tuning)
 
-    @property
-    def weighted(self) -> bool:
-        """Whether the scale search is weighted with E[x²] from data."""
-        return self.dataset is not None and self.steps is None
+    weighted: bool = field(init=False)
+    """Whether the scale search is weighted with E[x²] from data."""
+    layer_by_layer: bool = field(init=False)
+    """Whether codes are made while the data are there, from full Gram matrices."""
+    random_data: bool = field(init=False)
+    """Whether the data are tokens drawn at random."""
 
-    @property
-    def layer_by_layer(self) -> bool:
-        """Whether codes are made while the data are there, from full Gram matrices."""
-        return self.steps is not None or self.lora_rank > 0
-
-    @property
-    def random_data(self) -> bool:
-        """Whether the data are tokens drawn at random."""
-        return isinstance(self.dataset, str) and self.dataset == "random"
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weighted", self.dataset is not None and self.steps is None)
+        object.__setattr__(self, "layer_by_layer", self.steps is not None or self.lora_rank > 0)
+        object.__setattr__(self, "random_data", isinstance(self.dataset, str) and self.dataset == "random")
 
 
 def method_of(options: Options, model: Any) -> Method:
@@ -92,8 +89,8 @@ def method_of(options: Options, model: Any) -> Method:
         OptionError: data is needed, none was given, and none can be made up for this model.
     """
     dataset, accuracy = options.dataset, options.accuracy
-    if dataset is None:
-        dataset = _made_up(options, model)
+    if dataset is None and accuracy is not None:
+        dataset = _made_up(accuracy, model)
     elif isinstance(dataset, (str, PathLike)):
         from ov_weight_compression.calibration import opened
 
@@ -117,25 +114,18 @@ def method_of(options: Options, model: Any) -> Method:
     )
 
 
-def _made_up(options: Options, model: Any) -> str | None:
-    """The data that are made for a language model, where the options want some."""
-    if options.scale_estimation or options.gptq or options.lora_correction or options.algorithm is not None:
-        raise OptionError(
-            "dataset: scale_estimation, gptq, algorithm and lora_correction need one; "
-            "give model inputs, or 'random' or 'self' for a language model"
-        )
-    if options.accuracy is None:
-        return None
+def _made_up(accuracy: Accuracy, model: Any) -> str | None:
+    """The data that are made for a language model."""
     from ov_weight_compression.calibration.embeddings import with_embeddings
     from ov_weight_compression.calibration.language_model import read_language_model
 
     embedded = with_embeddings(model)
     language = read_language_model(model if embedded is None else embedded.model)
     if language is not None and language.needs_only_ids:
-        return "random" if options.accuracy is Accuracy.FAST else "self"
-    if options.accuracy is Accuracy.FAST:
+        return "random" if accuracy is Accuracy.FAST else "self"
+    if accuracy is Accuracy.FAST:
         return None  # nothing to measure with: the search weighs by what the graph says
     raise OptionError(
-        f"dataset: accuracy={options.accuracy.value} needs one for a model that is no language model; "
+        f"dataset: accuracy={accuracy.value} needs one for a model that is no language model; "
         "give a list of its inputs, or use accuracy='fast'"
     )

@@ -53,19 +53,20 @@ class Mode(str, Enum):
     CODEBOOK = "codebook"
     ADAPTIVE_CODEBOOK = "adaptive_codebook"
 
+    is_int8: bool
+    """Whether it is one of the two 8-bit integer modes, which need no backup and no ratio."""
+
+    def __init__(self, value: str) -> None:
+        self.is_int8 = value.startswith("int8_")
+
     @classmethod
     def _missing_(cls, value: object) -> Mode | None:
         """The mode of a format that was added (what `Enum` asks for a value that it does not know)."""
         if not isinstance(value, str) or value not in FORMATS:
             return None
         mode = str.__new__(cls, value)
-        mode._name_, mode._value_ = value.upper(), value
+        mode._name_, mode._value_, mode.is_int8 = value.upper(), value, False
         return mode
-
-    @property
-    def is_int8(self) -> bool:
-        """Whether it is one of the two 8-bit integer modes, which need no backup and no ratio."""
-        return self in (Mode.INT8_ASYM, Mode.INT8_SYM)
 
 
 class BackupMode(str, Enum):
@@ -87,10 +88,11 @@ class SensitivityMetric(str, Enum):
     MAX_ACTIVATION_VARIANCE = "max_activation_variance"
     MEAN_ACTIVATION_MAGNITUDE = "mean_activation_magnitude"
 
-    @property
-    def needs_data(self) -> bool:
-        """Whether it is computed from activations."""
-        return self is not SensitivityMetric.WEIGHT_QUANTIZATION_ERROR
+    needs_data: bool
+    """Whether it is computed from activations."""
+
+    def __init__(self, value: str) -> None:
+        self.needs_data = value != "weight_quantization_error"
 
 
 class GroupSizeFallback(str, Enum):

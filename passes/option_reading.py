@@ -98,7 +98,7 @@ def _parsed(given: Mapping[str, Any]) -> dict[str, Any]:
             raise unknown_option(name, OPTIONS)
         option = OPTIONS[name]
         value = option.kind.none if value is None else value
-        if value is not None and value is not option.default:
+        if value is not None and differs(value, option.default):
             read = option.kind.parse(name, value)
             if differs(read, option.default):
                 values[name] = read
@@ -114,6 +114,13 @@ def _check_together(options: Options, asked: Mapping[str, Any]) -> None:
             raise OptionError(f"{name}: means nothing with {mode}, which gives every weight 8 bits; leave it out")
         if option.need is not None and not option.need.met(options):
             raise OptionError(f"{name}: {option.need.words.format(mode=mode, value=told(value))}")
+    if options.dataset is None and (
+        options.scale_estimation or options.gptq or options.lora_correction or options.algorithm is not None
+    ):
+        raise OptionError(
+            "dataset: scale_estimation, gptq, algorithm and lora_correction need one; "
+            "give model inputs, or 'random' or 'self' for a language model"
+        )
     if options.sensitivity_metric.needs_data and options.dataset is None:
         raise OptionError(
             f"sensitivity_metric: {options.sensitivity_metric.value} needs a dataset; give one, or use "
@@ -136,8 +143,11 @@ def _check_together(options: Options, asked: Mapping[str, Any]) -> None:
         except ValueError as error:
             raise OptionError(str(error)) from None
     _check_formats(options, asked)
-    if (problem := refused_by_name(options.device, options.mode, options.group_size, options.rules)) is not None:
-        raise OptionError(problem)
+    refused = (
+        refused_by_name(options.device, options.mode, options.group_size, options.rules) if options.device else None
+    )
+    if refused is not None:
+        raise OptionError(refused)
 
 
 def _check_formats(options: Options, asked: Mapping[str, Any]) -> None:

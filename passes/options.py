@@ -373,12 +373,15 @@ class Options:
     """The mode that was asked for, and those of the rules and of the budget's formats."""
     effective_group: int = field(init=False)
     """The group size asked for, or the mode's own."""
+    budget: str | None = field(init=False)
+    """The name of the option that says what the formats are chosen for; None where `mode` says it all."""
 
     def __post_init__(self) -> None:
         named = (rule.mode for rule in self.rules if rule.mode is not None)
         own = FORMATS[self.mode.value].default_group
         object.__setattr__(self, "modes", (self.mode, *named, *(one.mode for one in self.formats or ())))
         object.__setattr__(self, "effective_group", own if self.group_size is None else self.group_size)
+        object.__setattr__(self, "budget", next((name for name in BUDGETS if getattr(self, name) is not None), None))
 
     def row(self, mode: Mode) -> Format:
         """The format of a mode; for `codebook` the one with the caller's table, for `adaptive_codebook` one with a
@@ -390,11 +393,6 @@ class Options:
             return row
         assert self.codebook is not None
         return with_codebook(row, self.codebook, self.codebook_type)
-
-    @property
-    def budget(self) -> str | None:
-        """The name of the option that says what the formats are chosen for; None where `mode` says it all."""
-        return next((name for name in BUDGETS if getattr(self, name) is not None), None)
 
     def as_recipe(self) -> dict[str, str]:
         """The options as strings, for the model's rt_info: what a reader needs to make the same model again."""

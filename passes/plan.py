@@ -128,6 +128,35 @@ class PlannedWeight:
     stored: StoredRows | None = None
     """Its codes, where they have been computed already."""
 
+    stored_scale_type: str = field(init=False)
+    """OpenVINO's name of the type that its scales are stored in."""
+    expanded: bool = field(init=False)
+    """Whether the CPU plugin folds its chain because of a layer that reads it."""
+    has_unit_factor: bool = field(init=False)
+    """Whether what keeps CPUs from the codes is a constant one; with a tensor's scale it is that."""
+    is_low_bit: bool = field(init=False)
+    """Whether it is stored in 4 bits or fewer (or as a codebook's indices): what is worth calibrating for."""
+    beyond_f16: bool = field(init=False)
+    """Whether f16 cannot hold values of this size, a level or a power of two above included, or their scales."""
+
+    def __post_init__(self) -> None:
+        format, kinds = self.spec.format, {consumer.kind for consumer in self.weight.consumers}
+        # In groups the chain ends in a Reshape, which the CPU plugin of OpenVINO 2026.4 looks through in front of a
+        # Gather only where the table has two dimensions: left unfolded, others are expanded at every inference.
+        behind_reshape = self.spec.group_size != PER_CHANNEL and len(self.weight.shape) > 2
+        gathered_in_floats = format.storage not in CPU_EXECUTED[GATHER] or behind_reshape
+        coarse = min(_F16_NORMAL, _F16_COARSE * 2.0 ** max(0, format.bits - 4))
+        outside = self.absmax < coarse * format.top or 2 * self.absmax > F16_MAX
+        follows = {
+            "stored_scale_type": "f32" if self.scales_in_f32 else self.spec.scale_type,
+            "expanded": gathered_in_floats if Kind.GATHER in kinds else Kind.CONVOLUTION in kinds,
+            "has_unit_factor": self.kept_from_codes and not format.tensor_scale,
+            "is_low_bit": format.default_search > 0,
+            "beyond_f16": (self.exact and format.tensor_scale) or (self.absmax > 0 and outside),
+        }
+        for name, value in follows.items():
+            object.__setattr__(self, name, value)
+
     @property
     def parts(self) -> dict[str, Part]:
         """The constants that it will be stored as."""
@@ -137,41 +166,6 @@ class PlannedWeight:
     def nbytes(self) -> int:
         """What it will cost: bytes of its constants in the .bin file."""
         return sum(part.nbytes for part in self.parts.values()) + (4 if self.has_unit_factor else 0)
-
-    @property
-    def stored_scale_type(self) -> str:
-        """OpenVINO's name of the type that its scales are stored in."""
-        return "f32" if self.scales_in_f32 else self.spec.scale_type
-
-    @property
-    def expanded(self) -> bool:
-        """Whether the CPU plugin folds this weight's chain because of a layer that reads it."""
-        kinds = {consumer.kind for consumer in self.weight.consumers}
-        if Kind.GATHER not in kinds:
-            return Kind.CONVOLUTION in kinds
-        # In groups the chain ends in a Reshape, which the CPU plugin of OpenVINO 2026.4 looks through in front of a
-        # Gather only where the table has two dimensions: left unfolded, others are expanded at every inference.
-        behind_reshape = self.spec.group_size != PER_CHANNEL and len(self.weight.shape) > 2
-        return self.spec.format.storage not in CPU_EXECUTED[GATHER] or behind_reshape
-
-    @property
-    def has_unit_factor(self) -> bool:
-        """Whether what keeps CPUs from the codes is a constant one; with a tensor's scale it is that."""
-        return self.kept_from_codes and not self.spec.format.tensor_scale
-
-    @property
-    def is_low_bit(self) -> bool:
-        """Whether it is stored in 4 bits or fewer (or as a codebook's indices): what is worth calibrating for."""
-        return self.spec.format.default_search > 0
-
-    @property
-    def beyond_f16(self) -> bool:
-        """Whether f16 cannot hold values of this size, a level or a power of two above included, or their scales."""
-        coarse = min(_F16_NORMAL, _F16_COARSE * 2.0 ** max(0, self.spec.format.bits - 4))
-        if self.exact and self.spec.format.tensor_scale:
-            return True
-        too_small = self.absmax / self.spec.format.top < coarse
-        return self.absmax > 0 and (too_small or 2 * self.absmax > F16_MAX)
 
 
 @dataclass(frozen=True)

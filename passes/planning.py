@@ -96,8 +96,10 @@ def make_plan(
     every = [
         fit(weight, request, values, options) for (weight, _, values), request in zip(sound, requests, strict=True)
     ]
+    if any(weight.kind is Kind.EXPERTS for weight, _, _ in sound):
+        every = _with_equal_experts(every, {weight.name: values for weight, _, values in sound}, options)
     planned: list[PlannedWeight] = []
-    for fitted in _with_equal_experts(every, {weight.name: values for weight, _, values in sound}, options):
+    for fitted in every:
         if isinstance(fitted, Skip):
             left.append(fitted)
         else:
@@ -177,6 +179,8 @@ def _settle_ratio(
 ) -> list[FormatRequest]:
     """The forced requests as they are, and for all other weights what the ratio gives them."""
     primary = FormatRequest(options.mode, options.effective_group, decided_by=(DecidedBy.RATIO,))
+    if options.ratio >= 1:
+        return [request or primary for request in forced]
     backup = replace(
         _backup(options, f"among the most sensitive {1 - options.ratio:.0%}"), decided_by=(DecidedBy.RATIO,)
     )
@@ -221,9 +225,7 @@ def _most_sensitive(weights: Sequence[Weight], options: Options, data: Measureme
     filling, so no gap is left that a smaller weight could fill. The experts of a block count as one weight.
     """
     everything = set(range(len(weights)))
-    if options.ratio >= 1 or not weights:
-        return set()
-    if options.ratio <= 0:
+    if not weights or options.ratio <= 0:
         return everything
     scores = _sensitivity(weights, options, data)
     room = options.ratio * sum(weight.elements for weight in weights)
@@ -287,10 +289,13 @@ def fit(weight: Weight, request: FormatRequest, values: ValueRange, options: Opt
 
 def _fit(weight: Weight, request: FormatRequest, options: Options) -> PlannedWeight | Skip:
     """Fit a request to the device and the weight's shape: what the format takes, and what the group size divides."""
-    request = _for_device(weight, request, options)
     if request.mode is None:
         return skipped(weight, request.reason)
     format = options.row(request.mode)
+    variant = None if request.by_rule else executed_variant(options.device, weight, format, request.group)
+    if variant is not None:
+        request = replace(request.because(variant.reason, DecidedBy.DEVICE), mode=variant.mode, group=variant.group)
+        format = options.row(variant.mode)
     if format.storage == weight.element_type:
         return skipped(weight, f"stored as {format.storage} already")
     if weight.kind is Kind.CONVOLUTION and not format.everywhere:
@@ -298,7 +303,7 @@ def _fit(weight: Weight, request: FormatRequest, options: Options) -> PlannedWei
     group = request.group
     if group == PER_CHANNEL or (group == weight.columns and not format.fixed_group):
         return _per_channel(weight, format, request, options)
-    if not _groupable(weight):
+    if not weight.groupable:
         if options.group_size_fallback is GroupSizeFallback.ERROR:
             raise OptionError(_group_error(weight, group, "groups cannot run along its reduction axes"))
         return _fall_back(weight, request, options, "groups cannot run along its reduction axes")
@@ -324,16 +329,6 @@ def _expanded(planned: PlannedWeight, problem: str) -> PlannedWeight:
     """The weight in a chain that CPUs expand."""
     reason = joined_reasons(planned.reason, f"{problem}, so it is stored in a way that they expand")
     return replace(planned, reason=reason, kept_from_codes=True)
-
-
-def _for_device(weight: Weight, request: FormatRequest, options: Options) -> FormatRequest:
-    """The request, or what the device, or any that runs experts, executes in its place."""
-    if request.by_rule or request.mode is None:
-        return request
-    variant = executed_variant(options.device, weight, options.row(request.mode), request.group)
-    if variant is None:
-        return request
-    return replace(request.because(variant.reason, DecidedBy.DEVICE), mode=variant.mode, group=variant.group)
 
 
 def _other_group(
@@ -377,7 +372,7 @@ def _fall_back(weight: Weight, request: FormatRequest, options: Options, problem
     if options.backup_mode is BackupMode.NONE:
         return skipped(weight, f"{request.reason}, and backup_mode is none")
     format = FORMATS[options.backup_mode.value]
-    fits = format.default_group == PER_CHANNEL or (_groupable(weight) and weight.columns % format.default_group == 0)
+    fits = format.default_group == PER_CHANNEL or (weight.groupable and weight.columns % format.default_group == 0)
     if not fits or (weight.kind is Kind.CONVOLUTION and not format.everywhere):
         format = FORMATS[Mode.INT8_ASYM.value]
     variant = executed_variant(options.device, weight, format, format.default_group)
@@ -386,10 +381,6 @@ def _fall_back(weight: Weight, request: FormatRequest, options: Options, problem
     if format.default_group == PER_CHANNEL:
         return _per_channel(weight, format, request, options)
     return _planned(weight, format, format.default_group, request)
-
-
-def _groupable(weight: Weight) -> bool:
-    return weight.layout.groupable and weight.kind is not Kind.CONVOLUTION
 
 
 def _planned(weight: Weight, format: Format, group: int, request: FormatRequest) -> PlannedWeight:

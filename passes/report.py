@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 import openvino as ov
 
-from ov_weight_compression.ir_utils.device_facts import CHECKED, is_checked, release_of
+from ov_weight_compression.ir_utils.device_facts import CHECKED, release_of
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.option_kinds import check_model
 from ov_weight_compression.ir_utils.publish import write_text
@@ -181,11 +181,11 @@ def make_report(plan: Plan, recipe: dict[str, str]) -> Report:
     """The report of a plan: sizes follow from shapes and formats, so they are exact before anything is computed."""
     devices = parse_devices(recipe["device"]) if "device" in recipe else ()
     warnings = plan.remarks + device_warnings(devices, ((one.weight, one.spec.format) for one in plan.weights))
-    version = ov.get_version()
-    if (not devices or Device.CPU in devices) and not is_checked(version):
+    release = release_of(ov.get_version())
+    if (not devices or Device.CPU in devices) and release not in CHECKED:
         warnings += (
             f"what CPUs misread was measured with OpenVINO {', '.join(CHECKED)}, and nobody has looked at "
-            f"{release_of(version)}: `ov-compress verify` does",
+            f"{release}: `ov-compress verify` does",
         )
     lines: tuple[Correction, ...] = ()
     if plan.method.lora_rank:

@@ -15,19 +15,18 @@ nothing is edited. In this order:
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any
-from warnings import warn
 
 import openvino as ov
 from numpy.typing import NDArray
 from openvino.passes import ModelPass
 
 import ov_weight_compression
-from ov_weight_compression.ir_utils.errors import CompressionWarning, OptionError, WorkError
+from ov_weight_compression.ir_utils.errors import OptionError, WorkError, warn_caller
 from ov_weight_compression.ir_utils.metadata import OWN_SECTION, read_metadata, write_metadata
 from ov_weight_compression.ir_utils.option_kinds import by_name, check_model, shown
 from ov_weight_compression.ir_utils.pipeline import Pipeline
@@ -238,7 +237,7 @@ class WeightCompression(ModelPass):
             plan, data = self._planned(model)
             if options.target_divergence is not None:
                 plan = prepare_and_check(plan, data, options)
-            _warn(plan.remarks)
+            warn_caller(plan.remarks)
             return make_report(with_equal_weights(with_telltale(plan)), options.as_recipe())
 
     def run_on_model(self, model: Any) -> bool:
@@ -248,13 +247,16 @@ class WeightCompression(ModelPass):
             plan, data = self._planned(model)
             plan = with_equal_weights(with_telltale(prepare_and_check(plan, data, options)))
             report = make_report(plan, options.as_recipe() | data.recipe())
-            _warn(report.warnings)  # the last that may be an error, by a filter: the model is edited from here on
+            warn_caller(report.warnings)  # the last that may be an error, by a filter: the model is edited from here on
             self._pipeline = _edit(model, plan, options)
             self._report = report
             _log(report)
             if plan.weights:
-                _write_metadata(model, report, options)
-            write_runtime_hints(model, options.runtime_hints or {})
+                version = ov_weight_compression.__version__
+                own = {**report.recipe, "version": version, "openvino_version": ov.get_version()}
+                write_metadata(model, own, options.nncf_recipe(), version)
+            if options.runtime_hints:
+                write_runtime_hints(model, options.runtime_hints)
             if options.verify:
                 _verify(model, options.device, options.roles)
             return bool(plan.weights or options.runtime_hints)
@@ -379,11 +381,6 @@ def prepare_plan(plan: Plan, data: Measurements, options: Options) -> Plan:
     return replace(plan, of_data=(remark,))
 
 
-def _warn(remarks: Iterable[str]) -> None:
-    for text in remarks:
-        warn(text, CompressionWarning, stacklevel=3)
-
-
 def _edit(model: Any, plan: Plan, options: Options) -> Pipeline:
     """Put the plan into the graph: chains, AWQ's factors, adapters. Chains are first, for with `lazy=False` they are
     computed before the first edit; adapters read what their layer reads, behind a Multiply that a fold inserts."""
@@ -402,6 +399,8 @@ def _edit(model: Any, plan: Plan, options: Options) -> Pipeline:
 def _log(report: Report) -> None:
     """Tell the logger `ov_weight_compression` what was done: in short, and weight by weight."""
     logger = logging.getLogger("ov_weight_compression")
+    if not logger.isEnabledFor(logging.INFO):
+        return
     sizes = f"{report.bytes_before} bytes to {report.bytes_after}"
     logger.info("%d weights compressed (%s), %d left alone", len(report.rows), sizes, len(report.skips))
     for row in report.rows:
@@ -423,10 +422,3 @@ def _says_the_same(model: Any, recipe: dict[str, str]) -> bool:
     """Whether a model says that it has been compressed with these options."""
     said = read_metadata(model).get(OWN_SECTION)
     return isinstance(said, dict) and all(str(said.get(name)) == value for name, value in recipe.items())
-
-
-def _write_metadata(model: Any, report: Report, options: Options) -> None:
-    """Write into the model how it was made, so that a saved IR can say so."""
-    version = ov_weight_compression.__version__
-    own = {**report.recipe, "version": version, "openvino_version": ov.get_version()}
-    write_metadata(model, own, options.nncf_recipe(), version)

@@ -40,7 +40,7 @@ def take_over_transpose(consumer: Consumer) -> bool:
     target = layer.input(consumer.port)
     before = target.get_source_output().get_node()
     converts: list[Any] = []
-    while before.get_type_name() == "Convert" and _readers(before) == 1:
+    while before.get_type_name() == "Convert" and len(before.output(0).get_target_inputs()) == 1:
         converts.insert(0, before)
         target = before.input(0)
         before = target.get_source_output().get_node()
@@ -52,10 +52,6 @@ def take_over_transpose(consumer: Consumer) -> bool:
     for node in (*converts, layer):
         node.validate_and_infer_types()
     return True
-
-
-def _readers(node: Any) -> int:
-    return len(node.output(0).get_target_inputs())
 
 
 def _swaps(transpose: Any) -> bool:

@@ -107,6 +107,8 @@ class Weight:
 
     layout: Layout = field(init=False, repr=False)
     """How it is seen as a matrix `[rows, columns]`."""
+    groupable: bool = field(init=False)
+    """Whether groups of its columns can share a scale: not in kernels, nor where its reduction axes lie apart."""
     rows: int = field(init=False)
     columns: int = field(init=False)
     """What one scale per channel covers."""
@@ -121,9 +123,10 @@ class Weight:
     """Why it gets the backup mode unless `all_layers` is given; None where it does not."""
 
     def __post_init__(self) -> None:
-        layout, parts = Layout.of(self.shape, self.reduction_axes), self.parts or (self.constant,)
+        layout, parts = Layout(self.shape, self.reduction_axes), self.parts or (self.constant,)
         follows = {
             "layout": layout,
+            "groupable": layout.groupable and self.kind is not Kind.CONVOLUTION,
             "rows": layout.rows,
             "columns": layout.columns,
             "elements": layout.rows * layout.columns,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import openvino as ov
 import pytest
 from openvino import opset13 as op
+from openvino.passes import Manager
 
 from ov_weight_compression.ir_utils.saving import save_model
 from ov_weight_compression.passes import (
@@ -18,6 +20,7 @@ from ov_weight_compression.passes import (
     Report,
     WeightCompression,
     apply_weight_compression,
+    compat,
     report_of,
 )
 from tests.models import convolution, linear, llama, lstm, tied_head
@@ -168,6 +171,28 @@ def test_what_a_device_expands_is_warned_of_once_and_the_rest_is_logged(caplog: 
     summary, *details = [record.getMessage() for record in caplog.records]
     assert summary.startswith("1 weights compressed (")
     assert any("int8_sym, group -1" in detail for detail in details)
+
+
+def compressed_in_a_manager() -> None:
+    manager = Manager()
+    manager.register_pass(WeightCompression(mode="int8_sym"))
+    manager.run_passes(convolution())
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: apply_weight_compression(convolution(), mode="int8_sym"),
+        lambda: compat.compress_weights(convolution(), mode="int8_sym"),
+        lambda: WeightCompression(mode="int8_sym").run_on_model(convolution()),
+        lambda: WeightCompression(mode="int8_sym").preview(convolution()) and compressed_in_a_manager(),
+    ],
+    ids=["function", "compat", "pass", "manager"],
+)
+def test_a_warning_is_at_the_callers_line(call: Callable[[], object]) -> None:
+    with pytest.warns(CompressionWarning) as caught:
+        call()
+    assert {warning.filename for warning in caught} == {__file__}
 
 
 @pytest.mark.filterwarnings("error::ov_weight_compression.passes.CompressionWarning")
