@@ -243,10 +243,9 @@ def _plain_scales(groups: Node, format: Format, block: int) -> tuple[Node, Node 
     # there a multiplication.
     top = constant(np.full(block, format.top))
     if format.levels is not None:
-        absmax = op.reduce_max(op.abs(groups), [1], keep_dims=False)
+        absmax = flat(largest(op.abs(groups)))
         return divide(absmax, top), None, absmax
-    low = op.reduce_min(groups, [1], keep_dims=False)
-    high = op.reduce_max(groups, [1], keep_dims=False)
+    low, high = op.negative(flat(largest(op.negative(groups)))), flat(largest(groups))
     absmax = op.maximum(op.negative(low), high)
     if format.asymmetric:
         low, high = op.minimum(low, constant(0)), op.maximum(high, constant(0))
@@ -320,14 +319,13 @@ def _error_weights(
         magnitude = rint(op.multiply(op.abs(groups), fraction))
         unit = 2.0 ** -max(0, int(np.ceil(np.log2(group))) - 4)
         squares = rint(op.multiply(op.multiply(magnitude, magnitude), constant(unit)))
-        mean = divide(op.reduce_sum(squares, [1], keep_dims=False), constant(np.float32(group) * unit))
-        shaped = op.add(magnitude, column(op.sqrt(mean)))
+        mean = divide(total(squares), constant(np.float32(group) * unit))
+        shaped = op.add(magnitude, op.sqrt(mean))
         result = shaped if result is None else op.multiply(result, shaped)
     limit = np.float32(summand_limit(group) / reach(format) ** 2)
     if result is None:
         return constant([[limit]])
-    largest = op.maximum(op.reduce_max(result, [1], keep_dims=False), constant(2.0**-60))
-    return op.multiply(result, column(divide(constant(limit), largest)))
+    return op.multiply(result, divide(constant(limit), op.maximum(largest(result), constant(2.0**-60))))
 
 
 def _best_scales(
@@ -348,7 +346,7 @@ def _best_scales(
     summands = op.multiply(op.multiply(apart, apart), unsqueeze(weight, 1))
     summands = rint(op.minimum(summands, constant(summand_limit(group))))
     relative = divide(values, column(_stored_value(scale, spec, tensor_scale)))
-    errors = op.multiply(op.multiply(op.reduce_sum(summands, [2], keep_dims=False), relative), relative)
+    errors = op.multiply(op.multiply(flat(total(summands)), relative), relative)
     errors = op.multiply(errors, constant(np.where(np.arange(count) == 0, 1, MARGIN)[None]))
     order = constant(np.arange(count)[None])
     least = op.reduce_min(errors, [1], keep_dims=True)
@@ -385,6 +383,21 @@ def unsqueeze(x: Node, axis: int) -> Node:
 def column(x: Node) -> Node:
     """[n] -> [n, 1]. Numbers that belong to a group are computed on [n], where vectors run across groups."""
     return unsqueeze(x, 1)
+
+
+def flat(x: Node) -> Node:
+    """[.., 1] -> [..]: back from ``total`` or ``largest`` to where vectors run across groups."""
+    return op.squeeze(x, op.constant(np.int64(-1)))
+
+
+def total(x: Node) -> Node:
+    """[.., g] -> [.., 1]: only a reduction that keeps its axis becomes one loop with what it sums up."""
+    return op.reduce_sum(x, [-1], keep_dims=True)
+
+
+def largest(x: Node) -> Node:
+    """[.., g] -> [.., 1], as ``total``. (A least one would be a loop of its own: take the largest negative.)"""
+    return op.reduce_max(x, [-1], keep_dims=True)
 
 
 def step(x: Node, threshold: float, height: float) -> Node:

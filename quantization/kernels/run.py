@@ -15,6 +15,7 @@ Kernels are kept while somebody is inside `kept_kernels`, and freed with the las
 import ctypes
 import functools
 import os
+import platform
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,9 +33,9 @@ __all__ = ["COMPILE_AFTER", "Kernel", "block_of", "kept_kernels", "kernel_for", 
 # Weights of one key that the reference works off before a kernel is compiled.
 COMPILE_AFTER = 1 << 17
 
-# Elements of the largest intermediate tensor, of a plain kernel and of a search: they should stay in a core's cache.
+# Elements of the largest tensor that a plain kernel and a search would have if nothing of them were fused.
 _PLAIN_ELEMENTS = 1 << 19
-_SEARCH_ELEMENTS = 5 << 17
+_SEARCH_ELEMENTS = 5 << 18
 
 # Sizes of small blocks beside the whole one: compiling one takes as long as a thousand runs.
 _SMALL_SIZES = 3
@@ -52,6 +53,10 @@ _CONFIG = {
     "ENABLE_CPU_PINNING": False,
 }
 
+# OpenVINO (2026.4) makes one loop of element-wise operations, of reductions over the last axis too where it is not
+# asked to judge for itself whether that pays. Here it does: no intermediate tensor leaves the registers.
+_FUSED = {"SNIPPETS_MODE": "IGNORE_CALLBACK"}
+
 
 class _Cache:
     """What is kept while somebody computes."""
@@ -65,6 +70,8 @@ class _Cache:
 
 _usable = True
 """Whether the CPU plugin can be relied on in this process."""
+_fusing = platform.machine().lower() in ("x86_64", "amd64")
+"""Whether it takes `_FUSED`."""
 
 
 @contextmanager
@@ -222,7 +229,7 @@ class _Compiled:
     """A compiled kernel, its request, and its tensors as arrays: asking for them costs as much as small blocks do."""
 
     def __init__(self, key: Key, block: int) -> None:
-        compiled = _core().compile_model(build(key, block), "CPU", _CONFIG)
+        compiled = _compiled(build(key, block))
         self._request = compiled.create_infer_request()
         self.inputs = {port.get_any_name(): self._request.get_tensor(port).data for port in compiled.inputs}
         self._outputs = [self._request.get_tensor(port).data for port in compiled.outputs]
@@ -246,6 +253,16 @@ class _Compiled:
         """Run, and the outputs of the first ``size`` groups: the kernel's own memory (a copy costs a tenth)."""
         self._request.infer(share_outputs=True)
         return self._outputs if size == len(self._outputs[0]) else [output[:size] for output in self._outputs]
+
+
+def _compiled(model: ov.Model) -> ov.CompiledModel:
+    global _fusing
+    if _fusing:
+        try:
+            return _core().compile_model(model, "CPU", _CONFIG | _FUSED)
+        except RuntimeError:  # another version, or a processor for which it cannot make such loops
+            _fusing = False
+    return _core().compile_model(model, "CPU", _CONFIG)
 
 
 _cache = _Cache()
