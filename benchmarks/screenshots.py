@@ -9,6 +9,7 @@ wide and narrow.
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -39,13 +40,15 @@ def picture(page: Path, target: Path, width: int, height: int, dark: bool = Fals
 
 
 def pages(folder: Path) -> dict[str, Path]:
-    """The three pages of the small model, written into a folder."""
+    """The three pages of the small model, written into a folder, made inside it: they show paths as given."""
+    os.chdir(folder)
+    shutil.copytree(MODEL, "pylm")
     found = {name: folder / f"{name}.html" for name in _SHOWN}
     few = ["--mode", "int4_sym", "--group-size", "64", "--ratio", "0.8", "--quiet"]
     for words in (
-        ["compress", MODEL, "-o", folder / "pylm-int4", *few, "--html", found["compress"]],
-        ["plan", MODEL, "--target-bits", "4.5", "--quiet", "--html", found["plan"]],
-        ["compare", MODEL, folder / "pylm-int4", "--quiet", "--html", found["compare"]],
+        ["compress", "pylm", "-o", "pylm-int4", *few, "--html", found["compress"]],
+        ["plan", "pylm", "--target-bits", "4.5", "--quiet", "--html", found["plan"]],
+        ["compare", "pylm", "pylm-int4", "--quiet", "--html", found["compare"]],
     ):
         if command([str(word) for word in words]) != 0:
             raise SystemExit(f"failed: {words[0]}")
@@ -56,14 +59,15 @@ def main() -> None:
     """Make the pictures."""
     images = ROOT / "docs" / "images"
     images.mkdir(exist_ok=True)
+    shown = [Path(one).resolve() for one in sys.argv[1:2]]
     with tempfile.TemporaryDirectory() as name:
         for kind, page in pages(Path(name)).items():
             picture(page, images / f"{kind}.png", 1000, _SHOWN[kind])
-            for folder in map(Path, sys.argv[1:2]):
+            for folder in shown:
                 folder.mkdir(parents=True, exist_ok=True)
                 for width in (1150, 420):
                     for dark in (False, True):
-                        target = folder.resolve() / f"{kind}_{width}_{'dark' if dark else 'light'}.png"
+                        target = folder / f"{kind}_{width}_{'dark' if dark else 'light'}.png"
                         picture(page, target, width, 3000, dark)
 
 
