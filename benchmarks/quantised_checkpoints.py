@@ -1,4 +1,5 @@
-"""Quantised checkpoints of a small Llama, one of each kind, converted and held against the dequantised torch model.
+"""Quantised checkpoints of a small Llama (or gpt-oss), one of each kind, converted and held against the dequantised
+torch model.
 
     python -m benchmarks.quantised_checkpoints [KIND …]      exit code 1 where outputs or what runs from codes differ
 
@@ -152,6 +153,20 @@ def nvfp4(layer: str, weight: Array, rng: np.random.Generator) -> Layer:
     return made, writers.E2M1_VALUES[codes] * wide
 
 
+def gpt_oss(name: str, weight: Array, rng: np.random.Generator) -> Layer:
+    """The experts of gpt-oss, whose float weight is [experts, in, out]."""
+    experts, columns, rows = weight.shape
+    blocks = weight.transpose(0, 2, 1).reshape(experts, rows, columns // 32, 32)
+    exponents = np.ceil(np.log2(np.abs(blocks).max(3) / 6)).astype(int)
+    wide = (np.float32(2) ** exponents).astype(np.float32)[..., None]
+    codes = nearest(blocks / wide, writers.E2M1_VALUES)
+    made = {
+        f"{name}_blocks": tensor("U8", writers.nibble_pairs(codes)),
+        f"{name}_scales": tensor("U8", exponents + 127),
+    }
+    return made, (writers.E2M1_VALUES[codes] * wide).reshape(experts, rows, columns).transpose(0, 2, 1)
+
+
 def four_bits(table: Array) -> Write:
     """bitsandbytes' nf4 and fp4."""
 
@@ -207,6 +222,7 @@ KINDS: dict[str, tuple[Write, dict[str, Any], str]] = {
     "compressed-tensors fp8": (fp8("channel", "weight_scale"), of_compressed_tensors("float-quantized", 8), ""),
     "compressed-tensors nvfp4": (nvfp4, of_compressed_tensors("nvfp4-pack-quantized", 4), "f4e2m1"),
     "compressed-tensors mxfp4": (mxfp4, of_compressed_tensors("mxfp4-pack-quantized", 4), "f4e2m1"),
+    "gpt-oss": (gpt_oss, {"quant_method": "mxfp4"}, ""),
     "fp8 tensor": (fp8("tensor", "weight_scale"), {"quant_method": "fp8"}, ""),
     "fp8 blocks": (
         fp8("block", "weight_scale_inv"),
@@ -220,26 +236,30 @@ KINDS: dict[str, tuple[Write, dict[str, Any], str]] = {
 """By name what writes a layer, the quantization_config, and what is executed from codes ("": none, CPUs expand it)."""
 
 
-def model() -> Any:
-    """A small Llama with weights that differ between channels."""
+def model(kind: str) -> Any:
+    """A small Llama, or gpt-oss, with weights that differ between channels."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import GptOssConfig, GptOssForCausalLM, LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(1)
-    config = LlamaConfig(
-        hidden_size=HIDDEN,
-        intermediate_size=INNER,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=VOCABULARY,
-        max_position_embeddings=128,
-    )
-    made = LlamaForCausalLM(config).eval()
+    sizes = {
+        "hidden_size": HIDDEN,
+        "intermediate_size": INNER,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": 128,
+    }
+    if kind == "gpt-oss":
+        experts = {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 64}
+        made = GptOssForCausalLM(GptOssConfig(**sizes, **experts, rope_scaling={"rope_type": "default"})).eval()
+    else:
+        made = LlamaForCausalLM(LlamaConfig(**sizes)).eval()
     with torch.no_grad():
         for parameter in made.parameters():
-            if parameter.ndim == 2:
-                parameter.mul_(2 * torch.exp(torch.randn(1, parameter.shape[1]) / 2))
+            if parameter.ndim >= 2:
+                parameter.mul_(2 * torch.exp(torch.randn(1, parameter.shape[-1]) / 2))
             else:
                 parameter.add_(torch.randn_like(parameter) / 10)
             parameter.copy_(parameter.half().float())
@@ -253,13 +273,13 @@ def write(kind: str, own: Any, folder: Path) -> dict[str, Array]:
     tensors, values = {}, {}
     for name, value in own.state_dict().items():
         weight = value.numpy()
-        if name.endswith("_proj.weight"):
+        if name.endswith("up_proj" if kind == "gpt-oss" else "_proj.weight") or name.endswith("experts.down_proj"):
             made, values[name] = layer_of(name.removesuffix(".weight"), weight, rng)
             tensors.update(made)
         else:
             tensors[name], values[name] = tensor("F16", weight), weight
     config = {**json.loads(own.config.to_json_string(use_diff=False)), "quantization_config": quantization}
-    config.update(architectures=["LlamaForCausalLM"], torch_dtype="float16", dtype="float16")
+    config.update(architectures=[type(own).__name__], torch_dtype="float16", dtype="float16")
     writers.write_checkpoint(folder, tensors, config, shards=2)
     return values
 
@@ -287,7 +307,7 @@ def check(kind: str, work: Path) -> str:
     """Convert a checkpoint and say how far off its logits are; begins with "WRONG" where they are too far."""
     import torch
 
-    own = model()
+    own = model(kind)
     values = write(kind, own, work / "hf")
     own.load_state_dict({name: torch.from_numpy(np.array(value, np.float32)) for name, value in values.items()})
     ids = np.random.default_rng(0).integers(0, VOCABULARY, (1, LENGTH)).astype(np.int64)

@@ -13,7 +13,7 @@ import openvino as ov
 
 from ov_weight_compression.checkpoints.export import Exported, HolesReadError, export
 from ov_weight_compression.checkpoints.folder import Checkpoint, read_checkpoint
-from ov_weight_compression.checkpoints.insertion import insert_codes
+from ov_weight_compression.checkpoints.insertion import insert_codes, turned_in_place
 from ov_weight_compression.checkpoints.layouts.quantised_weight import QuantisedWeight
 from ov_weight_compression.checkpoints.layouts.quantised_weights import is_of_activations, quantised_weights
 from ov_weight_compression.checkpoints.skeleton import fill, read_skeleton
@@ -147,23 +147,29 @@ def open_exported(exported: Exported, name: str, opened: OpenedCheckpoint, devic
     checkpoint, skeleton = opened.checkpoint, exported.models[name]
     model, holes = read_skeleton(exported.folder / name, skeleton.holes)
     origins = {copy: f"{_place(opened, one)}, cast or rearranged" for copy, one in skeleton.copies.items()}
-    quantised = {}
+    quantised: dict[ov.op.Constant, QuantisedWeight] = {}
+    in_floats = []
     for hole in holes:
         placed = hole.placed
         whole, size = opened.quantised.get(placed.tensor), hole.constant.get_element_type().size
+        constant = hole.constant
         elements = checkpoint.tensors[placed.tensor].elements if whole is None else prod(whole.shape)
-        if whole is not None:
-            quantised[hole.constant] = whole
         first, last = placed.begin // size, (placed.begin + placed.nbytes) // size
         part = "" if last - first == elements else f", elements {first} to {last}"
         if part and whole is not None:
             raise ModelError(f"{placed.tensor}: the graph has it in parts, which cannot be made of its codes")
         if whole is not None and placed.turned != bool(whole.float_shape) and len(whole.shape) > 2:
-            raise ModelError(
-                f"{placed.tensor}: the graph has it with its axes turned, which cannot be made of its codes"
-            )
-        origins[hole.constant.get_friendly_name()] = f"{_place(opened, placed.tensor)}{part}"
-    fill([hole for hole in holes if hole.constant not in quantised], checkpoint.tensors)
+            constant = None if placed.turned else turned_in_place(constant)
+            if constant is None:
+                raise ModelError(
+                    f"{placed.tensor}: the graph has it with its axes turned, which cannot be made of its codes"
+                )
+        if whole is None:
+            in_floats.append(hole)
+        else:
+            quantised[constant] = whole
+        origins[constant.get_friendly_name()] = f"{_place(opened, placed.tensor)}{part}"
+    fill(in_floats, checkpoint.tensors)
     kept = insert_codes(model, quantised, devices) if opened.quantised else None
     return OpenedModel(model, origins, kept)
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import openvino as ov
 
 from ov_weight_compression.checkpoints.channel_order import bring_into_order
 from ov_weight_compression.checkpoints.layouts.quantised_weight import QuantisedWeight, finer
@@ -31,7 +32,7 @@ from ov_weight_compression.passes.rewrite import rewrite, with_equal_weights, wi
 from ov_weight_compression.patterns import Kind, Weight, find_weights
 from ov_weight_compression.quantization.formats import Encoded
 
-__all__ = ["insert_codes"]
+__all__ = ["insert_codes", "turned_in_place"]
 
 _SMALLEST_GROUP = 16
 """Smaller groups are not cut: their scales would take half as many bytes as the codes."""
@@ -81,6 +82,35 @@ def insert_codes(model: Any, found: Mapping[Any, QuantisedWeight], devices: Devi
     for edit in edits:
         edit()
     return report
+
+
+def turned_in_place(constant: Any) -> Any | None:
+    """Put a Constant `[…, out, in]`, whose values do not matter, in place of one `[…, in, out]`, and tell MatMuls so;
+    None, and nothing is changed, where something else reads it.
+
+    Codes lie along the input channels, so theirs is the other shape. It is also the one that CPUs gather experts from.
+    """
+    edges, values = [], [constant.output(0)]
+    for value in values:
+        for target in value.get_target_inputs():
+            node: Any = target.get_node()
+            if node.get_type_name() == "Convert":
+                values.append(node.output(0))
+            elif node.get_type_name() == "MatMul" and target.get_index() == 1:
+                edges.append(node)
+            else:
+                return None
+    kind, shape = constant.get_output_element_type(0), list(constant.get_output_shape(0))
+    shape[-2:] = shape[:-3:-1]
+    turned = ov.op.Constant(ov.Tensor(kind, ov.Shape(shape)), shared_memory=True)
+    turned.set_friendly_name(constant.get_friendly_name())
+    constant.output(0).replace(turned.output(0))
+    for value in values[1:]:
+        value.get_node().validate_and_infer_types()
+    for layer in edges:
+        layer.set_attribute("transpose_b", not layer.get_attributes()["transpose_b"])
+        layer.validate_and_infer_types()
+    return turned
 
 
 def _check(constant: Any, weight: Weight | None, quantised: QuantisedWeight) -> None:

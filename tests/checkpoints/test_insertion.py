@@ -10,13 +10,15 @@ import openvino as ov
 import pytest
 from openvino import opset13 as op
 
-from ov_weight_compression.checkpoints.insertion import insert_codes
+from ov_weight_compression.checkpoints.insertion import insert_codes, turned_in_place
+from ov_weight_compression.checkpoints.layouts.e2m1_layout import gpt_oss_weight
 from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.saving import save_model
 from ov_weight_compression.passes import apply_weight_compression, apply_weight_decompression
 from ov_weight_compression.patterns import find_compressed
 from tests import models
 from tests.checkpoints.quantised_layers import KINDS, gptq_layer, packed_layer
+from tests.checkpoints.quantised_writers import nibble_pairs, tensor
 from tests.running import constants, layer_types, matrix_of, run
 
 STORED = {
@@ -65,6 +67,37 @@ def test_a_weight_that_lies_the_other_way_round(kind: str, lazy: bool) -> None:
     model = models.linear(64, 64, transpose=False)
     insert(model, quantised, lazy=lazy)
     np.testing.assert_allclose(matrix_of(model, 64), quantised.values(0, 64).T, rtol=1e-6, atol=1e-7)
+
+
+def experts_turned(outside: bool = False) -> ov.Model:
+    """Experts' weight `[experts, in, out]` as bf16, which its MatMul, and perhaps something else, reads as f32."""
+    x = op.parameter([3, -1, 64], np.float32, name="x")
+    weight = op.constant(np.zeros((3, 64, 32), np.float32), ov.Type.bf16)
+    weight.set_friendly_name("weight")
+    wide = op.convert(weight, ov.Type.f32)
+    results = [op.result(op.matmul(x, wide, False, False)), *([op.result(wide)] if outside else [])]
+    return ov.Model(results, [x], "experts")
+
+
+def test_experts_whose_float_weight_is_the_other_way_round() -> None:
+    """Their codes lie along the input channels, as gpt-oss has them: the MatMul is told so."""
+    rng = np.random.default_rng(0)
+    codes, exponents = rng.integers(0, 16, (3, 32, 64)), rng.integers(120, 130, (3, 32, 2))
+    stored = {"e_blocks": nibble_pairs(codes).reshape(3, 32, 2, 16), "e_scales": exponents.astype(np.uint8)}
+    quantised = gpt_oss_weight({name: tensor("U8", data) for name, data in stored.items()}, "e")
+    model = experts_turned()
+    constant = turned_in_place(constants(model)["weight"])
+    assert constant is not None
+    assert list(constant.get_output_shape(0)) == [3, 32, 64]
+    insert_codes(model, {constant: quantised})
+    x = rng.normal(size=(3, 5, 64)).astype(np.float32)
+    expected = x @ quantised.values(0, 96).reshape(3, 32, 64).transpose(0, 2, 1)
+    np.testing.assert_allclose(run(model, {"x": x})[0], expected, rtol=1e-4, atol=1e-5)
+    other = experts_turned(outside=True)
+    assert turned_in_place(constants(other)["weight"]) is None
+    assert [node.get_attributes()["transpose_b"] for node in other.get_ops() if node.get_type_name() == "MatMul"] == [
+        False
+    ]
 
 
 def test_codes_come_back_from_the_file_bit_for_bit(tmp_path: Path) -> None:

@@ -16,12 +16,13 @@ pytestmark = [
 
 
 @pytest.mark.parametrize(
-    ("kind", "executed"), [("gptq 4 act-order", "u4"), ("compressed-tensors int8", "i8"), ("fp8 blocks", "none")]
+    ("kind", "executed"),
+    [("gptq 4 act-order", "u4"), ("compressed-tensors int8", "i8"), ("fp8 blocks", "none"), ("gpt-oss", "none")],
 )
 def test_logits_are_the_dequantised_models(
     kind: str, executed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One whose order is folded, and two whose codes are called as the float weights are."""
+    """One whose order is folded, two whose codes are called as the float weights are, and experts that are turned."""
     from benchmarks.quantised_checkpoints import check
     from ov_weight_compression.checkpoints import export_worker
 
