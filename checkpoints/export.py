@@ -19,13 +19,14 @@ from ov_weight_compression.checkpoints.skeleton import Placed
 from ov_weight_compression.ir_utils.errors import MissingExtraError, ModelError, WorkError, one_line
 from ov_weight_compression.ir_utils.publish import TemporaryFolder
 
-__all__ = ["Exported", "HolesReadError", "Skeleton", "export", "missing_package"]
+__all__ = ["Exported", "HolesReadError", "Skeleton", "export", "missing_package", "run_worker"]
 
 _PACKAGES = ("torch", "transformers", "optimum-intel")
 _WORKER = """
 import sys
 sys.modules["openvino_telemetry"] = None  # OpenVINO imports it if it can, and its converter reports with it
-from ov_weight_compression.checkpoints.export_worker import work
+from ov_weight_compression.checkpoints.export_worker import watch_caller, work
+watch_caller()
 sys.exit(work(sys.argv[1:]))
 """
 _NO_NETWORK = {
@@ -96,7 +97,7 @@ def export(folder: Path, output: Path, task: str | None = None, tensors: Sequenc
         asked, answered, log = scratch / "request.json", scratch / "answer.json", scratch / "log"
         request = {"folder": str(folder.resolve()), "output": str(output), "task": task}
         asked.write_text(json.dumps({**request, "tensors": None if tensors is None else list(tensors)}))
-        code = _run([str(asked), str(answered)], log)
+        code = run_worker([str(asked), str(answered)], log)
         answer = json.loads(answered.read_text()) if answered.exists() else {}
         if "models" not in answer:
             raise _failure(folder, code, answer, log)
@@ -113,8 +114,8 @@ def export(folder: Path, output: Path, task: str | None = None, tensors: Sequenc
     return Exported(output, models, answer["unused"])
 
 
-def _run(arguments: list[str], log: Path) -> int:
-    """Run the worker until it ends. Its standard input is a pipe that closes with this process."""
+def run_worker(arguments: list[str], log: Path) -> int:
+    """Run the worker in its own process until it ends. Its standard input is a pipe that closes with this process."""
     environment = {**os.environ, **_NO_NETWORK, "PYTHONSAFEPATH": "1"}
     environment.pop("HF_TOKEN", None)
     with log.open("wb") as told:

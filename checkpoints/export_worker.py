@@ -40,7 +40,7 @@ from ov_weight_compression.checkpoints.widening import Widening
 from ov_weight_compression.ir_utils.constants import FLOAT_TYPES, bf16_to_f32, float_values
 from ov_weight_compression.ir_utils.errors import CompressionError, ModelError
 
-__all__ = ["Answer", "Request", "work"]
+__all__ = ["Answer", "Request", "watch_caller", "work"]
 
 _TOKENIZERS = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
 _NUMBER = re.compile(r"\.\d+(?=\.)")
@@ -91,7 +91,6 @@ class Answer:
 def work(arguments: list[str]) -> int:
     """Do what the request says; the exit code is 0 if an answer was written."""
     asked, answer = (Path(word) for word in arguments)
-    _watch_caller()
     try:
         found = _export(Request(**json.loads(asked.read_text())))
         answer.write_text(json.dumps(asdict(found)))
@@ -104,7 +103,9 @@ def work(arguments: list[str]) -> int:
     return 0
 
 
-def _watch_caller() -> None:
+def watch_caller() -> None:
+    """End this process when the one that it works for does: its standard input is a pipe from there."""
+
     def wait() -> None:
         while sys.stdin.buffer.read(1):
             pass

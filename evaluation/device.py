@@ -110,7 +110,8 @@ def _info(node: Any, key: str) -> str:
 WHOLE_ELEMENTS = 1 << 27
 """A model whose compressed weights have more elements is looked at layer by layer: half a GB, if all became f32."""
 
-_LAYER_ELEMENTS = 1 << 22
+LAYER_ELEMENTS = 1 << 22
+"""A layer that is compiled by itself is cut to about so many elements of its weight."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,7 @@ def check_device(
     device: str,
     whole_elements: int = WHOLE_ELEMENTS,
     roles: Roles | None = None,
+    layer_elements: int = LAYER_ELEMENTS,
 ) -> DeviceCheck:
     """Compile a model, or a layer of each kind, and say how each of its compressed weights is executed.
 
@@ -172,6 +174,7 @@ def check_device(
         device: a name that OpenVINO knows: `CPU`, `GPU.1`, `NPU`, …
         whole_elements: compile the whole model if its compressed weights have at most so many elements.
         roles: those that the weights were found with.
+        layer_elements: cut a weight whose layer is compiled by itself to about so many elements.
 
     Raises:
         OptionError: there is no such device; the message lists those there are.
@@ -188,7 +191,7 @@ def check_device(
     left = [(number, use) for number, weight in enumerate(weights) for use in range(len(weight.consumers))]
     left = [pair for pair in left if _key(weights[pair[0]], weights[pair[0]].consumers[pair[1]]) not in found]
     if left:
-        methods.append(_layers(model, weights, left, arithmetic, found, roles))
+        methods.append(_layers(model, weights, left, arithmetic, found, roles, layer_elements))
     return DeviceCheck(
         device=device,
         name=_name(device),
@@ -244,6 +247,7 @@ def _layers(
     arithmetic: Arithmetic,
     found: Found,
     roles: Roles | None,
+    layer_elements: int,
 ) -> str:
     """Compile one layer of each kind among those that are left, and take the others of its kind to be like it."""
     copy = model.clone()  # held until the end: what lies behind a layer lives only as long as its model
@@ -252,18 +256,18 @@ def _layers(
     for number, use in left:
         kinds.setdefault(layer_kind(weights[number], weights[number].consumers[use]), []).append((number, use))
     for members in kinds.values():
-        number, use = max(members, key=lambda pair: (weights[pair[0]].elements <= _LAYER_ELEMENTS, -pair[0]))
-        sample = _look(copies[number], use, arithmetic)
+        number, use = max(members, key=lambda pair: (weights[pair[0]].elements <= layer_elements, -pair[0]))
+        sample = _look(copies[number], use, arithmetic, layer_elements)
         for other, place in members:
             consumer = weights[other].consumers[place]
             found[_key(weights[other], consumer)] = replace(sample, layer=consumer.name)
     return f"one layer of each kind was compiled ({len(kinds)} for {len(left)} layers)"
 
 
-def _look(weight: CompressedWeight, use: int, arithmetic: Arithmetic) -> Execution:
+def _look(weight: CompressedWeight, use: int, arithmetic: Arithmetic, layer_elements: int) -> Execution:
     consumer = weight.consumers[use]
     if tiled_block_of(consumer.node) is None:  # of a block all layers would have to be cut alike
-        cut_rows(weight, _LAYER_ELEMENTS)
+        cut_rows(weight, layer_elements)
     layer = single_layer(consumer)
     size = consumer.node.input_value(consumer.port).get_partial_shape()
     compiled = arithmetic.compile(layer, f"the layer {consumer.name}")

@@ -21,20 +21,21 @@ from contextlib import suppress
 
 __all__ = ["ForeignFiles", "WriteBehind", "reserve"]
 
-_KEPT_BYTES = 64 << 20  # on their way; given back when so much has been written after them
+KEPT_BYTES = 64 << 20  # on their way; given back when so much has been written after them
 _SMALL_BYTES = 1 << 16
 _WATCHED_BYTES = 16 << 20  # between two looks at whether there is a thread
 _LOOK_SECONDS = 0.01
-_IDLE_LOOKS = 20
-_SLOW_SECONDS = 0.05
+IDLE_LOOKS = 20
+SLOW_SECONDS = 0.05
 _SLOW_RATE = 1e9  # bytes a second: a large constant is written in one go
 
 
 class WriteBehind:
-    """What has been written of one open file, from any thread."""
+    """What has been written of one open file, from any thread; at most `kept` bytes of it are on their way. A call that
+    takes more than `slow` seconds, and longer than a disk needs for so much, is the last."""
 
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+    def __init__(self, descriptor: int, kept: int = KEPT_BYTES, slow: float = SLOW_SECONDS) -> None:
+        self._descriptor, self._most, self._slow = descriptor, kept, slow
         self._written: deque[tuple[int, int]] = deque()
         self._kept = 0
         self._lock = threading.Lock()
@@ -48,14 +49,14 @@ class WriteBehind:
         with self._lock:
             self._written.append((offset, size))
             self._kept += size
-            while self._kept > _KEPT_BYTES:
+            while self._kept > self._most:
                 ready.append(self._written.popleft())
                 self._kept -= ready[-1][1]
         begun = time.perf_counter()
         for place, length in ready:
             # Dirty pages are sent to the disk by this call, clean ones given back: each stretch gets it twice.
             os.posix_fadvise(self._descriptor, place, length, os.POSIX_FADV_DONTNEED)
-        patience = max(_SLOW_SECONDS, sum(length for _, length in ready) / _SLOW_RATE)
+        patience = max(self._slow, sum(length for _, length in ready) / _SLOW_RATE)
         self._active = time.perf_counter() - begun < patience
 
 
@@ -66,8 +67,8 @@ class ForeignFiles:
     Advice about pages of the page cache changes nothing that is in a file, whichever file it turns out to be.
     """
 
-    def __init__(self) -> None:
-        self._bytes = 0
+    def __init__(self, idle_looks: int = IDLE_LOOKS) -> None:
+        self._bytes, self._idle_looks = 0, idle_looks
         self._thread: threading.Thread | None = None
         self._seen: dict[tuple[int, int, int], tuple[WriteBehind, int]] = {}
 
@@ -85,7 +86,7 @@ class ForeignFiles:
 
     def _watch(self) -> None:
         idle = 0
-        while idle < _IDLE_LOOKS:
+        while idle < self._idle_looks:
             idle = 0 if self.look() else idle + 1
             time.sleep(_LOOK_SECONDS)
 

@@ -124,11 +124,10 @@ def test_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             action(tmp_path)
 
 
-def test_wide_gram_matrices_are_made_of_panels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arithmetic, "_PANEL", 24)
-    rng = np.random.default_rng(0)
-    windows = [rng.standard_normal((30, 64)).astype(np.float32) for _ in range(3)]
-    gram, cross = np.zeros((64, 64), np.float32), np.zeros((64, 64), np.float32)
+def test_wide_gram_matrices_are_made_of_panels() -> None:
+    rng, width = np.random.default_rng(0), 1030  # a panel has 1024 rows
+    windows = [rng.standard_normal((30, width)).astype(np.float32) for _ in range(3)]
+    gram, cross = np.zeros((width, width), np.float32), np.zeros((width, width), np.float32)
     for x in windows:
         arithmetic.add_gram(gram, x)
         arithmetic.add_cross(cross, x, 2 * x)

@@ -37,8 +37,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Importing torch and all the rest once is enough."""
     from ov_weight_compression.checkpoints import export_worker
 
-    monkeypatch.setattr(export_worker, "_watch_caller", lambda: None)
-    monkeypatch.setattr(export_module, "_run", lambda arguments, log: export_worker.work(arguments))
+    monkeypatch.setattr(export_module, "run_worker", lambda arguments, log: export_worker.work(arguments))
 
 
 @pytest.fixture(scope="module")

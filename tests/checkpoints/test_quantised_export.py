@@ -26,8 +26,7 @@ def test_logits_are_the_dequantised_models(
     from benchmarks.quantised_checkpoints import check
     from ov_weight_compression.checkpoints import export_worker
 
-    monkeypatch.setattr(export_worker, "_watch_caller", lambda: None)
-    monkeypatch.setattr(export_module, "_run", lambda arguments, log: export_worker.work(arguments))
+    monkeypatch.setattr(export_module, "run_worker", lambda arguments, log: export_worker.work(arguments))
     said = check(kind, tmp_path)
     assert not said.startswith("WRONG"), said
     assert f"codes executed: {executed};" in said

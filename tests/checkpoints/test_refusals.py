@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,7 +58,7 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
 def test_a_bad_checkpoint_is_one_line_and_code_2(
     case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export_module, "_run", None)  # it must not come to that
+    monkeypatch.setattr(export_module, "run_worker", None)  # it must not come to that
     spoil, message = BAD[case]
     folder = write_folder(tmp_path / "hf", SHARDS, CONFIG)
     spoil(folder)
@@ -72,7 +73,7 @@ def test_a_bad_checkpoint_is_one_line_and_code_2(
 def test_options_and_the_place_are_looked_at_before_the_export(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export_module, "_run", None)
+    monkeypatch.setattr(export_module, "run_worker", None)
     folder = write_folder(tmp_path / "hf", SHARDS, CONFIG)
     for arguments, message in (
         (["-o", str(tmp_path / "out"), "--mode", "int5"], "mode: 'int5' is not one of"),
@@ -105,7 +106,10 @@ def test_without_the_extra_the_error_names_it(tmp_path: Path, capsys: pytest.Cap
 def test_a_worker_that_says_nothing_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_folder(tmp_path / "hf", SHARDS, CONFIG)
     monkeypatch.setattr(export_module, "missing_package", lambda: None)
-    monkeypatch.setattr(export_module, "_WORKER", "import ov_weight_compression.no_such_module")
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho 'ModuleNotFoundError: No module named torch' >&2\nexit 1\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
     with pytest.raises(Exception, match=r"the export ended with code 1: .*No module named"):
         from_checkpoint(folder)
 

@@ -34,8 +34,7 @@ def in_process() -> Iterator[None]:
     from ov_weight_compression.checkpoints import export_worker
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export_worker, "_watch_caller", lambda: None)
-        patch.setattr(export_module, "_run", lambda arguments, log: export_worker.work(arguments))
+        patch.setattr(export_module, "run_worker", lambda arguments, log: export_worker.work(arguments))
         yield
 
 

@@ -82,7 +82,7 @@ def test_a_full_disk_names_the_file_where_it_would_have_been(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ov_weight_compression.ir_utils.saving._check_complete", full)
+    monkeypatch.setattr(ov, "serialize", full)
     out = tmp_path / "out"
     said = failing(capsys, 1, folder, "-o", out, "--quiet")
     assert f"{out / 'openvino_model.xml'}: cannot be written" in said
@@ -103,7 +103,7 @@ def test_a_failure_keeps_what_was_there(model: Path, tmp_path: Path, monkeypatch
     def broken(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ov_weight_compression.ir_utils.saving._check_complete", broken)
+    monkeypatch.setattr(ov, "serialize", broken)
     assert main([str(model), "-o", str(out), "--force", "--quiet", "--mode", "int8_sym"]) == 1
     assert files_of(out) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["o.bin", "o.xml", "source"]

@@ -245,25 +245,27 @@ def test_a_weight_that_fails_leaves_the_model_usable(tmp_path: Path, monkeypatch
 
 def test_kernels_are_freed_and_use_no_threads_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "COMPILE_AFTER", 0)
-    seen: set[int] = set()
-    run = kernels._Compiled.infer
+    seen: set[tuple[int, int, int]] = set()
+    run = ov.InferRequest.infer
 
-    def infer(self: Any, size: int) -> Any:
-        seen.add(threading.get_ident())
-        return run(self, size)
+    def infer(self: ov.InferRequest, *given: Any, **named: Any) -> Any:
+        own = [self.get_compiled_model().get_property(name) for name in ("NUM_STREAMS", "INFERENCE_NUM_THREADS")]
+        seen.add((threading.get_ident(), int(own[0]), int(own[1])))
+        return run(self, *given, **named)
 
-    monkeypatch.setattr(kernels._Compiled, "infer", infer)
+    def alive() -> list[object]:
+        return [one for one in gc.get_objects() if isinstance(one, kernels.Kernel)]
+
+    monkeypatch.setattr(ov.InferRequest, "infer", infer)
     model = lazy(threads=1)
     for writer in WRITERS:
         seen.clear()
         written(model, tmp_path, writer)
-        assert len(seen) == 1
+        assert [own for _, *own in seen] == [[1, 1]]
         deadline = time.monotonic() + 10
-        while (kernels._cache.users or kernels._cache.kernels) and time.monotonic() < deadline:
+        while alive() and time.monotonic() < deadline:
             time.sleep(0.02)
-        assert not kernels._cache.kernels
-        assert not kernels._cache.users
-    assert kernels._CONFIG["NUM_STREAMS"] == kernels._CONFIG["INFERENCE_NUM_THREADS"] == 1
+        assert not alive()
 
 
 @pytest.mark.parametrize("writer", WRITERS)

@@ -138,13 +138,12 @@ def test_one_layer_of_each_kind_stands_for_all() -> None:
     assert apart.method == "one layer of each kind was compiled (3 for 23 layers)"
 
 
-def test_a_large_layer_is_cut(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(device_module, "_LAYER_ELEMENTS", 1 << 12)
+def test_a_large_layer_is_cut(tmp_path: Path) -> None:
     for mode in ("int4_asym", "nvfp4", "int2_sym", "cb4"):
         model = compressed(lambda: models.llama(hidden=128, inner=256, layers=1), mode, tmp_path)
         whole, cut = (
             check_device(model, find_compressed(model), "CPU"),
-            check_device(model, find_compressed(model), "CPU", 0),
+            check_device(model, find_compressed(model), "CPU", 0, layer_elements=1 << 12),
         )
         verdicts = [[one.verdict for one in each] for each in whole.executions]
         assert [[one.verdict for one in each] for each in cut.executions] == verdicts, mode

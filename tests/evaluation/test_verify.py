@@ -17,7 +17,6 @@ from ov_weight_compression.evaluation import inspect, verify
 from ov_weight_compression.ir_utils.dequantization import ChainParts, build_dequantization
 from ov_weight_compression.ir_utils.errors import OptionError, WorkError
 from ov_weight_compression.passes import apply_weight_compression, report
-from ov_weight_compression.passes import verify as verify_module
 from tests import models
 
 
@@ -164,14 +163,20 @@ def test_what_is_not_compared_is_said() -> None:
     assert "all compute" not in str(found)
 
 
+def all_outputs_are(number: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plugin that runs every layer, of 48 channels, and is always wrong."""
+
+    def compile_model(self: ov.Core, *given: Any, **named: Any) -> Any:
+        return lambda inputs: [np.full((inputs[0].shape[0], 48), number)]
+
+    monkeypatch.setattr(ov.Core, "compile_model", compile_model)
+
+
 def test_the_pass_raises_and_needs_what_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OptionError, match=r"^verify: True means nothing without lazy=False$"):
         apply_weight_compression(models.linear(), verify=True)
 
-    def broken(device: str) -> Any:
-        return lambda model, properties, inputs: np.ones((inputs[0].shape[0], 48))
-
-    monkeypatch.setattr(verify_module, "_runner", broken)
+    all_outputs_are(1.0, monkeypatch)
     with pytest.raises(WorkError, match=r"^verify: CPU does not compute what the weights say: layer \(MatMul, u8"):
         apply_weight_compression(models.linear(48, 64), lazy=False, verify=True)
 
@@ -192,7 +197,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert json.loads(capsys.readouterr().out)["ok"] is True
     assert main(["verify", str(tmp_path / "float.xml")]) == 0
     assert "no layer reads a compressed weight: nothing to verify" in capsys.readouterr().out
-    monkeypatch.setattr(verify_module, "_runner", lambda device: lambda *given: np.zeros((given[2][0].shape[0], 48)))
+    all_outputs_are(0.0, monkeypatch)
     assert main(["verify", str(out)]) == 1
     assert "WRONG: layer (MatMul, u8, 48×64)" in capsys.readouterr().out
 

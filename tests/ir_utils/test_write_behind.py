@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ov_weight_compression.ir_utils import write_behind as module
 from ov_weight_compression.ir_utils.deferral import FileSink
 from ov_weight_compression.ir_utils.write_behind import ForeignFiles, WriteBehind
 
@@ -24,22 +24,18 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     return made
 
 
-def test_the_file_is_what_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_KEPT_BYTES", 1 << 18)
+def test_the_file_is_what_was_written(tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(0, 256, 5 << 20, dtype=np.uint8)
     with (tmp_path / "file").open("w+b") as file:
         os.ftruncate(file.fileno(), values.size + 7)
-        sink = FileSink(file.fileno(), 7, WriteBehind(file.fileno()))
+        sink = FileSink(file.fileno(), 7, WriteBehind(file.fileno(), 1 << 18))
         for start in range(0, values.size, 100_000):
             sink.write(start, values[start : start + 100_000])
     assert (np.fromfile(tmp_path / "file", np.uint8)[7:] == values).all()
 
 
-def test_each_stretch_is_sent_at_once_and_given_back_later(
-    calls: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "_KEPT_BYTES", 3 << 20)
-    behind = WriteBehind(0)
+def test_each_stretch_is_sent_at_once_and_given_back_later(calls: list[tuple[int, int]]) -> None:
+    behind = WriteBehind(0, 3 << 20)
     for number in range(5):
         behind.note(number << 20, 1 << 20)
     sent = [(number << 20, 1 << 20) for number in range(5)]
@@ -53,9 +49,8 @@ def test_small_things_do_not_matter(calls: list[tuple[int, int]]) -> None:
 
 def test_a_slow_disk_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
-    monkeypatch.setattr(module, "_SLOW_SECONDS", 0.01)
     monkeypatch.setattr(os, "posix_fadvise", lambda *call: (time.sleep(0.02), made.append(call)))
-    behind = WriteBehind(0)
+    behind = WriteBehind(0, slow=0.01)
     for number in range(5):
         behind.note(number << 20, 1 << 20)
     assert len(made) == 1
@@ -63,9 +58,8 @@ def test_a_slow_disk_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_large_stretch_may_take_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
-    monkeypatch.setattr(module, "_SLOW_SECONDS", 0.01)
     monkeypatch.setattr(os, "posix_fadvise", lambda *call: (time.sleep(0.02), made.append(call)))
-    behind = WriteBehind(0)
+    behind = WriteBehind(0, slow=0.01)
     behind.note(0, 1 << 30)
     behind.note(1 << 30, 1 << 30)
     assert len(made) >= 3
@@ -87,18 +81,19 @@ def test_what_somebody_else_adds_to_weights_is_sent(calls: list[tuple[int, int]]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at /proc")
-def test_a_thread_looks_while_constants_are_handed_out(
-    calls: list[tuple[int, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "_IDLE_LOOKS", 3)
-    files = ForeignFiles()
+def test_a_thread_looks_while_constants_are_handed_out(calls: list[tuple[int, int]], tmp_path: Path) -> None:
+    def looking() -> list[threading.Thread]:
+        return [one for one in threading.enumerate() if one.name == "ov-weight-compression" and one not in before]
+
+    before = threading.enumerate()
+    files = ForeignFiles(idle_looks=3)
     with (tmp_path / "model.bin").open("wb") as weights:
         weights.write(bytes(1 << 20))
         weights.flush()
         files.handed_out(1 << 20)
-        assert files._thread is None
+        assert not looking()
         files.handed_out(16 << 20)
-        assert files._thread is not None
-        files._thread.join(timeout=10)
+        (thread,) = looking()
+        thread.join(timeout=10)
     assert calls == [(0, 1 << 20)]
-    assert not files._thread.is_alive()
+    assert not looking()

@@ -12,7 +12,6 @@ import pytest
 from openvino import opset13 as op
 from openvino.passes import Manager
 
-import ov_weight_compression.ir_utils.saving as saving
 from ov_weight_compression.cli import main
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.file_mappings import FileMappings
@@ -280,7 +279,7 @@ def test_errors_of_the_command(folder: Path, capsys: pytest.CaptureFixture[str],
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(saving, "_check_complete", full)
+    monkeypatch.setattr(ov, "serialize", full)
     assert main(["decompress", str(folder), "-o", str(folder.parent / "new")]) == 1
     assert "No space left" in capsys.readouterr().err
     assert not (folder.parent / "new").exists()
