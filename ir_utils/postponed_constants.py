@@ -6,6 +6,9 @@ the scales and zero points plain as well, and refuses to compile the model where
 a clone of the model, so the clone is where the codes can become plain. `ov.save_model` clones as well: there the table
 is computed at once and kept until it is written (a large one in a temporary file).
 
+OpenVINO gives a clone the marks of the original, and of a plain Constant that is marked as postponed it makes a copy in
+memory when it saves. So the mark of a large one is taken away as soon as the next node is cloned.
+
 **Exceptions.** What is raised in a call out of `compile_model` is what `compile_model` raises, Ctrl-C included.
 
 OpenVINO (2026.4) makes a RuntimeError of several lines of any exception that is raised in Python while it compiles a
@@ -36,6 +39,11 @@ from openvino.utils import postponed_constant as base
 __all__ = ["called_by_openvino", "postponed_constant"]
 
 _DEEPEST = 64  # frames to look through for a compile_model
+_MARK = "postponed_constant"
+_LARGE_BYTES = 1 << 20
+
+_local = threading.local()
+"""`marked`: the large Constant that this thread's last clone is."""
 
 
 class PostponedConstant(base.PostponedConstant):
@@ -44,15 +52,19 @@ class PostponedConstant(base.PostponedConstant):
 
     def evaluate(self, outputs: Any, inputs: Any) -> bool:
         with called_by_openvino():
+            _take_mark_away()
             return bool(super().evaluate(outputs, inputs))
 
     def clone_with_new_inputs(self, new_inputs: Any) -> Any:
         with called_by_openvino():
+            _take_mark_away()
             name = self.get_friendly_name()
             if self.plain is None:
                 return postponed_constant(self.m_element_type, self.m_shape, self.m_maker, name=name)
             constant = self.plain()
             constant.set_friendly_name(name)
+            if constant.get_byte_size() >= _LARGE_BYTES:
+                _local.marked = constant
             return constant
 
 
@@ -70,6 +82,12 @@ def postponed_constant(
     node = PostponedConstant(kind, shape, maker, name)
     node.plain = plain
     return node
+
+
+def _take_mark_away() -> None:
+    marked = _local.__dict__.pop("marked", None)
+    if marked is not None and _MARK in marked.get_rt_info():
+        del marked.get_rt_info()[_MARK]
 
 
 @contextmanager

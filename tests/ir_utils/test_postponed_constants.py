@@ -77,3 +77,29 @@ def test_a_clone_outlives_its_model(plain: bool) -> None:
     clone = model.clone()
     del model
     assert (run(clone, {0: np.eye(4, dtype=np.float32)})[0] == VALUES.T).all()
+
+
+def test_a_large_clone_is_saved_from_where_it_lies(tmp_path: Path) -> None:
+    """OpenVINO copies a plain Constant that is marked as postponed before it writes it, and marks clones like their
+    originals."""
+    values = np.random.default_rng(0).integers(0, 256, (1 << 10, 1 << 11), dtype=np.uint8)
+    scales = np.arange(1 << 10, dtype=np.float16).reshape(-1, 1)
+
+    def node(data: np.ndarray) -> ov.Node:
+        kind, shape = ov.Tensor(data).element_type, ov.Shape(list(data.shape))
+        constant = ov.op.Constant(data, shared_memory=True)
+        return postponed_constant(kind, shape, lambda: ov.Tensor(data), lambda: constant)
+
+    table, scale = node(values), node(scales)
+    model = ov.Model([op.result(op.multiply(op.convert(table, "f16"), scale))], [])
+    for clone in (model.clone(), model.clone().clone()):
+        marks = {
+            kind.get_byte_size(): "postponed_constant" in kind.get_rt_info()
+            for kind in clone.get_ops()
+            if kind.get_type_name() == "Constant"
+        }
+        assert marks == {values.nbytes: False, scales.nbytes: True}
+    ov.save_model(model, tmp_path / "cloned.xml")
+    ov.serialize(model, str(tmp_path / "itself.xml"))
+    for name in ("cloned", "itself"):
+        assert (tmp_path / f"{name}.bin").read_bytes() == values.tobytes() + scales.tobytes()
