@@ -195,7 +195,7 @@ def _options(parsed: argparse.Namespace) -> dict[str, Any]:
 
 
 def _ignored(entries: Sequence[str], validate: bool) -> dict[str, object]:
-    from ov_weight_compression.ir_utils.model_parts import split_file
+    from ov_weight_compression.ir_utils.model_folder import split_file
 
     fields: dict[str, list[str]] = {"names": [], "patterns": [], "types": []}
     prefixes = {"name:": "names", "re:": "patterns", "type:": "types"}
@@ -327,7 +327,7 @@ def _weights_bar(quiet: bool) -> Iterator[Progress | None]:
 
 def _summarise(results: Sequence[FileResult], dry_run: bool) -> None:
     from ov_weight_compression.ir_utils.wording import human_bytes, result_console
-    from ov_weight_compression.passes.report_table import print_report
+    from ov_weight_compression.passes.report import print_report
 
     console = result_console()
     for result in results:

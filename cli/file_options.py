@@ -2,8 +2,8 @@
 
     options for all  <  the pipeline's own defaults  <  options for some files  <  rules, which may name a file
 
-A pipeline's parts are not alike (see `ir_utils.model_parts`). Where the mode has fewer than 8 bits, only the large ones
-get it, and the others 8 bits; unless a file's own options say otherwise, or the caller wants it everywhere.
+A pipeline's parts are not alike (see `ir_utils.model_folder`). Where the mode has fewer than 8 bits, only the large
+ones get it, and the others 8 bits; unless a file's own options say otherwise, or the caller wants it everywhere.
 
 A rule, or an entry of the ignored scope, that names a file (`openvino_language_model.xml:*q_proj*`) is for that file
 alone; any other has to match something in at least one of them.
@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from ov_weight_compression.ir_utils.errors import OptionError, one_line
-from ov_weight_compression.ir_utils.model_parts import PipelineKind, names_file, part_of, pipeline_of, split_file
+from ov_weight_compression.ir_utils.model_folder import PipelineKind, names_file, part_of, pipeline_of, split_file
 from ov_weight_compression.ir_utils.option_kinds import parse_enum, shown
 from ov_weight_compression.passes.modes import BackupMode, Mode
 from ov_weight_compression.passes.options import OPTIONS
-from ov_weight_compression.passes.rules import Rule
+from ov_weight_compression.passes.rules import Rule, matching
 from ov_weight_compression.passes.targets import BUDGETS, DECIDED, OF_BUDGETS
-from ov_weight_compression.patterns import IgnoredScope, find_weights, matching
+from ov_weight_compression.patterns import IgnoredScope, find_weights
 from ov_weight_compression.patterns.graphs import graphs_of
 from ov_weight_compression.quantization.formats import FORMATS
 

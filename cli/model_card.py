@@ -19,8 +19,7 @@ from ov_weight_compression.ir_utils.device_facts import release_of
 from ov_weight_compression.ir_utils.errors import one_line
 from ov_weight_compression.ir_utils.wording import format_name, human_bytes, plain, with_error
 from ov_weight_compression.passes.recipe import options_as_json
-from ov_weight_compression.passes.report import Report
-from ov_weight_compression.passes.report_table import explained, types_before
+from ov_weight_compression.passes.report import Report, explained, types_before
 
 if TYPE_CHECKING:
     from ov_weight_compression.evaluation.comparison import Comparison

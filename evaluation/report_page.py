@@ -26,8 +26,7 @@ from ov_weight_compression.ir_utils.wording import (
     thousands,
 )
 from ov_weight_compression.passes.budget_outcome import BudgetOutcome
-from ov_weight_compression.passes.report import Report, Row
-from ov_weight_compression.passes.report_table import explained, ratio_line, types_before
+from ov_weight_compression.passes.report import Report, Row, explained, ratio_line, types_before
 
 __all__ = ["render_report"]
 
@@ -119,7 +118,7 @@ def _model(report: Report, colours: Mapping[tuple[str, int], str], planned: bool
         became = "What the weights would become" if planned else "What the weights became"
         yield section(became, _formats(report), f"<p class=dim>{escape(ratio_line(report))}</p>")
     if report.budget is not None:
-        from ov_weight_compression.evaluation.budget_chart import budget_parts
+        from ov_weight_compression.evaluation.charts import budget_parts
 
         yield section("What other sizes would cost", *budget_parts(report.budget))
     yield from _reasons(report)

@@ -38,10 +38,9 @@ from ov_weight_compression.passes.plan import (
     joined_reasons,
     skipped,
 )
-from ov_weight_compression.passes.rules import Rule
+from ov_weight_compression.passes.rules import Rule, matching
 from ov_weight_compression.patterns import Kind, Skip, Weight
 from ov_weight_compression.patterns.experts import expert_blocks
-from ov_weight_compression.patterns.matching import matching
 from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL, Format, Spec
 from ov_weight_compression.quantization.sensitivity import sensitivity, weight_noise
 

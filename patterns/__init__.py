@@ -4,7 +4,6 @@ from ov_weight_compression.patterns.compressed import CompressedWeight, find_com
 from ov_weight_compression.patterns.find import find_weights
 from ov_weight_compression.patterns.ignored import IgnoredScope, Subgraph
 from ov_weight_compression.patterns.importance import NormGain, RowNormProduct, RowNorms, importance_sources
-from ov_weight_compression.patterns.matching import matching
 from ov_weight_compression.patterns.roles import Activation, Kind, Refusal, Role, Roles, parse_roles
 from ov_weight_compression.patterns.weight import (
     Consumer,
@@ -37,7 +36,6 @@ __all__ = [
     "find_weights",
     "given_sources",
     "importance_sources",
-    "matching",
     "parse_roles",
     "sources_of",
 ]

@@ -8,7 +8,7 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from ov_weight_compression.calibration.sequences import joined_calls
+from ov_weight_compression.calibration.record import joined_calls
 from tests.calibration.small import EXACT, VOCABULARY, language_model
 
 

@@ -14,7 +14,7 @@ from ov_weight_compression.cli import main
 from ov_weight_compression.cli.compress_files import compress_path
 from ov_weight_compression.cli.file_options import FileOptions, given_to_passes
 from ov_weight_compression.ir_utils.errors import OptionError
-from ov_weight_compression.ir_utils.model_parts import names_file, part_of, pipeline_of, split_file
+from ov_weight_compression.ir_utils.model_folder import names_file, part_of, pipeline_of, split_file
 from tests.cli.commands import failing
 from tests.models import layers
 

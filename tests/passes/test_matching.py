@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ov_weight_compression.ir_utils.errors import OptionError
-from ov_weight_compression.patterns import Weight, find_weights, matching
-from ov_weight_compression.patterns.matching import check_pattern
+from ov_weight_compression.passes.rules import check_pattern, matching
+from ov_weight_compression.patterns import Weight, find_weights
 from tests import models
 
 
