@@ -23,8 +23,6 @@ from benchmarks import accuracy_cases, places
 from benchmarks.tables import markdown
 from ov_weight_compression import OptionError, WeightCompression, apply_weight_compression, report_of, save_model
 
-_ROUNDS = 2
-
 
 def sizes(folder: Path) -> str:
     """A row for each IR in a folder of folders."""
@@ -60,7 +58,7 @@ def _size(file: Path) -> list[str]:
     return [str(asked), str(written), str(asked - written), f"{half:.0f}", kept]
 
 
-def probes(case: accuracy_cases.Case) -> str:
+def probes(case: accuracy_cases.Case, rounds: int) -> str:
     """Processor time of the probes, and of whole runs, in turns."""
     tokens = np.load(case.calibration_text)
     data = tokens[: case.calibration * case.length].reshape(-1, case.length)
@@ -72,14 +70,14 @@ def probes(case: accuracy_cases.Case) -> str:
         seconds.setdefault(name, []).append(time.process_time() - started)
         print(f"{name}: {seconds[name][-1]:.1f} s", flush=True)
 
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         for accuracy in (None, "fast", "best"):
             given: dict[str, Any] = {"dataset": data, "quiet": True} | ({"accuracy": accuracy} if accuracy else {})
             target = WeightCompression(target_bits=5, **given)
             timed(f"probes, and what is chosen: {accuracy or 'default'}", lambda one=target: one.preview(_read(case)))
         timed("best, whole", lambda: _whole(case, mode="int4_sym", dataset=data, accuracy="best", quiet=True))
     return markdown(
-        ("processor time", "s", "s again"), [(name, *(f"{one:.1f}" for one in each)) for name, each in seconds.items()]
+        ("processor time", *["s"] * rounds), [(name, *(f"{one:.1f}" for one in each)) for name, each in seconds.items()]
     )
 
 
@@ -99,6 +97,7 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=places.SHARED)
     parser.add_argument("--smollm", type=Path, help="folder of SmolLM2-135M as an IR")
     parser.add_argument("--case", default="smollm", help="of the models of benchmarks.accuracy")
+    parser.add_argument("--rounds", type=int, default=2)
     arguments = parser.parse_args()
     if arguments.what == "sizes":
         print(sizes(arguments.shared / "zoo"))
@@ -106,7 +105,7 @@ def main() -> None:
     found = [one for one in accuracy_cases.cases(arguments.shared, arguments.smollm) if one.name == arguments.case]
     if not found or found[0].missing():
         parser.error(f"{arguments.case} is not there")
-    print(probes(found[0]))
+    print(probes(found[0], arguments.rounds))
 
 
 if __name__ == "__main__":

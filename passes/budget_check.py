@@ -127,9 +127,11 @@ def _beside_uniform(one: _Tried, tried: _Try) -> _Tried:
     sure = ""
     if kept is best and one.moved.total < best.moved.total:
         sure = ", for it is not better by more than the windows it was measured on may be wrong"
+    left = any(each.format == name and each.bytes < best.outcome.bytes for each in best.outcome.uniform)
+    more = " and better ones in the bytes that it leaves" if left else ""
     told = (
         f"Measured {plain(one.moved.value)} {one.outcome.unit}, beside {plain(best.moved.value)} for the uniform "
-        f"format {name}: {'the choice' if kept is one else 'the uniform format'} was kept{sure}."
+        f"format {name}{more}: {'the choice' if kept is one else 'the uniform format'} was kept{sure}."
     )
     return replace(kept, remarks=(told,))
 
