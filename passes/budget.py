@@ -44,6 +44,10 @@ _FEW_BITS = 2
 _FEW_BITS_PENALTY = 1.5
 """Held out, choices with many 2-bit weights lost 1.2 to 1.5 times what the sum of their losses said."""
 _CURVE_POINTS = 64
+_UNSURE = (
+    "Nothing was measured, so that no choice is known to be better than the uniform format {}: weights have that, or a "
+    "larger format in the bytes that it leaves."
+)
 _ROUNDS = 3
 
 
@@ -150,11 +154,20 @@ def share_out(
         uniform: the format of `UniformChoice` that all weights get, in place of a choice for each. What bytes that
             leaves are spent where they gain most, on weights that lose no more in a larger format.
 
+    Where nothing was measured the choice begins at the best uniform format that fits, unless too many bytes are left
+    then: a prior may be wrong about which layers matter, but not about which of two formats a layer loses less in.
+
     Raises:
         OptionError: not even the best formats reach the target.
     """
     options, items, held, known = found.options, found.items, found.held, found.known
+    all_uniform, remarks = _uniform(found, correction), []
     chosen = _solved_from(found, uniform, correction) if uniform else _solved(found, correction).formats
+    if not uniform and known.unit == "none":
+        name = _least_of_those_that_fit(all_uniform, found)
+        from_uniform = _solved_from(found, name, correction) if name else chosen
+        if name and _uses_the_bytes(found, from_uniform):
+            chosen, remarks = from_uniform, [_UNSURE.format(name)]
     settled, loss = list(found.settled), 0.0
     for item, one in zip(items, chosen, strict=True):
         loss += item.losses[one]
@@ -173,9 +186,10 @@ def share_out(
         correction=correction,
         shares=_shares(items, chosen, loss),
         curve=_curve(items, held, known, correction),
-        uniform=_uniform(found, correction),
+        uniform=all_uniform,
         token_time=_time(weights, found.times, lambda one: one.one_row),
         prompt_time=_time(weights, found.times, lambda one: one.many_rows),
+        remarks=tuple(remarks),
     )
     return settled, outcome
 
@@ -260,6 +274,13 @@ def _solved_from(found: Survey, uniform: str, correction: float) -> tuple[int, .
     return tuple(own[one] for own, one in zip(better, solved.formats, strict=True))
 
 
+def _uses_the_bytes(found: Survey, chosen: Sequence[int]) -> bool:
+    """Whether no more of what is allowed is left than half a layer."""
+    allowed = found.held.allowed(found.options)
+    taken = [item.sizes[one] for item, one in zip(found.items, chosen, strict=True)]
+    return allowed is not None and allowed - found.held.other - sum(taken) <= min(taken) / 2
+
+
 def _least_bytes(found: Survey, correction: float) -> Allocation:
     """The smallest allocation whose predicted divergence is no larger than what was asked for."""
     target, known = found.options.target_divergence, found.known
@@ -328,6 +349,13 @@ def _uniform(survey: Survey, correction: float) -> tuple[UniformChoice, ...]:
         loss = sum(item.losses[one] for item, one in chosen)
         found.append(UniformChoice(name, size, correction * survey.known.divergence(loss)))
     return tuple(sorted(found, key=lambda one: (one.bytes, one.divergence)))
+
+
+def _least_of_those_that_fit(uniform: Sequence[UniformChoice], found: Survey) -> str:
+    """The name of the best uniform format within the bytes; none where none fits, or no bytes are asked for."""
+    allowed = found.held.allowed(found.options)
+    fitting = [one for one in uniform if allowed is not None and one.bytes <= allowed]
+    return min(fitting, key=lambda one: (one.divergence, one.bytes)).format if fitting else ""
 
 
 def _same_for_all(items: Sequence[_Item], name: str) -> tuple[int, ...]:
