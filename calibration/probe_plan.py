@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from ov_weight_compression.calibration.activation_graph import ActivationGraph, LayerUse, TensorKey
 from ov_weight_compression.calibration.blocks import Block, find_blocks
 
-__all__ = ["Probe", "plan_probes"]
+__all__ = ["PASSES", "Probe", "plan_probes"]
 
 _LAST_BLOCKS = 2
-_PASSES = 30
+PASSES = 30
 """Through the whole model, for each window: what probing every layer to the end may cost."""
 _ONE_BY_ONE = 16
 """Layers of a block that are probed one by one."""
@@ -42,8 +42,13 @@ class Probe:
     """What it shows there tells what an error at a border means to the outputs."""
 
 
-def plan_probes(graph: ActivationGraph) -> list[Probe]:
-    """Probes of all layers of a graph that was read with its outputs, by where they begin."""
+def plan_probes(graph: ActivationGraph, most_passes: int = PASSES) -> list[Probe]:
+    """Probes of all layers of a graph that was read with its outputs, by where they begin.
+
+    Args:
+        graph: the model's.
+        most_passes: through the whole model, that probing every layer to the end may cost.
+    """
     blocks = find_blocks(graph)
     inside = {place for block in blocks for place in block.layers}
     uses = {place: [use for use in graph.uses if graph.place[use.layer] == place] for place in graph.layers}
@@ -51,7 +56,7 @@ def plan_probes(graph: ActivationGraph) -> list[Probe]:
     groups = [list(_groups([use for place in block.layers for use in uses[place]], graph, block)) for block in blocks]
     passes = sum(len(found) * (len(blocks) - number) / len(blocks) for number, found in enumerate(groups))
     for number, block in enumerate(blocks):
-        late = number >= len(blocks) - _LAST_BLOCKS or passes <= _PASSES
+        late = number >= len(blocks) - _LAST_BLOCKS or passes <= most_passes
         for group in groups[number]:
             writes = graph.place[group[0].layer] in block.writers
             end = len(graph.order) if late or writes else graph.place[block.border[0]] + 1

@@ -33,7 +33,7 @@ from ov_weight_compression.calibration.activation_graph import ActivationGraph, 
 from ov_weight_compression.calibration.collect import DEFAULT_MEMORY
 from ov_weight_compression.calibration.divergence import DivergenceSum, scored_outputs
 from ov_weight_compression.calibration.layer_shift import Rounding, shift_of
-from ov_weight_compression.calibration.probe_plan import Probe, plan_probes
+from ov_weight_compression.calibration.probe_plan import PASSES, Probe, plan_probes
 from ov_weight_compression.calibration.runner import CompiledPiece, ModelPiece, Pool, Store, feed, split
 from ov_weight_compression.calibration.sums import add_gram, mirror, rows_by_expert, unfit
 from ov_weight_compression.ir_utils.progress import progress_bar
@@ -100,6 +100,7 @@ def run_probes(
     calibration_memory: int = DEFAULT_MEMORY,
     quiet: bool = False,
     share: tuple[int, int] = (0, 1),
+    most_passes: int = PASSES,
 ) -> list[ProbeShown]:
     """What the probes show, of each use of each weight (see `influences_of`).
 
@@ -114,13 +115,14 @@ def run_probes(
         quiet: show no progress.
         share: all of the probes, or the first of two, (0, 2), every other one. Each share runs the exact stream for
             itself.
+        most_passes: see `plan_probes`.
 
     Raises:
         WorkError: the model cannot be run on the samples.
     """
     outputs = scored_outputs(model)
     graph = read_graph(model, weights, values=sources, outputs=outputs.numbers)
-    every = plan_probes(graph)
+    every = plan_probes(graph, most_passes)
     probes = every[share[0] :: share[1]]
     with Pool(calibration_memory // 4) as pool, progress_bar(quiet=quiet) as bar:
         exact = Store(pool)
