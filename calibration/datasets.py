@@ -12,7 +12,7 @@ Arrays are numpy's, torch's or OpenVINO's tensors, or lists. Arrays of integers 
 input for those, else inputs like any other. What can be read only once, such as a generator, is kept once it was read.
 On the command line the dataset is a file, and may be one anywhere: text, a .npy or an .npz, or a folder of recorded
 samples (see `recorded`). What lies beside the model's own file is used: a tokenizer for text and, for a language model
-that takes `inputs_embeds`, the model that makes those of token ids (see `embeddings`).
+that takes `inputs_embeds`, the model that makes those of token ids (see `with_embeddings`).
 """
 
 from __future__ import annotations

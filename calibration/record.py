@@ -88,7 +88,10 @@ def _same(part: tuple[Any, ...], compiled: tuple[Any, ...]) -> bool:
 
 
 class RecordedInputs(Mapping[str, RecordedSamples]):
-    """Samples by the models' paths in their folder, as `openvino_encoder_model.xml` or `unet/openvino_model.xml`."""
+    """Samples by the models' paths in their folder, as `openvino_encoder_model.xml` or `unet/openvino_model.xml`.
+
+    Each is a dataset of that model, for `dataset=`, or for `data=` of `compare`. `record_inputs` gives them.
+    """
 
     def __init__(self, source: Path, most_samples: int, most_bytes: int) -> None:
         self._source = source
@@ -139,7 +142,7 @@ class RecordedInputs(Mapping[str, RecordedSamples]):
         except OSError as error:
             raise cannot_write(target, error) from error
 
-    def part_of(self, request: Any) -> _Part | None:
+    def _part_of(self, request: Any) -> _Part | None:
         """The model that a request runs, if it is one of the folder's."""
         if request not in self._known:
             ports = _ports(request.get_compiled_model())
@@ -152,7 +155,7 @@ class RecordedInputs(Mapping[str, RecordedSamples]):
     def add(self, request: Any) -> None:
         """Note one inference."""
         with self._lock:
-            part = self.part_of(request)
+            part = self._part_of(request)
             if part is None:
                 return
             call = {label: _input_of(request, number) for number, label in enumerate(part.labels)}
@@ -168,11 +171,11 @@ class RecordedInputs(Mapping[str, RecordedSamples]):
     def end(self, request: Any) -> None:
         """The state of a request is forgotten: what was read so far is one sample."""
         with self._lock:
-            part = self.part_of(request)
+            part = self._part_of(request)
             if part is not None:
-                self.end_of(part, self._begun.pop(request, []))
+                self._end_of(part, self._begun.pop(request, []))
 
-    def end_of(self, part: _Part, calls: list[dict[str, Array]]) -> None:
+    def _end_of(self, part: _Part, calls: list[dict[str, Array]]) -> None:
         """These calls are one sample; the list is emptied."""
         with self._lock:
             if calls:
@@ -226,7 +229,7 @@ def _end_of_request(recorded: weakref.ref[RecordedInputs], part: _Part, calls: l
     """A request that goes takes its state along."""
     alive = recorded()
     if alive is not None:
-        alive.end_of(part, calls)
+        alive._end_of(part, calls)
 
 
 @by_name

@@ -81,8 +81,9 @@ def compare(
     Args:
         base: the original: an `ov.Model`, a file, or the folder of an exporter.
         compressed: the model made from it, likewise. Neither is changed.
-        data: what to run (see `samples`): token ids, a text file, inputs by name, or None: a language model writes
-            the text itself, others get inputs made up from their shapes.
+        data: what to run (see `samples`): token ids, whole numbers `[n]` (a stream) or `[windows, n]`; a text file;
+            inputs by name, one mapping for each run; or None: a language model writes the text itself, others get
+            inputs made up from their shapes.
         window: tokens to a window of a stream; 256, or fewer where the model's config.json says it takes no more.
         windows: at most so many windows, the first ones; of other models, how many inputs to make up.
         tokenizer: a folder or file of a tokenizer, if not beside one of the models.
@@ -92,6 +93,12 @@ def compare(
         protocol: what else may be said of windows, batches, made-up inputs and kept logits.
         roles: what operations of your own make of their weights, as `WeightCompression` takes it.
         progress: called with (stage, done, total or None).
+
+    Returns:
+        The figures, to be printed, or saved as JSON or a page: of a language model KL(base ‖ compressed) in nats and
+            the agreement of the likeliest tokens over all scored positions, and perplexities where there are next
+            tokens; of other models each output's error as relative L2, cosine and SNR in dB; of each weight its error
+            and that of its layer's output, as SNR in dB.
 
     Raises:
         OptionError: an option or the data cannot be.

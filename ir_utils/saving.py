@@ -47,9 +47,13 @@ _COPY_BYTES = 4 << 20
 def save_model(model: Any, path: str | Path, after_write: Callable[[], None] | None = None) -> None:
     """Write `model` as `path` (.xml) and its .bin, in bounded memory and all or nothing.
 
-    Unlike `ov.save_model` it leaves the precision of everything that was not compressed as it is. `after_write` is
-    called when both files are complete and before they take their names: what it raises leaves the destination as it
-    was.
+    Unlike `ov.save_model` it leaves the precision of everything that was not compressed as it is.
+
+    Args:
+        model: any model; weights that are still to be computed are, a few at a time.
+        path: of the .xml; the .bin lies beside it. A model may be written over the files that it was read from.
+        after_write: called when both files are complete and before they take their names: what it raises leaves the
+            destination as it was.
 
     Raises:
         WorkError: the disk is full or the files cannot be written, or a weight could not be computed.

@@ -118,6 +118,12 @@ def apply_weight_decompression(
 ) -> ov.Model:
     """Make the compressed weights of a model float constants, in place, and return it; see `DecompressWeights`.
 
+    Args:
+        model: any model, whoever compressed it.
+        dtype: `"f16"` or `"f32"`; by default what each weight's own chain computes in.
+        lazy: False computes everything now and inserts plain constants.
+        roles: what operations of your own make of their weights, as `WeightCompression` takes it.
+
     Raises:
         OptionError: not a model, or another dtype.
         WorkError: a weight could not be computed (with `lazy=False`; otherwise when saving or compiling does it).

@@ -263,6 +263,9 @@ def keep_report(model: ov.Model, report: Report) -> None:
 def report_of(model: ov.Model) -> Report:
     """What `apply_weight_compression` did to this very model, the last time.
 
+    Args:
+        model: what it was called with.
+
     Raises:
         OptionError: nothing, in this process. Clones and models that were read have no report; `inspect` looks at what
             is stored.

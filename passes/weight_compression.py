@@ -103,6 +103,23 @@ class WeightCompression(ModelPass):
             `ov_weight_compression.patterns.roles`.
         scale_search: `"auto"` (default) looks for better scales than absmax and min–max in formats of 4 bits and fewer;
             `"off"` does not; a number says how many candidates.
+        dataset: model inputs (dicts by input's name, tuples in the inputs' order, or arrays of a single input), token
+            ids `[n]` or `[windows, n]`, a file of text or arrays, a folder of recorded inputs, NNCF's Dataset, or for
+            a language model `"random"` or `"self"`; see `ov_weight_compression.calibration`.
+        accuracy: `"fast"`, `"balanced"` or `"best"`; see `ov_weight_compression.passes.method`.
+        scale_estimation: the scale search weighted with E[x²] of each input channel, as the data shows it.
+        gptq: codes by GPTQ (Frantar et al., 2210.17323), with coordinate descent on codes and scales after it.
+        algorithm: the steps that make each layer's codes, in place of GPTQ's own: functions `(target, draft, hessian,
+            grid) → draft`, as `quantization.layerwise.gptq` is one; needs a dataset.
+        awq: scale input channels so that important ones lose less (AWQ, Lin et al., 2306.00978); folded into norms and
+            producing weights. By default only where `accuracy="fast"` has data.
+        lora_correction: add two thin layers beside every MatMul with a weight of 4 bits or fewer, A `[rank, in]` and
+            B `[out, rank]` of 8 bits, which carry what rounding lost; needs a dataset, costs bytes and time when run.
+        lora_rank: how thin: the channels between the two, 8.
+        subset_size: how many windows of the dataset are used, 128.
+        context_length: tokens in a window, 256.
+        statistics_path: folder to keep statistics in, and to read them from if they are there.
+        calibration_memory: bytes that calibration may hold; 2 GiB.
         codebook: the table of `mode="codebook"`, 2 to 65536 values; `adaptive_codebook` begins with it where one is
             given. `Codebook(…)` says the next three too.
         codebook_type: what a table is stored in: `"f8e4m3"`, `"f16"`, `"f32"`, `"i8"` or `"u8"`; by default that of the
@@ -110,33 +127,17 @@ class WeightCompression(ModelPass):
         codebook_size: entries of the tables of `mode="adaptive_codebook"`: the codebook's, or 16; 2 to 65536.
         codebook_sharing: which weights share one of them: `"none"` (default), those of a `"block"`, or the same layer
             `"across_blocks"`; see `fitted_codebooks`.
+        device: choose formats that this device executes compressed: `"CPU"`, `"GPU"` or `"NPU"`; with several
+            (`"CPU,GPU"` or a list), or `"AUTO"` for all, those that each of them takes.
+        runtime_hints: what a device is to do at inference, such as `{"KV_CACHE_PRECISION": "u8"}`: written into the
+            model beside those that it has; see `ov_weight_compression.passes.runtime_hints`.
         lazy: False computes everything now and inserts plain constants.
         verify: with `lazy=False`, run one compressed layer of each kind on the device (the CPU where none is named) and
             compare it with its stored weights; a difference that its arithmetic does not explain is an error.
         executor: where a budget's probes run, and GPTQ codes layers: any `concurrent.futures.Executor`, of processes or
             of a cluster too if its workers see this machine's temporary folder (`TMPDIR`); this process by default.
         threads: threads to compute with; by default OMP_NUM_THREADS or the processors there are.
-        device: choose formats that this device executes compressed: `"CPU"`, `"GPU"` or `"NPU"`; with several
-            (`"CPU,GPU"` or a list), or `"AUTO"` for all, those that each of them takes.
-        runtime_hints: what a device is to do at inference, such as `{"KV_CACHE_PRECISION": "u8"}`: written into the
-            model beside those that it has; see `ov_weight_compression.passes.runtime_hints`.
-        dataset: model inputs (dicts, tuples, arrays), token ids, NNCF's Dataset, or for a language model `"random"` or
-            `"self"`; see `ov_weight_compression.calibration`.
-        subset_size: how many windows of the dataset are used, 128.
-        context_length: tokens in a window, 256.
-        accuracy: `"fast"`, `"balanced"` or `"best"`; see `ov_weight_compression.passes.method`.
-        scale_estimation: the scale search weighted with what the data shows.
-        gptq: codes by GPTQ, with coordinate descent on codes and scales after it.
-        algorithm: the steps that make each layer's codes, in place of GPTQ's own: functions `(target, draft, hessian,
-            grid) → draft`, as `quantization.layerwise.gptq` is one; needs a dataset.
-        statistics_path: folder to keep statistics in, and to read them from if they are there.
-        calibration_memory: bytes that calibration may hold; 2 GiB.
         quiet: False shows a progress bar while calibrating.
-        awq: scale input channels so that important ones lose less; folded into norms and producing weights. By default
-            only where `accuracy="fast"` has data.
-        lora_correction: add two thin layers beside every MatMul with a weight of 4 bits or fewer, which carry what
-            rounding lost; needs a dataset, costs bytes and time at inference.
-        lora_rank: how thin: the channels between the two, 8.
         compression_format: NNCF's; only `"dequantize"` is written.
         advanced_parameters: NNCF's object; what has a counterpart here is taken, anything else is refused. See
             `ov_weight_compression.passes.advanced`.
@@ -150,7 +151,12 @@ class WeightCompression(ModelPass):
         report: what was done to every constant and why (`Report`), after the pass has run.
 
     Raises:
-        OptionError: an unknown option, an impossible value, or options that contradict each other.
+        OptionError: an unknown option, an impossible value, or options that contradict each other; running it, an
+            ignored scope, a rule or a source that matches nothing in the model, or data that the model does not take.
+        WorkError: running it, with `lazy=False`: a weight could not be computed, or `verify` has found one wrong.
+
+    Warns:
+        CompressionWarning: what was done, but perhaps not as expected; `Report.warnings` has it too.
     """
 
     @by_name

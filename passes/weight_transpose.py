@@ -24,6 +24,9 @@ class FuseWeightTranspose(ModelPass):
     operations read of a Transpose stays for the others.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+
     def run_on_model(self, model: Any) -> bool:
         """Rewrite `model` in place; whether anything changed."""
         layers = [layer for weight in find_weights(model)[0] for layer in weight.consumers]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from openvino.passes import ModelPass
 
 import ov_weight_compression as owc
 from ov_weight_compression import evaluation, passes
@@ -27,6 +30,27 @@ def test_type_checkers_see_the_same_names() -> None:
     tree = ast.parse(Path(str(owc.__file__)).read_text())
     seen = {alias.asname for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
     assert {*passes.__all__, *evaluation.__all__} <= seen
+
+
+DOCUMENTED_IN = {"apply_weight_compression": "WeightCompression"}
+
+
+@pytest.mark.parametrize("name", [name for name in owc.__all__ if callable(getattr(owc, name))])
+def test_docstrings_say_of_every_argument_what_it_is(name: str) -> None:
+    one = getattr(owc, name)
+    is_pass = inspect.isclass(one) and issubclass(one, ModelPass)
+    if not (is_pass or inspect.isroutine(one)):
+        assert inspect.getdoc(one)
+        return
+    text = inspect.getdoc(one) or ""
+    named = inspect.signature(one).parameters
+    options = list(named) if name not in DOCUMENTED_IN else []
+    assert re.findall(r"^    (\w+): ", text.partition("Args:\n")[2].partition("\n\n")[0], re.MULTILINE) == options
+    if name in DOCUMENTED_IN:
+        assert f"`{DOCUMENTED_IN[name]}`" in text
+        assert [*named][1:] == [*inspect.signature(getattr(owc, DOCUMENTED_IN[name])).parameters]
+    if options:
+        assert "Raises:\n" in text
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
