@@ -109,7 +109,8 @@ class _Encoded:
         for together in self._together(names):
             factors = self.plan.folding.columns.get(together[0])
             if id(factors) not in known:
-                known[id(factors)] = _hessian_info_of(seen, factors, method.tuning.gptq_damping)
+                elements = self._elements(names)
+                known[id(factors)] = _hessian_info_of(seen, elements, factors, method.tuning.gptq_damping)
             planned, info = self.wanted[together[0]], known[id(factors)]
             matrices = [self.plan.sources.by_name[name].read_all() for name in together]
             rows = matrices[0] if len(matrices) == 1 else np.concatenate(matrices)
@@ -177,7 +178,9 @@ class HessianInfo:
     gram: Array
     """H [in, in] of what the compressed layer reads; zeros where nothing was seen."""
     correction: Float32 | None = None
-    """K, [in, in]: the layer aims at `W + W K`."""
+    """K, [in, in]: the layer aims at `W + W K`; None where the streams are one, or K was not worth computing."""
+    drift: Array | None = None
+    """D, [in, in], in place of K where the layers have fewer rows than it."""
     damping: float | None = None
     """What is added to the diagonal of H, as a share of its median; None for what is usual."""
 
@@ -194,25 +197,32 @@ class HessianInfo:
 
     def target(self, weight: Float32) -> Float32:
         """What the layer aims at, for rows of its weight."""
+        if self.drift is not None:
+            return weight + input_correction(self.gram, self.drift, weight)
         return weight if self.correction is None else weight + weight @ self.correction
 
 
-def _hessian_info_of(seen: Seen, factors: Float32 | None = None, damping: float | None = None) -> list[HessianInfo]:
+def _hessian_info_of(
+    seen: Seen, elements: int, factors: Float32 | None = None, damping: float | None = None
+) -> list[HessianInfo]:
     """One entry, or one per expert. With `factors` [in], or [experts, in], the layers will see the input divided by
-    them."""
+    them. The weights that read it have so many `elements`."""
     grams: Array = seen.gram if seen.gram.ndim == 3 else seen.gram[None]
     drifts = seen.drift if seen.drift is None or seen.drift.ndim == 3 else seen.drift[None]
     if factors is not None:
         each = np.atleast_2d(1 / factors)
         inverse = (each[:, :, None] * each[:, None, :]).astype(np.float32)
         grams, drifts = grams * inverse, None if drifts is None else drifts * inverse
-    return [_of_one(one, None if drifts is None else drifts[number], damping) for number, one in enumerate(grams)]
+    few = elements < grams.size
+    return [_of_one(one, None if drifts is None else drifts[number], few, damping) for number, one in enumerate(grams)]
 
 
-def _of_one(gram: Array, drift: Array | None, damping: float | None) -> HessianInfo:
+def _of_one(gram: Array, drift: Array | None, few: bool, damping: float | None) -> HessianInfo:
     if drift is None or not np.any(np.diagonal(gram)):
         return HessianInfo(gram, damping=damping)
-    return HessianInfo(gram, input_correction(gram, drift), damping)
+    if few:
+        return HessianInfo(gram, drift=drift, damping=damping)
+    return HessianInfo(gram, input_correction(gram, drift), damping=damping)
 
 
 def _encode_layer(
