@@ -16,7 +16,8 @@ import openvino as ov
 import openvino.opset13 as ops
 
 from ov_weight_compression.calibration.activation_graph import ActivationGraph, LayerUse
-from ov_weight_compression.calibration.runner import Store, compiled_exactly, put_in_place
+from ov_weight_compression.calibration.runner import compiled_exactly, put_in_place
+from ov_weight_compression.calibration.window_store import Store
 from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.ir_utils.weight_source import WeightSource
 from ov_weight_compression.patterns import Kind

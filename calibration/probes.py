@@ -34,8 +34,9 @@ from ov_weight_compression.calibration.collect import DEFAULT_MEMORY
 from ov_weight_compression.calibration.divergence import DivergenceSum, scored_outputs
 from ov_weight_compression.calibration.layer_shift import Rounding, shift_of
 from ov_weight_compression.calibration.probe_plan import PASSES, Probe, plan_probes
-from ov_weight_compression.calibration.runner import CompiledPiece, ModelPiece, Pool, Store, feed, split
+from ov_weight_compression.calibration.runner import CompiledPiece, ModelPiece, feed, split
 from ov_weight_compression.calibration.sums import add_gram, mirror, rows_by_expert, unfit
+from ov_weight_compression.calibration.window_store import Pool, Store
 from ov_weight_compression.ir_utils.progress import progress_bar
 from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.patterns import Sources, Weight

@@ -11,8 +11,7 @@ are compiled at a time.
 In a copy of the graph, one for each stream, which shares all constants with it, every edge that enters the piece is led
 to a Parameter (or to a Constant, for a shape that is the same in every window); what lies between there and the Results
 is the piece, and only that is compiled. Tensors of a half precision cross a border as f32, because that is what they
-are in a model that is executed in f32. Files lie in a temporary directory (`TMPDIR` decides where) that is removed when
-the pool is closed, whatever happens.
+are in a model that is executed in f32.
 """
 
 from __future__ import annotations
@@ -20,8 +19,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -31,17 +28,15 @@ from numpy.typing import NDArray
 
 from ov_weight_compression.calibration.activation_graph import ActivationGraph, TensorKey
 from ov_weight_compression.calibration.products import computes_bf16
+from ov_weight_compression.calibration.window_store import Store
 from ov_weight_compression.ir_utils.errors import WorkError
 from ov_weight_compression.ir_utils.ir_file import openvino_reason
-from ov_weight_compression.ir_utils.publish import TemporaryFolder
 
 __all__ = [
     "EXACT",
     "CompiledPiece",
     "ModelPiece",
-    "Pool",
     "Receive",
-    "Store",
     "Stream",
     "compiled_exactly",
     "cut_out",
@@ -50,125 +45,6 @@ __all__ = [
     "run_piece",
     "split",
 ]
-
-_SMALL = 16
-"""Integer vectors of at most so many elements are compared between windows: shapes that are always the same."""
-
-
-class Pool:
-    """What several stores share: a memory limit in bytes, and the directory for what does not fit."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.used = 0
-        self._directory: TemporaryFolder | None = None
-        self._files = 0
-
-    def new_file(self) -> Path:
-        """A path in the temporary directory that nothing uses yet."""
-        if self._directory is None:
-            self._directory = TemporaryFolder()
-        self._files += 1
-        return self._directory.path / f"{self._files}.bin"
-
-    def __enter__(self) -> Pool:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self._directory is not None:
-            self._directory.discard()
-            self._directory = None
-
-
-@dataclass
-class _Entry:
-    """One tensor: an array for each window, or where in the file it lies."""
-
-    arrays: dict[int, NDArray[Any]] = field(default_factory=dict)
-    places: dict[int, tuple[int, tuple[int, ...], np.dtype[Any]]] = field(default_factory=dict)
-    path: Path | None = None
-    size: int = 0
-    first: tuple[tuple[int, ...], NDArray[Any]] | None = None
-    same_shape: bool = True
-    same_value: bool = True
-
-
-class Store:
-    """The tensors of one stream. A stream that has left another one reads from it what it has not made itself."""
-
-    def __init__(self, pool: Pool, parent: Store | None = None) -> None:
-        self._pool = pool
-        self._parent = parent
-        self._entries: dict[TensorKey, _Entry] = {}
-
-    def put(self, key: TensorKey, window: int, array: NDArray[Any]) -> None:
-        """Keep a copy of a window's tensor. The windows of a tensor are put once each, in any order."""
-        entry = self._entries.setdefault(key, _Entry())
-        _compare(entry, array)
-        if self._pool.used + array.nbytes <= self._pool.limit or array.nbytes <= _SMALL * 8:
-            entry.arrays[window] = np.array(array)
-            self._pool.used += array.nbytes
-            return
-        if entry.path is None:
-            entry.path = self._pool.new_file()
-        with entry.path.open("ab") as file:
-            file.write(np.ascontiguousarray(array).data)
-        entry.places[window] = (entry.size, array.shape, array.dtype)
-        entry.size += array.nbytes
-
-    def get(self, key: TensorKey, window: int) -> NDArray[Any]:
-        """A window's tensor; not to be written to."""
-        entry = self._find(key)
-        if window in entry.arrays:
-            return entry.arrays[window]
-        offset, shape, dtype = entry.places[window]
-        assert entry.path is not None
-        count = int(np.prod(shape, dtype=np.int64))
-        return np.fromfile(entry.path, dtype, count, offset=offset).reshape(shape)
-
-    def shape(self, key: TensorKey) -> tuple[int, ...] | None:
-        """The tensor's shape where it is the same in all windows, else None."""
-        entry = self._find(key)
-        return entry.first[0] if entry.first is not None and entry.same_shape else None
-
-    def value(self, key: TensorKey) -> NDArray[Any] | None:
-        """The value of a short vector of integers that is the same in all windows, else None."""
-        entry = self._find(key)
-        return entry.first[1] if entry.first is not None and entry.same_value else None
-
-    def drop(self, key: TensorKey) -> None:
-        """Forget a tensor of this store; nothing happens where it has none."""
-        entry = self._entries.pop(key, None)
-        if entry is not None:
-            self._pool.used -= sum(array.nbytes for array in entry.arrays.values())
-            if entry.path is not None:
-                entry.path.unlink(missing_ok=True)
-
-    def __contains__(self, key: object) -> bool:
-        """Whether this store holds the tensor itself."""
-        return key in self._entries
-
-    def __iter__(self) -> Iterator[TensorKey]:
-        """The tensors that this store holds itself."""
-        return iter(self._entries)
-
-    def _find(self, key: TensorKey) -> _Entry:
-        if key in self._entries or self._parent is None:
-            return self._entries[key]
-        return self._parent._find(key)
-
-
-def _compare(entry: _Entry, array: NDArray[Any]) -> None:
-    """Note whether this window's tensor has the shape, and if it is small the value, of the windows before."""
-    small = array.size <= _SMALL and array.ndim <= 1 and array.dtype.kind in "iu"
-    if entry.first is None:
-        entry.first = (array.shape, np.array(array) if small else np.empty(0, array.dtype))
-        entry.same_value = small
-        return
-    shape, value = entry.first
-    entry.same_shape &= array.shape == shape
-    entry.same_value &= small and array.shape == shape and bool(np.array_equal(array, value))
-
 
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0", "KV_CACHE_PRECISION": "f32"}
 """How a model is compiled whose activations are measured: nothing rounded below f32."""

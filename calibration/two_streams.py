@@ -33,8 +33,9 @@ from ov_weight_compression.calibration.collect import DEFAULT_MEMORY
 from ov_weight_compression.calibration.datasets import Samples
 from ov_weight_compression.calibration.gram_sums import GramSums, Seen
 from ov_weight_compression.calibration.products import BATCH_ROWS, Kernels
-from ov_weight_compression.calibration.runner import Pool, Store, Stream, feed
+from ov_weight_compression.calibration.runner import Stream, feed
 from ov_weight_compression.calibration.sums import rows_by_expert
+from ov_weight_compression.calibration.window_store import Pool, Store
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.progress import progress_bar
 from ov_weight_compression.ir_utils.types import Array, Float32
