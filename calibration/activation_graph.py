@@ -17,7 +17,7 @@ that needs it takes it along.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from math import prod
 
@@ -27,6 +27,7 @@ import openvino.opset13 as ops
 
 from ov_weight_compression.calibration.language_model import input_label
 from ov_weight_compression.ir_utils.errors import OptionError
+from ov_weight_compression.ir_utils.file_mappings import FileMappings
 from ov_weight_compression.ir_utils.option_kinds import shown
 from ov_weight_compression.patterns import Consumer, Sources, Weight
 
@@ -111,6 +112,15 @@ class ActivationGraph:
     """What makes the Constants of the weights whose constants in the model only keep a place, by the weight's name."""
     given_at: Mapping[int, frozenset[str]]
     """By place in `order`: the names of those weights that the operation needs, in whatever way."""
+
+    mappings: FileMappings = field(default_factory=FileMappings)
+    """Of the files that the constants lie in."""
+
+    def give_back(self, begin: int, end: int) -> None:
+        """Give back the memory of the larger constants that `[begin, end)` needs, where it is a mapped file's: a
+        compiled piece has its own copy of most, and reads the others once more."""
+        for index in {index for place in range(begin, end) for index, _ in self.loads.get(place, ())}:
+            self.mappings.drop(self.nodes[index].get_tensor_view().data)  # type: ignore[attr-defined]
 
     def inputs_of(self, begin: int, end: int) -> list[TensorKey]:
         """Tensors made before place `begin` and read in `[begin, end)`."""

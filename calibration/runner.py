@@ -170,6 +170,7 @@ class CompiledPiece:
         self._outputs, self._shifted = piece.outputs, piece.shifted
         self._request = compiled_exactly(model, bf16=piece.bf16)
         restore()
+        piece.graph.give_back(piece.begin, piece.end)
         self._shapes = [parameter.get_partial_shape() for parameter in model.get_parameters()[len(self._keys) :]]
 
     def run(
@@ -319,6 +320,7 @@ class Stream:
                 bf16=self._bf16 and first >= middle,
             )
             run_piece(piece, self.store, self.windows, take, self._tick)
+            self._graph.give_back(first, last)
             self.forget(last, watched, since=begin)
 
     def forget(self, front: int, kept: Container[TensorKey], since: int | None = None) -> None:

@@ -1,7 +1,8 @@
 """Tensors of every window, between the piece of a model that makes them and the last one that reads them.
 
 In memory while it lasts, then on disk: in a temporary directory (`TMPDIR` decides where) that is removed when the pool
-is closed, whatever happens.
+is closed, whatever happens. Memory that a tensor no longer needs goes to the next one of its size, as blocks of a model
+have tensors of the same few sizes: having new pages mapped takes several times as long as copying a tensor into them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from ov_weight_compression.ir_utils.publish import TemporaryFolder
 
 __all__ = ["Pool", "Store"]
 
+_TINY = 128
+"""Bytes of a tensor that never goes to disk."""
 _SMALL = 16
 """Integer vectors of at most so many elements are compared between windows: shapes that are always the same."""
 
@@ -30,8 +33,33 @@ class Pool:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.used = 0
+        self._idle: dict[int, list[NDArray[np.uint8]]] = {}
+        self._idle_bytes = 0
         self._directory: TemporaryFolder | None = None
         self._files = 0
+
+    def take(self, size: int) -> NDArray[np.uint8] | None:
+        """Memory for so many bytes; None where that would be too much."""
+        if self._idle.get(size):
+            found = self._idle[size].pop()
+            self._idle_bytes -= size
+        elif self.used + size > self.limit and size > _TINY:
+            return None
+        else:
+            for other in [one for one, arrays in self._idle.items() for _ in arrays]:
+                if self.used + self._idle_bytes + size > self.limit:
+                    self._idle[other].pop()
+                    self._idle_bytes -= other
+            found = np.empty(size, np.uint8)
+        self.used += size
+        return found
+
+    def give(self, memory: NDArray[np.uint8]) -> None:
+        """Memory that nothing reads any more."""
+        self.used -= memory.size
+        if self._idle_bytes + memory.size <= self.limit // 2:
+            self._idle.setdefault(memory.size, []).append(memory)
+            self._idle_bytes += memory.size
 
     def new_file(self) -> Path:
         """A path in the temporary directory that nothing uses yet."""
@@ -54,6 +82,8 @@ class _Entry:
     """One tensor: an array for each window, or where in the file it lies."""
 
     arrays: dict[int, NDArray[Any]] = field(default_factory=dict)
+    memory: list[NDArray[np.uint8]] = field(default_factory=list)
+    """What the arrays lie in."""
     places: dict[int, tuple[int, tuple[int, ...], np.dtype[Any]]] = field(default_factory=dict)
     path: Path | None = None
     size: int = 0
@@ -74,9 +104,11 @@ class Store:
         """Keep a copy of a window's tensor. The windows of a tensor are put once each, in any order."""
         entry = self._entries.setdefault(key, _Entry())
         _compare(entry, array)
-        if self._pool.used + array.nbytes <= self._pool.limit or array.nbytes <= _SMALL * 8:
-            entry.arrays[window] = np.array(array)
-            self._pool.used += array.nbytes
+        memory = self._pool.take(array.nbytes)
+        if memory is not None:
+            entry.memory.append(memory)
+            entry.arrays[window] = memory.view(array.dtype).reshape(array.shape)
+            np.copyto(entry.arrays[window], array)
             return
         if entry.path is None:
             entry.path = self._pool.new_file()
@@ -86,7 +118,7 @@ class Store:
         entry.size += array.nbytes
 
     def get(self, key: TensorKey, window: int) -> NDArray[Any]:
-        """A window's tensor; not to be written to."""
+        """A window's tensor; not to be written to, nor read once the tensor has been dropped."""
         entry = self._find(key)
         if window in entry.arrays:
             return entry.arrays[window]
@@ -109,7 +141,8 @@ class Store:
         """Forget a tensor of this store; nothing happens where it has none."""
         entry = self._entries.pop(key, None)
         if entry is not None:
-            self._pool.used -= sum(array.nbytes for array in entry.arrays.values())
+            for memory in entry.memory:
+                self._pool.give(memory)
             if entry.path is not None:
                 entry.path.unlink(missing_ok=True)
 
