@@ -120,7 +120,8 @@ class ActivationGraph:
         """Give back the memory of the larger constants that `[begin, end)` needs, where it is a mapped file's: a
         compiled piece has its own copy of most, and reads the others once more."""
         for index in {index for place in range(begin, end) for index, _ in self.loads.get(place, ())}:
-            self.mappings.drop(self.nodes[index].get_tensor_view().data)  # type: ignore[attr-defined]
+            if self.nodes[index].get_output_element_type(0) != ov.Type.string:
+                self.mappings.drop(self.nodes[index].get_tensor_view().data)
 
     def inputs_of(self, begin: int, end: int) -> list[TensorKey]:
         """Tensors made before place `begin` and read in `[begin, end)`."""

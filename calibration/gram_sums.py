@@ -87,7 +87,9 @@ class GramSums:
             self._drift = None if x is None else np.zeros_like(self._gram)
         kernel = self._kernels.of(self._width)
         for expert, rows in enumerate(hat):
-            add_gram(self._gram[expert], rows if kernel is None else kernel.add_gram(self._gram[expert], rows))
+            left = rows if kernel is None else kernel.add_gram(self._gram[expert], rows)
+            if len(left):
+                add_gram(self._gram[expert], left)
             if x is not None and self._drift is not None:
                 own, total = x[expert], self._drift[expert]
                 if kernel is not None:

@@ -13,7 +13,7 @@ by row.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -46,14 +46,17 @@ class CoordinateDescent:
         error = target - draft.values()
         slope = hessian.matrix @ error
         start = np.einsum("ij,ij->j", slope, error, dtype=np.float64)
+        buffer = error  # of the same size, and not needed any more
         for _ in range(self.sweeps):
-            _sweep(better, slope, hessian, grid)
-        better.take(cost(target, better, hessian) > start, draft)
+            _sweep(better, slope, hessian, grid, buffer)
+        better.cost = np.einsum("ij,ij->j", slope, target - better.values(), dtype=np.float64)
+        better.take(better.cost > start, replace(draft, cost=start))
         return better
 
 
-def _sweep(draft: Draft, slope: Float32, hessian: Hessian, grid: Grid) -> None:
-    """One round over all panels of channels, those of the largest energy first; `slope` follows the draft.
+def _sweep(draft: Draft, slope: Float32, hessian: Hessian, grid: Grid, buffer: Float32) -> None:
+    """One round over all panels of channels, those of the largest energy first; `slope` follows the draft. `buffer` is
+    of its shape, for what lies between.
 
     A panel is some whole groups, or a part of a group too large for one; then the scales wait for the end of the round.
     """
@@ -66,9 +69,9 @@ def _sweep(draft: Draft, slope: Float32, hessian: Hessian, grid: Grid) -> None:
         steps = _sweep_codes(draft, span, slope, hessian, grid)
         if whole:
             steps += _refit_scales(draft, span, slope[span] - matrix[span, span] @ steps, hessian, grid)
-        slope -= matrix[:, span] @ steps
+        slope -= np.matmul(matrix[:, span], steps, out=buffer)
     if not whole:
-        slope -= matrix @ _refit_scales(draft, slice(0, width), slope, hessian, grid)
+        slope -= np.matmul(matrix, _refit_scales(draft, slice(0, width), slope, hessian, grid), out=buffer)
 
 
 def _sweep_codes(draft: Draft, span: slice, slope: Float32, hessian: Hessian, grid: Grid) -> Float32:

@@ -19,6 +19,7 @@ from enum import Enum
 from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 
 from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.quantization.encode import encode_rows
@@ -46,6 +47,8 @@ class Draft:
     levels: Float32
     scale: Float32
     zero: Float32 | None
+    cost: npt.NDArray[np.float64] | None = None
+    """`(w − q)ᵀ H (w − q)` of each row, [rows], where the step that made the draft knows it."""
 
     @property
     def group(self) -> int:
@@ -58,7 +61,7 @@ class Draft:
         return (self.levels.reshape(groups, -1, rows) * self.scale[:, None]).reshape(-1, rows)
 
     def copy(self) -> Draft:
-        """One with arrays of its own."""
+        """One with arrays of its own, to be changed: what it costs is left out."""
         return Draft(self.levels.copy(), self.scale.copy(), None if self.zero is None else self.zero.copy())
 
     def take(self, rows: Array, other: Draft) -> None:
@@ -67,6 +70,8 @@ class Draft:
         np.copyto(self.scale, other.scale, where=rows)
         if self.zero is not None and other.zero is not None:
             np.copyto(self.zero, other.zero, where=rows)
+        mine, its = self.cost, other.cost
+        self.cost = None if mine is None or its is None else np.where(rows, its, mine)
 
 
 @dataclass(frozen=True, eq=False)

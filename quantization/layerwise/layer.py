@@ -47,11 +47,11 @@ class BestOf:
 
     def __call__(self, target: Float32, draft: Draft, hessian: Hessian, grid: Grid) -> Draft:
         """The best drafts; see `Step`."""
-        best = self.step(target, draft, hessian, grid)
-        least, rows = cost(target, best, hessian), np.ascontiguousarray(target.T)
+        best, rows = self.step(target, draft, hessian, grid), np.ascontiguousarray(target.T)
+        least = cost(target, best, hessian) if best.cost is None else best.cost
         for start in self.starts:
             other = self.step(target, starting_draft(rows, start, hessian, grid), hessian, grid)
-            costs = cost(target, other, hessian)
+            costs = cost(target, other, hessian) if other.cost is None else other.cost
             best.take(costs < least, other)
             least = np.minimum(least, costs)
         return best

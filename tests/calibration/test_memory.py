@@ -12,6 +12,11 @@ import openvino as ov
 import pytest
 from openvino import opset13 as op
 
+from ov_weight_compression.calibration import make_samples, open_streams
+from ov_weight_compression.calibration.window_store import Pool, Store
+from ov_weight_compression.patterns import find_weights
+from tests.running import linux, resident_of
+
 WIDTH, LAYERS = 1024, 16
 SCRIPT = """
     import sys, threading, time
@@ -33,7 +38,7 @@ SCRIPT = """
     weights = find_weights(model)[0]
     samples = make_samples(model, [np.random.default_rng(k).standard_normal((64, %d)).astype("f4") for k in range(2)])
     start = anonymous()
-    thread = threading.Thread(target=watch)
+    thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     if sys.argv[3] == "collect":
         found = collect(model, weights, samples, calibration_memory=int(sys.argv[2]) << 20)
@@ -75,3 +80,40 @@ def test_memory_is_bounded(deep: Path, way: str) -> None:
     assert peak(24) < 24 + 40
     if way == "collect":
         assert peak(8192) > 100
+
+
+@linux
+def test_pages_of_the_models_file_are_given_back(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    table, weight = (rng.standard_normal(shape, np.float32).astype(np.float16) for shape in ((8192, 256), (256, 256)))
+    ids = op.parameter([1, -1], np.int64, name="ids")
+    rows = op.gather(op.convert(op.constant(table), "f32"), ids, op.constant(0))
+    layer = op.matmul(rows, op.convert(op.constant(weight), "f32"), False, True)
+    ov.save_model(ov.Model([op.result(layer)], [ids]), tmp_path / "m.xml")
+    model = ov.Core().read_model(tmp_path / "m.xml")
+    samples = make_samples(model, [{"ids": rng.integers(0, len(table), (1, 512))}])
+    with open_streams(model, find_weights(model)[0], samples) as streams:
+        assert len(list(streams)) == 2
+        assert resident_of(tmp_path / "m.bin") < 1 << 20
+
+
+def test_tensors_take_the_memory_of_those_that_are_not_read_any_more() -> None:
+    def addresses(key: tuple[int, int], windows: int) -> list[int]:
+        return [store.get(key, window).__array_interface__["data"][0] for window in range(windows)]
+
+    ones = np.ones((4, 64), np.float32)
+    with Pool(4 * ones.nbytes) as pool:
+        store = Store(pool)
+        for window in range(2):
+            store.put((0, 0), window, ones)
+        given = addresses((0, 0), 2)
+        store.drop((0, 0))
+        assert pool.used == 0
+        for window in range(5):  # the last one goes to disk
+            store.put((1, 0), window, (window * ones).astype(np.float16 if window == 1 else np.float32))
+        assert pool.used == 3 * ones.nbytes + ones.nbytes // 2
+        assert len(set(given) & set(addresses((1, 0), 4))) == 2
+        for window in range(5):
+            np.testing.assert_array_equal(store.get((1, 0), window), window * ones)
+        store.drop((1, 0))
+        assert pool.used == 0

@@ -5,6 +5,7 @@ import pytest
 
 from ov_weight_compression.quantization import Encoded, Spec, decode_rows, encode_rows
 from ov_weight_compression.quantization.layerwise import Hessian, Start, fit_rows, hessian_of
+from ov_weight_compression.quantization.layerwise.coordinate_descent import cost
 from ov_weight_compression.quantization.layerwise.draft import Draft, Grid, draft_of
 from ov_weight_compression.quantization.layerwise.gptq import gptq
 from tests.quantization.layerwise_cases import SPECS, gram_of, layer, output_error
@@ -44,6 +45,18 @@ def test_it_is_the_published_algorithm(name):
     same = np.isclose(found, expected, rtol=1e-6, atol=1e-12)
     assert same.mean() > 0.98  # a tie that f32 breaks otherwise than f64 may change what follows in its row
     assert output_error(weight, found, gram) == pytest.approx(output_error(weight, expected, gram), rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["int4_asym", "int2_sym", "nf4"])
+def test_it_knows_what_its_codes_cost(name):
+    weight, x = layer(rows=7, width=160)
+    spec, hessian, target = SPECS[name], hessian_of(gram_of(x)), np.ascontiguousarray(weight.T)
+    start = draft_of(encode_rows(weight, spec), spec)
+    found = gptq(target, start, hessian, Grid(spec))
+    np.testing.assert_allclose(found.cost, cost(target, found, hessian), rtol=1e-4)
+    assert found.copy().cost is None
+    found.take(np.arange(7) < 3, start)
+    assert found.cost is None  # of what is known of some rows only
 
 
 @pytest.mark.parametrize("name", SPECS)
