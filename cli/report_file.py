@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import openvino as ov
 
-from ov_weight_compression.evaluation.report_page import render_report
 from ov_weight_compression.ir_utils.publish import expanded, write_text
 from ov_weight_compression.passes.recipe import option_lines
 
@@ -49,6 +48,8 @@ def write_page(
         usage: what it took.
         planned: nothing of it was done.
     """
+    from ov_weight_compression.evaluation.report_page import render_report
+
     made = [("input", str(source.absolute())), *option_lines(asked)]
     made.append(("time", usage.told(sum(one.report.bytes_before for one in results))))
     made.append(("OpenVINO", ov.get_version()))
