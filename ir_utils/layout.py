@@ -111,31 +111,26 @@ class Layout:
         sizes = [self.shape[axis] for axis in self.order]
         return np.ascontiguousarray(matrix.reshape(sizes).transpose(np.argsort(self.order)))
 
-    def grouped_shape(self, group: int) -> tuple[int, ...]:
-        """The shape of the codes: the constant's, with the reduced axes cut into `in/g, g`; its own for one group."""
-        return self.shape if self._whole(group) else self._with_reduced(self.columns // group, group)
-
-    def scale_shape(self, group: int) -> tuple[int, ...]:
-        """The shape of the scales and zero points, 1 along what shares one."""
+    def in_groups(self, group: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The shapes of codes and of scales: the constant's, with the reduced axes cut into `in/g, g`, and the same
+        with 1 along what shares a scale; for one group the codes keep the constant's own."""
         if self._whole(group):
-            return tuple(1 if axis in self.reduced else size for axis, size in enumerate(self.shape))
-        return self._with_reduced(self.columns // group, 1)
+            return self.shape, tuple(1 if axis in self.reduced else size for axis, size in enumerate(self.shape))
+        before, behind = self.shape[: self.reduced[0]], self.shape[self.reduced[-1] + 1 :]
+        groups = self.columns // group
+        return (*before, groups, group, *behind), (*before, groups, 1, *behind)
 
     def scales_in_place(self, scales: Array, group: int) -> Array:
-        """Scales `[rows, columns/g]` of the matrix, in the constant's order and with `scale_shape`."""
-        if self._whole(group):
-            return np.ascontiguousarray(scales).reshape(self.scale_shape(group))
-        before = len(self.lead) - (len(self.shape) - 1 - self.reduced[-1])
-        ordered = np.moveaxis(scales.reshape(*self.lead, -1), -1, before)
-        return np.ascontiguousarray(ordered).reshape(self.scale_shape(group))
+        """Scales `[rows, columns/g]` of the matrix, in the constant's order and in the shape of `in_groups`."""
+        if not self._whole(group):
+            before = len(self.lead) - (len(self.shape) - 1 - self.reduced[-1])
+            scales = np.moveaxis(scales.reshape(*self.lead, -1), -1, before)
+        return np.ascontiguousarray(scales).reshape(self.in_groups(group)[1])
 
     def _whole(self, group: int) -> bool:
         """Whether the codes keep the constant's shape: one scale a channel, or one group `[1, in, out]`, for whose
         Reshape the CPU plugin of OpenVINO 2026.4 makes up a wrong shape where it expands the chain."""
         return group < 0 or (group == self.columns and not self.contiguous)
-
-    def _with_reduced(self, *sizes: int) -> tuple[int, ...]:
-        return (*self.shape[: self.reduced[0]], *sizes, *self.shape[self.reduced[-1] + 1 :])
 
     @staticmethod
     def of(shape: Sequence[int], reduced: Sequence[int]) -> Layout:

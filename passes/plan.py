@@ -212,8 +212,8 @@ class Plan:
 def stored_parts(layout: Layout, spec: Spec, scale_type: str | None = None) -> dict[str, Part]:
     """What a weight of this layout is stored as, by the part's name; scales in another type where one is given."""
     stored, group = spec.format, spec.group_size
-    scales = layout.scale_shape(group)
-    parts = {"codes": Part(stored.storage, layout.grouped_shape(group))}
+    codes, scales = layout.in_groups(group)
+    parts = {"codes": Part(stored.storage, codes)}
     if stored.zero_point == "group":
         parts["zero_point"] = Part(stored.zero_type or stored.storage, scales)
     elif stored.zero_point == "scalar":

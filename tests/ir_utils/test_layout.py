@@ -79,11 +79,11 @@ def test_scales_meet_their_groups(layout: Layout, data: st.DataObject) -> None:
     assert layout.groupable
     codes = values_of(layout)
     scales = np.arange(layout.rows * (1 if group < 0 else layout.columns // group)).reshape(layout.rows, -1) + 2
-    stored = codes.reshape(layout.grouped_shape(group)) * layout.scales_in_place(scales, group)
+    stored = codes.reshape(layout.in_groups(group)[0]) * layout.scales_in_place(scales, group)
     width = layout.columns if group < 0 else group
     expected = (layout.to_matrix(codes).reshape(layout.rows, -1, width) * scales[:, :, None]).reshape(layout.rows, -1)
     assert (layout.to_matrix(stored.reshape(layout.shape)) == expected).all()
-    assert layout.scales_in_place(scales, group).shape == layout.scale_shape(group)
+    assert layout.scales_in_place(scales, group).shape == layout.in_groups(group)[1]
 
 
 @pytest.mark.parametrize(
@@ -99,10 +99,8 @@ def test_the_shapes_that_openvino_is_given(
     shape: tuple[int, ...], reduced: tuple[int, ...], grouped: tuple[int, ...], scales: tuple[int, ...]
 ) -> None:
     layout = Layout.of(shape, reduced)
-    assert layout.grouped_shape(32) == grouped
-    assert layout.scale_shape(32) == scales
-    assert layout.grouped_shape(-1) == shape
-    assert layout.scale_shape(-1) == tuple(1 if axis in reduced else size for axis, size in enumerate(shape))
+    assert layout.in_groups(32) == (grouped, scales)
+    assert layout.in_groups(-1) == (shape, tuple(1 if axis in reduced else size for axis, size in enumerate(shape)))
 
 
 def test_axes_that_lie_apart_cannot_be_grouped() -> None:
