@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ov_weight_compression.checkpoints.folder import is_checkpoint
-from ov_weight_compression.checkpoints.foreign_weights import foreign_weights
+from ov_weight_compression.checkpoints.folder import foreign_weights, is_checkpoint
 from ov_weight_compression.cli.file_options import FileOptions, given_to_passes, options_by_file
 from ov_weight_compression.cli.model_card import write_card
 from ov_weight_compression.ir_utils.errors import ModelError, OptionError

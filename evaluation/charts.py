@@ -12,8 +12,7 @@ from ov_weight_compression.evaluation.figures import LanguageFigures
 from ov_weight_compression.evaluation.layers import LayerFigures
 from ov_weight_compression.evaluation.page import html_table
 from ov_weight_compression.ir_utils.wording import db, format_name, human_bytes, layer_name, percent, plain, thousands
-from ov_weight_compression.passes.budget_outcome import BudgetOutcome
-from ov_weight_compression.passes.budget_table import budget_lines
+from ov_weight_compression.passes.budget_outcome import BudgetOutcome, budget_lines
 
 __all__ = ["budget_parts", "colour", "histogram", "layer_chart", "svg"]
 

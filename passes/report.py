@@ -424,7 +424,7 @@ def print_report(report: Report, console: Any, notes: bool = True, planned: bool
         if part:
             console.print(part, highlight=False, soft_wrap=isinstance(part, str))
     if report.budget is not None:
-        from ov_weight_compression.passes.budget_table import print_budget
+        from ov_weight_compression.passes.budget_outcome import print_budget
 
         print_budget(report.budget, console)
     for line in (*_scaling_lines(report), *_correction_lines(report)):
