@@ -236,8 +236,8 @@ KINDS: dict[str, tuple[Write, dict[str, Any], str]] = {
 """By name what writes a layer, the quantization_config, and what is executed from codes ("": none, CPUs expand it)."""
 
 
-def model(kind: str) -> Any:
-    """A small Llama, or gpt-oss, with weights that differ between channels."""
+def model(kind: str = "") -> Any:
+    """A small Llama, or gpt-oss for its own kind, with weights that differ between channels."""
     import torch
     from transformers import GptOssConfig, GptOssForCausalLM, LlamaConfig, LlamaForCausalLM
 

@@ -88,7 +88,7 @@ def turned_in_place(constant: Any) -> Any | None:
     """Put a Constant `[…, out, in]`, whose values do not matter, in place of one `[…, in, out]`, and tell MatMuls so;
     None, and nothing is changed, where something else reads it.
 
-    Codes lie along the input channels, so theirs is the other shape. It is also the one that CPUs gather experts from.
+    Codes lie along the input channels, so theirs is the other shape.
     """
     edges, values = [], [constant.output(0)]
     for value in values:
