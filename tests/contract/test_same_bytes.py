@@ -13,7 +13,7 @@ import ov_weight_compression
 from ov_weight_compression.ir_utils import deferral
 from ov_weight_compression.ir_utils.saving import save_model
 from ov_weight_compression.passes import Mode, WeightCompression, apply_weight_compression
-from tests.models import llama
+from tests.models import embedding, llama
 from tests.running import files_of, run, stored
 
 REAL = Path(__file__).parents[2] / "samples" / "pylm" / "openvino_model.xml"
@@ -62,6 +62,14 @@ def test_both_writers_give_the_same_weights_of_a_real_model(mode: str, tmp_path:
     ov.serialize(model, tmp_path / "serialized.xml", tmp_path / "serialized.bin")
     assert files_of(tmp_path / "own.xml") == files_of(tmp_path / "serialized.xml")
     assert stored(model, tmp_path, "theirs")[1] == files_of(tmp_path / "own.xml")[1]
+
+
+def test_both_writers_give_the_same_large_table(tmp_path: Path) -> None:
+    """Which waits for OpenVINO's writer in a temporary file."""
+    model = apply_weight_compression(embedding((33 << 10, 1 << 10), dtype="f16"), mode="int8_asym")
+    save_model(model, tmp_path / "own.xml")
+    for name in ("theirs", "again"):
+        assert stored(model, tmp_path, name)[1] == files_of(tmp_path / "own.xml")[1]
 
 
 def test_one_copy_of_constants_that_lie_in_the_same_place(tmp_path: Path) -> None:
