@@ -93,7 +93,13 @@ class WeightSource(Protocol):
 
     def sample(self, count: int) -> Float32:
         """About `count` rows, evenly spread, as float32."""
-        return np.concatenate([self.read(slab).astype(np.float32) for slab in self.layout.spread(count)])
+        slabs = list(self.layout.spread(count))
+        rows = np.empty((sum(slab.stop - slab.start for slab in slabs), self.layout.columns), dtype=np.float32)
+        place = 0
+        for slab in slabs:
+            rows[place : place + slab.stop - slab.start] = self.read(slab)
+            place += slab.stop - slab.start
+        return rows
 
     def read_all(self) -> Float32:
         """The whole matrix as float32."""

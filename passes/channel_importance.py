@@ -223,7 +223,8 @@ def graph_energies(weights: Iterable[Weight], sources: Sources) -> dict[str, Gra
 
 def _lift(source: WeightSource) -> Float32 | None:
     """What small columns count for, f32 [columns], from some of the rows; None where no column is small."""
-    size = np.abs(source.sample(_SAMPLE_ROWS)).mean(axis=0)
+    rows = source.sample(_SAMPLE_ROWS)
+    size = np.abs(rows, out=rows).mean(axis=0)
     usual = _median(size)
     small = size < _FAR_BELOW * usual
     if not small.any():

@@ -33,9 +33,10 @@ __all__ = ["COMPILE_AFTER", "Kernel", "block_of", "kept_kernels", "kernel_for", 
 # Weights of one key that the reference works off before a kernel is compiled.
 COMPILE_AFTER = 1 << 17
 
-# Elements of the largest tensor that a plain kernel and a search would have if nothing of them were fused.
+# Elements of a plain kernel, and those times candidates of a search: inputs and outputs of a block stay in a core's
+# cache, and pieces of 2^21 weights in groups of 128 are whole blocks.
 _PLAIN_ELEMENTS = 1 << 19
-_SEARCH_ELEMENTS = 5 << 18
+_SEARCH_ELEMENTS = 3 << 19
 
 # Sizes of small blocks beside the whole one: compiling one takes as long as a thousand runs.
 _SMALL_SIZES = 3
