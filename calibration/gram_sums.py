@@ -64,11 +64,15 @@ class GramSums:
             if self._waiting == BATCH_ROWS:
                 self._take_waiting()
 
-    def result(self) -> Seen:
-        """What there is."""
+    def finish(self) -> None:
+        """There are no more windows: what is still to be multiplied is."""
         if self._waiting:
             self._take_waiting()
         self._buffers = []
+
+    def result(self) -> Seen:
+        """What there is."""
+        self.finish()
         gram = np.zeros((1, self._width, self._width), np.float32) if self._gram is None else self._gram
         for one in gram:
             mirror(one)

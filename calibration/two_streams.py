@@ -9,9 +9,10 @@
 
 A stage is everything that can be decided at one level of an `ActivationGraph`: in a transformer block the stages are
 q/k/v, o, gate/up, down, and each sees the replacements of those before it. In a model of another shape it is at worst
-one layer. When the loop asks for the next stage, both streams run the stage's layers on every window, once: the float
-stream with the weights as they were, the compressed stream with the replacements. Between two stages only the tensors
-at the border exist, in memory or on disk.
+one layer. Both streams run the stage's layers on every window, once: the float stream with the weights as they were, in
+a thread of its own while the caller is still at work on the stage, for nothing that it does there matters to it; the
+compressed stream with the replacements, when the loop asks for the next stage. Between two stages only the tensors at
+the border exist, in memory or on disk.
 
 Weights that meet no activation (embeddings, convolutions) are in `stage.others`, before anything reads them. A weight
 that several layers share belongs to the first stage that reads it.
@@ -20,6 +21,7 @@ that several layers share belongs to the first stage that reads it.
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from math import prod
@@ -132,14 +134,16 @@ class Streams:
         compressed: Stream | None,
         quiet: bool,
         measured: Container[str] | None,
+        ahead: Executor,
     ) -> None:
         self._graph = graph
+        self._ahead = ahead
         self._exact = exact
         self._compressed = compressed
         self._quiet = quiet
         self._measured = measured
         self._stages = _plan(graph)
-        self._kernels = Kernels()
+        self._kernels, self._kernels_ahead = Kernels(), Kernels()
 
     def __len__(self) -> int:
         return len(self._stages)
@@ -147,11 +151,13 @@ class Streams:
     def __iter__(self) -> Iterator[Stage]:
         with progress_bar(quiet=self._quiet) as bar:
             advance = bar.start("Layer by layer", len(self._stages))
-            begin = 0
-            for levels in self._runs():
-                end = self._end(levels[-1])
-                sums = self._run(begin, end, [tap for level in levels for tap in self._stages[level][0]])
-                begin = end
+            runs = list(self._runs())
+            running = self._start(runs[0]) if runs else None
+            for number, levels in enumerate(runs):
+                assert running is not None
+                sums = running.result()
+                self._follow(levels)
+                running = self._start(runs[number + 1]) if number + 1 < len(runs) else None
                 for level in levels:
                     taps, others = self._stages[level]
                     inputs = [
@@ -160,6 +166,9 @@ class Streams:
                     ]
                     yield Stage(inputs, others, self._compressed)
                     advance(1)
+
+    def _start(self, levels: Sequence[int]) -> Future[dict[int, GramSums]]:
+        return self._ahead.submit(self._run_exact if self._compressed else self._run_one, levels)
 
     def _end(self, level: int) -> int:
         ends = self._graph.level_ends
@@ -179,38 +188,57 @@ class Streams:
 
     def _size(self, levels: Sequence[int]) -> int:
         """Bytes of the weights that the levels take, and of the sums of what is looked at behind them."""
-        begin = self._end(levels[0] - 1) if levels[0] else 0
-        places = range(begin, self._end(levels[-1]))
+        places = range(*self._span(levels))
         weights = {key: size for place in places for key, size in self._graph.loads.get(place, ())}
-        taps = [tap for level in levels for tap in self._stages[level][0]]
+        taps = self._taps(levels)
         rows = [prod(size for _, size in tap.batch) * (tap.width + BATCH_ROWS) for tap in taps]
         return sum(weights.values()) + sum(4 * tap.width * each for tap, each in zip(taps, rows, strict=True))
 
-    def _run(self, begin: int, end: int, taps: Sequence[Tap]) -> dict[int, GramSums]:
-        """Take both streams to `end`, keeping what the next stage looks at; where there is one stream only, that is the
-        sums of what is measured, by the tap."""
-        if self._compressed is None:
-            return self._run_one(begin, end, taps)
+    def _span(self, levels: Sequence[int]) -> tuple[int, int]:
+        return self._end(levels[0] - 1) if levels[0] else 0, self._end(levels[-1])
+
+    def _taps(self, levels: Sequence[int]) -> list[Tap]:
+        return [tap for level in levels for tap in self._stages[level][0]]
+
+    def _routes(self, levels: Sequence[int]) -> list[TensorKey]:
+        begin, end = self._span(levels)
+        return [key for key in self._graph.routes if begin <= self._graph.place[key[0]] < end]
+
+    def _follow(self, levels: Sequence[int]) -> None:
+        """The float stream is behind these levels: take the compressed one there too, and forget what nothing reads."""
+        (begin, end), taps = self._span(levels), self._taps(levels)
         watched = dict.fromkeys([tap.key for tap in taps])
-        routes = [key for key in self._graph.routes if begin <= self._graph.place[key[0]] < end]
-        self._exact.advance(begin, end, {**watched, **dict.fromkeys(routes)})
+        if self._compressed is None:
+            self._exact.forget(end, watched.keys() - {tap.key for tap in taps if self._is_made(tap, levels)})
+            return
         if self._compressed.changed:
-            self._compressed.advance(begin, end, watched, forced=routes)
+            self._compressed.advance(begin, end, watched, forced=self._routes(levels))
             self._compressed.forget(end, watched)
         self._exact.forget(end, watched)
+
+    def _run_exact(self, levels: Sequence[int]) -> dict[int, GramSums]:
+        """Take the float stream behind these levels, keeping what is looked at there."""
+        kept = [*(tap.key for tap in self._taps(levels)), *self._routes(levels)]
+        self._exact.advance(*self._span(levels), dict.fromkeys(kept))
         return {}
 
-    def _run_one(self, begin: int, end: int, taps: Sequence[Tap]) -> dict[int, GramSums]:
-        made = [tap for tap in taps if begin <= self._graph.place.get(tap.key[0], -1) < end]
-        sums = {id(tap): GramSums(tap.width, self._kernels) for tap in made if self._is_measured(tap)}
+    def _is_made(self, tap: Tap, levels: Sequence[int]) -> bool:
+        begin, end = self._span(levels)
+        return begin <= self._graph.place.get(tap.key[0], -1) < end
+
+    def _run_one(self, levels: Sequence[int]) -> dict[int, GramSums]:
+        """The same where there is no other stream: what is kept are the sums of what is measured, by the tap."""
+        made = [tap for tap in self._taps(levels) if self._is_made(tap, levels)]
+        sums = {id(tap): GramSums(tap.width, self._kernels_ahead) for tap in made if self._is_measured(tap)}
 
         def receive(window: int, key: TensorKey, array: Array) -> None:
             for tap in made:
                 if tap.key == key and id(tap) in sums:
                     sums[id(tap)].add(_rows(tap, array))
 
-        self._exact.advance(begin, end, {tap.key: receive for tap in made if id(tap) in sums})
-        self._exact.forget(end, {tap.key for tap in taps} - {tap.key for tap in made})
+        self._exact.advance(*self._span(levels), {tap.key: receive for tap in made if id(tap) in sums})
+        for one in sums.values():
+            one.finish()
         return sums
 
     def _is_measured(self, tap: Tap) -> bool:
@@ -238,13 +266,13 @@ def open_streams(
     will be measured, all by default. With `bf16` layers are computed in it where the CPU is made for that.
     """
     graph = read_graph(model, weights, values=sources)
-    with Pool(calibration_memory // 4) as pool:
+    with Pool(calibration_memory // 4) as pool, ThreadPoolExecutor(1) as ahead:
         store = Store(pool)
         windows = feed(graph, store, samples)
         limit = calibration_memory // 6
         exact = Stream(graph, store, windows, limit, bf16=bf16)
         second = Stream(graph, Store(pool, parent=store), windows, limit, bf16=bf16) if compressed else None
-        yield Streams(graph, exact, second, quiet, measured)
+        yield Streams(graph, exact, second, quiet, measured, ahead)
 
 
 def _plan(graph: ActivationGraph) -> list[tuple[list[Tap], list[str]]]:
