@@ -46,8 +46,7 @@ from ov_weight_compression.patterns import Sources, Weight
 __all__ = ["LayerInput", "Stage", "Streams", "open_streams"]
 
 _TOGETHER = 1 << 26
-"""Bytes of weights and Gram matrices up to which levels of a single stream are run at once: fewer compilations, and
-activations between them that are never stored."""
+"""Levels of a single stream are run at once for fewer compilations, and activations that are never stored."""
 
 
 class LayerInput:
@@ -135,9 +134,11 @@ class Streams:
         quiet: bool,
         measured: Container[str] | None,
         ahead: Executor,
+        together: int,
     ) -> None:
         self._graph = graph
         self._ahead = ahead
+        self._together = together
         self._exact = exact
         self._compressed = compressed
         self._quiet = quiet
@@ -179,7 +180,7 @@ class Streams:
         together: list[int] = []
         for level in range(len(self._stages)):
             alone = self._compressed is not None or together == [0]
-            if together and (alone or self._size([*together, level]) > _TOGETHER):
+            if together and (alone or self._size([*together, level]) > self._together):
                 yield together
                 together = []
             together.append(level)
@@ -257,6 +258,7 @@ def open_streams(
     sources: Sources | None = None,
     measured: Container[str] | None = None,
     bf16: bool = False,
+    together: int = _TOGETHER,
 ) -> Iterator[Streams]:
     """Run `samples` through `model` stage by stage; see the module for how it is used.
 
@@ -264,6 +266,7 @@ def open_streams(
     the float stream only, at half the time: replacements change nothing and every `LayerInput` is `same`. `sources` say
     where the weights' values come from, the model's constants by default. `measured` names the weights whose inputs
     will be measured, all by default. With `bf16` layers are computed in it where the CPU is made for that.
+    `together`: bytes of weights and Gram matrices up to which levels of a single stream are run at once.
     """
     graph = read_graph(model, weights, values=sources)
     with Pool(calibration_memory // 4) as pool, ThreadPoolExecutor(1) as ahead:
@@ -272,7 +275,7 @@ def open_streams(
         limit = calibration_memory // 6
         exact = Stream(graph, store, windows, limit, bf16=bf16)
         second = Stream(graph, Store(pool, parent=store), windows, limit, bf16=bf16) if compressed else None
-        yield Streams(graph, exact, second, quiet, measured, ahead)
+        yield Streams(graph, exact, second, quiet, measured, ahead, together)
 
 
 def _plan(graph: ActivationGraph) -> list[tuple[list[Tap], list[str]]]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino as ov
 import pytest
 
-from ov_weight_compression.calibration import make_samples, open_streams, runner, two_streams
+from ov_weight_compression.calibration import make_samples, open_streams, runner
 from ov_weight_compression.ir_utils.errors import OptionError
 from tests import models
 from tests.calibration import small
@@ -123,9 +125,9 @@ def test_the_float_stream_alone_runs_several_levels_at_once(bf16: bool, monkeypa
     )
 
     def measured(together: int) -> dict[str, np.ndarray]:
-        monkeypatch.setattr(two_streams, "_TOGETHER", together)
         asked.clear()
-        with open_streams(model, weights, samples, compressed=False, bf16=bf16, measured={"q_0", "down_1"}) as streams:
+        options = {"compressed": False, "bf16": bf16, "measured": {"q_0", "down_1"}, "together": together}
+        with open_streams(model, weights, samples, **options) as streams:
             return {
                 one.weights[0]: one.measure().gram
                 for stage in streams
@@ -142,6 +144,28 @@ def test_the_float_stream_alone_runs_several_levels_at_once(bf16: bool, monkeypa
     assert {"down_1"} < apart.keys()
     for name, gram in apart.items():
         np.testing.assert_allclose(together[name], gram, atol=(2e-2 if bf16 else 1e-5) * np.abs(gram).max())
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_the_float_stream_runs_while_a_stage_is_looked_at(compressed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one thread of its own, which ends with the streams, wherever the loop was left."""
+    model, used = small.language_model(), []
+    advance, behind = runner.Stream.advance, threading.Event()
+
+    def watched(*args: Any, **options: Any) -> None:
+        advance(*args, **options)
+        used.append(threading.current_thread())
+        if len(used) == 2:
+            behind.set()
+
+    monkeypatch.setattr(runner.Stream, "advance", watched)
+    options = {"compressed": compressed, "together": 0}
+    with open_streams(model, small.weights_of(model), make_samples(model, TOKENS), **options) as streams:
+        next(iter(streams))
+        assert behind.wait(timeout=60)  # at the second stage, which nobody has asked for
+    assert threading.main_thread() not in used
+    assert len(set(used)) == 1
+    assert not used[0].is_alive()
 
 
 def test_what_is_not_asked_for_is_not_there() -> None:
