@@ -15,6 +15,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import floor
 from typing import Any
 
@@ -107,6 +108,24 @@ class Survey:
     sources: Sources
     times: FormatTimes | None
 
+    @cached_property
+    def best_by_size(self) -> tuple[tuple[int, float], ...]:
+        """The least loss for every number of bytes of the items, at most so many points of it."""
+        if not self.items:
+            return ()
+        item_sizes, item_losses = [item.sizes for item in self.items], [item.losses for item in self.items]
+        sizes, losses = curve(item_sizes, item_losses)
+        wanted = np.linspace(sizes[0], sizes[-1], _CURVE_POINTS)
+        found = {int(sizes[step]): float(losses[step]) for step in np.searchsorted(sizes, wanted, side="right") - 1}
+        reached = np.isin(np.arange(_CURVE_POINTS), np.searchsorted(wanted, sizes))
+        for most in wanted[~reached].astype(np.int64).tolist():
+            best = allocate(item_sizes, item_losses, most)  # within one large step along the hulls
+            if best is not None:
+                found[best.size] = min(best.loss, found.get(best.size, np.inf))
+        every = sorted(found)
+        least = np.minimum.accumulate([found[size] for size in every]).tolist()  # sums in another order differ in a bit
+        return tuple(zip(every, least, strict=True))
+
 
 def survey(
     wanted: Sequence[tuple[Weight, PlannedWeight | Skip | None, ValueRange]], options: Options, data: Measurements
@@ -185,7 +204,7 @@ def share_out(
         predicted=correction * known.divergence(loss),
         correction=correction,
         shares=_shares(items, chosen, loss),
-        curve=_curve(items, held, known, correction),
+        curve=_curve(found, correction),
         uniform=all_uniform,
         token_time=_time(weights, found.times, lambda one: one.one_row),
         prompt_time=_time(weights, found.times, lambda one: one.many_rows),
@@ -319,23 +338,11 @@ def _shares(items: Sequence[_Item], chosen: Sequence[int], total: float) -> dict
     }
 
 
-def _curve(items: Sequence[_Item], held: _Bytes, known: LayerLosses, correction: float) -> tuple[CurvePoint, ...]:
-    """The best for every number of bytes, at most so many points of it."""
-    if not items:
-        return ()
-    item_sizes, item_losses = [item.sizes for item in items], [item.losses for item in items]
-    sizes, losses = curve(item_sizes, item_losses)
-    wanted = np.linspace(sizes[0], sizes[-1], _CURVE_POINTS)
-    found = {int(sizes[step]): float(losses[step]) for step in np.searchsorted(sizes, wanted, side="right") - 1}
-    for most in wanted[~np.isin(np.arange(_CURVE_POINTS), np.searchsorted(wanted, sizes))].astype(np.int64).tolist():
-        best = allocate(item_sizes, item_losses, most)  # within one large step along the hulls
-        if best is not None:
-            found[best.size] = min(best.loss, found.get(best.size, np.inf))
-    reached = sorted(found)
-    least = np.minimum.accumulate([found[size] for size in reached]).tolist()  # sums in another order differ in a bit
+def _curve(found: Survey, correction: float) -> tuple[CurvePoint, ...]:
+    held, known = found.held, found.known
     return tuple(
         CurvePoint(held.other + size, held.bits(held.other + size), correction * known.divergence(max(0.0, loss)))
-        for size, loss in zip(reached, least, strict=True)
+        for size, loss in found.best_by_size
     )
 
 
