@@ -125,9 +125,9 @@ class DivergenceSum:
 
     @property
     def total(self) -> float:
-        """The mean over the outputs; what adds up over changes."""
+        """The mean over the outputs; what adds up over changes. Not negative, as sums of KL that are nearly 0 may be."""
         counted = self.sums[self.sums[:, 1] > 0]
-        return float((counted[:, 0] / counted[:, 1]).mean()) if len(counted) else 0.0
+        return max(0.0, float((counted[:, 0] / counted[:, 1]).mean())) if len(counted) else 0.0
 
 
 def _divergence(outputs: ScoredOutputs, windows: Sequence[DivergenceSum]) -> MeasuredDivergence:

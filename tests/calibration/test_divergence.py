@@ -8,7 +8,7 @@ import pytest
 from openvino import opset13 as op
 
 from ov_weight_compression.calibration import divergence_of, make_samples
-from ov_weight_compression.calibration.divergence import MeasuredDivergence
+from ov_weight_compression.calibration.divergence import DivergenceSum, MeasuredDivergence, ScoredOutputs, kl_divergence
 from tests.calibration import small
 
 
@@ -27,6 +27,17 @@ def test_windows_side_by_side_count_one_by_one() -> None:
     alone = np.array([moved(model, make_samples(model, [row]), "down_0").total for row in rows])
     assert together.value == together.total == pytest.approx(alone.mean(), rel=1e-4)
     assert together.deviations == pytest.approx((alone - alone.mean()) / 4, rel=1e-2)
+
+
+def test_what_rounding_makes_of_nothing_is_nothing() -> None:
+    """KL of logits that differ in their last bits may come out below 0."""
+    random, total = np.random.default_rng(0), DivergenceSum(ScoredOutputs((0,), True))
+    rows = [random.standard_normal((1, 96)).astype(np.float32) for _ in range(200)]
+    pairs = [(one, one * (1 + np.float32(2**-22))) for one in rows]
+    below = next(pair for pair in pairs if kl_divergence(*pair)[0] < 0)
+    total.add(0, *below)
+    assert total.sums[0, 0] < 0
+    assert total.total == 0
 
 
 def test_other_outputs_are_weighed_by_their_size() -> None:
