@@ -125,7 +125,7 @@ class DivergenceSum:
 
     @property
     def total(self) -> float:
-        """The mean over the outputs; what adds up over changes. Not negative, as sums of KL that are nearly 0 may be."""
+        """The mean over the outputs; what adds up over changes. Not negative, as KL that is nearly 0 may come out."""
         counted = self.sums[self.sums[:, 1] > 0]
         return max(0.0, float((counted[:, 0] / counted[:, 1]).mean())) if len(counted) else 0.0
 

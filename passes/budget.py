@@ -71,6 +71,11 @@ class _Item:
         size, loss = pairs[chosen]
         return [chosen, *(place for place, own in enumerate(pairs) if own[0] > size and own[1] <= loss)]
 
+    def of_no_fewer_bits_than(self, chosen: int) -> list[int]:
+        """A candidate, and all whose codes have as many bits."""
+        bits = [candidate[0].spec.format.bits for candidate in self.candidates]
+        return [chosen, *(place for place, own in enumerate(bits) if own >= bits[chosen] and place != chosen)]
+
     def only(self, places: Sequence[int]) -> _Item:
         """With some of its candidates."""
         candidates = tuple(self.candidates[place] for place in places)
@@ -281,16 +286,25 @@ def _solved(found: Survey, correction: float) -> Allocation:
 
 
 def _solved_from(found: Survey, uniform: str, correction: float) -> tuple[int, ...]:
-    """One format for all, and better ones where there are bytes left; that one alone where it does not even fit."""
+    """One format for all, and better ones where there are bytes left; that one alone where it does not even fit. Where
+    that leaves more than half a layer, some weights get larger groups to make room for others."""
     base = _same_for_all(found.items, uniform)
     allowed = found.held.allowed(found.options)
     needed = sum(item.sizes[one] for item, one in zip(found.items, base, strict=True))
     if allowed is None or needed > allowed - found.held.other:
         return base
-    better = [item.better_than(one) for item, one in zip(found.items, base, strict=True)]
-    items = tuple(item.only(own) for item, own in zip(found.items, better, strict=True))
+    pairs = list(zip(found.items, base, strict=True))
+    chosen = _solved_among(found, [item.better_than(one) for item, one in pairs], correction)
+    if _uses_the_bytes(found, chosen):
+        return chosen
+    return _solved_among(found, [item.of_no_fewer_bits_than(one) for item, one in pairs], correction)
+
+
+def _solved_among(found: Survey, allowed: Sequence[Sequence[int]], correction: float) -> tuple[int, ...]:
+    """The best formats within the bytes, of some of each item's candidates."""
+    items = tuple(item.only(own) for item, own in zip(found.items, allowed, strict=True))
     solved = _solved(replace(found, items=items), correction)
-    return tuple(own[one] for own, one in zip(better, solved.formats, strict=True))
+    return tuple(own[one] for own, one in zip(allowed, solved.formats, strict=True))
 
 
 def _uses_the_bytes(found: Survey, chosen: Sequence[int]) -> bool:

@@ -185,6 +185,17 @@ def test_bytes_that_a_uniform_format_leaves_are_spent(measured: Use) -> None:
     assert outcome.predicted < beside.divergence
 
 
+def test_bytes_that_no_better_format_fits_into_are_spent_on_others_groups(measured: Use) -> None:
+    """From groups of 16 the next format has 8 bits; so some weights get larger groups."""
+    found = measured(lambda plan, predicted: 0.5 if found else 1.0)
+    for size in range(300_000, 312_000, 3_000):
+        found.clear()
+        formats = ["int4_sym:16", "int4_sym:32", "int4_sym:64", "int8_sym"]
+        outcome = outcome_of(target_size=size, formats=formats)
+        assert "the uniform format was kept" in outcome.remarks[0]
+        assert size - SMALLEST_LAYER / 2 <= outcome.bytes <= size
+
+
 def test_what_was_measured_without_some_samples_is_coded_with_all(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
