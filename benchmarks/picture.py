@@ -80,7 +80,7 @@ def draw_curves(curves: list[dict[str, Any]], picture: Path) -> None:
         axes.grid(alpha=0.3, which="both")
         axes.spines[["top", "right"]].set_visible(False)
     panels[0][0].set_ylabel("mean KL divergence, nats (log)")
-    handles = panels[0][0].get_legend_handles_labels()
+    handles = max((axes.get_legend_handles_labels() for axes in panels[0]), key=lambda pair: len(pair[0]))
     figure.legend(*handles, frameon=False, fontsize=8, loc="outside lower center", ncols=4)
     figure.savefig(picture, metadata={"Date": None}, facecolor="white")
 
