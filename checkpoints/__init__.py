@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ov_weight_compression.checkpoints.folder import Checkpoint, is_checkpoint, read_checkpoint
-    from ov_weight_compression.checkpoints.from_checkpoint import from_checkpoint
+    from ov_weight_compression.checkpoints.opening import from_checkpoint
     from ov_weight_compression.checkpoints.safetensors_file import StoredTensor, mapped_constants
     from ov_weight_compression.checkpoints.transplant import (
         Transplanted,
@@ -31,7 +31,7 @@ __all__ = [
 
 _FILES = {
     "folder": ("Checkpoint", "is_checkpoint", "read_checkpoint"),
-    "from_checkpoint": ("from_checkpoint",),
+    "opening": ("from_checkpoint",),
     "safetensors_file": ("StoredTensor", "mapped_constants"),
     "transplant": ("TransplantReport", "Transplanted", "WeightsFromCheckpoint", "apply_weights_from_checkpoint"),
 }

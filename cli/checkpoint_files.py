@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ov_weight_compression.checkpoints.from_checkpoint import (
+from ov_weight_compression.checkpoints.opening import (
     OpenedModel,
     export_opened,
     open_checkpoint,

@@ -17,7 +17,7 @@ import pytest
 from ov_weight_compression.checkpoints.explain import TensorPlaces
 from ov_weight_compression.checkpoints.export import Exported, HolesReadError, Skeleton
 from ov_weight_compression.checkpoints.folder import read_checkpoint
-from ov_weight_compression.checkpoints.from_checkpoint import export_opened, open_checkpoint, open_exported
+from ov_weight_compression.checkpoints.opening import export_opened, open_checkpoint, open_exported
 from ov_weight_compression.checkpoints.safetensors_file import mapped_constants
 from ov_weight_compression.checkpoints.skeleton import explain_constants, write_skeleton
 from ov_weight_compression.checkpoints.virtual_folder import HOLES, forget_reads, holes_read, write_virtual_folder
@@ -153,7 +153,7 @@ def test_an_export_that_reads_holes_is_made_again_with_values(
             raise HolesReadError(f"it computes with {name}", [name])
         return Exported(output, {}, {"buffer": "computed"})
 
-    module = import_module("ov_weight_compression.checkpoints.from_checkpoint")
+    module = import_module("ov_weight_compression.checkpoints.opening")
     monkeypatch.setattr(module, "export", export)
     made = export_opened(open_checkpoint(folder), tmp_path / "out")
     assert made.unused == {
@@ -216,7 +216,7 @@ def test_leaving_floats_leaves_a_model_that_has_only_floats(
         shutil.copytree(made.folder, output, dirs_exist_ok=True)
         return replace(made, folder=output, models=both)
 
-    monkeypatch.setattr(import_module("ov_weight_compression.checkpoints.from_checkpoint"), "export", export)
+    monkeypatch.setattr(import_module("ov_weight_compression.checkpoints.opening"), "export", export)
     out = tmp_path / "out"
     text, vision = compress_path(folder, out, {"mode": "none"})
     assert (len(text.report.rows), len(vision.report.rows)) == (14, 0)
@@ -243,7 +243,7 @@ def test_options_of_a_quantised_checkpoint_are_looked_at_before_the_export(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(import_module("ov_weight_compression.checkpoints.from_checkpoint"), "export", None)
+    monkeypatch.setattr(import_module("ov_weight_compression.checkpoints.opening"), "export", None)
     assert message in failing(capsys, 2, folder, "-o", tmp_path / "out", "--quiet", *words)
 
 
@@ -251,6 +251,6 @@ def test_a_home_in_quotes_is_the_checkpoint_too(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(import_module("ov_weight_compression.checkpoints.from_checkpoint"), "export", None)
+    monkeypatch.setattr(import_module("ov_weight_compression.checkpoints.opening"), "export", None)
     assert "is the checkpoint itself" in failing(capsys, 2, folder, "-o", "~/hf", "--quiet", "--force")
     assert (folder / "config.json").exists()

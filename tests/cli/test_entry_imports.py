@@ -12,7 +12,7 @@ import sys
 from ov_weight_compression.entry import main
 sys.argv = ["ov-compress", "nothing.xml", "-o", "out.xml"]
 code = main()
-own = ("evaluation", "checkpoints.from_checkpoint")
+own = ("evaluation", "checkpoints.opening")
 unwanted = ("openvino_telemetry", *(f"ov_weight_compression.{name}" for name in own))
 print(code, "openvino" in sys.modules, [name for name in unwanted if name in sys.modules])
 """
