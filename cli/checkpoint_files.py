@@ -16,7 +16,7 @@ from ov_weight_compression.checkpoints.opening import (
 from ov_weight_compression.cli.compress_files import FileResult, Progress, compress_model, update_config
 from ov_weight_compression.cli.file_options import given_to_passes, options_by_file
 from ov_weight_compression.cli.model_card import write_card
-from ov_weight_compression.ir_utils.errors import OptionError
+from ov_weight_compression.ir_utils.errors import OptionError, warn_caller
 from ov_weight_compression.ir_utils.ir_file import changed_since
 from ov_weight_compression.ir_utils.model_folder import build_folder
 from ov_weight_compression.ir_utils.publish import TemporaryFolder, expanded
@@ -114,7 +114,7 @@ def compress_checkpoint(
             reports = {name: result.report for name, result in zip(names, results, strict=True)}
             update_config(folder, list(reports.values()))
             write_card(folder, source, reports, Recipe(options, data, files or {}, pipeline_defaults, task))
-        return results
+        return _with_tokenizer_checked(results, source, folder)
 
     if target is None:
         with TemporaryFolder() as scratch:
@@ -139,6 +139,19 @@ def _settle(model: Any, threads: int) -> None:
     """What stays float is written as the export has it."""
     for graph in graphs_of(model):
         float_constants(graph.operations, threads)
+
+
+def _with_tokenizer_checked(results: list[FileResult], source: Path, folder: Path) -> list[FileResult]:
+    """Where optimum-intel cannot make the tokenizer's models it goes on without them, and only its log says so."""
+    if not (folder / "tokenizer_config.json").exists() or (folder / "openvino_tokenizer.xml").exists():
+        return results
+    told = (
+        f"{source}: its tokenizer could not be made into openvino_tokenizer.xml, without which openvino-genai does not "
+        "run the model: install openvino-tokenizers, or another version of it or of transformers"
+    )
+    warn_caller([told])
+    first = results[0].report
+    return [replace(results[0], report=replace(first, warnings=(*first.warnings, told))), *results[1:]]
 
 
 def _save(

@@ -16,7 +16,7 @@ from ov_weight_compression.ir_utils.device_facts import CHECKED, release_of
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.option_kinds import check_model
 from ov_weight_compression.ir_utils.publish import write_text
-from ov_weight_compression.ir_utils.wording import format_name, human_bytes, terminal_table
+from ov_weight_compression.ir_utils.wording import as_text, format_name, human_bytes, terminal_table
 from ov_weight_compression.passes.budget_outcome import BudgetOutcome
 from ov_weight_compression.passes.device_rules import device_warnings
 from ov_weight_compression.passes.modes import Device, parse_devices
@@ -106,7 +106,6 @@ class Report:
     """AWQ: for each tensor that layers of few bits read, what took its factors, or why it has none."""
     corrections: tuple[Correction, ...] = ()
     """LoRA correction: for each weight of few bits, the adapters beside its layer, or why there are none."""
-
     note: str = ""
     """What was chosen for the caller in place of what was asked for, in words."""
     unused: Mapping[str, str] = field(default_factory=dict)
@@ -180,9 +179,6 @@ class Report:
         write_text(Path(path), json.dumps(self.to_dict(), indent=1) + "\n")
 
     def __str__(self) -> str:
-        from ov_weight_compression.ir_utils.wording import as_text
-        from ov_weight_compression.passes.report import print_report
-
         return as_text(lambda console: print_report(self, console), 120)
 
 

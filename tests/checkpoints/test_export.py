@@ -21,7 +21,7 @@ from ov_weight_compression.checkpoints.export import missing_package
 from ov_weight_compression.checkpoints.skeleton import explain_constants
 from ov_weight_compression.cli import main
 from ov_weight_compression.cli.compress_files import compress_path
-from ov_weight_compression.ir_utils.errors import ModelError
+from ov_weight_compression.ir_utils.errors import CompressionWarning, ModelError
 from tests.checkpoints.files import write_tensors
 
 pytestmark = [
@@ -137,6 +137,22 @@ def test_the_command_does_it_all(llama: Path, tmp_path: Path) -> None:
     assert names >= {"openvino_model.xml", "openvino_model.bin", "config.json", "generation_config.json"}
     assert names >= {"openvino_tokenizer.xml", "openvino_detokenizer.xml", "tokenizer.json", "openvino_config.json"}
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_tokenizer_that_cannot_be_converted_is_said_to_be(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """optimum-intel tells its log alone."""
+
+    def fails(*arguments: Any, **named: Any) -> None:
+        raise RuntimeError("index '2' out of range")
+
+    monkeypatch.setattr("openvino_tokenizers.convert_tokenizer", fails)
+    with pytest.warns(CompressionWarning, match=r"its tokenizer could not be made into openvino_tokenizer\.xml"):
+        (result,) = compress_path(llama, tmp_path / "out", OPTIONS)
+    assert not (tmp_path / "out" / "openvino_tokenizer.xml").exists()
+    assert any("openvino-genai does not run the model" in text for text in result.report.warnings)
 
 
 def _rotary(model: Any) -> np.ndarray:
