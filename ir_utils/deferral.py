@@ -16,9 +16,9 @@ from typing import Protocol
 import numpy as np
 import openvino as ov
 
-from ov_weight_compression.ir_utils.file_mappings import write_at
 from ov_weight_compression.ir_utils.packing import tensor_bytes
 from ov_weight_compression.ir_utils.pipeline import Pipeline
+from ov_weight_compression.ir_utils.positional_io import write_at
 from ov_weight_compression.ir_utils.types import Array
 from ov_weight_compression.ir_utils.worker_pool import Job
 from ov_weight_compression.ir_utils.write_behind import WriteBehind
@@ -55,12 +55,9 @@ class FileSink:
         """Put the bytes of `data` at byte `offset` of the stretch."""
         view = np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
         start = self._offset + offset
-        place, size = start, len(view)
-        while view:
-            written = write_at(self._descriptor, view, place)
-            view, place = view[written:], place + written
+        write_at(self._descriptor, view, start)
         if self._behind is not None:
-            self._behind.note(start, size)
+            self._behind.note(start, len(view))
 
 
 class DeferredWeight(Protocol):

@@ -3,10 +3,6 @@
 A model read from an IR maps its .bin file: a constant's memory is the file's. Pages that were read through the mapping
 count as resident memory until they are given back, which is done only where the memory is certain to be a read-only
 mapping of a file (anonymous memory would lose its contents).
-
-Reading and writing at a place of a file, from several threads at once.
-
-POSIX has calls for that. Elsewhere the file's own position is moved, by one thread at a time.
 """
 
 from __future__ import annotations
@@ -17,7 +13,6 @@ import functools
 import mmap
 import os
 import sys
-import threading
 import weakref
 from bisect import bisect_right
 from dataclasses import dataclass
@@ -28,9 +23,10 @@ import numpy as np
 import openvino as ov
 
 from ov_weight_compression.ir_utils.errors import WorkError
+from ov_weight_compression.ir_utils.positional_io import read_into
 from ov_weight_compression.ir_utils.types import Array
 
-__all__ = ["FileMappings", "FileRows", "file_of", "read_at", "read_into", "write_at"]
+__all__ = ["FileMappings", "FileRows", "file_of"]
 
 _MADV_DONTNEED = 4
 _MADV_POPULATE_READ = 22
@@ -77,13 +73,12 @@ class _Range:
     def read(self, address: int, values: Array) -> None:
         """Read what lies at an address of the mapping from the file. Raises where the file no longer has it."""
         assert self._file is not None
-        view, place = values.reshape(-1).view(np.uint8).data, self.offset + address - self.start
-        while view:
-            count = read_into(self._file, view, place)
-            if not count:
-                self.check(address - self.start + values.nbytes)
-                raise WorkError(f"{self.path}: cannot be read any more")
-            view, place = view[count:], place + count
+        if (
+            read_into(self._file, values.reshape(-1).view(np.uint8).data, self.offset + address - self.start)
+            < values.nbytes
+        ):
+            self.check(address - self.start + values.nbytes)
+            raise WorkError(f"{self.path}: cannot be read any more")
 
 
 @dataclass(frozen=True, eq=False)
@@ -250,33 +245,3 @@ _ASKED = 8
 @functools.cache
 def _libc() -> Any:
     return ctypes.CDLL(None)
-
-
-_moving = threading.Lock()
-
-
-def read_at(descriptor: int, size: int, place: int) -> bytes:
-    """At most `size` bytes from `place` on; none at the end of the file."""
-    if hasattr(os, "pread"):
-        return os.pread(descriptor, size, place)
-    with _moving:
-        os.lseek(descriptor, place, os.SEEK_SET)
-        return os.read(descriptor, size)
-
-
-def read_into(descriptor: int, view: memoryview, place: int) -> int:
-    """Fill a view of bytes, or some of it, with what lies at `place`: how many; 0 at the end of the file."""
-    if hasattr(os, "preadv"):
-        return os.preadv(descriptor, [view], place)
-    data = read_at(descriptor, len(view), place)
-    view[: len(data)] = data
-    return len(data)
-
-
-def write_at(descriptor: int, data: bytes | memoryview, place: int) -> int:
-    """Write bytes, or some of them, at `place`: how many."""
-    if hasattr(os, "pwrite"):
-        return os.pwrite(descriptor, data, place)
-    with _moving:
-        os.lseek(descriptor, place, os.SEEK_SET)
-        return os.write(descriptor, data)

@@ -31,8 +31,8 @@ import openvino as ov
 from ov_weight_compression.ir_utils import option_kinds
 from ov_weight_compression.ir_utils.deferral import STUB_BYTES, Deferral, Stub, deferring
 from ov_weight_compression.ir_utils.errors import CompressionError, OptionError, WorkError
-from ov_weight_compression.ir_utils.file_mappings import read_at, write_at
 from ov_weight_compression.ir_utils.ir_file import openvino_reason, stored_constants
+from ov_weight_compression.ir_utils.positional_io import read_at, write_at
 from ov_weight_compression.ir_utils.publish import Publication, cannot_write
 from ov_weight_compression.ir_utils.write_behind import reserve
 
@@ -217,7 +217,5 @@ def _port(port: re.Match[bytes], kind: str, shape: tuple[int, ...]) -> bytes:
 def _copy(source: int, target: int, start: int, stop: int, place: int) -> None:
     while start < stop:
         data = read_at(source, min(_COPY_BYTES, stop - start), start)
-        start += len(data)
-        while data:
-            count = write_at(target, data, place)
-            data, place = data[count:], place + count
+        write_at(target, data, place)
+        start, place = start + len(data), place + len(data)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ov_weight_compression.ir_utils.file_mappings import read_into, write_at
+from ov_weight_compression.ir_utils.positional_io import read_into, write_at
 from ov_weight_compression.ir_utils.types import Array
 
 __all__ = ["Spool", "Spooled"]
@@ -28,21 +28,14 @@ class Spool:
         values = np.ascontiguousarray(values)
         with self._lock:
             offset, self._end = self._end, self._end + values.nbytes
-        view, place = values.reshape(-1).view(np.uint8).data, offset
-        while view:
-            written = write_at(self._file.fileno(), view, place)
-            view, place = view[written:], place + written
+        write_at(self._file.fileno(), values.reshape(-1).view(np.uint8).data, offset)
         return Spooled(self, offset, values.shape, values.dtype)
 
     def read(self, offset: int, count: int, dtype: np.dtype[Any]) -> Array:
         """`count` elements from byte `offset`."""
         values: Array = np.empty(count, dtype=dtype)
-        view, place = values.view(np.uint8).data, offset
-        while view:
-            got = read_into(self._file.fileno(), view, place)
-            if not got:
-                raise EOFError("the temporary file is shorter than what was written")
-            view, place = view[got:], place + got
+        if read_into(self._file.fileno(), values.view(np.uint8).data, offset) < values.nbytes:
+            raise EOFError("the temporary file is shorter than what was written")
         return values
 
 
