@@ -28,8 +28,7 @@ from benchmarks.architectures import write_tokenizer
 from benchmarks.quantised_checkpoints import LENGTH, TOLERANCE, VOCABULARY, logits_of, model
 from ov_weight_compression.checkpoints.opening import open_checkpoint
 from ov_weight_compression.cli.compress_files import compress_path
-from ov_weight_compression.ir_utils.constants import bf16_to_f32
-from ov_weight_compression.ir_utils.types import Array
+from ov_weight_compression.ir_utils.types import Array, bf16_to_f32
 
 WORKER = Path(__file__).parent / "workers" / "quantiser_worker.py"
 F16_ROUNDS = 2.0**-10

@@ -15,10 +15,9 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from ov_weight_compression.calibration.language_model import input_label, input_names, read_language_model
-from ov_weight_compression.ir_utils.constants import tensor_values
 from ov_weight_compression.ir_utils.errors import ModelError, OptionError
 from ov_weight_compression.ir_utils.option_kinds import shown
-from ov_weight_compression.ir_utils.types import Array
+from ov_weight_compression.ir_utils.types import Array, tensor_values
 
 __all__ = ["ModelInputs"]
 

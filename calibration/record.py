@@ -40,12 +40,11 @@ import openvino as ov
 
 from ov_weight_compression.calibration.language_model import input_label
 from ov_weight_compression.calibration.recorded import RecordedSamples
-from ov_weight_compression.ir_utils.constants import tensor_values
 from ov_weight_compression.ir_utils.errors import CompressionWarning, OptionError
 from ov_weight_compression.ir_utils.model_folder import models_in
 from ov_weight_compression.ir_utils.option_kinds import by_name, count, path, shown
 from ov_weight_compression.ir_utils.publish import TemporaryFolder, cannot_write
-from ov_weight_compression.ir_utils.types import Array
+from ov_weight_compression.ir_utils.types import Array, tensor_values
 
 __all__ = ["SEQUENCE_INPUTS", "RecordedInputs", "joined_calls", "record_inputs"]
 

@@ -22,9 +22,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from ov_weight_compression.checkpoints.safetensors_file import StoredTensor
-from ov_weight_compression.ir_utils.constants import bf16_to_f32
 from ov_weight_compression.ir_utils.errors import ModelError
-from ov_weight_compression.ir_utils.types import Array
+from ov_weight_compression.ir_utils.types import Array, bf16_to_f32
 
 __all__ = ["FileSpans", "Places", "Span", "Stretch", "TensorPlaces", "address_of", "is_present", "is_written"]
 

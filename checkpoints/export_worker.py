@@ -37,8 +37,8 @@ from ov_weight_compression.checkpoints.skeleton import explain_constants, folded
 from ov_weight_compression.checkpoints.unused_tensors import is_buffer, is_training_only, unused_head
 from ov_weight_compression.checkpoints.virtual_folder import HOLES, forget_reads, holes_read
 from ov_weight_compression.checkpoints.widening import Widening
-from ov_weight_compression.ir_utils.constants import FLOAT_TYPES, bf16_to_f32, float_values
 from ov_weight_compression.ir_utils.errors import CompressionError, ModelError
+from ov_weight_compression.ir_utils.types import FLOAT_TYPES, bf16_to_f32, float_values
 
 __all__ = ["Answer", "Request", "watch_caller", "work"]
 

@@ -19,7 +19,7 @@ from functools import partial
 
 import openvino as ov
 
-from ov_weight_compression.ir_utils.constants import FLOAT_TYPES
+from ov_weight_compression.ir_utils.types import FLOAT_TYPES
 from ov_weight_compression.patterns.graphs import graphs_of, is_postponed
 
 __all__ = ["Match", "Place", "match_tensors", "places_of"]

@@ -30,11 +30,11 @@ from ov_weight_compression.checkpoints.opening import OpenedCheckpoint, open_che
 from ov_weight_compression.checkpoints.safetensors_file import StoredTensor, mapped_constants
 from ov_weight_compression.checkpoints.tensor_matching import Match, Place, match_tensors, places_of
 from ov_weight_compression.checkpoints.unused_tensors import is_buffer, is_training_only, unused_head
-from ov_weight_compression.ir_utils.constants import bf16_to_f32
 from ov_weight_compression.ir_utils.dequantization import replace_constant
 from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.option_kinds import check_model, flag, shown
 from ov_weight_compression.ir_utils.publish import expanded
+from ov_weight_compression.ir_utils.types import bf16_to_f32
 from ov_weight_compression.passes.modes import DEVICES, Device, Devices
 from ov_weight_compression.passes.rewrite import hold_small_constants
 from ov_weight_compression.passes.weight_transpose import take_over_transpose

@@ -13,11 +13,11 @@ import openvino as ov
 from ov_weight_compression.evaluation.device import DeviceCheck, Execution, check_device
 from ov_weight_compression.evaluation.format_names import mode_of, zero_point_of
 from ov_weight_compression.ir_utils import option_kinds
-from ov_weight_compression.ir_utils.constants import FLOAT_TYPES
 from ov_weight_compression.ir_utils.ir_file import read_model
 from ov_weight_compression.ir_utils.metadata import read_metadata
 from ov_weight_compression.ir_utils.model_folder import the_model_of
 from ov_weight_compression.ir_utils.publish import expanded
+from ov_weight_compression.ir_utils.types import FLOAT_TYPES
 from ov_weight_compression.patterns import (
     CompressedWeight,
     Roles,

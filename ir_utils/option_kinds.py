@@ -20,9 +20,8 @@ from typing import Any, TypeVar
 import numpy as np
 import openvino as ov
 
-from ov_weight_compression.ir_utils.constants import tensor_values
 from ov_weight_compression.ir_utils.errors import CompressionError, OptionError, one_line
-from ov_weight_compression.ir_utils.types import Array
+from ov_weight_compression.ir_utils.types import Array, tensor_values
 
 __all__ = [
     "MOST",

@@ -1,12 +1,25 @@
-"""Names for the types that every room passes around."""
+"""OpenVINO's element types beside numpy's, and the numbers in small constants and in tensors."""
+
+from __future__ import annotations
 
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import openvino as ov
+from openvino import opset13 as ops
 
-__all__ = ["F16_MAX", "Array", "Float32", "element_type"]
+__all__ = [
+    "F16_MAX",
+    "FLOAT_TYPES",
+    "Array",
+    "Float32",
+    "bf16_to_f32",
+    "element_type",
+    "float_constant",
+    "float_values",
+    "tensor_values",
+]
 
 Array: TypeAlias = npt.NDArray[Any]
 Float32: TypeAlias = npt.NDArray[np.float32]
@@ -14,11 +27,41 @@ Float32: TypeAlias = npt.NDArray[np.float32]
 F16_MAX = 65504.0
 """The largest number that f16 holds."""
 
+FLOAT_TYPES = ("f16", "bf16", "f32", "f64")
+_NUMPY_TYPES = ("f16", "f32", "f64", "i8", "i16", "i32", "i64", "u8", "u16", "u32", "u64", "boolean")
+
 
 def element_type(name: str) -> ov.Type:
     """OpenVINO's element type of that name ("u4"). `ov.Type(name)` would read it as numpy's, where u4 has 4 bytes."""
     kind: ov.Type = getattr(ov.Type, name)
     return kind
+
+
+def bf16_to_f32(bits: Array) -> Float32:
+    """The values of bfloat16 bit patterns: the upper half of a float32."""
+    return (bits.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+
+
+def float_values(constant: Any) -> Float32:
+    """All values of a small float Constant as float32, in its own shape."""
+    values: Array = constant.data
+    if constant.get_output_element_type(0).get_type_name() == "bf16":
+        return bf16_to_f32(values)
+    return values.astype(np.float32)
+
+
+def float_constant(values: Array, kind: ov.Type) -> Any:
+    """A Constant of a floating-point type, of the values' shape and with a copy of them, each rounded to the type."""
+    if kind == ov.Type.bf16:  # numpy has no such type: the constructor rounds
+        return ov.op.Constant(kind, ov.Shape(list(values.shape)), values.astype(np.float32).reshape(-1))
+    return ops.constant(np.asarray(values, dtype=kind.to_dtype(), order="C"))
+
+
+def tensor_values(tensor: ov.Tensor) -> Array:
+    """The numbers in a tensor: its own array, or float32 for a type that numpy does not know, whose `data` are bits."""
+    kind = tensor.element_type
+    known = kind.get_type_name() in _NUMPY_TYPES
+    return np.asarray(tensor.data if known else ov.op.Constant(tensor).get_data(dtype=np.float32))
 
 
 # The bindings fill their table of numpy's types when an array is first asked for, under a lock at which two threads

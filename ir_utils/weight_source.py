@@ -20,10 +20,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from ov_weight_compression.ir_utils.constant_values import ConstantValues, constants_behind, detached
-from ov_weight_compression.ir_utils.constants import bf16_to_f32
 from ov_weight_compression.ir_utils.file_mappings import FileMappings, FileRows
 from ov_weight_compression.ir_utils.layout import Layout, Slab
-from ov_weight_compression.ir_utils.types import Array, Float32
+from ov_weight_compression.ir_utils.types import Array, Float32, bf16_to_f32
 
 __all__ = ["ChainSource", "ConstantSource", "FoldedSource", "ValueRange", "WeightSource", "source_at"]
 

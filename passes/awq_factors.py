@@ -18,8 +18,7 @@ from dataclasses import replace
 import numpy as np
 import openvino as ov
 
-from ov_weight_compression.ir_utils.constants import float_values
-from ov_weight_compression.ir_utils.types import F16_MAX, Array, Float32
+from ov_weight_compression.ir_utils.types import F16_MAX, Array, Float32, float_values
 from ov_weight_compression.ir_utils.weight_source import WeightSource
 from ov_weight_compression.ir_utils.worker_pool import in_threads
 from ov_weight_compression.passes.measurements import Measurements

@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ov_weight_compression.ir_utils.constants import float_values
-from ov_weight_compression.ir_utils.types import Array, Float32
+from ov_weight_compression.ir_utils.types import Array, Float32, float_values
 from ov_weight_compression.ir_utils.weight_source import WeightSource
 from ov_weight_compression.passes.plan import Algorithm, Plan
 from ov_weight_compression.patterns import Kind, NormGain, RowNormProduct, RowNorms, Sources, Weight, importance_sources

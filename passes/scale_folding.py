@@ -21,11 +21,10 @@ import openvino as ov
 from openvino import opset13 as ops
 from openvino.passes import ModelPass
 
-from ov_weight_compression.ir_utils.constants import float_constant, float_values
 from ov_weight_compression.ir_utils.dequantization import replace_constant
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.option_kinds import count, flag, shown
-from ov_weight_compression.ir_utils.types import Array, Float32, element_type
+from ov_weight_compression.ir_utils.types import Array, Float32, element_type, float_constant, float_values
 from ov_weight_compression.patterns import Roles, Weight, find_weights, parse_roles, sources_of
 from ov_weight_compression.patterns.equalization import EqualizationGroup, equalization_groups
 from ov_weight_compression.patterns.fold_targets import GainTarget, Operand, RowsTarget

@@ -24,8 +24,8 @@ from math import prod
 
 import openvino as ov
 
-from ov_weight_compression.ir_utils.constants import FLOAT_TYPES
 from ov_weight_compression.ir_utils.metadata import is_compressed
+from ov_weight_compression.ir_utils.types import FLOAT_TYPES
 from ov_weight_compression.ir_utils.widened_constants import stands_for_f32
 from ov_weight_compression.patterns.compressed import compressed_in
 from ov_weight_compression.patterns.follow import Use, View, follow, pieces_of, reshaped

@@ -28,12 +28,11 @@ from typing import Any, TypeAlias
 
 import openvino as ov
 
-from ov_weight_compression.ir_utils.constants import FLOAT_TYPES, float_constant
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.file_mappings import FileMappings
 from ov_weight_compression.ir_utils.layout import Layout
 from ov_weight_compression.ir_utils.option_kinds import shown
-from ov_weight_compression.ir_utils.types import Array, Float32
+from ov_weight_compression.ir_utils.types import FLOAT_TYPES, Array, Float32, float_constant
 from ov_weight_compression.ir_utils.weight_source import ChainSource, ConstantSource, FoldedSource, WeightSource
 from ov_weight_compression.patterns.roles import Activation, Kind, Role
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol, TypeAlias
 
-from ov_weight_compression.ir_utils.constants import bf16_to_f32
 from ov_weight_compression.ir_utils.errors import ModelError
-from ov_weight_compression.ir_utils.types import Array
+from ov_weight_compression.ir_utils.types import Array, bf16_to_f32
 
 __all__ = ["RawTensor", "Tensors", "checked", "float_array", "required"]
 

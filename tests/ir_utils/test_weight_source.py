@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from openvino import opset13 as op
 
-from ov_weight_compression.ir_utils.constants import bf16_to_f32
 from ov_weight_compression.ir_utils.errors import WorkError
 from ov_weight_compression.ir_utils.file_mappings import FileMappings
 from ov_weight_compression.ir_utils.layout import Layout, Slab
-from ov_weight_compression.ir_utils.types import Array
+from ov_weight_compression.ir_utils.types import Array, bf16_to_f32
 from ov_weight_compression.ir_utils.weight_source import ConstantSource, FoldedSource, WeightSource
 from tests.models import constant, linear
 from tests.running import linux, resident_of
