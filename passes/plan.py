@@ -158,14 +158,10 @@ class PlannedWeight:
             object.__setattr__(self, name, value)
 
     @property
-    def parts(self) -> dict[str, Part]:
-        """The constants that it will be stored as."""
-        return stored_parts(self.weight.layout, self.spec, self.stored_scale_type)
-
-    @property
     def nbytes(self) -> int:
         """What it will cost: bytes of its constants in the .bin file."""
-        return sum(part.nbytes for part in self.parts.values()) + (4 if self.has_unit_factor else 0)
+        parts = stored_parts(self.weight.layout, self.spec, self.stored_scale_type)
+        return sum(part.nbytes for part in parts.values()) + (4 if self.has_unit_factor else 0)
 
 
 @dataclass(frozen=True)

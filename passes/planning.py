@@ -275,9 +275,12 @@ def fit(weight: Weight, request: FormatRequest, values: ValueRange, options: Opt
     fitted = _fit(weight, request, options)
     if isinstance(fitted, Skip):
         return fitted
-    problem = refusal(options.device, weight, fitted.spec.format, fitted.spec.group_size)
-    if problem is not None:  # CPUs would refuse to compile the model
-        fitted = _expanded(fitted, problem)
+    format, group = fitted.spec.format, fitted.spec.group_size
+    problem = misreading(options.device, weight, format, group) if group == PER_CHANNEL else None
+    problem = problem or refusal(options.device, weight, format, group)
+    if problem is not None:
+        reason = joined_reasons(fitted.reason, f"{problem}, so it is stored in a way that they expand")
+        fitted = replace(fitted, reason=reason, kept_from_codes=True)
     ranged = _with_range(fitted, values)
     if isinstance(ranged, Skip) or options.scale_search == "off" or not ranged.is_low_bit:
         return ranged
@@ -301,7 +304,7 @@ def _fit(weight: Weight, request: FormatRequest, options: Options) -> PlannedWei
         return _fall_back(weight, request, options, f"{format.name} is not for convolutions")
     group = request.group
     if group == PER_CHANNEL or (group == weight.columns and not format.fixed_group):
-        return _per_channel(weight, format, request, options)
+        return _planned(weight, format, PER_CHANNEL, request)
     if not weight.groupable:
         if options.group_size_fallback is GroupSizeFallback.ERROR:
             raise OptionError(_group_error(weight, group, "groups cannot run along its reduction axes"))
@@ -314,20 +317,6 @@ def _fit(weight: Weight, request: FormatRequest, options: Options) -> PlannedWei
             else _other_group(weight, request, options, format, problem)
         )
     return _adjust(weight, request, options, format, f"{weight.columns} channels cannot be cut into groups of {group}")
-
-
-def _per_channel(weight: Weight, format: Format, request: FormatRequest, options: Options) -> PlannedWeight:
-    """One scale a channel; where CPUs misread such rows, in a chain that they do not take for codes."""
-    problem = misreading(options.device, weight, format, PER_CHANNEL)
-    if problem is None:
-        return _planned(weight, format, PER_CHANNEL, request)
-    return _expanded(_planned(weight, format, PER_CHANNEL, request), problem)
-
-
-def _expanded(planned: PlannedWeight, problem: str) -> PlannedWeight:
-    """The weight in a chain that CPUs expand."""
-    reason = joined_reasons(planned.reason, f"{problem}, so it is stored in a way that they expand")
-    return replace(planned, reason=reason, kept_from_codes=True)
 
 
 def _other_group(
@@ -351,12 +340,12 @@ def _adjust(
     if fallback is GroupSizeFallback.IGNORE:
         return skipped(weight, problem)
     if Device.NPU in options.device and not format.fixed_group:
-        return _per_channel(weight, format, request.because(problem, DecidedBy.FALLBACK), options)
+        return _planned(weight, format, PER_CHANNEL, request.because(problem, DecidedBy.FALLBACK))
     size = 1 << (request.group.bit_length() - 1)
     while size >= options.min_adjusted_group_size and not format.fixed_group:
         adjusted = request.because(problem, DecidedBy.FALLBACK)
         if weight.columns == size:
-            return _per_channel(weight, format, adjusted, options)
+            return _planned(weight, format, PER_CHANNEL, adjusted)
         if weight.columns % size == 0:
             return _planned(weight, format, size, adjusted)
         size //= 2
@@ -377,8 +366,6 @@ def _fall_back(weight: Weight, request: FormatRequest, options: Options, problem
     variant = executed_variant(options.device, weight, format, format.default_group)
     if variant is not None:
         format, request = FORMATS[variant.mode.value], request.because(variant.reason, DecidedBy.DEVICE)
-    if format.default_group == PER_CHANNEL:
-        return _per_channel(weight, format, request, options)
     return _planned(weight, format, format.default_group, request)
 
 

@@ -127,27 +127,22 @@ def _found_in(graph: Graph, rules: dict[str, str], fp8_sources: bool, roles: Rol
     """
     known: dict[ov.Node, str] = {}
     told: set[ov.Node] = set()
+    found: list[_Found | None] = []
     for one in compressed_in(graph, roles):
-        layers = [graph.place(layer.node) for layer in one.consumers]
         if fp8_sources and one.is_fp8_source:
-            candidate = _followed(graph, one.end, one.name, one.storage, one.constants, roles)
-            yield _Found(layers[0], layers, _judged(candidate, rules))
+            found.append(_judged(graph, one.end, one.name, one.storage, one.constants, roles, rules))
             told.update(one.constants)
             continue
         reason = f"already compressed ({one.format})"
         skip = Skip(one.name, one.consumers[0].name, one.shape, one.storage, reason, bytes_of(one.codes))
-        yield _Found(graph.place(one.chain[0]), layers, skip)
+        found.append(_Found(graph.place(one.chain[0]), [graph.place(layer.node) for layer in one.consumers], skip))
         known.update((part, _PART) for part in one.constants)
     for constant, element_type in graph.constants:
-        if element_type not in FLOAT_TYPES or not constant.shape or constant in told:
-            continue
-        kind = "f32" if stands_for_f32(constant) else element_type
-        candidate = _followed(graph, constant, constant.get_friendly_name(), kind, (constant,), roles)
-        if candidate.layers or prod(candidate.shape) >= REPORTED_ELEMENTS:
+        if element_type in FLOAT_TYPES and constant.shape and constant not in told:
+            name, kind = constant.get_friendly_name(), "f32" if stands_for_f32(constant) else element_type
             reason = known.get(constant, _POSTPONED if is_postponed(constant) else "")
-            layers = [graph.place(use.node) for use in candidate.layers]
-            first = next((use.node for use in candidate.layers or candidate.uses), constant)
-            yield _Found(graph.place(first), layers, _judged(candidate, rules, reason))
+            found.append(_judged(graph, constant, name, kind, (constant,), roles, rules, reason))
+    return (one for one in found if one is not None)
 
 
 def _name(found: list[_Found]) -> None:
@@ -189,75 +184,72 @@ def _mark_fragile(found: list[_Found], graphs: Sequence[Graph]) -> None:
             entry.result = replace(entry.result, fragile=reasons[0]) if reasons else entry.result
 
 
-@dataclass(frozen=True, eq=False)
-class _Candidate:
-    """A constant, or what stands for one, and the operations that read it, in graph order."""
+def _judged(
+    graph: Graph,
+    start: ov.Node,
+    name: str,
+    element_type: str,
+    parts: tuple[ov.Node, ...],
+    roles: Roles,
+    rules: dict[str, str],
+    known: str = "",
+) -> _Found | None:
+    """The weight that a constant is, or why it is left alone; None where that needs no mention.
 
-    graph: Graph
-    start: ov.Node
-    """A floating-point constant, or the end of a chain that decompresses one."""
-    end: ov.Node
-    """Whose output stands for its values: itself, or a Reshape behind it (see `follow.reshaped`)."""
-    name: str
-    """Not yet unique."""
-    element_type: str
-    parts: tuple[ov.Node, ...]
-    """The constants that it is stored as."""
-    shape: tuple[int, ...]
-    """That of `end`."""
-    uses: list[Use]
-    layers: list[Use]
-    """Those of the uses that are operations which take weights."""
-
-
-def _followed(
-    graph: Graph, start: ov.Node, name: str, element_type: str, parts: tuple[ov.Node, ...], roles: Roles
-) -> _Candidate:
-    """Follow a constant to what reads it. A layer that reads nothing else that depends on the model's inputs refuses:
-    OpenVINO computes it while it compiles the model. There is nothing to gain, and what it computes from a
-    decompression chain is not always right."""
-    end = reshaped(start, graph.position)
-    uses = follow(graph, end, roles)
-    for place, use in enumerate(uses):
-        others = (value for port, value in enumerate(use.node.input_values()) if port != use.port)
-        if isinstance(use.role, Role) and not any(value.get_node() in graph.varying for value in others):
-            reads = f"'{use.node.get_friendly_name()}' reads constants alone"
-            uses[place] = replace(use, role=Refusal(f"{reads}: it is computed once, when the model is compiled"))
+    Args:
+        graph: the level that it is in.
+        start: a floating-point constant, or the end of a chain that decompresses one.
+        name: its name, not yet unique.
+        element_type: of its values, or of the codes.
+        parts: the constants that it is stored as.
+        roles, rules: what operations make of weights; what is ignored.
+        known: a reason to leave it alone that was found already.
+    """
+    end = reshaped(start, graph.position)  # whose output stands for its values
+    uses, shape = [_with_refusal(use, graph) for use in follow(graph, end, roles)], tuple(end.shape)
     layers = [use for use in uses if use.role is not None]
-    return _Candidate(graph, start, end, name, element_type, parts, tuple(end.shape), uses, layers)
-
-
-def _judged(candidate: _Candidate, rules: dict[str, str], known: str = "") -> Weight | Skip:
-    """The weight that a constant is, or why it is left alone: for a reason that is `known`, or one that is found."""
-    uses, layers = candidate.uses, candidate.layers
-    axes = known or _axes(candidate, rules)
+    if not layers and prod(shape) < REPORTED_ELEMENTS:
+        return None
+    readers = [use.node for use in layers or uses]
+    size = 4 if element_type == "f32" else start.get_output_element_type(0).size
+    called = (name, *(node.get_friendly_name() for node in (start, *(use.node for use in layers)))) if rules else ()
+    ignored = next((f"ignored: {rules[one]}" for one in called if one in rules), "") if layers else ""
+    axes = known or ignored or _axes(uses, layers, shape, size)
+    result: Weight | Skip
     if isinstance(axes, str):
-        return Skip(
-            name=candidate.name,
-            consumer=next((str(use.node.get_friendly_name()) for use in layers or uses), ""),
-            shape=tuple(candidate.start.shape),
-            element_type=candidate.element_type,
-            reason=axes,
-            bytes=sum(map(bytes_of, candidate.parts)),
+        reader = str(readers[0].get_friendly_name()) if readers else ""
+        result = Skip(name, reader, tuple(start.shape), element_type, axes, sum(map(bytes_of, parts)))
+    else:
+        consumers = [Consumer(use.node, use.port, use.role) for use in layers if isinstance(use.role, Role)]
+        kinds = {consumer.kind for consumer in consumers}
+        result = Weight(
+            name=name,
+            constant=end,
+            kind=next(kind for kind in reversed(Kind) if kind in kinds),
+            consumers=tuple(consumers),
+            shape=shape,
+            element_type=element_type,
+            reduction_axes=axes.reduction,
+            channel_axes=axes.channel,
+            batch_axes=axes.batch,
+            input_axes=axes.inputs,
+            is_embedding=Kind.GATHER in kinds,
+            other_uses=tuple(Consumer(use.node, use.port) for use in uses if use.role is None),
+            body=graph.path,
+            parts=() if parts[0] is end else parts,
         )
-    consumers = [Consumer(use.node, use.port, use.role) for use in layers if isinstance(use.role, Role)]
-    kinds = {consumer.kind for consumer in consumers}
-    return Weight(
-        name=candidate.name,
-        constant=candidate.end,
-        kind=next(kind for kind in reversed(Kind) if kind in kinds),
-        consumers=tuple(consumers),
-        shape=candidate.shape,
-        element_type=candidate.element_type,
-        reduction_axes=axes.reduction,
-        channel_axes=axes.channel,
-        batch_axes=axes.batch,
-        input_axes=axes.inputs,
-        is_embedding=Kind.GATHER in kinds,
-        other_uses=tuple(Consumer(use.node, use.port) for use in uses if use.role is None),
-        body=candidate.graph.path,
-        parts=() if candidate.parts[0] is candidate.end else candidate.parts,
-    )
+    return _Found(graph.place(readers[0] if readers else start), [graph.place(use.node) for use in layers], result)
+
+
+def _with_refusal(use: Use, graph: Graph) -> Use:
+    """A layer that reads nothing else that depends on the model's inputs refuses: OpenVINO computes it while it
+    compiles the model. There is nothing to gain, and what it computes from a decompression chain is not always right.
+    """
+    others = (value for port, value in enumerate(use.node.input_values()) if port != use.port)
+    if not isinstance(use.role, Role) or any(value.get_node() in graph.varying for value in others):
+        return use
+    reads = f"'{use.node.get_friendly_name()}' reads constants alone"
+    return replace(use, role=Refusal(f"{reads}: it is computed once, when the model is compiled"))
 
 
 @dataclass(frozen=True)
@@ -270,43 +262,38 @@ class _Axes:
     batch: tuple[int, ...]
 
 
-def _axes(candidate: _Candidate, rules: dict[str, str]) -> _Axes | str:
-    """What the axes of a constant mean to all layers that read it, or why it is no weight to compress."""
-    if candidate.layers and rules:
-        called = (candidate.start, *(use.node for use in candidate.layers))
-        for name in (candidate.name, *(node.get_friendly_name() for node in called)):
-            if name in rules:
-                return f"ignored: {rules[name]}"
-    for use in candidate.uses:
+def _axes(uses: Sequence[Use], layers: Sequence[Use], shape: tuple[int, ...], size: int) -> _Axes | str:
+    """What the axes of a constant, with elements of `size` bytes, mean to all layers that read it, or why it is no
+    weight to compress."""
+    for use in uses:
         kind = use.node.get_type_name()
         if kind in RECURRENT:
             return f"a recurrent layer ({kind}) takes its weights only as they are"
         if kind in BODY_OPERATIONS:
             name = use.node.get_friendly_name()
             return f"enters the body of {kind} '{name}' as an input, which cannot be compressed"
-    if not candidate.layers:
-        return _no_layer(candidate)
+    if not layers:
+        return _no_layer(uses, shape)
     agreed: _Axes | None = None
-    for use in candidate.layers:
+    for use in layers:
         if isinstance(use.role, Refusal):
             return use.role.reason
         assert isinstance(use.role, Role)
         assert not isinstance(use.view, Refusal)
-        axes = _own_axes(use.view, use.role, candidate.shape)
+        axes = _own_axes(use.view, use.role, shape)
         if isinstance(axes, str):
             return axes
         agreed = agreed or axes
         if axes.reduction != agreed.reduction:
-            first, other = (one.node.get_friendly_name() for one in (candidate.layers[0], use))
+            first, other = (one.node.get_friendly_name() for one in (layers[0], use))
             return (
                 f"its consumers disagree about its axes: '{first}' reduces over {_text(agreed.reduction)}, '{other}' "
                 f"over {_text(axes.reduction)}"
             )
     assert agreed is not None
-    elements, columns = prod(candidate.shape), prod(candidate.shape[axis] for axis in agreed.reduction)
+    elements, columns = prod(shape), prod(shape[axis] for axis in agreed.reduction)
     if elements < _TINY_ELEMENTS:
         return f"tiny: {elements} elements, fewer than {_TINY_ELEMENTS}"
-    size = 4 if candidate.element_type == "f32" else candidate.start.get_output_element_type(0).size
     if columns * size <= columns + _INT8_OVERHEAD:
         return f"nothing to gain: with {columns} elements a channel, the scales would take what the codes save"
     return agreed
@@ -331,12 +318,12 @@ def _own_axes(view: View, role: Role, shape: tuple[int, ...]) -> _Axes | str:
     )
 
 
-def _no_layer(candidate: _Candidate) -> str:
+def _no_layer(uses: Sequence[Use], shape: tuple[int, ...]) -> str:
     """Why a constant that no layer reads is none of our business."""
-    if not candidate.uses:
+    if not uses:
         return "only its shape is read"
-    kinds = sorted({use.node.get_type_name() for use in candidate.uses})
-    sort = "one-dimensional, " if max(candidate.shape) == prod(candidate.shape) else ""
+    kinds = sorted({use.node.get_type_name() for use in uses})
+    sort = "one-dimensional, " if max(shape) == prod(shape) else ""
     if kinds == ["FakeQuantize"]:
         return "behind a FakeQuantize: its values are quantised already"
     takes = "which takes no" if len(kinds) == 1 else "none of which takes"

@@ -24,7 +24,7 @@ from ov_weight_compression.patterns.weight import Consumer, Weight
 __all__ = ["ImportanceSource", "NormGain", "RowNormProduct", "RowNorms", "importance_sources"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class RowNorms:
     """Channel j is as large as one row of another weight: `rows()[j]` along that weight's channel axis."""
 
@@ -37,22 +37,12 @@ class RowNorms:
         """The row of every channel."""
         return row_numbers(self.offset, self.pieces)
 
-    @property
-    def signature(self) -> tuple[object, ...]:
-        """Equal for equal answers."""
-        return (self.weight.name, self.offset, self.pieces)
 
-
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class RowNormProduct:
     """Channel j is as large as the product of one row each of two weights (which may be the same one)."""
 
     factors: tuple[RowNorms, RowNorms]
-
-    @property
-    def signature(self) -> tuple[object, ...]:
-        """Equal for equal answers."""
-        return tuple(factor.signature for factor in self.factors)
 
 
 ImportanceSource = NormGain | RowNorms | RowNormProduct
@@ -71,7 +61,7 @@ def importance_sources(weights: Iterable[Weight]) -> dict[str, ImportanceSource]
         if not layers or len(weight.input_axes) != 1:
             continue
         first, *others = (_said_of(layer, weight.columns, origins) for layer in layers)
-        if first is not None and all(one is not None and one.signature == first.signature for one in others):
+        if first is not None and all(one == first for one in others):
             known[weight.name] = first
     return known
 

@@ -19,7 +19,7 @@ _DEPTH = 24
 _MOVING = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Tile", "Broadcast", "Transpose", "Gather", "Slice"})
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class NormGain:
     """Channel j is `gain_j · n_j + bias_j` with n of unit size, the gain being the product of `gains` (none: all ones).
 
@@ -28,11 +28,6 @@ class NormGain:
 
     gains: tuple[ov.Node, ...]
     biases: tuple[ov.Node, ...]
-
-    @property
-    def signature(self) -> tuple[object, ...]:
-        """Equal for equal answers."""
-        return (self.gains, self.biases)
 
 
 def norm_gain(value: ov.Output, columns: int) -> NormGain | None:
