@@ -25,7 +25,7 @@ from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.layout import Slab
 from ov_weight_compression.ir_utils.pipeline import Pipeline
 from ov_weight_compression.passes.device_rules import misreading, refusal
-from ov_weight_compression.passes.modes import Devices
+from ov_weight_compression.passes.option_values import Devices
 from ov_weight_compression.passes.plan import Plan, PlannedWeight
 from ov_weight_compression.passes.report import Report, make_report
 from ov_weight_compression.passes.rewrite import rewrite, with_equal_weights, with_telltale

@@ -20,7 +20,7 @@ from ov_weight_compression.checkpoints.skeleton import fill, read_skeleton
 from ov_weight_compression.checkpoints.virtual_folder import write_virtual_folder
 from ov_weight_compression.ir_utils.errors import ModelError, OptionError, WorkError
 from ov_weight_compression.ir_utils.publish import TemporaryFolder, expanded
-from ov_weight_compression.passes.modes import Devices
+from ov_weight_compression.passes.option_values import Devices
 from ov_weight_compression.passes.report import Report
 
 __all__ = [

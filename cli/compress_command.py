@@ -341,7 +341,7 @@ def _summarise(results: Sequence[FileResult], dry_run: bool) -> None:
 
 def _one_device(given: str | None) -> str:
     """The device that models are run on to verify them: the one that is named, or the CPU."""
-    from ov_weight_compression.passes.modes import DEVICES, Devices
+    from ov_weight_compression.passes.option_values import DEVICES, Devices
 
     devices: Devices = () if given is None else DEVICES.parse("device", given)
     return devices[0].value if len(devices) == 1 else "CPU"

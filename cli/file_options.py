@@ -20,7 +20,7 @@ from typing import Any
 from ov_weight_compression.ir_utils.errors import OptionError, one_line
 from ov_weight_compression.ir_utils.model_folder import PipelineKind, names_file, part_of, pipeline_of, split_file
 from ov_weight_compression.ir_utils.option_kinds import parse_enum, shown
-from ov_weight_compression.passes.modes import BackupMode, Mode
+from ov_weight_compression.passes.option_values import BackupMode, Mode
 from ov_weight_compression.passes.options import OPTIONS
 from ov_weight_compression.passes.rules import Rule, matching
 from ov_weight_compression.passes.targets import BUDGETS, DECIDED, OF_BUDGETS

@@ -14,7 +14,7 @@ from ov_weight_compression.ir_utils.device_facts import working_groups
 from ov_weight_compression.ir_utils.format_times import FormatTimes, time_of
 from ov_weight_compression.ir_utils.weight_source import ValueRange
 from ov_weight_compression.passes.device_rules import runs_from_codes
-from ov_weight_compression.passes.modes import Device, Devices, FragileLayers, GroupSizeFallback, Mode
+from ov_weight_compression.passes.option_values import Device, Devices, FragileLayers, GroupSizeFallback, Mode
 from ov_weight_compression.passes.options import Options
 from ov_weight_compression.passes.plan import DecidedBy, FormatRequest, PlannedWeight
 from ov_weight_compression.passes.planning import fit

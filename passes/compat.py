@@ -54,7 +54,7 @@ from ov_weight_compression.passes.advanced import (
     AdvancedLoraCorrectionParameters,
     AdvancedScaleEstimationParameters,
 )
-from ov_weight_compression.passes.modes import BackupMode, GroupSizeFallback, Mode, SensitivityMetric
+from ov_weight_compression.passes.option_values import BackupMode, GroupSizeFallback, Mode, SensitivityMetric
 from ov_weight_compression.passes.weight_compression import apply_weight_compression
 from ov_weight_compression.patterns import IgnoredScope, Subgraph
 

@@ -39,7 +39,7 @@ from ov_weight_compression.ir_utils.device_facts import (
     refused,
 )
 from ov_weight_compression.ir_utils.option_kinds import shown
-from ov_weight_compression.passes.modes import Device, Devices, Mode
+from ov_weight_compression.passes.option_values import Device, Devices, Mode
 from ov_weight_compression.passes.rules import Rule
 from ov_weight_compression.patterns import Consumer, Kind, Weight
 from ov_weight_compression.patterns.experts import expert_blocks, tiled_block_of

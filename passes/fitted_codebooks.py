@@ -22,7 +22,7 @@ from ov_weight_compression.ir_utils.types import Array
 from ov_weight_compression.ir_utils.weight_source import WeightSource
 from ov_weight_compression.passes.channel_importance import weigh_channels
 from ov_weight_compression.passes.measurements import Measurements
-from ov_weight_compression.passes.modes import CodebookSharing
+from ov_weight_compression.passes.option_values import CodebookSharing
 from ov_weight_compression.passes.options import Options
 from ov_weight_compression.passes.plan import Algorithm, Plan, PlannedWeight
 from ov_weight_compression.patterns import Weight

@@ -20,7 +20,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from ov_weight_compression.ir_utils.errors import OptionError
-from ov_weight_compression.passes.modes import Accuracy
+from ov_weight_compression.passes.option_values import Accuracy
 
 if TYPE_CHECKING:
     from ov_weight_compression.passes.options import Options

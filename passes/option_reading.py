@@ -14,7 +14,7 @@ from ov_weight_compression.ir_utils.option_kinds import table_type, unknown_opti
 from ov_weight_compression.passes.advanced import read_advanced
 from ov_weight_compression.passes.device_rules import refused_by_name
 from ov_weight_compression.passes.method import Tuning
-from ov_weight_compression.passes.modes import Codebook, Device, GroupSizeFallback, Mode, SensitivityMetric
+from ov_weight_compression.passes.option_values import Codebook, Device, GroupSizeFallback, Mode, SensitivityMetric
 from ov_weight_compression.passes.options import OPTIONS, Options, differs, told
 from ov_weight_compression.passes.rules import parse_rules
 from ov_weight_compression.passes.runtime_hints import check_hints_for_cpu

@@ -34,7 +34,7 @@ from ov_weight_compression.ir_utils.option_kinds import (
 )
 from ov_weight_compression.ir_utils.worker_pool import default_threads
 from ov_weight_compression.passes.method import Tuning
-from ov_weight_compression.passes.modes import (
+from ov_weight_compression.passes.option_values import (
     DEVICES,
     Accuracy,
     BackupMode,

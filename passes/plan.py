@@ -19,7 +19,7 @@ from ov_weight_compression.ir_utils.option_kinds import shown
 from ov_weight_compression.ir_utils.types import F16_MAX
 from ov_weight_compression.passes.budget_outcome import BudgetOutcome
 from ov_weight_compression.passes.method import Method
-from ov_weight_compression.passes.modes import Mode
+from ov_weight_compression.passes.option_values import Mode
 from ov_weight_compression.passes.scale_folding import Folding
 from ov_weight_compression.patterns import Kind, Skip, Sources, Weight
 from ov_weight_compression.quantization.formats import PER_CHANNEL, Spec, stored_codebook

@@ -19,7 +19,7 @@ from ov_weight_compression.ir_utils.publish import write_text
 from ov_weight_compression.ir_utils.wording import as_text, format_name, human_bytes, terminal_table
 from ov_weight_compression.passes.budget_outcome import BudgetOutcome
 from ov_weight_compression.passes.device_rules import device_warnings
-from ov_weight_compression.passes.modes import Device, parse_devices
+from ov_weight_compression.passes.option_values import Device, parse_devices
 from ov_weight_compression.passes.plan import DecidedBy, Plan
 from ov_weight_compression.patterns import Skip
 

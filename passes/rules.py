@@ -25,7 +25,7 @@ from typing import Any, TypeAlias
 
 from ov_weight_compression.ir_utils.errors import OptionError, one_line
 from ov_weight_compression.ir_utils.option_kinds import group, parse_enum, shown, whole_from_text
-from ov_weight_compression.passes.modes import Mode
+from ov_weight_compression.passes.option_values import Mode
 from ov_weight_compression.patterns.weight import Weight
 
 __all__ = ["Rule", "RulesLike", "check_pattern", "matching", "parse_rule_text", "parse_rules"]

@@ -14,7 +14,7 @@ from typing import Any
 
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.option_kinds import OptionKind, group, parse_enum, shown, whole, whole_from_text
-from ov_weight_compression.passes.modes import Mode
+from ov_weight_compression.passes.option_values import Mode
 from ov_weight_compression.quantization.formats import FORMATS
 
 __all__ = [

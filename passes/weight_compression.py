@@ -34,7 +34,8 @@ from ov_weight_compression.ir_utils.worker_pool import Job
 from ov_weight_compression.passes.channel_importance import weigh_channels
 from ov_weight_compression.passes.measurements import Measurements
 from ov_weight_compression.passes.method import method_of
-from ov_weight_compression.passes.modes import (
+from ov_weight_compression.passes.option_reading import read_options
+from ov_weight_compression.passes.option_values import (
     Accuracy,
     BackupMode,
     Codebook,
@@ -46,7 +47,6 @@ from ov_weight_compression.passes.modes import (
     Mode,
     SensitivityMetric,
 )
-from ov_weight_compression.passes.option_reading import read_options
 from ov_weight_compression.passes.options import OPTIONS, Options
 from ov_weight_compression.passes.plan import Plan
 from ov_weight_compression.passes.planning import make_plan

@@ -17,7 +17,7 @@ from ov_weight_compression.checkpoints.transplant import WeightsFromCheckpoint, 
 from ov_weight_compression.ir_utils.errors import ModelError, OptionError
 from ov_weight_compression.ir_utils.saving import save_model
 from ov_weight_compression.passes import apply_weight_compression
-from ov_weight_compression.passes.modes import Device
+from ov_weight_compression.passes.option_values import Device
 from ov_weight_compression.patterns import find_compressed
 from tests import models
 from tests.checkpoints.quantised_writers import MemoryTensor, bf16, gptq, tensor, write_checkpoint

@@ -11,7 +11,7 @@ import pytest
 
 from ov_weight_compression.cli import main
 from ov_weight_compression.cli.command import COMMANDS, command_parser
-from ov_weight_compression.passes.modes import Mode
+from ov_weight_compression.passes.option_values import Mode
 from ov_weight_compression.passes.options import OPTIONS
 
 _SCREEN = 50
