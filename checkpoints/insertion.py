@@ -24,7 +24,7 @@ from ov_weight_compression.checkpoints.layouts.quantised_weight import Quantised
 from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.layout import Slab
 from ov_weight_compression.ir_utils.pipeline import Pipeline
-from ov_weight_compression.passes.device_rules import misreading, refusal
+from ov_weight_compression.passes.device_rules import misread_on_cpu, refused_on_cpu
 from ov_weight_compression.passes.option_values import Devices
 from ov_weight_compression.passes.plan import Plan, PlannedWeight
 from ov_weight_compression.passes.report import Report, make_report
@@ -130,13 +130,15 @@ def _check(constant: Any, weight: Weight | None, quantised: QuantisedWeight) -> 
 def _fitted(weight: Weight, quantised: QuantisedWeight, devices: Devices) -> PlannedWeight:
     """How a weight is stored: as it is, unless a CPU would misread that."""
     format = quantised.spec.format
-    problem = misreading(devices, weight, format, quantised.spec.group_size)
+    problem = misread_on_cpu(devices, weight, format, quantised.spec.group_size)
     if problem is not None and not format.fixed_group:
         smaller = quantised.group & -quantised.group
-        if smaller >= _SMALLEST_GROUP and misreading(devices, weight, format, smaller) is None:
+        if smaller >= _SMALLEST_GROUP and misread_on_cpu(devices, weight, format, smaller) is None:
             quantised, problem = finer(quantised, smaller), None
     problem = (
-        problem or refusal(devices, weight, format, quantised.spec.group_size) or _gather_problem(weight, quantised)
+        problem
+        or refused_on_cpu(devices, weight, format, quantised.spec.group_size)
+        or _gather_problem(weight, quantised)
     )
     if problem is not None:
         note = f"{problem}, so it is stored in a way that they expand"

@@ -51,10 +51,10 @@ __all__ = [
     "device_warnings",
     "executed_variant",
     "layer_of",
-    "misreading",
+    "misread_on_cpu",
     "pointwise_problem",
-    "refusal",
     "refused_by_name",
+    "refused_on_cpu",
     "runs_from_codes",
 ]
 
@@ -180,7 +180,7 @@ def _nearest(format: Format, group: int) -> list[tuple[Mode, int]]:
     return [*candidates, (Mode.INT8_SYM, PER_CHANNEL)]
 
 
-def misreading(devices: Devices, weight: Weight, format: Format, group: int) -> str | None:
+def misread_on_cpu(devices: Devices, weight: Weight, format: Format, group: int) -> str | None:
     """Why a CPU computes something else in one of the weight's layers from this format than its codes say; None where
     it does not, or where other devices are named."""
     if (devices and Device.CPU not in devices) or format.codebook_type is not None:
@@ -190,7 +190,7 @@ def misreading(devices: Devices, weight: Weight, format: Format, group: int) -> 
     return next((reason for reason in found if reason is not None), None)
 
 
-def refusal(devices: Devices, weight: Weight, format: Format, group: int) -> str | None:
+def refused_on_cpu(devices: Devices, weight: Weight, format: Format, group: int) -> str | None:
     """Why a CPU does not take the weight for what it is, with codes of this format; None where it does, or where
     other devices are named.
 

@@ -15,7 +15,7 @@ from ov_weight_compression.passes.advanced import read_advanced
 from ov_weight_compression.passes.device_rules import refused_by_name
 from ov_weight_compression.passes.method import Tuning
 from ov_weight_compression.passes.option_values import Codebook, Device, GroupSizeFallback, Mode, SensitivityMetric
-from ov_weight_compression.passes.options import OPTIONS, Options, differs, told
+from ov_weight_compression.passes.options import OPTIONS, Options, differs, option_text
 from ov_weight_compression.passes.rules import parse_rules
 from ov_weight_compression.passes.runtime_hints import check_hints_for_cpu
 from ov_weight_compression.passes.targets import BUDGETS, check_budget
@@ -113,7 +113,7 @@ def _check_together(options: Options, asked: Mapping[str, Any]) -> None:
         if option.below_8_bits and options.mode.is_int8 and value is not False:
             raise OptionError(f"{name}: means nothing with {mode}, which gives every weight 8 bits; leave it out")
         if option.need is not None and not option.need.met(options):
-            raise OptionError(f"{name}: {option.need.words.format(mode=mode, value=told(value))}")
+            raise OptionError(f"{name}: {option.need.words.format(mode=mode, value=option_text(value))}")
     if options.dataset is None and (
         options.scale_estimation or options.gptq or options.lora_correction or options.algorithm is not None
     ):
@@ -173,7 +173,7 @@ def _check_formats(options: Options, asked: Mapping[str, Any]) -> None:
         if options.effective_group != PER_CHANNEL:
             raise OptionError(f"group_size: {mode} is per channel, so only -1 is allowed, got {options.group_size}")
         return
-    if any(options.row(mode).default_search for mode in options.modes):
+    if any(options.format_of(mode).default_search for mode in options.modes):
         return
     called = f"{mode} with {len(options.codebook)} values" if options.codebook else mode
     fitted = Mode.ADAPTIVE_CODEBOOK in options.modes

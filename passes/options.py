@@ -61,7 +61,7 @@ from ov_weight_compression.quantization.lloyd import stand_in
 if TYPE_CHECKING:
     from ov_weight_compression.quantization.layerwise import Step
 
-__all__ = ["OPTIONS", "Need", "Option", "Options", "declared", "differs", "told"]
+__all__ = ["OPTIONS", "Need", "Option", "Options", "declared", "differs", "option_text"]
 
 _LEAST_MEMORY = 1 << 26
 _MOST_THREADS = 4096
@@ -383,7 +383,7 @@ class Options:
         object.__setattr__(self, "effective_group", own if self.group_size is None else self.group_size)
         object.__setattr__(self, "budget", next((name for name in BUDGETS if getattr(self, name) is not None), None))
 
-    def row(self, mode: Mode) -> Format:
+    def format_of(self, mode: Mode) -> Format:
         """The format of a mode; for `codebook` the one with the caller's table, for `adaptive_codebook` one with a
         stand-in for the tables that will be fitted."""
         row = FORMATS[mode.value]
@@ -401,7 +401,7 @@ class Options:
             value = getattr(self, name)
             met = option.need is not None and option.need.met(self)
             if option.recorded == "always" or (option.recorded == "asked" and (met or differs(value, option.default))):
-                recipe[name] = told(self.effective_group if name == "group_size" else value)
+                recipe[name] = option_text(self.effective_group if name == "group_size" else value)
         return recipe
 
     def nncf_recipe(self) -> dict[str, Any]:
@@ -437,7 +437,7 @@ OPTIONS: Mapping[str, Option] = {
 """The table, in the order of the signatures."""
 
 
-def told(value: Any) -> str:
+def option_text(value: Any) -> str:
     """An option's value as a text, for a message or a recipe."""
     if isinstance(value, Enum):
         return str(value.value)

@@ -23,7 +23,7 @@ from ov_weight_compression.ir_utils.option_kinds import shown
 from ov_weight_compression.ir_utils.types import F16_MAX
 from ov_weight_compression.ir_utils.weight_source import ValueRange
 from ov_weight_compression.ir_utils.worker_pool import in_threads
-from ov_weight_compression.passes.device_rules import executed_variant, misreading, refusal
+from ov_weight_compression.passes.device_rules import executed_variant, misread_on_cpu, refused_on_cpu
 from ov_weight_compression.passes.measurements import Measurements
 from ov_weight_compression.passes.method import Method
 from ov_weight_compression.passes.option_values import BackupMode, Device, FragileLayers, GroupSizeFallback, Mode
@@ -276,8 +276,8 @@ def fit(weight: Weight, request: FormatRequest, values: ValueRange, options: Opt
     if isinstance(fitted, Skip):
         return fitted
     format, group = fitted.spec.format, fitted.spec.group_size
-    problem = misreading(options.device, weight, format, group) if group == PER_CHANNEL else None
-    problem = problem or refusal(options.device, weight, format, group)
+    problem = misread_on_cpu(options.device, weight, format, group) if group == PER_CHANNEL else None
+    problem = problem or refused_on_cpu(options.device, weight, format, group)
     if problem is not None:
         reason = joined_reasons(fitted.reason, f"{problem}, so it is stored in a way that they expand")
         fitted = replace(fitted, reason=reason, kept_from_codes=True)
@@ -293,11 +293,11 @@ def _fit(weight: Weight, request: FormatRequest, options: Options) -> PlannedWei
     """Fit a request to the device and the weight's shape: what the format takes, and what the group size divides."""
     if request.mode is None:
         return skipped(weight, request.reason)
-    format = options.row(request.mode)
+    format = options.format_of(request.mode)
     variant = None if request.by_rule else executed_variant(options.device, weight, format, request.group)
     if variant is not None:
         request = replace(request.because(variant.reason, DecidedBy.DEVICE), mode=variant.mode, group=variant.group)
-        format = options.row(variant.mode)
+        format = options.format_of(variant.mode)
     if format.storage == weight.element_type:
         return skipped(weight, f"stored as {format.storage} already")
     if weight.kind is Kind.CONVOLUTION and not format.everywhere:
@@ -310,7 +310,7 @@ def _fit(weight: Weight, request: FormatRequest, options: Options) -> PlannedWei
             raise OptionError(_group_error(weight, group, "groups cannot run along its reduction axes"))
         return _fall_back(weight, request, options, "groups cannot run along its reduction axes")
     if weight.columns % group == 0:
-        problem = misreading(options.device, weight, format, group)
+        problem = misread_on_cpu(options.device, weight, format, group)
         return (
             _planned(weight, format, group, request)
             if problem is None
