@@ -21,7 +21,7 @@ from ov_weight_compression.checkpoints.layouts.compressed_tensors_layout import 
     CompressedTensorsScheme,
     compressed_tensors_weight,
 )
-from ov_weight_compression.checkpoints.layouts.e2m1_layout import gpt_oss_weight
+from ov_weight_compression.checkpoints.layouts.float_layouts import gpt_oss_weight
 from ov_weight_compression.checkpoints.layouts.quantised_weight import QuantisedWeight
 from ov_weight_compression.checkpoints.layouts.quantised_weights import quantised_weights
 from tests.checkpoints.quantised_writers import MemoryTensor

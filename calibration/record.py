@@ -38,8 +38,8 @@ from warnings import warn
 import numpy as np
 import openvino as ov
 
+from ov_weight_compression.calibration.data_files import RecordedSamples
 from ov_weight_compression.calibration.language_model import input_label
-from ov_weight_compression.calibration.recorded import RecordedSamples
 from ov_weight_compression.ir_utils.errors import CompressionWarning, OptionError
 from ov_weight_compression.ir_utils.model_folder import models_in
 from ov_weight_compression.ir_utils.option_kinds import by_name, count, path, shown
@@ -123,7 +123,7 @@ class RecordedInputs(Mapping[str, RecordedSamples]):
         return sum(bool(part.files) for part in self._parts)
 
     def save(self, folder: Any) -> None:
-        """Write all samples into a folder, as `--data` takes it (see `calibration.recorded`).
+        """Write all samples into a folder, as `--data` takes it (see `calibration.data_files`).
 
         Raises:
             OptionError: the folder exists and is not empty.

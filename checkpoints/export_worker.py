@@ -30,11 +30,16 @@ from typing import Any
 import numpy as np
 
 from ov_weight_compression.checkpoints.explain import FileSpans, Stretch, TensorPlaces, address_of, sum_of_bits
-from ov_weight_compression.checkpoints.folder import Checkpoint, read_checkpoint
+from ov_weight_compression.checkpoints.folder import (
+    Checkpoint,
+    is_buffer,
+    is_training_only,
+    read_checkpoint,
+    unused_head,
+)
 from ov_weight_compression.checkpoints.newer_config import reading_older_configs
 from ov_weight_compression.checkpoints.safetensors_file import DTYPES, StoredTensor
 from ov_weight_compression.checkpoints.skeleton import explain_constants, folded_when_written, write_skeleton
-from ov_weight_compression.checkpoints.unused_tensors import is_buffer, is_training_only, unused_head
 from ov_weight_compression.checkpoints.virtual_folder import HOLES, forget_reads, holes_read
 from ov_weight_compression.checkpoints.widening import Widening
 from ov_weight_compression.ir_utils.errors import CompressionError, ModelError

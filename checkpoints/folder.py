@@ -13,6 +13,8 @@ to do with them.
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -21,7 +23,17 @@ from ov_weight_compression.checkpoints.safetensors_file import StoredTensor, rea
 from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.option_kinds import shown
 
-__all__ = ["QUANTIZATION_KEYS", "Checkpoint", "foreign_weights", "is_checkpoint", "read_checkpoint"]
+__all__ = [
+    "QUANTIZATION_KEYS",
+    "Checkpoint",
+    "foreign_weights",
+    "is_buffer",
+    "is_checkpoint",
+    "is_training_only",
+    "read_checkpoint",
+    "unused_head",
+]
+
 
 _CONFIG = "config.json"
 _WHOLE = "model.safetensors"
@@ -204,3 +216,30 @@ def foreign_weights(path: Path) -> str:
             "checkpoint of transformers"
         )
     return ""
+
+
+_BUFFERS = re.compile(
+    r"(^|\.)(inv_freq|masked_bias|(attn|attention)\.bias|position_ids|num_batches_tracked|relative_position_index)$"
+)
+_TRAINING = re.compile(r"(^|\.)masked_spec_embed$")
+_HEADS = frozenset(
+    {"pooler", "cls", "lm_head", "mlm", "nsp", "qa_outputs", "classifier", "vocab_projector", "vocab_transform"}
+    | {"vocab_layer_norm", "discriminator_predictions", "post_layernorm"}
+)
+
+
+def is_buffer(name: str) -> bool:
+    """Whether a tensor is no parameter: the graph computes it from the config, or has it as a mask."""
+    return _BUFFERS.search(name) is not None
+
+
+def is_training_only(name: str) -> bool:
+    """Whether a tensor is used in training alone."""
+    return _TRAINING.search(name) is not None
+
+
+def unused_head(name: str, there: Set[str] = frozenset()) -> bool:
+    """Whether a tensor belongs to a part that follows the last layers and that not every model of the architecture has;
+    not where a part of that name is among those that are `there`."""
+    parts = _HEADS.intersection(name.split("."))
+    return bool(parts) and not parts & there

@@ -24,12 +24,12 @@ import openvino as ov
 from openvino import opset13 as ops
 from openvino.passes import ModelPass
 
+from ov_weight_compression.checkpoints.folder import is_buffer, is_training_only, unused_head
 from ov_weight_compression.checkpoints.insertion import insert_codes
 from ov_weight_compression.checkpoints.layouts.quantised_weights import is_of_activations
 from ov_weight_compression.checkpoints.opening import OpenedCheckpoint, open_checkpoint
 from ov_weight_compression.checkpoints.safetensors_file import StoredTensor, mapped_constants
 from ov_weight_compression.checkpoints.tensor_matching import Match, Place, match_tensors, places_of
-from ov_weight_compression.checkpoints.unused_tensors import is_buffer, is_training_only, unused_head
 from ov_weight_compression.ir_utils.dequantization import replace_constant
 from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.option_kinds import check_model, flag, shown

@@ -7,11 +7,10 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from ov_weight_compression.evaluation.charts import histogram, layer_chart
-from ov_weight_compression.evaluation.comparison import Comparison
+from ov_weight_compression.evaluation.comparison import Comparison, language_rows
 from ov_weight_compression.evaluation.figures import Passage, Surprise
 from ov_weight_compression.evaluation.layers import LayerFigures
 from ov_weight_compression.evaluation.page import cards_of, document, fragment, heading, html_table, pairs_of
-from ov_weight_compression.evaluation.tables import language_rows
 from ov_weight_compression.ir_utils.wording import (
     db,
     format_name,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import openvino as ov
 
@@ -18,6 +18,15 @@ from ov_weight_compression.ir_utils.metadata import read_metadata
 from ov_weight_compression.ir_utils.model_folder import the_model_of
 from ov_weight_compression.ir_utils.publish import expanded
 from ov_weight_compression.ir_utils.types import FLOAT_TYPES
+from ov_weight_compression.ir_utils.wording import (
+    as_text,
+    human_bytes,
+    result_console,
+    short_format,
+    short_name,
+    terminal_table,
+    thousands,
+)
 from ov_weight_compression.patterns import (
     CompressedWeight,
     Roles,
@@ -29,6 +38,10 @@ from ov_weight_compression.patterns import (
 )
 from ov_weight_compression.patterns.find import REPORTED_ELEMENTS
 from ov_weight_compression.patterns.graphs import bytes_of, constants_bytes
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 __all__ = ["FloatRow", "FormatRow", "InspectedFloat", "InspectedWeight", "Inspection", "inspect"]
 
@@ -200,16 +213,10 @@ class Inspection:
 
     def print(self, every: bool = False) -> None:
         """Print tables to the terminal; `every` lists each weight."""
-        from ov_weight_compression.evaluation.tables import print_inspection
-        from ov_weight_compression.ir_utils.wording import result_console
-
-        print_inspection(self, result_console(), every)
+        _print(self, result_console(), every)
 
     def __str__(self) -> str:
-        from ov_weight_compression.evaluation.tables import print_inspection
-        from ov_weight_compression.ir_utils.wording import as_text
-
-        return as_text(lambda console: print_inspection(self, console), 120)
+        return as_text(lambda console: _print(self, console), 120)
 
 
 def _total(members: Iterable[Any], field: str) -> int:
@@ -313,3 +320,101 @@ def _floats(weights: Sequence[Weight], skips: Sequence[Skip]) -> tuple[Inspected
 
 def _told(check: DeviceCheck) -> dict[str, str]:
     return {"device": check.device, "name": check.name, "openvino": check.openvino, "method": check.method}
+
+
+_NAME = 44
+
+
+def _print(inspection: Inspection, console: Console, every: bool = False) -> None:
+    """Print the model's name, how it was made, its formats (`every`: and each weight), and what is not compressed."""
+    total = human_bytes(inspection.constants_bytes)
+    console.print(f"{inspection.model}: {total} of constants", style="bold", highlight=False, soft_wrap=True)
+    for section, entries in inspection.recipe.items():
+        console.print(f"{section}: {_words(entries)}", highlight=False, soft_wrap=True)
+    device = inspection.device
+    if device is not None:
+        text = f"{device['device']} ({device['name']}, OpenVINO {device['openvino']}): {device['method']}"
+        console.print(text, highlight=False, soft_wrap=True)
+    if not inspection.weights:
+        console.print("No weight is stored compressed.")
+    else:
+        console.print(_stored_formats(inspection))
+        if every:
+            console.print(_each(inspection))
+    if inspection.floats:
+        console.print(_float_table(inspection))
+
+
+def _words(entries: Any) -> str:
+    """A section of the recipe in one line; long values (NNCF lists its advanced parameters) and nested ones cut."""
+    if not isinstance(entries, dict):
+        return str(entries)
+    flat = []
+    for key, value in entries.items():
+        text = f"({_words(value)})" if isinstance(value, dict) else str(value)
+        if isinstance(value, dict) or len(text) <= 60:
+            flat.append(f"{key} {text}")
+    return ", ".join(flat)
+
+
+def _stored_formats(inspection: Inspection) -> Table:
+    device = {f"on {inspection.device['device']}": "text"} if inspection.device is not None else {}
+    numbers = dict.fromkeys(("weights", "bytes", "share", "bits"), "number")
+    title = "Compressed weights (stored as: codes, scales, zero points)"
+    table = terminal_table(title, {"format": "word", "layers": "word", "stored as": "text", **device, **numbers})
+    everything = inspection.constants_bytes or 1
+    for row in inspection.formats:
+        table.add_row(
+            short_format(row.mode, row.group_size),
+            row.kind,
+            _stored(row),
+            *([row.executed] if device else []),
+            str(row.weights),
+            human_bytes(row.bytes),
+            f"{row.bytes / everything:.1%}",
+            f"{row.bits_per_weight:.2f}",
+        )
+    table.add_section()
+    table.add_row(
+        "all",
+        *["", ""],
+        *([""] if device else []),
+        str(len(inspection.weights)),
+        human_bytes(inspection.bytes),
+        f"{inspection.bytes / everything:.1%}",
+        f"{inspection.bits_per_weight:.2f}",
+    )
+    return table
+
+
+def _stored(row: FormatRow) -> str:
+    zero = row.zero_point.replace(", ", " ")
+    return ", ".join([row.storage, row.scale_type or "–", zero] if zero else [row.storage, row.scale_type or "–"])
+
+
+def _each(inspection: Inspection) -> Table:
+    device = {f"on {inspection.device['device']}": "text"} if inspection.device is not None else {}
+    numbers = dict.fromkeys(("shape", "bytes", "bits"), "number")
+    table = terminal_table("Each weight", {"weight": "text", "format": "word", **device, **numbers})
+    for one in inspection.weights:
+        table.add_row(
+            short_name(one.name.removesuffix("_compressed"), _NAME),
+            short_format(one.mode, one.group_size),
+            *([one.executed] if device else []),
+            "×".join(map(str, one.shape)),
+            human_bytes(one.bytes),
+            f"{one.bits_per_weight:.2f}",
+        )
+    return table
+
+
+def _float_table(inspection: Inspection) -> Table:
+    numbers = dict.fromkeys(("constants", "elements", "bytes", "share"), "number")
+    table = terminal_table("Not compressed", {"type": "word", "reason": "text", **numbers})
+    everything = inspection.constants_bytes or 1
+    for row in inspection.float_groups:
+        share = f"{row.bytes / everything:.1%}"
+        table.add_row(
+            row.element_type, row.reason, str(row.constants), thousands(row.elements), human_bytes(row.bytes), share
+        )
+    return table

@@ -14,12 +14,11 @@ from typing import TypeAlias
 import numpy as np
 import openvino as ov
 
-from ov_weight_compression.calibration.data_files import is_text, read_file, rows_of, sort_arrays
+from ov_weight_compression.calibration.data_files import is_text, read_file, recorded_data, rows_of, sort_arrays
 from ov_weight_compression.calibration.datasets import Told, readable
 from ov_weight_compression.calibration.generate import fitting_window, random_inputs, random_tokens, written_tokens
 from ov_weight_compression.calibration.language_model import LanguageModel
 from ov_weight_compression.calibration.model_inputs import ModelInputs
-from ov_weight_compression.calibration.recorded import recorded_data
 from ov_weight_compression.evaluation.comparison import DataFigures
 from ov_weight_compression.evaluation.models import Pair
 from ov_weight_compression.evaluation.request import CompareRequest

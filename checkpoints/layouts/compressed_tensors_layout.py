@@ -5,7 +5,7 @@
                              weight_zero_point i32 [⌈out·b/32⌉, G], a bit stream along the output channels;
                              weight_g_idx i32 [in], all −1 where there is none
     int-quantized            weight i8 [out, in]; weight_scale [1], [out, 1] or [out, G]; weight_zero_point i8
-    float-quantized          weight f8_e4m3 [out, in]; weight_scale as in `fp8_layout`
+    float-quantized          weight f8_e4m3 [out, in]; weight_scale as in `float_layouts`
     naive-quantized          either of the two
     nvfp4-pack-quantized     weight_packed u8 [out, in/2]; weight_scale f8_e4m3; weight_global_scale, which divides
     mxfp4-pack-quantized     weight_packed u8 [out, in/2]; weight_scale u8 (E8M0)
@@ -24,13 +24,11 @@ from math import prod
 import numpy as np
 import numpy.typing as npt
 
-from ov_weight_compression.checkpoints.layouts.bit_stream import codes_of
-from ov_weight_compression.checkpoints.layouts.e2m1_layout import mxfp4_weight, nvfp4_weight
-from ov_weight_compression.checkpoints.layouts.fp8_layout import fp8_weight, scale_grid
+from ov_weight_compression.checkpoints.layouts.float_layouts import fp8_weight, mxfp4_weight, nvfp4_weight, scale_grid
 from ov_weight_compression.checkpoints.layouts.groups import Grouping, grouping_of, plain_grouping
 from ov_weight_compression.checkpoints.layouts.integer_codes import IntegerRows, counted_from_zero, integer_weight
 from ov_weight_compression.checkpoints.layouts.quantised_weight import QuantisedWeight
-from ov_weight_compression.checkpoints.layouts.tensors import RawTensor, Tensors, checked, required
+from ov_weight_compression.checkpoints.layouts.tensors import RawTensor, Tensors, checked, codes_of, required
 from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.types import Array
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from math import comb, inf
 from typing import Any
 
-from ov_weight_compression.checkpoints.layouts.awq_layout import awq_weight
 from ov_weight_compression.checkpoints.layouts.bitsandbytes_layout import (
     bitsandbytes_int8,
     bitsandbytes_state,
@@ -21,9 +20,8 @@ from ov_weight_compression.checkpoints.layouts.compressed_tensors_layout import 
     CompressedTensorsScheme,
     compressed_tensors_weight,
 )
-from ov_weight_compression.checkpoints.layouts.e2m1_layout import gpt_oss_weight
-from ov_weight_compression.checkpoints.layouts.fp8_layout import fp8_weight
-from ov_weight_compression.checkpoints.layouts.gptq_layout import WORD_BITS, GptqVariant, gptq_weight
+from ov_weight_compression.checkpoints.layouts.float_layouts import fp8_weight, gpt_oss_weight
+from ov_weight_compression.checkpoints.layouts.gptq_layout import WORD_BITS, GptqVariant, awq_weight, gptq_weight
 from ov_weight_compression.checkpoints.layouts.quantised_weight import QuantisedWeight
 from ov_weight_compression.checkpoints.layouts.tensors import Tensors
 from ov_weight_compression.checkpoints.layouts.torchao_layout import torchao_weight, torchao_weights

@@ -14,7 +14,7 @@ from openvino import opset13 as op
 
 from ov_weight_compression import CompressionWarning, OptionError, apply_weight_compression, compare, record_inputs
 from ov_weight_compression.calibration import make_samples
-from ov_weight_compression.calibration.recorded import RecordedSamples, recorded_data
+from ov_weight_compression.calibration.data_files import RecordedSamples, recorded_data
 from ov_weight_compression.cli import main
 from tests.calibration.small import EXACT, VOCABULARY, language_model
 from tests.models import layers

@@ -6,15 +6,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ov_weight_compression.checkpoints.layouts.awq_layout import awq_weight
 from ov_weight_compression.checkpoints.layouts.bitsandbytes_layout import bitsandbytes_weight
 from ov_weight_compression.checkpoints.layouts.compressed_tensors_layout import (
     CompressedTensorsScheme,
     compressed_tensors_weight,
 )
-from ov_weight_compression.checkpoints.layouts.e2m1_layout import mxfp4_weight
-from ov_weight_compression.checkpoints.layouts.fp8_layout import fp8_weight
-from ov_weight_compression.checkpoints.layouts.gptq_layout import GptqVariant, gptq_weight
+from ov_weight_compression.checkpoints.layouts.float_layouts import fp8_weight, mxfp4_weight
+from ov_weight_compression.checkpoints.layouts.gptq_layout import GptqVariant, awq_weight, gptq_weight
 from ov_weight_compression.checkpoints.layouts.quantised_weight import QuantisedWeight
 from tests.checkpoints.quantised_writers import (
     E4M3_CODES,

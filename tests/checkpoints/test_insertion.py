@@ -11,7 +11,7 @@ import pytest
 from openvino import opset13 as op
 
 from ov_weight_compression.checkpoints.insertion import insert_codes, turned_in_place
-from ov_weight_compression.checkpoints.layouts.e2m1_layout import gpt_oss_weight
+from ov_weight_compression.checkpoints.layouts.float_layouts import gpt_oss_weight
 from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.saving import save_model
 from ov_weight_compression.passes import apply_weight_compression, apply_weight_decompression

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ov_weight_compression.evaluation import Comparison, compare
-from ov_weight_compression.evaluation.tables import language_rows
+from ov_weight_compression.evaluation.comparison import language_rows
 from ov_weight_compression.passes import apply_weight_compression
 from tests.evaluation.small import VOCABULARY, language_model, perceptron
 

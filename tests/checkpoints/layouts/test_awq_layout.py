@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ov_weight_compression.checkpoints.layouts.awq_layout import awq_weight
+from ov_weight_compression.checkpoints.layouts.gptq_layout import awq_weight
 from ov_weight_compression.ir_utils.errors import ModelError
 from tests.checkpoints.quantised_writers import awq, tensor
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ov_weight_compression.checkpoints.layouts.e2m1_layout import gpt_oss_weight
-from ov_weight_compression.checkpoints.layouts.fp8_layout import fp8_weight
+from ov_weight_compression.checkpoints.layouts.float_layouts import fp8_weight, gpt_oss_weight
 from ov_weight_compression.ir_utils.errors import ModelError, WorkError
 from tests.checkpoints.quantised_writers import E2M1_VALUES, E4M3_CODES, E4M3_VALUES, Array, nibble_pairs, tensor
 
