@@ -45,8 +45,6 @@ from ov_weight_compression.checkpoints.widening import Widening
 from ov_weight_compression.ir_utils.errors import CompressionError, ModelError
 from ov_weight_compression.ir_utils.types import FLOAT_TYPES, bf16_to_f32, float_values
 
-__all__ = ["Answer", "Request", "watch_caller", "work"]
-
 _TOKENIZERS = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
 _NUMBER = re.compile(r"\.\d+(?=\.)")
 
@@ -67,7 +65,7 @@ class ReadHoles(Exception):  # noqa: N818 (nobody outside sees it)
 
     def __init__(self, names: list[str]) -> None:
         super().__init__(f"it computes with {names[0]}, of which there are only codes")
-        self.names = names
+        self.holes = names
 
 
 @dataclass(frozen=True)
@@ -102,8 +100,9 @@ def work(arguments: list[str]) -> int:
     except (Exception, SystemExit) as error:
         traceback.print_exc()
         kind = "model" if isinstance(error, ModelError) else "other"
-        holes = error.names if isinstance(error, ReadHoles) else []
-        answer.write_text(json.dumps({"kind": kind, "error": _reason(error), "holes_read": holes}))
+        answer.write_text(
+            json.dumps({"kind": kind, "error": _reason(error), "holes_read": getattr(error, "holes", [])})
+        )
         return 1
     return 0
 
@@ -112,8 +111,7 @@ def watch_caller() -> None:
     """End this process when the one that it works for does: its standard input is a pipe from there."""
 
     def wait() -> None:
-        while sys.stdin.buffer.read(1):
-            pass
+        sys.stdin.buffer.read()
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()

@@ -24,7 +24,7 @@ from importlib import import_module
 from typing import TextIO
 
 from ov_weight_compression import __version__
-from ov_weight_compression.cli.parsers import CommandParser
+from ov_weight_compression.cli.terminal import CommandParser, say
 
 __all__ = ["COMMANDS", "command_parser", "main"]
 
@@ -37,7 +37,9 @@ COMMANDS = {
     "decompress": "write a compressed model's weights as floats",
     "completion": "print a script that completes the command in a shell",
 }
-"""Each is a module `NAME_command` with a function `NAME_parser`, which is imported when that command is called."""
+"""Each is a function `NAME_parser` of a module `NAME_command`, which is imported when that command is called."""
+_BESIDE = {"plan": "compress", "verify": "inspect"}
+"""Those that are in the module of another."""
 
 _EXAMPLES = """examples:
   ov-compress model -o model-int4 --mode int4_sym --group-size 64
@@ -90,8 +92,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    from ov_weight_compression.cli.output import say
-
     say(message)
     return code
 
@@ -105,14 +105,14 @@ def _show_warning(
     line: str | None = None,
 ) -> None:
     """In place of `warnings.showwarning`, where no report is printed."""
-    from ov_weight_compression.cli.output import say
-
     say(f"warning: {message}")
 
 
 def command_parser(name: str) -> CommandParser:
     """The parser of one command."""
-    parser: CommandParser = getattr(import_module(f"ov_weight_compression.cli.{name}_command"), f"{name}_parser")()
+    parser: CommandParser = getattr(
+        import_module(f"ov_weight_compression.cli.{_BESIDE.get(name, name)}_command"), f"{name}_parser"
+    )()
     return parser
 
 

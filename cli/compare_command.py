@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ov_weight_compression.cli.parsers import CommandParser, add_json
+from ov_weight_compression.cli.terminal import CommandParser, add_json, json_place
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.publish import check_place, expanded
 
@@ -112,7 +112,6 @@ def run_compare(args: argparse.Namespace) -> int:
     _check_results(args)
     if args.card:
         _card_folder(args.compressed)
-    from ov_weight_compression.cli.output import json_place
     from ov_weight_compression.evaluation.compare import compare
     from ov_weight_compression.evaluation.request import ComparisonProtocol
     from ov_weight_compression.ir_utils.progress import progress_bar

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ov_weight_compression.cli.parsers import CommandParser
+from ov_weight_compression.cli.terminal import CommandParser
 
 __all__ = ["completion_parser", "run_completion"]
 

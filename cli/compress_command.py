@@ -1,4 +1,5 @@
-"""`ov-compress MODEL -o OUT`: the options, and what is printed and written."""
+"""`ov-compress MODEL -o OUT`, and `ov-compress plan MODEL`, which writes no model: the options, and what is printed and
+written."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ov_weight_compression.cli.parsers import CommandParser, add_json
+from ov_weight_compression.cli.terminal import CommandParser, JsonPlace, add_json, json_place, of_models, say
 
 if TYPE_CHECKING:
     from ov_weight_compression.cli.compress_files import FileResult, Progress
@@ -18,15 +19,24 @@ if TYPE_CHECKING:
     from ov_weight_compression.passes.recipe import Recipe
     from ov_weight_compression.passes.report import Report
 
-__all__ = ["Groups", "add_options", "asked_of", "compress_parser", "run_asked", "run_compress"]
+__all__ = ["Groups", "compress_parser", "plan_parser", "run_compress", "run_plan"]
 
-_EXAMPLES = """examples:
+_COMPRESS_EXAMPLES = """examples:
   ov-compress model -o out                                   8 bits
   ov-compress model -o out --mode int4_sym --group-size 64   4 bits
   ov-compress model -o out --mode nf4 --data text.txt --accuracy best"""
 
-_FIRST = ("mode", "group_size", "ratio", "target_size", "target_divergence", "device", "accuracy")
+_COMPRESS_FIRST = ("mode", "group_size", "ratio", "target_size", "target_divergence", "device", "accuracy")
 """With those that are declared here, what most need."""
+
+_PLAN = """Say what formats the weights of a model would get for a target, what that is predicted to cost, and
+what every other size would: the curve of bytes against divergence. Without a target: for 4.5 bits a weight. No model is
+written."""
+_PLAN_EXAMPLES = """examples:
+  ov-compress plan model --data text.txt                     where is the knee?
+  ov-compress plan model --target-size 3.5GB --html plan.html"""
+_USUAL_BITS = 4.5
+_PLAN_FIRST = ("target_size", "target_bits", "target_divergence", "formats", "max_slowdown", "device", "accuracy")
 
 _TABLES = "codebook"
 _MACHINE = ("threads", "calibration_memory", "statistics_path")
@@ -38,11 +48,11 @@ def compress_parser() -> CommandParser:
         prog="ov-compress compress",
         usage="ov-compress MODEL -o OUT [options]",
         description="Compress the weights of a model.",
-        epilog=_EXAMPLES,
+        epilog=_COMPRESS_EXAMPLES,
     )
     command.add_argument("-o", "--output", metavar="OUT", type=Path, help=".xml file or folder to write")
     command.add_argument("--force", action="store_true", help="replace what is at the output")
-    groups = add_options(command)
+    groups = _add_options(command)
     groups.results.add_argument("--dry-run", action="store_true", help="report with exact sizes, write no model")
     groups.running.add_argument(
         "--report", metavar="FILE", type=Path, help="write the report as JSON, beside the tables"
@@ -54,7 +64,17 @@ def compress_parser() -> CommandParser:
     return command
 
 
-def add_options(command: CommandParser, first: Collection[str] = _FIRST) -> Groups:
+def plan_parser() -> CommandParser:
+    """The parser of the command; what it parses has `run`, which is `run_plan`."""
+    command = CommandParser(
+        prog="ov-compress plan", usage="ov-compress plan MODEL [options]", description=_PLAN, epilog=_PLAN_EXAMPLES
+    )
+    _add_options(command, _PLAN_FIRST)
+    command.set_defaults(run=run_plan, output=None, force=False, dry_run=True, report=None, verify=False)
+    return command
+
+
+def _add_options(command: CommandParser, first: Collection[str] = _COMPRESS_FIRST) -> Groups:
     """Give a command the model that it is called with and all that says what becomes of the weights; `first` are the
     options of the table that its first screen of help has."""
     command.add_argument(
@@ -206,7 +226,7 @@ def _ignored(entries: Sequence[str], validate: bool) -> dict[str, object]:
     return {**fields, "validate": validate}
 
 
-def asked_of(parsed: argparse.Namespace) -> Recipe:
+def _asked_of(parsed: argparse.Namespace) -> Recipe:
     """All that is asked for: what the command line says comes before what a recipe says."""
     from ov_weight_compression.passes.recipe import Recipe, read_recipe
 
@@ -225,14 +245,22 @@ def asked_of(parsed: argparse.Namespace) -> Recipe:
 
 def run_compress(parsed: argparse.Namespace) -> int:
     """Run the command and return its exit code; what goes wrong is raised as a `CompressionError`."""
-    return run_asked(parsed, asked_of(parsed), "A dry run")
+    return _run_asked(parsed, _asked_of(parsed), "A dry run")
 
 
-def run_asked(parsed: argparse.Namespace, asked: Recipe, dry: str) -> int:
+def run_plan(parsed: argparse.Namespace) -> int:
+    """Run the command and return 0; what goes wrong is raised as a `CompressionError`."""
+    from ov_weight_compression.passes.targets import BUDGETS
+
+    asked = _asked_of(parsed)
+    if not any(name in asked.options for name in BUDGETS):
+        asked = replace(asked, options={**asked.options, "target_bits": _USUAL_BITS})
+    return _run_asked(parsed, asked, "A plan")
+
+
+def _run_asked(parsed: argparse.Namespace, asked: Recipe, dry: str) -> int:
     """Do what is asked for; `dry` is what it is called where nothing is written."""
     from ov_weight_compression.cli.compress_files import compress_path
-    from ov_weight_compression.cli.output import JsonPlace, json_place, say
-    from ov_weight_compression.cli.report_file import write_page
     from ov_weight_compression.cli.usage import Watch
     from ov_weight_compression.entry import done
     from ov_weight_compression.ir_utils.errors import OptionError
@@ -268,11 +296,11 @@ def run_asked(parsed: argparse.Namespace, asked: Recipe, dry: str) -> int:
         written.write(_as_dict(results, watch.usage))
     if page is not None:
         told = f"{dry}: nothing was written, sizes are exact." if parsed.dry_run else f"Written to {parsed.output}."
-        write_page(page, Path(parsed.model), asked, results, told, watch.usage, parsed.dry_run)
+        _write_page(page, Path(parsed.model), asked, results, told, watch.usage, parsed.dry_run)
     if kept is not None:
         _keep_recipe(kept, asked, Path(parsed.model), results)
     if parsed.verify and not parsed.dry_run:
-        from ov_weight_compression.cli.verify_command import verify_files
+        from ov_weight_compression.cli.inspect_command import verify_files
 
         with redirect_stdout(sys.stderr if place is not None and place.path is None else sys.stdout):
             return verify_files([result.target for result in results], _one_device(parsed.device))
@@ -285,15 +313,46 @@ def _bytes_of(results: Sequence[FileResult]) -> tuple[int, int]:
 
 
 def _as_dict(results: Sequence[FileResult], usage: Usage) -> dict[str, Any]:
-    from ov_weight_compression.cli.output import of_models
-
     models = [{"source": str(one.source), "target": str(one.target), **one.report.to_dict()} for one in results]
     return {**of_models(models), "run": usage.to_dict(_bytes_of(results)[0])}
 
 
+def _names_in(source: Path, results: Sequence[FileResult]) -> list[str]:
+    """What each model is called: by its path in the folder, or by its file's name."""
+    from ov_weight_compression.ir_utils.publish import expanded
+
+    source = expanded("MODEL", source)
+    return [
+        one.source.relative_to(source).as_posix() if source in one.source.parents else one.source.name
+        for one in results
+    ]
+
+
+def _write_page(
+    path: Path,
+    source: Path,
+    asked: Recipe,
+    results: Sequence[FileResult],
+    told: str,
+    usage: Usage,
+    planned: bool = False,
+) -> None:
+    """Write the page; `told` is one line on what was done, `planned`: nothing of it was."""
+    import openvino as ov
+
+    from ov_weight_compression.evaluation.report_page import render_report
+    from ov_weight_compression.ir_utils.publish import write_text
+    from ov_weight_compression.passes.recipe import option_lines
+
+    made = [("input", str(source.absolute())), *option_lines(asked)]
+    made.append(("time", usage.told(sum(one.report.bytes_before for one in results))))
+    made.append(("OpenVINO", ov.get_version()))
+    reports = {name: one.report for name, one in zip(_names_in(source, results), results, strict=True)}
+    write_text(path, render_report(reports, source.absolute().stem, told, made, planned=planned))
+
+
 def _keep_recipe(path: Path, asked: Recipe, source: Path, results: Sequence[FileResult]) -> None:
     """Write what was asked for; what a budget has chosen is written in its place, so that nothing is chosen again."""
-    from ov_weight_compression.cli.report_file import names_in
     from ov_weight_compression.passes.recipe import save_recipe
     from ov_weight_compression.passes.targets import BUDGETS, OF_BUDGETS
 
@@ -303,7 +362,7 @@ def _keep_recipe(path: Path, asked: Recipe, source: Path, results: Sequence[File
     options = {name: value for name, value in asked.options.items() if name not in (*BUDGETS, *OF_BUDGETS)}
     layers = {
         "" if len(results) == 1 else name: {row.name: (row.mode, row.group_size) for row in result.report.rows}
-        for name, result in zip(names_in(source, results), results, strict=True)
+        for name, result in zip(_names_in(source, results), results, strict=True)
     }
     save_recipe(path, replace(asked, options={**options, "mode": "int4_sym"}), layers)
 

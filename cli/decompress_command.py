@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ov_weight_compression.cli.parsers import CommandParser, add_json
+from ov_weight_compression.cli.terminal import CommandParser, add_json, json_place, of_models
 from ov_weight_compression.ir_utils.errors import OptionError
 
 __all__ = ["decompress_parser", "decompress_path", "run_decompress"]
@@ -32,7 +32,6 @@ def decompress_parser() -> CommandParser:
 
 def run_decompress(args: argparse.Namespace) -> int:
     """Run the command and return 0; what goes wrong is raised as a `CompressionError`."""
-    from ov_weight_compression.cli.output import json_place, of_models
     from ov_weight_compression.ir_utils.wording import human_bytes
 
     if args.output is None:

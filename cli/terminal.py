@@ -1,17 +1,21 @@
-"""What the parsers of all commands share: one screen of help, the rest behind --help-all, one line for a mistake."""
+"""What all commands share: one screen of help, the rest behind --help-all, one line for a mistake, and where words
+go: results to standard output or a file, everything else to standard error."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
-__all__ = ["CommandParser", "LaterGroup", "add_json"]
+__all__ = ["CommandParser", "JsonPlace", "LaterGroup", "add_json", "json_place", "of_models", "say"]
 
 _WIDEST = 110
 _COLUMN = 26
+_LONGEST = 800
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -93,3 +97,46 @@ class _Formatter(argparse.HelpFormatter):
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         """Examples keep their lines."""
         return text if "\n  " in text else super()._fill_text(text, width, indent)
+
+
+class JsonPlace:
+    """Where `--json` writes."""
+
+    def __init__(self, path: Path | None) -> None:
+        """`path`: the file; None for standard output."""
+        self.path = path
+
+    def write(self, found: dict[str, Any]) -> None:
+        """Write the result; the file is there whole, or not at all."""
+        text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        if self.path is None:
+            sys.stdout.write(text)
+        else:
+            from ov_weight_compression.ir_utils.publish import write_text
+
+            write_text(self.path, text)
+
+
+def json_place(word: str | None) -> JsonPlace | None:
+    """What `--json [FILE]` means; None where it was not given.
+
+    Raises:
+        OptionError: nothing can be written there; asked before anything is computed.
+    """
+    if word is None:
+        return None
+    from ov_weight_compression.ir_utils.publish import check_place
+
+    return JsonPlace(None if word == "-" else check_place("--json", Path(word)))
+
+
+def of_models(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One object for what was found of one model, or of each of several: `{"models": […]}`."""
+    return found[0] if len(found) == 1 else {"models": list(found)}
+
+
+def say(message: str) -> None:
+    """One line on standard error."""
+    from ov_weight_compression.ir_utils.errors import one_line
+
+    print(f"ov-compress: {one_line(' '.join(message.split()), _LONGEST)}", file=sys.stderr)
