@@ -48,15 +48,13 @@ from ov_weight_compression.ir_utils.types import FLOAT_TYPES, bf16_to_f32, float
 _TOKENIZERS = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
 _NUMBER = re.compile(r"\.\d+(?=\.)")
 
-_LEAST_COMPARED = 1024  # numbers of a constant: of few, the sum says little
-_COMPARED = 1 << 20
+_LEAST_COMPARED, _COMPARED = 1024, 1 << 20  # numbers of a constant: of few, the sum says little
 
 
 class _ComputedWith(Exception):  # noqa: N818 (nobody outside sees it)
     """The exporter computes with tensors whose casts are places only."""
 
     def __init__(self, names: Iterable[str]) -> None:
-        super().__init__()
         self.names = frozenset(names)
 
 
