@@ -23,6 +23,7 @@ from ov_weight_compression.passes.encoding import StoredWeight, keep
 from ov_weight_compression.passes.lora_correction import StoredAdapters, fit_adapters, obstacle
 from ov_weight_compression.passes.measurements import Measurements
 from ov_weight_compression.passes.plan import Algorithm, Plan, PlannedWeight, Statistic
+from ov_weight_compression.passes.shared_tables import code_shared_tables
 from ov_weight_compression.patterns import Kind
 from ov_weight_compression.quantization.encode import decode_rows, encode_rows
 from ov_weight_compression.quantization.formats import Encoded, Spec, join_rows
@@ -55,6 +56,7 @@ def encode_layer_by_layer(plan: Plan, data: Measurements) -> tuple[Plan, tuple[s
 
     method = plan.method
     encoded = _Encoded(wanted, plan, data.executor)
+    encoded.weights |= code_shared_tables(plan, data, encoded.spool)
     with open_streams(
         data.model,
         [one.weight for one in plan.weights],
@@ -87,7 +89,11 @@ class _Encoded:
     left_out: list[str] = field(default_factory=list)
 
     def take(self, stage: Stage) -> None:
-        """Encode every wanted weight of a stage; the layers after it see the result."""
+        """Encode every wanted weight of a stage; the layers after it see the result, and tables that were coded."""
+        for name in stage.others:
+            if name in self.weights and self.plan.method.two_streams:
+                values = decode_rows(self.weights[name].everything(), self.wanted[name].spec)
+                stage.replace(name, self._in_place(name, values.astype(np.float16)))
         batches = (batch for layer_input in stage.inputs for batch in self._batches(layer_input))
         for batch in batches if self.executor is None else list(batches):
             try:
@@ -143,7 +149,7 @@ class _Encoded:
 
     def _store(self, batch: _Batch, stage: Stage) -> None:
         """Keep a batch's codes, fit adapters where they are asked for, and let the stage have the values."""
-        method, sources, encoded, begin = self.plan.method, self.plan.sources, batch.coded(), 0
+        method, encoded, begin = self.plan.method, batch.coded(), 0
         for name, matrix in zip(batch.names, batch.matrices, strict=True):
             own = encoded.rows(begin, begin + len(matrix))
             begin += len(matrix)
@@ -156,7 +162,11 @@ class _Encoded:
                 self.adapters[name] = fitted
                 values = values if fitted is None else values + fitted.values()
             if method.two_streams:
-                stage.replace(name, sources.by_name[name].layout.from_matrix(sources.unfolded(name, values)))
+                stage.replace(name, self._in_place(name, values))
+
+    def _in_place(self, name: str, values: Array) -> Array:
+        """A weight's values [rows, in] as the model holds them."""
+        return self.plan.sources.by_name[name].layout.from_matrix(self.plan.sources.unfolded(name, values))
 
 
 @dataclass(frozen=True, eq=False)

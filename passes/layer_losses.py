@@ -75,19 +75,19 @@ def layer_losses(candidates: Mapping[str, Sequence[Spec]], data: Measurements) -
     evened = _evened(weights, shown) if data.method.two_streams else {}
 
     def losses(weight: Weight) -> tuple[float, ...]:
-        specs, own = candidates[weight.name], quantiser.of(weight)
+        specs = candidates[weight.name]
         uses = shown.get(weight.name)
         probed = probe_spec(weight)
         rows, shares = _sample(weight, data)
         total = np.zeros(len(specs))
         if not shown:
-            errors = _errors(rows, shares, specs, graph[weight.name].value(), graph[weight.name], own)
+            errors = _errors(rows, shares, specs, graph[weight.name].value(), graph[weight.name], quantiser)
             share = weight.elements / every / max(float(np.square(rows).sum()), _TINY)
             return tuple(float(one) for one in errors * share)
         if uses is None:
             uses = (Influence(usual.get(weight.shape, usual[None] * weight.elements), None),)
         for use in uses:
-            errors = _errors(rows, shares, [probed, *specs], use.energy, graph[weight.name], own)
+            errors = _errors(rows, shares, [probed, *specs], use.energy, graph[weight.name], quantiser)
             total += use.loss * errors[1:] / errors[0] if errors[0] > 0 else 0
         if weight in evened:
             total *= evened[weight] / max(sum(use.loss for use in uses), _TINY)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,11 +57,6 @@ class Quantiser:
     damping: float = DAMPING
     """Of GPTQ's Hessians."""
 
-    def of(self, weight: Weight) -> Quantiser:
-        """What rounds this weight: one that rows are picked from, be it by another layer, is never coded layer by
-        layer."""
-        return replace(self, by_gptq=False) if self.by_gptq and weight.is_embedding else self
-
 
 def quantiser_of(method: Method) -> Quantiser:
     """Of a run's method."""
@@ -85,7 +80,6 @@ class WeightRounder:
     def __init__(self, weights: Sequence[Weight], sources: Sources, quantiser: Quantiser) -> None:
         self._quantiser, self._graph = quantiser, graph_energies(weights, sources)
         self._specs = {weight.name: probe_spec(weight) for weight in weights}
-        self._own = {weight.name: quantiser.of(weight) for weight in weights}
 
     @property
     def wants_gram(self) -> bool:
@@ -96,9 +90,9 @@ class WeightRounder:
         """See `calibration.Rounder`."""
         from ov_weight_compression.calibration import Rounding
 
-        spec, quantiser = self._specs[name], self._own[name]
+        spec, quantiser = self._specs[name], self._quantiser
         if seen is not None and quantiser.by_gptq:
-            hessians = [hessian_of(one, damping=self._quantiser.damping) for one in _each(seen, 3)]
+            hessians = [hessian_of(one, damping=quantiser.damping) for one in _each(seen, 3)]
             energy = np.stack([one.residual for one in hessians])
             return Rounding(energy if seen.ndim == 3 else energy[0], partial(_by_gptq, spec=spec, hessians=hessians))
         if seen is not None and self.wants_gram:
