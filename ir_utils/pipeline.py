@@ -39,6 +39,8 @@ class Pipeline:
 
     threads: int = field(default_factory=default_threads)
     look_ahead: int = 64 << 20
+    small_job: int = 32 << 10
+    """Bytes below which most of a job's time is the interpreter's, which runs one thread at a time."""
     on_finished: Callable[[Job], object] | None = None
     """Called, in whichever thread, after each job's last piece: for progress bars."""
     held: Held = nullcontext
@@ -68,11 +70,16 @@ class Pipeline:
         Raises:
             WorkError: a computation failed; names the weight.
         """
-        runs = WorkerPool(self.threads, self.held, self.on_finished, jobs).run_all()
+        runs = WorkerPool(self.threads_for(jobs), self.held, self.on_finished, jobs).run_all()
         for run in runs:
             if run.error is not None:
                 raise run.error
         return [run.parts for run in runs]
+
+    def threads_for(self, jobs: Sequence[Job]) -> int:
+        """How many threads do these jobs: one where they are small on average. Two would wait for each other, and each
+        compile its kernels."""
+        return 1 if sum(job.nbytes for job in jobs) < self.small_job * len(jobs) else self.threads
 
     def stop(self) -> None:
         """Give up what is under way for this thread and wait until nobody works on it. A later request starts anew."""
@@ -132,7 +139,8 @@ class _Walk:
         self._pool = self._new_pool()
 
     def _new_pool(self) -> WorkerPool:
-        return WorkerPool(self._pipeline.threads, self._pipeline.held, self._tell)
+        pipeline = self._pipeline
+        return WorkerPool(pipeline.threads_for(pipeline._jobs), pipeline.held, self._tell)
 
     def _tell(self, job: Job) -> None:
         if self._pipeline.on_finished is not None:

@@ -55,7 +55,7 @@ class Counting:
 
 
 def with_jobs(*jobs: Counting, **options: Any) -> Pipeline:
-    pipeline = Pipeline(**options)
+    pipeline = Pipeline(**{"small_job": 0, **options})
     for number, job in enumerate(jobs):
         assert pipeline.add(job) == number
     return pipeline
@@ -190,6 +190,14 @@ class TestRunAll:
         threading.Timer(0.2, look).start()
         pipeline.run_all(jobs)
         assert begun == [2]
+
+    @pytest.mark.parametrize(
+        ("nbytes", "threads"), [([100, 200], 1), ([100, 299], 1), ([100, 300], 4), ([10, 10, 1000], 4)]
+    )
+    def test_jobs_that_are_small_on_average_are_done_by_one_thread(self, nbytes: list[int], threads: int) -> None:
+        jobs = [Counting("weight", nbytes=size) for size in nbytes]
+        assert with_jobs(threads=4, small_job=200).threads_for(jobs) == threads
+        assert with_jobs(threads=4, small_job=200).threads_for([]) == 4
 
     def test_an_error_names_the_weight_and_ends_the_rest(self) -> None:
         jobs = [Counting("fine"), Counting("bad", fail=ArithmeticError("overflow"))]
