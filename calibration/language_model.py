@@ -330,7 +330,6 @@ def has_open_axis(node: ov.Node, rank: int, axes: Sequence[int]) -> bool:
 
 
 _VECTORS = "inputs_embeds"
-_TOKEN_IDS = "input_ids"
 _FILE = "openvino_text_embeddings_model.xml"
 
 
@@ -344,10 +343,9 @@ class Embedded:
 
     def inputs(self, window: Mapping[str, Array]) -> dict[str, Array]:
         """What the language model itself takes, of what this one does."""
-        vectors = self.embed(window[_TOKEN_IDS])[0]
+        vectors = self.embed(window[_IDS[0]])[0]
         return {
-            _VECTORS if name == _TOKEN_IDS else name: vectors if name == _TOKEN_IDS else own
-            for name, own in window.items()
+            _VECTORS if name == _IDS[0] else name: vectors if name == _IDS[0] else own for name, own in window.items()
         }
 
 
@@ -367,7 +365,7 @@ def with_embeddings(model: ov.Model) -> Embedded | None:
     vectors, ids = joined.get_parameters()[labels.index(_VECTORS)], embedding.get_parameters()[0]
     for target in list(vectors.output(0).get_target_inputs()):
         target.replace_source_output(embedding.get_results()[0].input_value(0))
-    ids.output(0).set_names({_TOKEN_IDS})
+    ids.output(0).set_names({_IDS[0]})
     joined.add_parameters([ids])
     joined.remove_parameter(vectors)
     joined.validate_nodes_and_infer_types()

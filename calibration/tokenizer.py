@@ -74,20 +74,18 @@ def find_tokenizer(folders: Sequence[Path | None]) -> Tokenizer:
     )
 
 
-def tokenizer_files(folders: Sequence[Path | None]) -> list[Path]:
-    """Those that lie in some folders, the ones to be preferred first; raises OptionError for a file of another kind."""
-    return [file for place in folders if place is not None for file in _candidates(place)]
-
-
 _NEEDS = {".xml": ("openvino_tokenizers", "genai"), ".json": ("tokenizers", "text")}
 
 
-def _candidates(place: Path) -> list[Path]:
-    if place.is_file():
-        if place.suffix not in _NEEDS:
+def tokenizer_files(folders: Sequence[Path | None]) -> list[Path]:
+    """Those that lie in some folders, the ones to be preferred first; raises OptionError for a file of another kind."""
+    found: list[Path] = []
+    for place in filter(None, folders):
+        if place.is_file() and place.suffix not in _NEEDS:
             raise OptionError(f"tokenizer={str(place)!r}: must be an openvino_tokenizer.xml or a tokenizer.json")
-        return [place]
-    return [place / name for name in TOKENIZERS if (place / name).is_file()]
+        files = [place] if place.is_file() else [place / name for name in TOKENIZERS]
+        found += [file for file in files if file.is_file()]
+    return found
 
 
 def _open_json(file: Path) -> Tokenizer:
@@ -107,7 +105,8 @@ def _open_json(file: Path) -> Tokenizer:
 def _open_xml(file: Path) -> Tokenizer:
     import_module("openvino_tokenizers")  # from here on every new Core knows its operations
     runtime = ov.Core()
-    tokenize = _compile(runtime, file)
+    with _errors(file):
+        tokenize = runtime.compile_model(file, "CPU")
 
     def encode(text: str) -> npt.NDArray[np.int64]:
         with _errors(file):
@@ -115,7 +114,8 @@ def _open_xml(file: Path) -> Tokenizer:
         return ids
 
     back = file.with_name("openvino_detokenizer.xml")
-    detokenize = _compile(runtime, back) if back.is_file() else None
+    with _errors(back):
+        detokenize = runtime.compile_model(back, "CPU") if back.is_file() else None
 
     def decode(tokens: Sequence[int]) -> str:
         if detokenize is None:
@@ -124,11 +124,6 @@ def _open_xml(file: Path) -> Tokenizer:
             return str(detokenize([np.array([tokens], dtype=np.int64)])[0][0])
 
     return Tokenizer(str(file), encode, decode)
-
-
-def _compile(runtime: ov.Core, file: Path) -> Any:
-    with _errors(file):
-        return runtime.compile_model(file, "CPU")
 
 
 def _reader(file: Path) -> Any:

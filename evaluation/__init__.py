@@ -4,7 +4,7 @@ the model that it was made from."""
 from ov_weight_compression.evaluation.compare import compare
 from ov_weight_compression.evaluation.comparison import Comparison
 from ov_weight_compression.evaluation.inspection import Inspection, inspect
-from ov_weight_compression.evaluation.request import ComparisonProtocol
+from ov_weight_compression.evaluation.samples import ComparisonProtocol
 from ov_weight_compression.passes.verify import Verification, verify
 
 __all__ = ["Comparison", "ComparisonProtocol", "Inspection", "Verification", "compare", "inspect", "verify"]

@@ -9,10 +9,9 @@ that hold them, on a few samples                                           (laye
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -33,20 +32,26 @@ from ov_weight_compression.evaluation.figures import (
 )
 from ov_weight_compression.evaluation.layers import compare_layers
 from ov_weight_compression.evaluation.logits_file import Header, keep_logits, kept_logits
-from ov_weight_compression.evaluation.models import Pair, Runner, choose, open_pair, output_name
-from ov_weight_compression.evaluation.outputs import OutputFigures, OutputTotals
+from ov_weight_compression.evaluation.models import OnProgress, Pair, Runner, choose, open_pair
+from ov_weight_compression.evaluation.outputs import compare_outputs
 from ov_weight_compression.evaluation.predictions import (
     LogitsOf,
-    OnProgress,
     Scores,
     logits_of,
     run_language,
 )
-from ov_weight_compression.evaluation.request import CompareRequest, ComparisonProtocol
-from ov_weight_compression.evaluation.samples import CompareData, InputSets, prepare
-from ov_weight_compression.evaluation.windows import Batch, Windows, of_inputs, of_windows
-from ov_weight_compression.ir_utils.errors import CompressionError, ModelError, OptionError, WorkError
-from ov_weight_compression.ir_utils.option_kinds import flag, word
+from ov_weight_compression.evaluation.samples import (
+    Batch,
+    CompareData,
+    CompareRequest,
+    ComparisonProtocol,
+    InputSets,
+    Windows,
+    of_inputs,
+    of_windows,
+    prepare,
+)
+from ov_weight_compression.ir_utils.errors import CompressionError, OptionError
 from ov_weight_compression.ir_utils.types import Float32
 from ov_weight_compression.patterns import Roles
 from ov_weight_compression.patterns.graphs import constants_bytes
@@ -106,36 +111,28 @@ def compare(
         WorkError: a failure while running.
         MissingExtraError: a tokenizer needs a package that is not installed.
     """
+    progress = progress or (lambda *_: None)
     protocol = ComparisonProtocol() if protocol is None else protocol
-    request = CompareRequest(window, windows, tokenizer, layers, protocol, roles)
-    arithmetic = choose(word().parse("device", device), flag().parse("as_deployed", as_deployed))
+    request = CompareRequest(window, windows, tokenizer, device, as_deployed, layers, protocol, roles)
     with ExitStack() as stack:
-        return _compare(open_pair(base, compressed, arithmetic, stack), data, request, progress or (lambda *_: None))
-
-
-def _compare(pair: Pair, data: CompareData, request: CompareRequest, progress: OnProgress) -> Comparison:
-    samples = prepare(pair, data, request)
-    text: _TextFound | None = None
-    outputs: tuple[OutputFigures, ...] = ()
-    if samples.is_text:
-        text = _compare_text(pair, samples, request, progress)
-        count = text.count
-    else:
-        outputs, count = _compare_outputs(pair, samples, progress)
-    layers, formats = compare_layers(pair, samples.first, request, progress)
-    base, other = (
-        ModelFigures(one.name, str(one.path) if one.path else None, constants_bytes(one.model))
-        for one in (pair.base, pair.compressed)
-    )
+        pair = open_pair(base, compressed, choose(request.device, request.as_deployed), stack)
+        samples = prepare(pair, data, request)
+        text = _compare_text(pair, samples, request, progress) if samples.is_text else None
+        outputs, count = ((), text.count) if text else compare_outputs(pair, samples.sets, progress)
+        weights, formats = compare_layers(pair, samples.first, request, progress)
+        ours, theirs = (
+            ModelFigures(one.name, str(one.path) if one.path else None, constants_bytes(one.model))
+            for one in (pair.base, pair.compressed)
+        )
     return Comparison(
-        base=base,
-        compressed=other,
-        data=samples.figures(count),
+        base=ours,
+        compressed=theirs,
+        data=replace(samples.data, samples=count),
         arithmetic=pair.arithmetic,
         language=text.figures if text else None,
         outputs=outputs,
         formats=formats,
-        layers=layers,
+        layers=weights,
         worst_positions=text.positions if text else (),
         worst_passages=text.passages if text else (),
         notes=(*samples.notes, *(text.notes if text else ())),
@@ -218,37 +215,3 @@ def _header(pair: Pair, windows: Windows, mark: str, vocabulary: int) -> Header:
         vocabulary=vocabulary,
         arithmetic=pair.arithmetic.describe(),
     )
-
-
-def _compare_outputs(pair: Pair, samples: InputSets, progress: OnProgress) -> tuple[tuple[OutputFigures, ...], int]:
-    """Outputs of both models, over all sets of inputs."""
-    base, compressed = (Runner(one, pair.arithmetic) for one in (pair.base, pair.compressed))
-    names = [output_name(port, index) for index, port in enumerate(pair.base.model.outputs)]
-    order = _same_outputs(pair, names)
-    totals = [OutputTotals(name) for name in names]
-    count = 0
-    for inputs in samples.sets:
-        progress("samples", count, None)
-        ours, theirs = base.run(base.inputs.complete(inputs)), compressed.run(compressed.inputs.complete(inputs))
-        for index, total in enumerate(totals):
-            a, b = ours[index], theirs[order[index]]
-            if a.shape != b.shape:
-                raise ModelError(f"output '{total.name}' is {list(a.shape)} of the base, {list(b.shape)} of the other")
-            total.add(a, b, inputs.get("attention_mask"))
-        count += 1
-    if count == 0:
-        raise OptionError("data: it is empty")
-    progress("samples", count, count)
-    broken = [total.name for total in totals if math.isnan(total.energy.noise)]
-    if broken:
-        raise WorkError(f"output '{broken[0]}' holds NaN: nothing can be compared")
-    return tuple(total.figures() for total in totals), count
-
-
-def _same_outputs(pair: Pair, names: list[str]) -> list[int]:
-    """Where the compressed model has each output: by name, else by number."""
-    theirs = pair.compressed.model.outputs
-    if len(theirs) != len(names):
-        raise ModelError(f"the models have different outputs: base {len(names)}, compressed {len(theirs)}")
-    by_name = {name: index for index, port in enumerate(theirs) for name in port.get_names()}
-    return [by_name.get(name, index) for index, name in enumerate(names)]

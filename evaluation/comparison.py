@@ -13,6 +13,7 @@ from ov_weight_compression.evaluation.figures import Estimate, LanguageFigures, 
 from ov_weight_compression.evaluation.layers import FormatFigures, LayerFigures
 from ov_weight_compression.evaluation.models import Arithmetic
 from ov_weight_compression.evaluation.outputs import OutputFigures
+from ov_weight_compression.evaluation.samples import DataFigures
 from ov_weight_compression.ir_utils.publish import write_text
 from ov_weight_compression.ir_utils.wording import (
     as_text,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-__all__ = ["Comparison", "DataFigures", "ModelFigures", "language_rows"]
+__all__ = ["Comparison", "ModelFigures", "language_rows"]
 
 
 @dataclass(frozen=True)
@@ -45,24 +46,6 @@ class ModelFigures:
     path: str | None
     bytes: int
     """Of all constants."""
-
-
-@dataclass(frozen=True)
-class DataFigures:
-    """What both models were run on."""
-
-    source: str
-    synthesised: bool
-    """Made up from the input shapes: such figures say little about accuracy on real data."""
-    samples: int
-    """Windows of text, or sets of inputs."""
-    window: int | None = None
-    """Tokens to a window; None for other models."""
-    stride: int | None = None
-    context: int | None = None
-    """Leading positions of each window that are not scored."""
-    score_last: bool | None = None
-    """Whether the last position of each window, which has no next token, counts for KL and agreement."""
 
 
 @dataclass(frozen=True)

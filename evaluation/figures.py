@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from ov_weight_compression.calibration.tokenizer import Tokenizer
 from ov_weight_compression.evaluation.predictions import Scored, Scores
-from ov_weight_compression.evaluation.windows import NO_TOKEN
+from ov_weight_compression.evaluation.samples import NO_TOKEN
 
 __all__ = [
     "Divergence",

@@ -41,10 +41,9 @@ import openvino as ov
 from openvino import opset13 as ops
 
 from ov_weight_compression.evaluation.format_names import mode_of
-from ov_weight_compression.evaluation.models import Pair, Runner
+from ov_weight_compression.evaluation.models import OnProgress, Pair, Runner
 from ov_weight_compression.evaluation.outputs import SignalNoise
-from ov_weight_compression.evaluation.predictions import OnProgress
-from ov_weight_compression.evaluation.request import CompareRequest
+from ov_weight_compression.evaluation.samples import CompareRequest
 from ov_weight_compression.ir_utils.constant_values import depends_on_constants
 from ov_weight_compression.ir_utils.types import Float32
 from ov_weight_compression.ir_utils.weight_source import WeightSource, source_at
@@ -151,12 +150,6 @@ class PairedLayer:
         ends = self.base.input_value(self.base_port), consumer.node.input_value(consumer.port)
         return source_at(ends[0].get_node()), source_at(ends[1].get_node())
 
-    def with_factors(self) -> PairedLayer:
-        """The pair with the factors that lie between the two weights, if there are any."""
-        sources = self.sources()
-        factors = None if sources is None else factors_between(*sources)
-        return self if factors is None else replace(self, factors=factors, note=self.note or _SCALED)
-
 
 @dataclass(frozen=True)
 class LayerFigures:
@@ -205,8 +198,10 @@ def compare_layers(
     figures, energies = [], []
     for number, one in enumerate(pairs):
         progress("weights", number, len(pairs))
-        if request.layers:
-            one = pairs[number] = one.with_factors()
+        sources = one.sources() if request.layers else None
+        factors = None if sources is None else factors_between(*sources)
+        if factors is not None:
+            one = pairs[number] = replace(one, factors=factors, note=one.note or _SCALED)
         found, energy = weigh(one, request.layers)
         figures.append(found)
         energies.append(energy)

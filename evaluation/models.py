@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from os import PathLike
@@ -31,10 +31,9 @@ import openvino as ov
 
 from ov_weight_compression.calibration.model_inputs import ModelInputs
 from ov_weight_compression.calibration.runner import EXACT
-from ov_weight_compression.evaluation.windows import DEFAULT_WINDOW
-from ov_weight_compression.ir_utils import option_kinds
 from ov_weight_compression.ir_utils.errors import ModelError, OptionError, WorkError
 from ov_weight_compression.ir_utils.ir_file import openvino_reason, read_model
+from ov_weight_compression.ir_utils.option_kinds import path as path_kind
 from ov_weight_compression.ir_utils.publish import TemporaryFolder
 from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.patterns.graphs import graphs_of, is_postponed
@@ -43,18 +42,22 @@ __all__ = [
     "Arithmetic",
     "Loaded",
     "LogitsPort",
+    "OnProgress",
     "Pair",
     "Runner",
     "choose",
     "core",
     "load",
     "open_pair",
-    "output_name",
 ]
 
 _OTHER_MODELS = (".pb", ".pbtxt", ".meta", ".tflite", ".pdmodel")
 """Files of other kinds that OpenVINO's readers know. Whatever else it is given, each of them has a look, and
 TensorFlow's prints what it thinks of that."""
+
+
+OnProgress = Callable[[str, int, int | None], None]
+"""Called with what is being done, how many of it are done, and how many there are (None: not known)."""
 
 
 @functools.cache
@@ -100,7 +103,11 @@ def choose(device: str, as_deployed: bool) -> Arithmetic:
     if device.split(".")[0].split(":")[0] not in {name.split(".")[0] for name in available} | {"AUTO", "HETERO"}:
         raise OptionError(f"device={device!r}: OpenVINO finds no such device here, it finds {', '.join(available)}")
     single = ":" not in device and device != "AUTO"
-    known = [name for name in EXACT if not single or name in _supported(device)]
+    try:
+        supported = list(core().get_property(device, "SUPPORTED_PROPERTIES")) if single else list(EXACT)
+    except RuntimeError as error:
+        raise WorkError(f"device {device} does not tell its properties: {openvino_reason(error)}") from error
+    known = [name for name in EXACT if name in supported]
     version = ov.get_version()
     if as_deployed:
         defaults = tuple((name, _told(core().get_property(device, name))) for name in known) if single else ()
@@ -114,14 +121,9 @@ def _told(value: object) -> str:
     return value.to_string() if isinstance(value, ov.Type) else str(value)
 
 
-def _supported(device: str) -> list[str]:
-    try:
-        return list(core().get_property(device, "SUPPORTED_PROPERTIES"))
-    except RuntimeError as error:
-        raise WorkError(f"device {device} does not tell its properties: {openvino_reason(error)}") from error
-
-
 _NOT_MODELS = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
+_MODEL = path_kind()
+DEFAULT_WINDOW = 256
 _LIMITS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 
 
@@ -147,43 +149,16 @@ class Loaded:
     logits: LogitsPort | None
     """None for a model that is no language model."""
 
-    @staticmethod
-    def of(model: ov.Model, role: str, name: str, path: Path | None) -> Loaded:
-        """Look at a model; messages call it "the base model pylm"."""
-        inputs = ModelInputs(model, "data", f"the {role} model" + (f" {name}" if path else ""))
-        return Loaded(model, name, path, inputs, _find_logits(model) if inputs.language else None)
+    longest_window: int | None
+    """The number of positions that the model was made for, as far as its config.json or a table of positions says it:
+    behind the end of such a table OpenVINO reads zeros and says nothing."""
 
     @property
-    def folder(self) -> Path | None:
-        """Where its tokenizer and config.json would lie."""
-        return self.path.parent if self.path else None
-
-    def config(self) -> dict[str, Any]:
-        """The exporter's config.json, or nothing."""
-        file = self.path.parent / "config.json" if self.path else None
-        if file is None or not file.is_file():
-            return {}
-        try:
-            read = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return read if isinstance(read, dict) else {}
-
     def usual_window(self) -> int:
         """Windows where none were asked for: 256 tokens, or fewer where the model takes no more; the length that its
         input has, where that is fixed."""
         fixed = self.inputs.language.length if self.inputs.language else None
-        return fixed or min(DEFAULT_WINDOW, self.longest_window() or DEFAULT_WINDOW)
-
-    def longest_window(self) -> int | None:
-        """The number of positions that the model was made for, as far as its config.json or a table of positions says
-        it: behind the end of such a table OpenVINO reads zeros and says nothing."""
-        config = self.config()
-        found = [config[key] for key in _LIMITS if isinstance(config.get(key), int) and config[key] > 1]
-        language = self.inputs.language
-        if language is not None:
-            found += [limit for limit in (language.positions, language.length) if limit]
-        return min(found, default=None)
+        return fixed or min(DEFAULT_WINDOW, self.longest_window or DEFAULT_WINDOW)
 
 
 def load(source: ov.Model | str | PathLike[str], role: str, stack: ExitStack | None = None) -> Loaded:
@@ -198,11 +173,24 @@ def load(source: ov.Model | str | PathLike[str], role: str, stack: ExitStack | N
     Raises:
         ModelError: there is no such file, or OpenVINO cannot read it.
     """
+    path = None
     if isinstance(source, ov.Model):
-        return Loaded.of(_settled(source, stack), role, role, None)
-    path = option_kinds.path().parse(f"the {role} model", source)
-    if path.is_dir():
-        path = _model_in(path, role)
+        model, name = source, role
+    else:
+        path = _MODEL.parse(f"the {role} model", source)
+        path = _model_in(path, role) if path.is_dir() else path
+        model = _read(path, role)
+        # What a person would call it: the folder's name, and the file's where it is not the same for every model.
+        name = path.parent.resolve().name + ("" if path.name == "openvino_model.xml" else f"/{path.name}")
+    model = _settled(model, stack)
+    inputs = ModelInputs(model, "data", f"the {role} model" + (f" {name}" if path else ""))
+    language = inputs.language
+    limits = [] if language is None else [limit for limit in (language.positions, language.length) if limit]
+    longest = min([*limits, *(_limits_in(path.parent / "config.json") if path else ())], default=None)
+    return Loaded(model, name, path, inputs, _find_logits(model) if language else None, longest)
+
+
+def _read(path: Path, role: str) -> ov.Model:
     if not path.is_file():
         raise ModelError(f"the {role} model {path} does not exist")
     if path.suffix == ".xml" and not path.with_suffix(".bin").is_file():
@@ -216,14 +204,22 @@ def load(source: ov.Model | str | PathLike[str], role: str, stack: ExitStack | N
             f"{', '.join(_OTHER_MODELS)}"
         )
     try:
-        model = read_model(path) if own else core().read_model(path)
+        return read_model(path) if own else core().read_model(path)
     except ModelError as error:
         reason = str(error).removeprefix(f"{path}: ")
         raise ModelError(f"the {role} model {path} cannot be read: {reason}") from error
     except Exception as error:
-        reason = openvino_reason(error)
-        raise ModelError(f"the {role} model {path} cannot be read: {reason}") from error
-    return Loaded.of(_settled(model, stack), role, _name_of(path), path)
+        raise ModelError(f"the {role} model {path} cannot be read: {openvino_reason(error)}") from error
+
+
+def _limits_in(config: Path) -> list[int]:
+    """The numbers of positions that an exporter's config.json names, if it is there."""
+    try:
+        read = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return []
+    found = [read.get(key) for key in _LIMITS] if isinstance(read, dict) else []
+    return [limit for limit in found if isinstance(limit, int) and limit > 1]
 
 
 def _settled(model: ov.Model, stack: ExitStack | None) -> ov.Model:
@@ -247,19 +243,6 @@ def _model_in(folder: Path, role: str) -> Path:
         raise ModelError(f"the {role} folder {folder} holds no OpenVINO model (.xml)")
     names = ", ".join(file.name for file in found)
     raise ModelError(f"the {role} folder {folder} holds several models ({names}): name the file")
-
-
-def _name_of(path: Path) -> str:
-    """What a person would call it: the folder's name, and the file's where it is not the same for every model."""
-    folder = path.parent.resolve().name
-    return folder if path.name == "openvino_model.xml" else f"{folder}/{path.name}"
-
-
-def output_name(port: Any, index: int) -> str:
-    """The name by which an output is known: its shortest, as exporters give it, else its number. What OpenVINO itself
-    calls a Result changes from one reading to the next."""
-    names = [name for name in port.get_names() if not name.startswith("Result_")]
-    return str(min(names, key=lambda name: (len(name), name), default=f"output {index}"))
 
 
 def _find_logits(model: ov.Model) -> LogitsPort | None:
@@ -325,7 +308,7 @@ class Pair:
 
     def tokenizer_places(self, given: str | PathLike[str] | None) -> list[Path | None]:
         """Where to look for a tokenizer: what was given, else the models' folders."""
-        return [Path(given)] if given else [self.base.folder, self.compressed.folder]
+        return [Path(given)] if given else [one.path and one.path.parent for one in (self.base, self.compressed)]
 
 
 def open_pair(

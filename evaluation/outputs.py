@@ -21,25 +21,22 @@ there are 12 samples or more (with 11, ten neighbours are all there are), at mos
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ov_weight_compression.evaluation.models import OnProgress, Pair, Runner
+from ov_weight_compression.ir_utils.errors import ModelError, OptionError, WorkError
 from ov_weight_compression.ir_utils.types import Array
 
-__all__ = ["OutputFigures", "OutputTotals", "SignalNoise", "decibels"]
+__all__ = ["OutputFigures", "OutputTotals", "SignalNoise", "compare_outputs"]
 
 _NEIGHBOURS = 10
 _MOST_SAMPLES = 4096
 _LEAST_WIDTH = 8
-
-
-def decibels(signal: float, noise: float) -> float:
-    """10 log10(signal / noise); infinite without noise, NaN without either."""
-    if noise == 0:
-        return math.inf if signal > 0 else math.nan
-    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
 
 
 @dataclass
@@ -61,8 +58,10 @@ class SignalNoise:
 
     @property
     def snr_db(self) -> float:
-        """Signal to noise in dB."""
-        return decibels(self.signal, self.noise)
+        """10 log10(signal / noise); infinite without noise, NaN without either."""
+        if self.noise == 0:
+            return math.inf if self.signal > 0 else math.nan
+        return 10 * math.log10(self.signal / self.noise) if self.signal > 0 else -math.inf
 
     @property
     def known_db(self) -> float | None:
@@ -177,3 +176,52 @@ def _nearest(rows: Array) -> npt.NDArray[np.intp]:
         alike[np.arange(len(alike)), np.arange(block.start, block.stop)] = -np.inf
         found[block] = np.argsort(-alike, axis=1, kind="stable")[:, :_NEIGHBOURS]
     return found
+
+
+def compare_outputs(
+    pair: Pair, sets: Iterable[Mapping[str, Array]], progress: OnProgress
+) -> tuple[tuple[OutputFigures, ...], int]:
+    """The figures of each output over all sets of inputs, and the number of these.
+
+    Raises:
+        ModelError: the models have different outputs.
+        OptionError: there are no inputs.
+        WorkError: an output holds NaN.
+    """
+    base, compressed = (Runner(one, pair.arithmetic) for one in (pair.base, pair.compressed))
+    names = [_output_name(port, index) for index, port in enumerate(pair.base.model.outputs)]
+    order = _same_outputs(pair, names)
+    totals = [OutputTotals(name) for name in names]
+    count = 0
+    for inputs in sets:
+        progress("samples", count, None)
+        ours, theirs = base.run(base.inputs.complete(inputs)), compressed.run(compressed.inputs.complete(inputs))
+        for index, total in enumerate(totals):
+            a, b = ours[index], theirs[order[index]]
+            if a.shape != b.shape:
+                raise ModelError(f"output '{total.name}' is {list(a.shape)} of the base, {list(b.shape)} of the other")
+            total.add(a, b, inputs.get("attention_mask"))
+        count += 1
+    if count == 0:
+        raise OptionError("data: it is empty")
+    progress("samples", count, count)
+    broken = [total.name for total in totals if math.isnan(total.energy.noise)]
+    if broken:
+        raise WorkError(f"output '{broken[0]}' holds NaN: nothing can be compared")
+    return tuple(total.figures() for total in totals), count
+
+
+def _same_outputs(pair: Pair, names: list[str]) -> list[int]:
+    """Where the compressed model has each output: by name, else by number."""
+    theirs = pair.compressed.model.outputs
+    if len(theirs) != len(names):
+        raise ModelError(f"the models have different outputs: base {len(names)}, compressed {len(theirs)}")
+    by_name = {name: index for index, port in enumerate(theirs) for name in port.get_names()}
+    return [by_name.get(name, index) for index, name in enumerate(names)]
+
+
+def _output_name(port: Any, index: int) -> str:
+    """The name by which an output is known: its shortest, as exporters give it, else its number. What OpenVINO itself
+    calls a Result changes from one reading to the next."""
+    names = [name for name in port.get_names() if not name.startswith("Result_")]
+    return str(min(names, key=lambda name: (len(name), name), default=f"output {index}"))

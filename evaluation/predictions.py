@@ -28,12 +28,12 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
-from ov_weight_compression.evaluation.models import Runner
-from ov_weight_compression.evaluation.windows import NO_TOKEN, Batch
+from ov_weight_compression.evaluation.models import OnProgress, Runner
+from ov_weight_compression.evaluation.samples import NO_TOKEN, Batch
 from ov_weight_compression.ir_utils.errors import ModelError, OptionError, WorkError
 from ov_weight_compression.ir_utils.types import Array, Float32
 
-__all__ = ["LogitsOf", "OnProgress", "Scored", "Scores", "logits_of", "run_language", "score"]
+__all__ = ["LogitsOf", "Scored", "Scores", "logits_of", "run_language", "score"]
 
 _BLOCK_ELEMENTS = 1 << 17
 
@@ -114,10 +114,6 @@ def _log_softmax(logits: Float32, top: npt.NDArray[np.int64]) -> Array:
     shifted -= shifted[np.arange(len(top)), top][:, None]
     shifted -= np.log(np.exp(shifted).sum(axis=1))[:, None]
     return shifted
-
-
-OnProgress = Callable[[str, int, int | None], None]
-"""Called with what is being done, how many of it are done, and how many there are (None: not known)."""
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,27 @@
 """What is going to be run: windows of text, or sets of inputs; read from what the caller gave, or made up (see
 `calibration.generate`): a report made from such inputs says what it was made from.
+
+A stream `[n]` of token ids is cut into windows of `window` tokens, one starting every `stride` tokens, whole ones only
+(a stream shorter than a window is one window of its own). An array `[windows, length]` is taken as it is. A list of
+streams is cut one by one. Each window is run by itself, from an empty cache.
+
+Which positions of a window are scored is said by `context`: its first `context` positions are not. Its default scores
+every token once: 0 where windows do not overlap, `window - stride` where they do. llama.cpp's tool scores the second
+half of each window, and leaves out the last position: `context=window // 2, score_last=False`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import openvino as ov
 
 from ov_weight_compression.calibration.data_files import is_text, read_file, recorded_data, rows_of, sort_arrays
@@ -19,15 +29,212 @@ from ov_weight_compression.calibration.datasets import Told, readable
 from ov_weight_compression.calibration.generate import fitting_window, random_inputs, random_tokens, written_tokens
 from ov_weight_compression.calibration.language_model import LanguageModel
 from ov_weight_compression.calibration.model_inputs import ModelInputs
-from ov_weight_compression.evaluation.comparison import DataFigures
-from ov_weight_compression.evaluation.models import Pair
-from ov_weight_compression.evaluation.request import CompareRequest
-from ov_weight_compression.evaluation.windows import Windows, cut_windows
-from ov_weight_compression.ir_utils import option_kinds
+from ov_weight_compression.evaluation.models import DEFAULT_WINDOW, Pair
 from ov_weight_compression.ir_utils.errors import OptionError
-from ov_weight_compression.ir_utils.types import Array
+from ov_weight_compression.ir_utils.option_kinds import OptionKind, count, flag, path, shapes, shown, word
+from ov_weight_compression.ir_utils.types import Array, Float32
+from ov_weight_compression.patterns import Roles, parse_roles
 
-__all__ = ["CompareData", "Data", "InputSets", "Inputs", "open_data", "prepare"]
+_PROTOCOL = {
+    **{"stride": count(1), "context": count(0), "score_last": flag(), "batch": count(1), "shapes": shapes()},
+    **{"layer_samples": count(0), "save_base": path(), "base_logits": path()},
+}
+_REQUEST = {
+    **{"window": count(2), "windows": count(1), "tokenizer": path(), "device": word(), "as_deployed": flag()},
+    **{"layers": flag(), "roles": OptionKind("", parse_roles, "Roles")},
+}
+
+
+def _parse(request: object, kinds: Mapping[str, OptionKind]) -> None:
+    """Read the fields of a frozen dataclass; None may stand where it is the default."""
+    for name, kind in kinds.items():
+        value, default = getattr(request, name), getattr(type(request), name)
+        object.__setattr__(request, name, None if value is default is None else kind.parse(name, value))
+
+
+@dataclass(frozen=True)
+class ComparisonProtocol:
+    """How two models are compared, where that is to be as somebody else did it, or as it was done before.
+
+        compare(base, int4, "text.txt", window=512, protocol=ComparisonProtocol(context=256, score_last=False))
+
+    scores what llama.cpp's tool scores: the second half of each window, without its last position.
+
+    Raises:
+        OptionError: a value that cannot be; names it.
+    """
+
+    stride: int | None = None
+    """Tokens from the start of one window to the next; the window."""
+    context: int | None = None
+    """Leading positions of each window that are not scored; 0, or `window - stride` where windows overlap."""
+    score_last: bool = True
+    """Whether the last position of a window, which has no next token, counts for KL and agreement."""
+    batch: int | None = None
+    """How many rows of given inputs to run at once; all."""
+    shapes: Mapping[str, Sequence[int]] | None = None
+    """Shapes of made-up inputs, by name."""
+    layer_samples: int = 2
+    """On how many windows or sets of inputs the layers' outputs are compared; 0 for weights alone."""
+    save_base: str | PathLike[str] | None = None
+    """Keep the base model's logits in this file."""
+    base_logits: str | PathLike[str] | None = None
+    """Read them from this file, and do not run the base model on the text again."""
+
+    def __post_init__(self) -> None:
+        _parse(self, _PROTOCOL)
+        if self.save_base and self.base_logits:
+            raise OptionError("save_base, base_logits: give one of them, the logits are either written or read")
+        if self.save_base and not Path(self.save_base).parent.is_dir():
+            raise OptionError(f"save_base={str(self.save_base)!r}: there is no folder {Path(self.save_base).parent}")
+
+
+@dataclass(frozen=True)
+class CompareRequest:
+    """The arguments of `compare`, whose docstring says what each of them means, but for the models and the data."""
+
+    window: int | None = None
+    windows: int | None = None
+    tokenizer: str | PathLike[str] | None = None
+    device: str = "CPU"
+    as_deployed: bool = False
+    layers: bool = True
+    protocol: ComparisonProtocol = field(default_factory=ComparisonProtocol)
+    roles: Roles | None = None
+
+    def __post_init__(self) -> None:
+        _parse(self, _REQUEST)
+        if not isinstance(self.protocol, ComparisonProtocol):
+            raise OptionError(f"protocol: must be a ComparisonProtocol, got {shown(self.protocol)}")
+        if self.tokenizer and not Path(self.tokenizer).exists():
+            raise OptionError(f"tokenizer={str(self.tokenizer)!r}: there is no such file or folder")
+
+
+NO_TOKEN = -1
+"""What stands for the next token where there is none."""
+_Tokens = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows of token ids, and which of their positions are scored."""
+
+    tokens: tuple[_Tokens, ...]
+    window: int
+    """Length of the longest."""
+    stride: int
+    context: int
+    score_last: bool
+
+    def following(self, tokens: _Tokens) -> _Tokens:
+        """The next token at each scored position of a window; -1 at a last position that is scored without one."""
+        return np.append(tokens[1:], NO_TOKEN)[self.scored(tokens)]
+
+    def scored(self, tokens: _Tokens) -> slice:
+        """The scored positions of a window."""
+        return slice(self.context, len(tokens) if self.score_last else len(tokens) - 1)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the windows, their lengths included."""
+        sha = hashlib.sha256()
+        for tokens in self.tokens:
+            sha.update(len(tokens).to_bytes(8, "little"))
+            sha.update(tokens.astype("<i8").tobytes())
+        return sha.hexdigest()
+
+
+def cut_windows(arrays: Iterable[Array], request: CompareRequest, usual: int = DEFAULT_WINDOW) -> Windows:
+    """Cut arrays of token ids into windows.
+
+    Args:
+        arrays: integer arrays `[n]` or `[windows, length]`.
+        request: how they are cut and which positions count; None takes the default that this module describes.
+        usual: the window where none was asked for.
+
+    Raises:
+        OptionError: nothing is left to score, or an array holds no token ids.
+    """
+    protocol, window = request.protocol, request.window or usual
+    stride = protocol.stride or window
+    pieces: list[_Tokens] = []
+    for array in arrays:
+        pieces += _pieces(array, window, stride)
+    pieces = pieces[: request.windows]
+    context = max(window - stride, 0) if protocol.context is None else protocol.context
+    found = Windows(tuple(pieces), max(map(len, pieces), default=0), stride, context, protocol.score_last)
+    if not pieces:
+        raise OptionError("data: there is no window of at least 2 tokens in it")
+    if not any((found.following(piece) >= 0).any() for piece in pieces):
+        raise OptionError(f"context={context}: no window of {found.window} tokens has a position left to score")
+    return found
+
+
+def _pieces(array: Array, window: int, stride: int) -> list[_Tokens]:
+    if not np.issubdtype(array.dtype, np.integer):
+        raise OptionError(f"data: token ids must be whole numbers, this array holds {array.dtype}")
+    if array.ndim not in (1, 2):
+        raise OptionError(f"data: token ids must be [n] or [windows, length], this array is {list(array.shape)}")
+    if array.size and int(array.min()) < 0:
+        raise OptionError(f"data: token ids must not be negative, this array holds {int(array.min())}")
+    array = array.astype(np.int64)
+    if array.ndim == 2:
+        return list(array) if array.shape[1] > 1 else []
+    if len(array) < window:
+        return [array] if len(array) > 1 else []
+    return [array[start : start + window] for start in range(0, len(array) - window + 1, stride)]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The inputs of one run, and which of its positions are scored."""
+
+    inputs: Mapping[str, Array]
+    tokens: npt.NDArray[np.int64]
+    """`[batch, n]`"""
+    chosen: npt.NDArray[np.bool_]
+    """`[batch, n]`: which positions are scored."""
+    following: npt.NDArray[np.int64]
+    """The next token of each scored position, in order; -1 for none."""
+
+    def select(self, logits: Float32) -> Float32:
+        """The scored positions' logits, `[scored, vocabulary]`; a view where whole windows are scored."""
+        if self.chosen.all():
+            return logits.reshape(-1, logits.shape[-1])
+        return logits[self.chosen]
+
+
+def of_windows(windows: Windows, ids: str) -> Iterator[Batch]:
+    """A batch for each window of token ids, which the model's input `ids` takes."""
+    for tokens in windows.tokens:
+        chosen = np.zeros((1, len(tokens)), dtype=bool)
+        chosen[0, windows.scored(tokens)] = True
+        yield Batch({ids: tokens[None]}, tokens[None], chosen, windows.following(tokens))
+
+
+def of_inputs(sets: Iterable[Mapping[str, Array]], ids: str, context: int, score_last: bool) -> Iterator[Batch]:
+    """A batch for each set of inputs, with token ids in `ids`. Where `attention_mask` is 0 nothing is scored, and no
+    token is a next one."""
+    for inputs in sets:
+        if ids not in inputs or np.asarray(inputs[ids]).ndim != 2:
+            raise OptionError(f"data: a set of inputs of a language model must hold {ids} [batch, n]")
+        tokens = np.asarray(inputs[ids]).astype(np.int64)
+        mask = _mask(inputs, tokens)
+        following = np.full(tokens.shape, NO_TOKEN, dtype=np.int64)
+        following[:, :-1] = np.where(mask[:, 1:], tokens[:, 1:], NO_TOKEN)
+        chosen = mask & ((following != NO_TOKEN) | score_last)
+        chosen[:, :context] = False
+        yield Batch(inputs, tokens, chosen, following[chosen])
+
+
+def _mask(inputs: Mapping[str, Array], tokens: Array) -> npt.NDArray[np.bool_]:
+    if "attention_mask" not in inputs:
+        return np.ones(tokens.shape, dtype=bool)
+    mask = np.asarray(inputs["attention_mask"]).astype(bool)
+    if mask.shape != tokens.shape:
+        raise OptionError(f"data: attention_mask is {list(mask.shape)}, input_ids are {list(tokens.shape)}")
+    return mask
+
 
 _WINDOWS = 8
 """Of token ids, where a language model came without data: those that it writes itself, or else random ones."""
@@ -55,12 +262,30 @@ class Data:
     synthesised: bool = False
 
 
+@dataclass(frozen=True)
+class DataFigures:
+    """What both models were run on."""
+
+    source: str
+    synthesised: bool
+    """Made up from the input shapes: such figures say little about accuracy on real data."""
+    samples: int
+    """Windows of text, or sets of inputs."""
+    window: int | None = None
+    """Tokens to a window; None for other models."""
+    stride: int | None = None
+    context: int | None = None
+    """Leading positions of each window that are not scored."""
+    score_last: bool | None = None
+    """Whether the last position of each window, which has no next token, counts for KL and agreement."""
+
+
 @dataclass(frozen=True, eq=False)
 class InputSets:
     """The sets of inputs to run."""
 
-    source: str
-    synthesised: bool
+    data: DataFigures
+    """What is said of them; how many they are is known when they have been run."""
     is_text: bool
     """Whether predictions are compared, not outputs."""
     windows: Windows | None
@@ -73,45 +298,29 @@ class InputSets:
     first: tuple[Inputs, ...]
     """Those on which the layers' outputs are compared."""
 
-    def figures(self, count: int) -> DataFigures:
-        """What to say of the data, after `count` of them were run."""
-        found = self.windows
-        if found is None:
-            return DataFigures(self.source, self.synthesised, count)
-        if not self.is_text:
-            return DataFigures(self.source, self.synthesised, count, found.window, found.stride)
-        return DataFigures(
-            self.source, self.synthesised, count, found.window, found.stride, found.context, found.score_last
-        )
-
 
 def prepare(pair: Pair, data: CompareData, request: CompareRequest) -> InputSets:
     """Read the data, or make it up."""
-    inputs = pair.base.inputs
-    vocabulary = pair.base.logits.vocabulary if pair.base.logits else None
+    ids, protocol = pair.base.inputs.ids, request.protocol
     if data is None:
-        read = _made_up(pair, request, vocabulary)
+        read = _made_up(pair, request)
     else:
         if isinstance(data, (str, PathLike)) and Path(data).is_dir():
             data = recorded_data(Path(data), [pair.base.path])
-        read = open_data(data, pair.base.inputs, pair.tokenizer_places(request.tokenizer), request.protocol.batch)
-    longest = pair.base.longest_window()
-    windows = cut_windows(read.tokens, request, pair.base.usual_window()) if read.tokens else None
+        read = open_data(data, pair.base.inputs, pair.tokenizer_places(request.tokenizer), protocol.batch)
+    windows = cut_windows(read.tokens, request, pair.base.usual_window) if read.tokens else None
     is_text = pair.base.logits is not None and pair.compressed.logits is not None
-    if not (is_text and windows) and (request.protocol.save_base or request.protocol.base_logits):
+    if not (is_text and windows) and (protocol.save_base or protocol.base_logits):
         raise OptionError("save_base, base_logits: only a language model's logits over token ids or text can be kept")
-    sets = ({inputs.ids: tokens[None]} for tokens in windows.tokens) if windows else iter(read.inputs or ())
-    first = tuple(itertools.islice(sets, request.protocol.layer_samples if request.layers else 0))
-    return InputSets(
-        source=read.source,
-        synthesised=read.synthesised,
-        is_text=is_text,
-        windows=windows,
-        ids=inputs.ids,
-        notes=tuple(_remarks(read, windows, longest)),
-        sets=itertools.chain(first, sets),
-        first=first,
-    )
+    figures = DataFigures(read.source, read.synthesised, 0)
+    if windows:
+        figures = replace(figures, window=windows.window, stride=windows.stride)
+    if windows and is_text:
+        figures = replace(figures, context=windows.context, score_last=windows.score_last)
+    sets = ({ids: tokens[None]} for tokens in windows.tokens) if windows else iter(read.inputs or ())
+    first = tuple(itertools.islice(sets, protocol.layer_samples if request.layers else 0))
+    notes = tuple(_remarks(read, windows, pair.base.longest_window))
+    return InputSets(figures, is_text, windows, ids, notes, itertools.chain(first, sets), first)
 
 
 def open_data(data: CompareData, inputs: ModelInputs, places: Sequence[Path | None], batch: int | None) -> Data:
@@ -127,7 +336,7 @@ def open_data(data: CompareData, inputs: ModelInputs, places: Sequence[Path | No
         OptionError: the data is missing, of no known kind, or does not fit the model's inputs.
     """
     if isinstance(data, (str, PathLike)):
-        return _read_file(option_kinds.path().parse("data", data), inputs, places, batch)
+        return _read_file(path().parse("data", data), inputs, places, batch)
     if isinstance(data, np.ndarray):
         return _sorted(sort_arrays(data, inputs), "an array", inputs, batch)
     if isinstance(data, Mapping):
@@ -165,12 +374,13 @@ def _sorted(found: tuple[Array, ...] | dict[str, Array], source: str, inputs: Mo
     return Data(source, inputs=rows_of(found, inputs, batch))
 
 
-def _made_up(pair: Pair, request: CompareRequest, vocabulary: int | None) -> Data:
+def _made_up(pair: Pair, request: CompareRequest) -> Data:
     model, inputs = pair.base.model, pair.base.inputs
+    vocabulary = pair.base.logits.vocabulary if pair.base.logits else None
     wanted = request.windows
     usual_count = _SETS if vocabulary is None else _WINDOWS
     if inputs.takes_tokens and not request.protocol.shapes:
-        window = request.window or fitting_window(model, pair.base.usual_window())
+        window = request.window or fitting_window(model, pair.base.usual_window)
         language = inputs.language
         written = None if language is None else _written(model, language, wanted or usual_count, window)
         if written is not None:

@@ -85,7 +85,7 @@ def test_the_graph_says_how_many_positions_there_are(positions: Any, names: tupl
     found = read_language_model(made)
     assert found is not None
     assert found.positions == 100
-    assert load(made, "base").usual_window() == 100
+    assert load(made, "base").usual_window == 100
     for dataset in ("random", np.arange(1000) % 50):
         assert {window["input_ids"].shape[1] for window in make_samples(made, dataset)} == {100}
 

@@ -19,8 +19,7 @@ from ov_weight_compression.calibration.language_model import read_language_model
 from ov_weight_compression.calibration.model_inputs import ModelInputs
 from ov_weight_compression.evaluation import compare
 from ov_weight_compression.evaluation.models import Pair, choose, load
-from ov_weight_compression.evaluation.request import CompareRequest, ComparisonProtocol
-from ov_weight_compression.evaluation.samples import Data, open_data, prepare
+from ov_weight_compression.evaluation.samples import CompareRequest, ComparisonProtocol, Data, open_data, prepare
 from ov_weight_compression.ir_utils.errors import ModelError, OptionError, WorkError
 from tests.evaluation.small import VOCABULARY, language_model, perceptron
 
@@ -155,9 +154,9 @@ def test_models_are_found_in_folders(tmp_path: Path) -> None:
 
 def test_the_window_that_a_model_was_made_for(tmp_path: Path) -> None:
     ov.save_model(language_model(), tmp_path / "openvino_model.xml")
-    assert load(tmp_path, "base").longest_window() is None
+    assert load(tmp_path, "base").longest_window is None
     (tmp_path / "config.json").write_text('{"n_positions": 16, "model_type": "gpt2"}')
-    assert load(tmp_path, "base").longest_window() == 16
+    assert load(tmp_path, "base").longest_window == 16
     found = compare(tmp_path, language_model(noise=0.1), TOKENS, layers=False)
     assert (found.data.window, found.data.samples) == (16, 2)
     longer = compare(tmp_path, language_model(noise=0.1), TOKENS, layers=False, window=32)
@@ -174,7 +173,7 @@ def test_made_up_windows_fit_the_model() -> None:
         compare(short, short.clone(), np.arange(40) % VOCABULARY)
     fixed = language_model(stateful=False)
     fixed.reshape({"input_ids": [1, 300], "attention_mask": [1, 300], "position_ids": [1, 300], "beam_idx": [1]})
-    assert load(fixed, "base").usual_window() == 300
+    assert load(fixed, "base").usual_window == 300
     found = compare(fixed, fixed.clone(), np.arange(700) % VOCABULARY, layers=False)
     assert (found.data.window, found.data.samples) == (300, 2)
 

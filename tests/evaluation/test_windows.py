@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ov_weight_compression.evaluation.request import CompareRequest, ComparisonProtocol
-from ov_weight_compression.evaluation.windows import cut_windows
+from ov_weight_compression.evaluation.samples import CompareRequest, ComparisonProtocol, cut_windows
 from ov_weight_compression.ir_utils.errors import OptionError
 
 STREAM = np.arange(1000, dtype=np.int32)
