@@ -76,6 +76,8 @@ class ModelPiece:
     """What stands in for a weight's constant, by the weight's name."""
     bf16: bool = False
     """Whether it may be computed in bf16 where the CPU is made for that."""
+    threads: int = 0
+    """That it is computed with; 0 for all that there are."""
     shifted: tuple[TensorKey, ...] = ()
     """Tensors made in the piece to which something is added that comes from outside, by Parameters after the others."""
 
@@ -151,10 +153,12 @@ def run_piece(
         tick(1)
 
 
-def compiled_exactly(model: ov.Model, *, bf16: bool = False) -> ov.InferRequest:
+def compiled_exactly(model: ov.Model, *, bf16: bool = False, threads: int = 0) -> ov.InferRequest:
     """A request that runs a model on the CPU with nothing rounded below f32, or below bf16 if that is said and the CPU
-    is made for it."""
-    config = {**_ON_CPU, "INFERENCE_PRECISION_HINT": "bf16"} if bf16 and computes_bf16() else _ON_CPU
+    is made for it; in so many `threads`, 0 for all that there are."""
+    config: dict[str, str | int] = {**_ON_CPU, "INFERENCE_NUM_THREADS": threads}
+    if bf16 and computes_bf16():
+        config["INFERENCE_PRECISION_HINT"] = "bf16"
     try:
         return _core().compile_model(model, "CPU", config).create_infer_request()
     except RuntimeError as error:
@@ -168,7 +172,7 @@ class CompiledPiece:
     def __init__(self, piece: ModelPiece, store: Store) -> None:
         model, self._keys, restore = cut_out(piece, store)
         self._outputs, self._shifted = piece.outputs, piece.shifted
-        self._request = compiled_exactly(model, bf16=piece.bf16)
+        self._request = compiled_exactly(model, bf16=piece.bf16, threads=piece.threads)
         restore()
         piece.graph.give_back(piece.begin, piece.end)
         self._shapes = [parameter.get_partial_shape() for parameter in model.get_parameters()[len(self._keys) :]]
@@ -254,11 +258,13 @@ class Stream:
         tick: Callable[[int], None] = lambda steps: None,
         *,
         bf16: bool = False,
+        threads: int = 0,
     ) -> None:
         """With `bf16` layers may be computed in it; what comes before the first one may not, for positions are larger
-        there than it can tell apart."""
+        there than it can tell apart. `threads`: to compute with, 0 for all that there are."""
         self._graph = graph
         self._bf16 = bf16
+        self._threads = threads
         self._nodes: Sequence[ov.Node] = ()
         self._tick = tick
         self._limit = weight_limit
@@ -318,6 +324,7 @@ class Stream:
                 forced=tuple(key for key in forced if key in made),
                 replaced=self._in_use(first, last),
                 bf16=self._bf16 and first >= middle,
+                threads=self._threads,
             )
             run_piece(piece, self.store, self.windows, take, self._tick)
             self._graph.give_back(first, last)

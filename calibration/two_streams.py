@@ -10,8 +10,9 @@
 A stage is everything that can be decided at one level of an `ActivationGraph`: in a transformer block the stages are
 q/k/v, o, gate/up, down, and each sees the replacements of those before it. In a model of another shape it is at worst
 one layer. Both streams run the stage's layers on every window, once: the float stream with the weights as they were, in
-a thread of its own while the caller is still at work on the stage, for nothing that it does there matters to it; the
-compressed stream with the replacements, when the loop asks for the next stage. Between two stages only the tensors at
+a thread of its own on half of the processors, while the caller is at work on what it has measured of the stage (numpy
+on one processor for the most part), for nothing that it does there matters to it; the compressed stream with the
+replacements, when the loop asks for the next stage. Between two stages only the tensors at
 the border exist, in memory or on disk.
 
 Weights that meet no activation (embeddings, convolutions) are in `stage.others`, before anything reads them. A weight
@@ -20,10 +21,11 @@ that several layers share belongs to the first stage that reads it.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache, partial
 from math import prod
 from typing import Any
 
@@ -41,6 +43,7 @@ from ov_weight_compression.calibration.window_store import Pool, Store
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.progress import progress_bar
 from ov_weight_compression.ir_utils.types import Array, Float32
+from ov_weight_compression.ir_utils.worker_pool import default_threads
 from ov_weight_compression.patterns import Sources, Weight
 
 __all__ = ["LayerInput", "Stage", "Streams", "open_streams"]
@@ -53,13 +56,20 @@ class LayerInput:
     """A tensor that some layers of a stage read. Its activations wait in the streams' stores until it is measured."""
 
     def __init__(
-        self, tap: Tap, exact: Stream, compressed: Stream, kernels: Kernels, sums: GramSums | None = None
+        self,
+        tap: Tap,
+        exact: Stream,
+        compressed: Stream,
+        kernels: Kernels,
+        measured: Callable[[], object],
+        sums: GramSums | None = None,
     ) -> None:
-        """`sums`: where they have been taken while the model ran."""
+        """`measured` is called when it has been. `sums`: where they have been taken while the model ran."""
         self._tap = tap
         self._exact = exact
         self._compressed = compressed
         self._kernels = kernels
+        self._measured = measured
         self._sums = sums
         self.left_out = False
         """After `measure`: whether rows were left out because the model gave values there that are not finite."""
@@ -90,6 +100,7 @@ class LayerInput:
                 sums.add(hat, self._rows(self._exact, window) if pair else None)
         self._sums, seen = None, sums.result()
         self.left_out = sums.left_out
+        self._measured()
         return seen
 
     def _rows(self, stream: Stream, window: int) -> Float32:
@@ -153,20 +164,21 @@ class Streams:
         with progress_bar(quiet=self._quiet) as bar:
             advance = bar.start("Layer by layer", len(self._stages))
             runs = list(self._runs())
-            running = self._start(runs[0]) if runs else None
+            starts = [cache(partial(self._start, levels)) for levels in runs]  # each once, whoever asks first
             for number, levels in enumerate(runs):
-                assert running is not None
-                sums = running.result()
+                sums = starts[number]().result()
                 self._follow(levels)
-                running = self._start(runs[number + 1]) if number + 1 < len(runs) else None
+                start_next = starts[number + 1] if number + 1 < len(runs) else _nothing
+                if self._compressed is None or not self._taps(levels):  # there is nothing to be measured first
+                    start_next()
                 for level in levels:
                     taps, others = self._stages[level]
-                    inputs = [
-                        LayerInput(tap, self._exact, self._compressed or self._exact, self._kernels, sums.get(id(tap)))
-                        for tap in taps
-                    ]
+                    inputs = [self._input(tap, start_next, sums.get(id(tap))) for tap in taps]
                     yield Stage(inputs, others, self._compressed)
                     advance(1)
+
+    def _input(self, tap: Tap, measured: Callable[[], object], sums: GramSums | None) -> LayerInput:
+        return LayerInput(tap, self._exact, self._compressed or self._exact, self._kernels, measured, sums)
 
     def _start(self, levels: Sequence[int]) -> Future[dict[int, GramSums]]:
         return self._ahead.submit(self._run_exact if self._compressed else self._run_one, levels)
@@ -246,6 +258,10 @@ class Streams:
         return self._measured is None or any(name in self._measured for name in tap.weights)
 
 
+def _nothing() -> None:
+    """There is no next stage to be started."""
+
+
 @contextmanager
 def open_streams(
     model: ov.Model,
@@ -273,7 +289,7 @@ def open_streams(
         store = Store(pool)
         windows = feed(graph, store, samples)
         limit = calibration_memory // 6
-        exact = Stream(graph, store, windows, limit, bf16=bf16)
+        exact = Stream(graph, store, windows, limit, bf16=bf16, threads=max(default_threads() // 2, 1))
         second = Stream(graph, Store(pool, parent=store), windows, limit, bf16=bf16) if compressed else None
         yield Streams(graph, exact, second, quiet, measured, ahead, together)
 

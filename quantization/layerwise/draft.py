@@ -14,6 +14,7 @@ belongs to a search weighted with data: worth 3 % of the error of a layer at 2 b
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
@@ -34,7 +35,7 @@ from ov_weight_compression.quantization.reference import (
     store_scales,
 )
 
-__all__ = ["Draft", "Grid", "Start", "draft_of", "starting_draft"]
+__all__ = ["Draft", "Grid", "Start", "draft_of", "side_by_side", "starting_draft"]
 
 _ONE = np.ones(1, np.float32)
 _CANDIDATES = 19
@@ -64,6 +65,14 @@ class Draft:
         """One with arrays of its own, to be changed: what it costs is left out."""
         return Draft(self.levels.copy(), self.scale.copy(), None if self.zero is None else self.zero.copy())
 
+    def split(self, count: int) -> Iterator[Draft]:
+        """So many drafts of which this one has the rows, as many each; parts of its arrays."""
+        each = self.scale.shape[1] // count
+        for begin in range(0, each * count, each):
+            span = slice(begin, begin + each)
+            zero = None if self.zero is None else self.zero[:, span]
+            yield Draft(self.levels[:, span], self.scale[:, span], zero, None if self.cost is None else self.cost[span])
+
     def take(self, rows: Array, other: Draft) -> None:
         """Replace the rows where `rows` [rows] is true by those of `other`."""
         np.copyto(self.levels, other.levels, where=rows)
@@ -72,6 +81,15 @@ class Draft:
             np.copyto(self.zero, other.zero, where=rows)
         mine, its = self.cost, other.cost
         self.cost = None if mine is None or its is None else np.where(rows, its, mine)
+
+
+def side_by_side(drafts: Sequence[Draft]) -> Draft:
+    """One draft with the rows of all of them, which are of one shape."""
+    zeros = [draft.zero for draft in drafts if draft.zero is not None]
+    levels, scale = (
+        np.concatenate(parts, axis=1) for parts in zip(*((d.levels, d.scale) for d in drafts), strict=True)
+    )
+    return Draft(levels, scale, np.concatenate(zeros, axis=1) if zeros else None)
 
 
 @dataclass(frozen=True, eq=False)

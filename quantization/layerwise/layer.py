@@ -13,8 +13,9 @@ pushes weights towards the clipped range. As rows do not depend on each other `B
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import TypeAlias
 
 import numpy as np
@@ -22,7 +23,7 @@ import numpy as np
 from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.quantization.formats import Encoded, Spec, join_rows
 from ov_weight_compression.quantization.layerwise.coordinate_descent import CoordinateDescent, cost
-from ov_weight_compression.quantization.layerwise.draft import Draft, Grid, Start, starting_draft
+from ov_weight_compression.quantization.layerwise.draft import Draft, Grid, Start, side_by_side, starting_draft
 from ov_weight_compression.quantization.layerwise.gptq import gptq
 from ov_weight_compression.quantization.layerwise.hessian import Hessian
 from ov_weight_compression.quantization.reference import tensor_scale_of
@@ -47,14 +48,23 @@ class BestOf:
 
     def __call__(self, target: Float32, draft: Draft, hessian: Hessian, grid: Grid) -> Draft:
         """The best drafts; see `Step`."""
-        best, rows = self.step(target, draft, hessian, grid), np.ascontiguousarray(target.T)
+        rows = np.ascontiguousarray(target.T)
+        drafts = chain([draft], (starting_draft(rows, start, hessian, grid) for start in self.starts))
+        best, *others = self._stepped(target, drafts, hessian, grid)
         least = cost(target, best, hessian) if best.cost is None else best.cost
-        for start in self.starts:
-            other = self.step(target, starting_draft(rows, start, hessian, grid), hessian, grid)
+        for other in others:
             costs = cost(target, other, hessian) if other.cost is None else other.cost
             best.take(costs < least, other)
             least = np.minimum(least, costs)
         return best
+
+    def _stepped(self, target: Float32, drafts: Iterable[Draft], hessian: Hessian, grid: Grid) -> Iterator[Draft]:
+        """The step's result for each draft of the target: small ones side by side, as rows of one, for what a channel
+        costs by itself is paid once then."""
+        count = 1 + len(self.starts)
+        if target.size * count > _ELEMENTS:
+            return (self.step(target, draft, hessian, grid) for draft in drafts)
+        return self.step(np.tile(target, count), side_by_side(list(drafts)), hessian, grid).split(count)
 
 
 BALANCED: tuple[Step, ...] = (gptq, CoordinateDescent(2))

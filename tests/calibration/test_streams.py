@@ -12,6 +12,7 @@ import pytest
 
 from ov_weight_compression.calibration import make_samples, open_streams, runner
 from ov_weight_compression.ir_utils.errors import OptionError
+from ov_weight_compression.ir_utils.worker_pool import default_threads
 from tests import models
 from tests.calibration import small
 
@@ -113,6 +114,35 @@ def test_the_float_stream_alone() -> None:
                 stage.replace(name, coarse(weights[name].constant.data))
 
 
+def test_the_float_stream_goes_on_when_an_input_has_been_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In another thread, and on half of the processors: not while measuring needs them all."""
+    model = small.language_model()
+    weights = {weight.name: weight for weight in small.weights_of(model)}
+    compiled: list[tuple[bool, int]] = []
+    original, here, at_work = runner.compiled_exactly, threading.get_ident(), threading.Event()
+
+    def compile_piece(piece: ov.Model, bf16: bool = False, threads: int = 0) -> ov.InferRequest:
+        ahead = threading.get_ident() != here
+        compiled.append((ahead, threads))
+        if ahead:
+            at_work.set()
+        return original(piece, bf16=bf16, threads=threads)
+
+    monkeypatch.setattr(runner, "compiled_exactly", compile_piece)
+    with open_streams(model, list(weights.values()), make_samples(model, TOKENS)) as streams:
+        for number, stage in enumerate(streams):
+            at_work.clear()
+            for one in stage.inputs:
+                assert not at_work.wait(0.02)
+                one.measure()
+            assert not stage.inputs or number == len(streams) - 1 or at_work.wait(10)
+            for name in stage.weights:
+                stage.replace(name, coarse(weights[name].constant.data))
+    half = max(default_threads() // 2, 1)
+    assert {threads for ahead, threads in compiled if ahead} == {half}
+    assert {threads for ahead, threads in compiled if not ahead} == {0}
+
+
 @pytest.mark.parametrize("bf16", [False, True])
 def test_the_float_stream_alone_runs_several_levels_at_once(bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the same result, but for bf16; and what comes before the first layer, such as positions, is not in bf16."""
@@ -120,9 +150,12 @@ def test_the_float_stream_alone_runs_several_levels_at_once(bf16: bool, monkeypa
     weights, samples = small.weights_of(model), make_samples(model, TOKENS)
     asked: list[bool] = []
     original = runner.compiled_exactly
-    monkeypatch.setattr(
-        runner, "compiled_exactly", lambda piece, bf16=False: (asked.append(bf16), original(piece, bf16=bf16))[1]
-    )
+
+    def compiled(piece, bf16=False, threads=0):
+        asked.append(bf16)
+        return original(piece, bf16=bf16, threads=threads)
+
+    monkeypatch.setattr(runner, "compiled_exactly", compiled)
 
     def measured(together: int) -> dict[str, np.ndarray]:
         asked.clear()

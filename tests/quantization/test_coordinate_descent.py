@@ -6,7 +6,7 @@ import pytest
 from ov_weight_compression.quantization import decode_rows, encode_rows
 from ov_weight_compression.quantization.layerwise import BestOf, CoordinateDescent, Start, fit_rows, gptq, hessian_of
 from ov_weight_compression.quantization.layerwise.coordinate_descent import cost
-from ov_weight_compression.quantization.layerwise.draft import Grid, draft_of
+from ov_weight_compression.quantization.layerwise.draft import Draft, Grid, draft_of, starting_draft
 from tests.quantization.layerwise_cases import SPECS, gram_of, layer, output_error
 
 
@@ -63,3 +63,22 @@ def test_sweeps_after_gptq_and_more_starts_help():
     ]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 0.95 * errors[0]
+
+
+@pytest.mark.parametrize("name", ["int4_sym", "int4_asym", "nf4"])
+def test_starts_side_by_side_give_each_row_the_best_of_them(name):
+    weight, x = layer()
+    spec, hessian, target = SPECS[name], hessian_of(gram_of(x)), np.ascontiguousarray(weight.T)
+    grid, columns = Grid(spec), []
+
+    def step(target, draft, hessian, grid) -> Draft:
+        columns.append(target.shape[1])
+        return gptq(target, draft, hessian, grid)
+
+    drafts = [starting_draft(weight, start, hessian, grid) for start in (Start.RESIDUAL, Start.ENERGY, Start.PLAIN)]
+    best = BestOf(step, (Start.ENERGY, Start.PLAIN))(target, drafts[0], hessian, grid)
+    assert columns == [3 * len(weight)]
+    alone = np.array([gptq(target, draft, hessian, grid).cost for draft in drafts])
+    assert len(set(alone.argmin(axis=0))) > 1
+    np.testing.assert_allclose(best.cost, alone.min(axis=0), rtol=1e-4)
+    np.testing.assert_allclose(cost(target, best, hessian), best.cost, rtol=1e-3)
