@@ -108,6 +108,7 @@ class WorkerPool:
         self._waiting: deque[Run] = deque()
         self._lock = threading.Lock()
         self._more, self._changed = threading.Condition(self._lock), threading.Condition(self._lock)
+        self._gone = threading.Condition(self._lock)  # apart: whoever waits for the threads is not woken by each job
         self._working = 0
         self._closed = jobs is not None
         self.taken: list[Run] = []
@@ -166,7 +167,7 @@ class WorkerPool:
         """Wait until the threads have ended, which they do without being told only where `jobs` were given."""
         with self._lock:
             while self._working:
-                self._changed.wait()
+                self._gone.wait()
 
     def _clear(self) -> None:
         for run in self._waiting:
@@ -195,6 +196,7 @@ class WorkerPool:
                 if self._waiting and threading.main_thread().is_alive():  # begun while this thread was leaving
                     self._start_threads()
                 self._changed.notify_all()
+                self._gone.notify_all()
 
     def _work_here(self, done: Callable[[], bool]) -> None:
         with self._held():
