@@ -27,6 +27,7 @@ from benchmarks.places import CACHE
 from benchmarks.processes import run
 from benchmarks.tables import markdown, megabytes
 from ov_weight_compression.cli.compress_files import compress_path
+from ov_weight_compression.passes.recipe import Recipe
 from ov_weight_compression.passes.report import COMPUTED
 
 OPTIONS = {"mode": "int4_sym", "group_size": 32}
@@ -61,8 +62,8 @@ def check(name: str, dtype: str, work: Path) -> list[str]:
         export_checkpoint(checkpoint, usual, ARCHITECTURES[name].task)
     except Exception as error:  # whatever a library raises
         return [f"(optimum-intel itself cannot: {str(error).strip().splitlines()[0][:120]})"]
-    compress_path(usual, work / "exported first", OPTIONS)
-    results = compress_path(checkpoint, work / "straight", OPTIONS)
+    compress_path(usual, work / "exported first", Recipe(OPTIONS))
+    results = compress_path(checkpoint, work / "straight", Recipe(OPTIONS))
     found = differences(work / "exported first", work / "straight")
     computed = sum(row.origin == COMPUTED for result in results for row in result.report.rows)
     found += [f"({computed} weights: {COMPUTED})"] if computed else []

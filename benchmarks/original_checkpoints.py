@@ -29,6 +29,7 @@ from benchmarks.quantised_checkpoints import LENGTH, TOLERANCE, VOCABULARY, logi
 from ov_weight_compression.checkpoints.opening import open_checkpoint
 from ov_weight_compression.cli.compress_files import compress_path
 from ov_weight_compression.ir_utils.types import Array, bf16_to_f32
+from ov_weight_compression.passes.recipe import Recipe
 
 WORKER = Path(__file__).parent / "workers" / "quantiser_worker.py"
 F16_ROUNDS = 2.0**-10
@@ -137,7 +138,7 @@ def check(name: str, python: str, source: Path, work: Path) -> str:
     ids = np.random.default_rng(0).integers(0, VOCABULARY, (1, LENGTH)).astype(np.int64)
     with torch.no_grad():
         expected = own(torch.from_numpy(ids)).logits.numpy()
-    (result,) = compress_path(folder, work / "ov", {"mode": "none"})
+    (result,) = compress_path(folder, work / "ov", Recipe({"mode": "none"}))
     got, types = logits_of(work / "ov" / "openvino_model.xml", ids)
     outputs = float(np.abs(got - expected).max() / np.abs(expected).max())
     reasons = sorted({row.reason for row in result.report.rows})

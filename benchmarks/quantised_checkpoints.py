@@ -25,6 +25,7 @@ import openvino as ov
 
 from ov_weight_compression.calibration.runner import EXACT
 from ov_weight_compression.cli.compress_files import compress_path
+from ov_weight_compression.passes.recipe import Recipe
 from tests.checkpoints import quantised_writers as writers
 from tests.checkpoints.quantised_writers import Array, MemoryTensor, tensor
 
@@ -313,7 +314,7 @@ def check(kind: str, work: Path) -> str:
     ids = np.random.default_rng(0).integers(0, VOCABULARY, (1, LENGTH)).astype(np.int64)
     with torch.no_grad():
         truth = own(torch.from_numpy(ids)).logits.numpy()
-    (result,) = compress_path(work / "hf", work / "ov", {"mode": "none"})
+    (result,) = compress_path(work / "hf", work / "ov", Recipe({"mode": "none"}))
     got, types = logits_of(work / "ov" / "openvino_model.xml", ids)
     difference = float(np.abs(got - truth).max() / np.abs(truth).max())
     expected = [KINDS[kind][2]] if KINDS[kind][2] else []

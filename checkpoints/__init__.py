@@ -29,20 +29,15 @@ __all__ = [
     "read_checkpoint",
 ]
 
-_FILES = {
-    "folder": ("Checkpoint", "is_checkpoint", "read_checkpoint"),
-    "opening": ("from_checkpoint",),
-    "safetensors_file": ("StoredTensor", "mapped_constants"),
-    "transplant": ("TransplantReport", "Transplanted", "WeightsFromCheckpoint", "apply_weights_from_checkpoint"),
-}
-
 if not TYPE_CHECKING:  # a checker would take any name for one of the package's
 
     def __getattr__(name: str) -> Any:
-        """What is asked for, imported now."""
-        file = next((file for file, names in _FILES.items() if name in names), None)
-        if file is None:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from importlib import import_module
+        """What is asked for, imported now: from the first of the files that has it."""
+        if name in __all__:
+            from importlib import import_module
 
-        return getattr(import_module(f"{__name__}.{file}"), name)
+            for file in ("safetensors_file", "folder", "opening", "transplant"):
+                module = import_module(f"{__name__}.{file}")
+                if hasattr(module, name):
+                    return getattr(module, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -36,19 +36,11 @@ _WITHOUT_COMPRESSION = ("mode", "device", "threads", "quiet")
 
 
 def compress_checkpoint(
-    source: Path,
-    target: Path | None,
-    options: dict[str, Any],
-    force: bool = False,
-    progress: Progress | None = None,
-    data: str | None = None,
-    task: str | None = None,
-    files: Mapping[str, Mapping[str, Any]] | None = None,
-    pipeline_defaults: bool = True,
+    source: Path, target: Path | None, asked: Recipe, force: bool = False, progress: Progress | None = None
 ) -> list[FileResult]:
     """Compress the checkpoint in a folder into the folder `target`; with `target` None only decide and report.
 
-    Takes what `compress_path` takes, and the task to export for. The codes of a quantised checkpoint are kept; what it
+    The codes of a quantised checkpoint are kept; what it
     has in floats is compressed, or left as it is where the mode is "none".
 
     Raises:
@@ -61,11 +53,11 @@ def compress_checkpoint(
         if target.exists() and target.resolve() == source.resolve():
             raise OptionError(f"output: {target} is the checkpoint itself; write somewhere else")
     opened = open_checkpoint(source)
-    leaves_floats = options.get("mode") == "none"
+    leaves_floats = asked.options.get("mode") == "none"
     if leaves_floats and not opened.quantised:
         raise OptionError("mode: 'none' leaves everything in floats; it is for quantised checkpoints alone")
-    _check_options(options, data)
-    device = options.get("device")
+    _check_options(asked)
+    device = asked.options.get("device")
     devices = () if device is None else DEVICES.parse("device", device)
     unchanged = [changed_since(file) for file in opened.checkpoint.files]
 
@@ -74,18 +66,11 @@ def compress_checkpoint(
             check()
 
     def build(folder: Path) -> list[FileResult]:
-        exported = export_opened(opened, folder, task)
+        exported = export_opened(opened, folder, asked.task)
         names = sorted(exported.models)
         shared = {}
         if not leaves_floats:
-            shared = options_by_file(
-                names,
-                options,
-                lambda name: open_exported(exported, name, opened, devices).model,
-                files,
-                data,
-                pipeline_defaults,
-            )
+            shared = options_by_file(names, asked, lambda name: open_exported(exported, name, opened, devices).model)
         given = given_to_passes(folder)
         results = []
         for name in names:
@@ -113,7 +98,7 @@ def compress_checkpoint(
         if not leaves_floats and target is not None:
             reports = {name: result.report for name, result in zip(names, results, strict=True)}
             update_config(folder, list(reports.values()))
-            write_card(folder, source, reports, Recipe(options, data, files or {}, pipeline_defaults, task))
+            write_card(folder, source, reports, asked)
         return _with_tokenizer_checked(results, source, folder)
 
     if target is None:
@@ -122,14 +107,15 @@ def compress_checkpoint(
     return build_folder(source, target, build, force)[1]
 
 
-def _check_options(options: dict[str, Any], data: str | None) -> None:
+def _check_options(asked: Recipe) -> None:
     """Whether the options can be, before an export of minutes; data can be read only after it, by its tokenizer, but
     must be there."""
+    options, data = dict(asked.options), asked.data
     if options.get("mode") == "none":
         useless = [name for name in (*options, *([] if data is None else ["data"])) if name not in _WITHOUT_COMPRESSION]
         if useless:
             raise OptionError(f"{useless[0]}: means nothing with mode 'none', which compresses nothing; leave it out")
-        options = {name: value for name, value in options.items() if name != "mode"}
+        del options["mode"]
     WeightCompression(**(options if data is None else {**options, "dataset": data}))
     if data not in (None, "self", "random") and not expanded("data", Path(str(data))).exists():
         raise OptionError(f"data={data!r}: there is no such file")

@@ -274,17 +274,7 @@ def _run_asked(parsed: argparse.Namespace, asked: Recipe, dry: str) -> int:
     place = json_place(parsed.json)
     target = None if parsed.dry_run else parsed.output
     with Watch() as watch, _weights_bar(parsed.quiet) as progress:
-        results = compress_path(
-            parsed.model,
-            target,
-            dict(asked.options),
-            parsed.force,
-            progress,
-            data=asked.data,
-            task=asked.task,
-            files=asked.files,
-            pipeline_defaults=asked.pipeline_defaults,
-        )
+        results = compress_path(parsed.model, target, asked, parsed.force, progress)
         done()
     if not parsed.quiet:
         for text in dict.fromkeys((*asked.remarks, *(text for one in results for text in one.report.warnings))):

@@ -17,6 +17,7 @@ from ov_weight_compression.ir_utils.ir_file import changed_since, read_model
 from ov_weight_compression.ir_utils.model_folder import convert_path, edit_config, models_in
 from ov_weight_compression.ir_utils.publish import expanded
 from ov_weight_compression.ir_utils.saving import save_model
+from ov_weight_compression.passes.method import BY_LAYERS
 from ov_weight_compression.passes.recipe import Recipe
 from ov_weight_compression.passes.report import Report, with_origins
 from ov_weight_compression.passes.weight_compression import WeightCompression
@@ -25,7 +26,6 @@ __all__ = ["FileResult", "Progress", "compress_model", "compress_path", "update_
 
 _MODEL_FILES = (".xml", ".onnx")
 _OPTIMUM_DTYPES = ("int4", "int8", "mxfp4", "nf4", "cb4")
-_BY_LAYERS = ("balanced", "best")  # presets that run GPTQ
 
 
 @dataclass(frozen=True)
@@ -43,22 +43,10 @@ each weight that is done how many elements that has, from any thread."""
 
 
 def compress_path(
-    source: Path,
-    target: Path | None,
-    options: dict[str, Any],
-    force: bool = False,
-    progress: Progress | None = None,
-    data: str | None = None,
-    task: str | None = None,
-    files: Mapping[str, Mapping[str, Any]] | None = None,
-    pipeline_defaults: bool = True,
+    source: Path, target: Path | None, asked: Recipe, force: bool = False, progress: Progress | None = None
 ) -> list[FileResult]:
-    """Compress a model file, a folder of models or a checkpoint into `target`; with `target` None only decide and
-    report (a dry run).
-
-    `data` names a calibration dataset as the command line does: a file, "random" or "self". `task` is what a checkpoint
-    is exported for, in optimum-intel's words. `files` are further options for some of a folder's models, and
-    `pipeline_defaults` is whether small parts of a pipeline get 8 bits (see `cli.file_options`).
+    """Compress a model file, a folder of models or a checkpoint into `target` as is asked; with `target` None only
+    decide and report (a dry run).
 
     Raises:
         ModelError: the source is no model, or not readable.
@@ -69,10 +57,10 @@ def compress_path(
     if is_checkpoint(source):
         from ov_weight_compression.cli.checkpoint_files import compress_checkpoint
 
-        return compress_checkpoint(source, target, options, force, progress, data, task, files, pipeline_defaults)
-    if options.get("mode") == "none":
+        return compress_checkpoint(source, target, asked, force, progress)
+    if asked.options.get("mode") == "none":
         raise OptionError("mode: 'none' leaves everything in floats; it is for quantised checkpoints alone")
-    if task is not None:
+    if asked.task is not None:
         raise OptionError(f"task: {source} is no checkpoint; a model is exported already")
     if source.suffix not in _MODEL_FILES and not any(one.suffix in _MODEL_FILES for one in source.rglob("*")):
         reason = foreign_weights(source)
@@ -85,7 +73,7 @@ def compress_path(
     def shared() -> dict[str, FileOptions]:
         models = models_in(source) if source.is_dir() else [source]
         names = [model.relative_to(folder).as_posix() for model in models]
-        return options_by_file(names, options, lambda name: read_model(folder / name), files, data, pipeline_defaults)
+        return options_by_file(names, asked, lambda name: read_model(folder / name))
 
     given = given_to_passes(folder)
 
@@ -96,7 +84,6 @@ def compress_path(
 
     def finish(made: Path, reports: list[Report]) -> None:
         update_config(made, reports)
-        asked = Recipe(options, data, files or {}, pipeline_defaults)
         write_card(made, source, dict(zip(shared(), reports, strict=True)), asked)
 
     return [FileResult(*result) for result in convert_path(source, target, convert, finish, force)]
@@ -178,7 +165,7 @@ def _as_optimum_says_it(dtype: str, recipe: dict[str, str]) -> dict[str, Any] | 
 def _algorithms(recipe: dict[str, str]) -> dict[str, Any]:
     """What ran beside the rounding, as far as optimum-intel has a word for it: it refuses GPTQ and LoRA together."""
     asked = {name for name in ("awq", "scale_estimation", "gptq", "lora_correction") if recipe.get(name) == "True"}
-    if recipe.get("accuracy") in _BY_LAYERS:
+    if recipe.get("accuracy") in BY_LAYERS:
         asked.add("gptq")
     if "gptq" in asked:
         asked.discard("lora_correction")

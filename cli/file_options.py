@@ -22,6 +22,7 @@ from ov_weight_compression.ir_utils.model_folder import PipelineKind, names_file
 from ov_weight_compression.ir_utils.option_kinds import parse_enum, shown
 from ov_weight_compression.passes.option_values import BackupMode, Mode
 from ov_weight_compression.passes.options import OPTIONS
+from ov_weight_compression.passes.recipe import Recipe
 from ov_weight_compression.passes.rules import Rule, matching
 from ov_weight_compression.passes.targets import BUDGETS, DECIDED, OF_BUDGETS
 from ov_weight_compression.patterns import IgnoredScope, find_weights
@@ -45,38 +46,28 @@ class FileOptions:
     """What was chosen for the caller, in words."""
 
 
-def options_by_file(
-    names: Sequence[str],
-    options: Mapping[str, Any],
-    read: Callable[[str], Any],
-    files: Mapping[str, Mapping[str, Any]] | None = None,
-    data: str | None = None,
-    pipeline_defaults: bool = True,
-) -> dict[str, FileOptions]:
+def options_by_file(names: Sequence[str], asked: Recipe, read: Callable[[str], Any]) -> dict[str, FileOptions]:
     """What each of the models with these paths in their folder gets.
 
     Args:
         names: with slashes, relative to the folder.
-        options: for all of them.
+        asked: what for. Of its further options for some files, the first that name a file count, and their rules come
+            before those for all; models that get 8 bits are not calibrated with its data.
         read: a model by its name; called only where rules and ignored names are shared out between several.
-        files: further options, "data" among them, by a pattern for files (see `names_file`); the first that names a
-            file counts. Their rules come before those for all.
-        data: what to calibrate all of them with; not those that get 8 bits.
-        pipeline_defaults: whether small and delicate parts get 8 bits.
 
     Raises:
         OptionError: a rule, an entry of the ignored scope, or a pattern for files that matches nothing.
     """
-    for pattern in files or {}:
+    for pattern in asked.files:
         if not any(names_file(pattern, name) for name in names):
             raise OptionError(f"files: {shown(pattern)} names no model of the folder; it has {_listed(names)}")
-    if options.get("target_size") is not None and len(names) > 1:
+    if asked.options.get("target_size") is not None and len(names) > 1:
         raise OptionError(
             f"target_size: is that of one model's .bin, and the folder has {len(names)} models: use target_bits, or "
             "give it to one of them in a recipe (files)"
         )
-    pipeline = pipeline_of(names) if pipeline_defaults else None
-    found = {name: _own(name, options, files or {}, data, pipeline) for name in names}
+    pipeline = pipeline_of(names) if asked.pipeline_defaults else None
+    found = {name: _own(name, asked, pipeline) for name in names}
     models = _Models(read)
     _share_rules(found, models)
     _share_scopes(found, models)
@@ -109,21 +100,16 @@ def _listed(names: Iterable[str]) -> str:
     return one_line(", ".join(names), 150)
 
 
-def _own(
-    name: str,
-    options: Mapping[str, Any],
-    files: Mapping[str, Mapping[str, Any]],
-    data: str | None,
-    pipeline: PipelineKind | None,
-) -> FileOptions:
-    own = next((more for pattern, more in files.items() if names_file(pattern, name)), {})
-    note, asked = "", _few_bits(options)
+def _own(name: str, asked: Recipe, pipeline: PipelineKind | None) -> FileOptions:
+    options, data = asked.options, asked.data
+    own = next((more for pattern, more in asked.files.items() if names_file(pattern, name)), {})
+    note, few_bits = "", _few_bits(options)
     mode = None if "mode" not in own else parse_enum(Mode, own["mode"], "mode")
-    if pipeline is not None and asked and mode is None and not pipeline.is_main(name):
+    if pipeline is not None and few_bits and mode is None and not pipeline.is_main(name):
         mode = _eight_bits(options)
         note = (
-            f"the {pipeline.kind} pipeline's {part_of(name)} gets {mode.value}, not {asked}: it is small, or all the "
-            "rest goes by it (--no-pipeline-defaults gives every part the same)"
+            f"the {pipeline.kind} pipeline's {part_of(name)} gets {mode.value}, not {few_bits}: it is small, or all "
+            "the rest goes by it (--no-pipeline-defaults gives every part the same)"
         )
     given = {key: value for key, value in options.items() if mode is None or _suits(key, mode)}
     if any(budget in own for budget in BUDGETS):

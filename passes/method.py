@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from ov_weight_compression.passes.options import Options
     from ov_weight_compression.quantization.layerwise.layer import Step
 
-__all__ = ["Method", "Tuning", "method_of"]
+__all__ = ["BY_LAYERS", "Method", "Tuning", "method_of"]
+
+BY_LAYERS = (Accuracy.BALANCED, Accuracy.BEST)
+"""Presets whose codes are GPTQ's."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def method_of(options: Options, model: Any) -> Method:
     if dataset is None:
         return Method(folds=inserts, inserts=inserts, tuning=options.tuning)
     steps = options.algorithm
-    if steps is None and (options.gptq or accuracy in (Accuracy.BALANCED, Accuracy.BEST)):
+    if steps is None and (options.gptq or accuracy in BY_LAYERS):
         from ov_weight_compression.quantization.layerwise.layer import BALANCED, BEST
 
         steps = BEST if accuracy is Accuracy.BEST else BALANCED

@@ -22,6 +22,7 @@ from ov_weight_compression.checkpoints.skeleton import explain_constants
 from ov_weight_compression.cli import main
 from ov_weight_compression.cli.compress_files import compress_path
 from ov_weight_compression.ir_utils.errors import CompressionWarning, ModelError
+from ov_weight_compression.passes.recipe import Recipe
 from tests.checkpoints.files import write_tensors
 
 pytestmark = [
@@ -81,7 +82,7 @@ def test_constants_are_the_files_and_the_report_says_which(llama: Path, tmp_path
     assert {stretch.tensor.name for _, stretch in explained.stored} == {
         name for name, tensor in checkpoint.tensors.items() if len(tensor.shape) == 2
     }
-    (result,) = compress_path(llama, tmp_path / "out", OPTIONS)
+    (result,) = compress_path(llama, tmp_path / "out", Recipe(OPTIONS))
     origins = {row.name: row.origin for row in result.report.rows}
     assert (
         origins["self.model.layers.0.mlp.up_proj._openvino_orig_weight"]
@@ -125,7 +126,7 @@ def test_arrangements_of_a_folder_that_change_nothing(
     arrange(folder)
     written = []
     for source, out in ((llama, tmp_path / "plain"), (folder, tmp_path / "arranged")):
-        compress_path(source, out, OPTIONS)
+        compress_path(source, out, Recipe(OPTIONS))
         written.append((out / "openvino_model.bin").read_bytes())
     assert written[0] == written[1]
 
@@ -150,7 +151,7 @@ def test_a_tokenizer_that_cannot_be_converted_is_said_to_be(
 
     monkeypatch.setattr("openvino_tokenizers.convert_tokenizer", fails)
     with pytest.warns(CompressionWarning, match=r"its tokenizer could not be made into openvino_tokenizer\.xml"):
-        (result,) = compress_path(llama, tmp_path / "out", OPTIONS)
+        (result,) = compress_path(llama, tmp_path / "out", Recipe(OPTIONS))
     assert not (tmp_path / "out" / "openvino_tokenizer.xml").exists()
     assert any("openvino-genai does not run the model" in text for text in result.report.warnings)
 
@@ -167,7 +168,7 @@ class TestNothingIsMissing:
     def test_a_tensor_that_is_not_there(self, spoilt: Callable[..., Path], tmp_path: Path) -> None:
         folder = spoilt(lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
         with pytest.raises(ModelError, match=r"there is no tensor for model\.layers\.1\.mlp\.up_proj\.weight"):
-            compress_path(folder, tmp_path / "out", OPTIONS)
+            compress_path(folder, tmp_path / "out", Recipe(OPTIONS))
         assert not (tmp_path / "out").exists()
 
     def test_a_norm_that_is_not_there_is_seen_though_it_is_computed_with(self, spoilt: Callable[..., Path]) -> None:
@@ -194,7 +195,7 @@ class TestNothingIsMissing:
     def test_what_is_known_to_be_of_no_use_is_listed(self, spoilt: Callable[..., Path], tmp_path: Path) -> None:
         name = "model.layers.0.self_attn.rotary_emb.inv_freq"
         folder = spoilt(lambda tensors: tensors.update({name: np.zeros(8, np.float32)}))
-        (result,) = compress_path(folder, None, OPTIONS)
+        (result,) = compress_path(folder, None, Recipe(OPTIONS))
         assert result.report.unused.keys() == {name}
         assert name in str(result.report)
         assert result.report.to_dict()["unused"].keys() == {name}

@@ -11,6 +11,7 @@ import pytest
 from ov_weight_compression.checkpoints.folder import is_checkpoint, read_checkpoint
 from ov_weight_compression.cli.compress_files import compress_path
 from ov_weight_compression.ir_utils.errors import ModelError
+from ov_weight_compression.passes.recipe import Recipe
 from tests.checkpoints.files import write_folder, write_tensors
 
 ONE, TWO = np.arange(6, dtype=np.float16).reshape(2, 3), np.ones(4, np.float32)
@@ -169,5 +170,5 @@ def test_an_adapter_beside_a_model_is_refused(tmp_path: Path) -> None:
 def test_what_has_no_config_is_called_what_it_is(file: str, given: str, message: str, tmp_path: Path) -> None:
     (tmp_path / file).write_text("{}")
     with pytest.raises(ModelError, match=message):
-        compress_path(tmp_path / given, tmp_path / "out", {})
+        compress_path(tmp_path / given, tmp_path / "out", Recipe({}))
     assert [path.name for path in tmp_path.iterdir()] == [file]

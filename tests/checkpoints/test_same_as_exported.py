@@ -18,6 +18,7 @@ from ov_weight_compression.checkpoints import export as export_module
 from ov_weight_compression.checkpoints.export import missing_package
 from ov_weight_compression.cli import main
 from ov_weight_compression.cli.compress_files import compress_path
+from ov_weight_compression.passes.recipe import Recipe
 
 pytestmark = [
     pytest.mark.skipif(missing_package() is not None, reason=f"needs {missing_package()}: the extra 'checkpoint'"),
@@ -65,7 +66,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def plain(llama: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The weights without any further option."""
     out = tmp_path_factory.mktemp("plain") / "out"
-    compress_path(llama[1], out, INT4)
+    compress_path(llama[1], out, Recipe(INT4))
     return (out / "openvino_model.bin").read_bytes()
 
 
@@ -73,8 +74,8 @@ def differing(checkpoint: Path, exported: Path, work: Path, options: dict[str, A
     """What differs between compressing the one and the other."""
     from benchmarks.checkpoints import differences
 
-    compress_path(checkpoint, work / "straight", options, **more)
-    compress_path(exported, work / "exported first", options, **more)
+    compress_path(checkpoint, work / "straight", Recipe(options, **more))
+    compress_path(exported, work / "exported first", Recipe(options, **more))
     return differences(work / "straight", work / "exported first")
 
 

@@ -23,6 +23,7 @@ from ov_weight_compression.checkpoints.skeleton import explain_constants, write_
 from ov_weight_compression.checkpoints.virtual_folder import HOLES, forget_reads, holes_read, write_virtual_folder
 from ov_weight_compression.cli import main
 from ov_weight_compression.cli.compress_files import compress_path
+from ov_weight_compression.passes.recipe import Recipe
 from ov_weight_compression.patterns import find_compressed
 from tests import models
 from tests.checkpoints.quantised_writers import tensor, write_checkpoint
@@ -218,10 +219,10 @@ def test_leaving_floats_leaves_a_model_that_has_only_floats(
 
     monkeypatch.setattr(import_module("ov_weight_compression.checkpoints.opening"), "export", export)
     out = tmp_path / "out"
-    text, vision = compress_path(folder, out, {"mode": "none"})
+    text, vision = compress_path(folder, out, Recipe({"mode": "none"}))
     assert (len(text.report.rows), len(vision.report.rows)) == (14, 0)
     np.testing.assert_array_equal(run(out / "openvino_vision_model.xml")[0], run(models.linear())[0])
-    text, vision = compress_path(folder, tmp_path / "int8", {"mode": "int8_sym"})
+    text, vision = compress_path(folder, tmp_path / "int8", Recipe({"mode": "int8_sym"}))
     assert len(vision.report.rows) == 1
     assert len(set(text.report.warnings)) == len(text.report.warnings)
 

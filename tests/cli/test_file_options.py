@@ -15,6 +15,7 @@ from ov_weight_compression.cli.compress_files import compress_path
 from ov_weight_compression.cli.file_options import FileOptions, given_to_passes
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.model_folder import names_file, part_of, pipeline_of, split_file
+from ov_weight_compression.passes.recipe import Recipe
 from tests.cli.commands import failing
 from tests.models import layers
 
@@ -37,7 +38,7 @@ def pipeline(tmp_path: Path) -> Path:
 def modes(folder: Path, **given: Any) -> dict[str, list[str]]:
     """The modes of each part's weights, by the part's name."""
     options = {**INT4, "all_layers": True, **given.pop("options", {})}
-    results = compress_path(folder, None, options, **given)
+    results = compress_path(folder, None, Recipe(options, **given))
     return {part_of(str(one.source.relative_to(folder))): [row.mode for row in one.report.rows] for one in results}
 
 
@@ -47,7 +48,7 @@ def test_a_pipelines_small_parts_get_8_bits_and_the_report_says_so(pipeline: Pat
         "text_embeddings_model": ["int8_asym"] * 2,
         "vision_embeddings_model": ["int8_asym"] * 2,
     }
-    language, _, vision = compress_path(pipeline, None, {**INT4, "backup_mode": "int8_sym", "gptq": False})
+    language, _, vision = compress_path(pipeline, None, Recipe({**INT4, "backup_mode": "int8_sym", "gptq": False}))
     assert language.report.note == ""
     assert vision.report.note == (
         "the vision-language pipeline's vision_embeddings_model gets int8_sym, not int4_sym: it is small, or all the "
@@ -75,9 +76,11 @@ def test_which_parts_get_the_mode(tmp_path: Path, names: tuple[str, ...], main: 
 
 
 def test_8_bits_everywhere_and_a_file_alone_have_no_defaults(pipeline: Path) -> None:
-    (report,) = {one.report.note for one in compress_path(pipeline, None, {"mode": "int8_sym"})}
+    (report,) = {one.report.note for one in compress_path(pipeline, None, Recipe({"mode": "int8_sym"}))}
     assert report == ""
-    (one,) = compress_path(pipeline / "openvino_vision_embeddings_model.xml", None, {**INT4, "all_layers": True})
+    (one,) = compress_path(
+        pipeline / "openvino_vision_embeddings_model.xml", None, Recipe({**INT4, "all_layers": True})
+    )
     assert {row.mode for row in one.report.rows} == {"int4_sym"}
 
 
@@ -127,16 +130,18 @@ def test_options_for_some_files(pipeline: Path) -> None:
 
 
 def test_a_budget_is_for_the_large_parts(pipeline: Path) -> None:
-    language, embeddings, _ = compress_path(pipeline, None, {"target_bits": 5, "formats": ["int4_sym:32", "int8_asym"]})
+    language, embeddings, _ = compress_path(
+        pipeline, None, Recipe({"target_bits": 5, "formats": ["int4_sym:32", "int8_asym"]})
+    )
     assert language.report.bits_per_weight <= 5
     assert {row.mode for row in embeddings.report.rows} == {"int8_asym"}
     assert "gets int8_asym, not what target_bits leaves it" in embeddings.report.note
     with pytest.raises(
         OptionError, match=r"target_size: is that of one model's .bin, and the folder has 3 models: use ta"
     ):
-        compress_path(pipeline, None, {"target_size": "20kB"})
+        compress_path(pipeline, None, Recipe({"target_size": "20kB"}))
     files = {"language_model": {"target_size": "10kB"}}
-    (language, *_) = compress_path(pipeline, None, {"mode": "int4_sym", "group_size": 32}, files=files)
+    (language, *_) = compress_path(pipeline, None, Recipe({"mode": "int4_sym", "group_size": 32}, files=files))
     assert language.report.bytes_after < 10_000
 
 
@@ -183,7 +188,7 @@ def test_the_folder_says_what_ran_in_optimums_words(tmp_path: Path, given: Any, 
     folder = folder_of(tmp_path / "exported", ("openvino_model",))
     np.savez(tmp_path / "data.npz", x=np.random.default_rng(0).normal(size=(8, 64)).astype(np.float32))
     options = {**INT4, **given, "all_layers": True}
-    compress_path(folder, tmp_path / "out", options, data=str(tmp_path / "data.npz"))
+    compress_path(folder, tmp_path / "out", Recipe(options, data=str(tmp_path / "data.npz")))
     said = json.loads((tmp_path / "out" / "openvino_config.json").read_text())["quantization_config"]
     algorithms = ("quant_method", "scale_estimation", "gptq", "lora_correction")
     assert {name: said[name] for name in algorithms if name in said} == expected
