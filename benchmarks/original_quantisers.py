@@ -22,8 +22,8 @@ from ov_weight_compression.checkpoints.layouts.compressed_tensors_layout import 
     compressed_tensors_weight,
 )
 from ov_weight_compression.checkpoints.layouts.float_layouts import gpt_oss_weight
+from ov_weight_compression.checkpoints.layouts.layout_choice import quantised_weights
 from ov_weight_compression.checkpoints.layouts.quantised_weight import QuantisedWeight
-from ov_weight_compression.checkpoints.layouts.quantised_weights import quantised_weights
 from tests.checkpoints.quantised_writers import MemoryTensor
 
 ROWS, COLUMNS = 48, 128

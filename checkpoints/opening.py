@@ -14,8 +14,8 @@ import openvino as ov
 from ov_weight_compression.checkpoints.export import Exported, HolesReadError, export
 from ov_weight_compression.checkpoints.folder import Checkpoint, read_checkpoint
 from ov_weight_compression.checkpoints.insertion import insert_codes, turned_in_place
+from ov_weight_compression.checkpoints.layouts.layout_choice import is_of_activations, quantised_weights
 from ov_weight_compression.checkpoints.layouts.quantised_weight import QuantisedWeight
-from ov_weight_compression.checkpoints.layouts.quantised_weights import is_of_activations, quantised_weights
 from ov_weight_compression.checkpoints.skeleton import fill, read_skeleton
 from ov_weight_compression.checkpoints.virtual_folder import write_virtual_folder
 from ov_weight_compression.ir_utils.errors import ModelError, OptionError, WorkError

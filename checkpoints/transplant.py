@@ -26,7 +26,7 @@ from openvino.passes import ModelPass
 
 from ov_weight_compression.checkpoints.folder import is_buffer, is_training_only, unused_head
 from ov_weight_compression.checkpoints.insertion import insert_codes
-from ov_weight_compression.checkpoints.layouts.quantised_weights import is_of_activations
+from ov_weight_compression.checkpoints.layouts.layout_choice import is_of_activations
 from ov_weight_compression.checkpoints.opening import OpenedCheckpoint, open_checkpoint
 from ov_weight_compression.checkpoints.safetensors_file import StoredTensor, mapped_constants
 from ov_weight_compression.checkpoints.tensor_matching import Match, Place, match_tensors, places_of

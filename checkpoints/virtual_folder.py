@@ -30,8 +30,8 @@ import numpy as np
 
 from ov_weight_compression.checkpoints.explain import FileSpans, is_present
 from ov_weight_compression.checkpoints.folder import QUANTIZATION_KEYS, Checkpoint
+from ov_weight_compression.checkpoints.layouts.layout_choice import is_of_activations
 from ov_weight_compression.checkpoints.layouts.quantised_weight import QuantisedWeight, row_blocks
-from ov_weight_compression.checkpoints.layouts.quantised_weights import is_of_activations
 from ov_weight_compression.checkpoints.safetensors_file import DTYPES, read_header
 from ov_weight_compression.ir_utils.types import Array
 

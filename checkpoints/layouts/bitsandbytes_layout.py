@@ -21,10 +21,14 @@ from math import gcd, prod
 import numpy as np
 import numpy.typing as npt
 
-from ov_weight_compression.checkpoints.layouts.groups import plain_grouping
-from ov_weight_compression.checkpoints.layouts.integer_codes import IntegerRows, counted_from_zero, integer_weight
-from ov_weight_compression.checkpoints.layouts.level_codes import LevelRows, level_weight
-from ov_weight_compression.checkpoints.layouts.quantised_weight import QuantisedWeight, requantised
+from ov_weight_compression.checkpoints.layouts.quantised_weight import QuantisedWeight, plain_grouping, requantised
+from ov_weight_compression.checkpoints.layouts.stored_codes import (
+    IntegerRows,
+    LevelRows,
+    counted_from_zero,
+    integer_weight,
+    level_weight,
+)
 from ov_weight_compression.checkpoints.layouts.tensors import Tensors, checked, float_array, required
 from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.types import Array, Float32

@@ -25,9 +25,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ov_weight_compression.checkpoints.layouts.float_layouts import fp8_weight, mxfp4_weight, nvfp4_weight, scale_grid
-from ov_weight_compression.checkpoints.layouts.groups import Grouping, grouping_of, plain_grouping
-from ov_weight_compression.checkpoints.layouts.integer_codes import IntegerRows, counted_from_zero, integer_weight
-from ov_weight_compression.checkpoints.layouts.quantised_weight import QuantisedWeight
+from ov_weight_compression.checkpoints.layouts.quantised_weight import (
+    Grouping,
+    QuantisedWeight,
+    grouping_of,
+    plain_grouping,
+)
+from ov_weight_compression.checkpoints.layouts.stored_codes import IntegerRows, counted_from_zero, integer_weight
 from ov_weight_compression.checkpoints.layouts.tensors import RawTensor, Tensors, checked, codes_of, required
 from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.types import Array

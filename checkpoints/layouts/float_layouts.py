@@ -29,9 +29,8 @@ from math import prod
 
 import numpy as np
 
-from ov_weight_compression.checkpoints.layouts.groups import plain_grouping
-from ov_weight_compression.checkpoints.layouts.level_codes import LevelRows, level_weight
-from ov_weight_compression.checkpoints.layouts.quantised_weight import QuantisedWeight
+from ov_weight_compression.checkpoints.layouts.quantised_weight import QuantisedWeight, plain_grouping
+from ov_weight_compression.checkpoints.layouts.stored_codes import LevelRows, level_weight
 from ov_weight_compression.checkpoints.layouts.tensors import (
     RawTensor,
     Tensors,

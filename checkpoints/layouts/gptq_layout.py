@@ -34,9 +34,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ov_weight_compression.checkpoints.layouts.groups import Grouping, grouping_of, plain_grouping
-from ov_weight_compression.checkpoints.layouts.integer_codes import IntegerRows, integer_weight
-from ov_weight_compression.checkpoints.layouts.quantised_weight import QuantisedWeight
+from ov_weight_compression.checkpoints.layouts.quantised_weight import (
+    Grouping,
+    QuantisedWeight,
+    grouping_of,
+    plain_grouping,
+)
+from ov_weight_compression.checkpoints.layouts.stored_codes import IntegerRows, integer_weight
 from ov_weight_compression.checkpoints.layouts.tensors import Tensors, checked, codes_of, float_array, required
 from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.types import Array

@@ -22,9 +22,8 @@ from typing import Any
 import numpy as np
 
 from ov_weight_compression.checkpoints.layouts.float_layouts import fp8_weight, scale_grid
-from ov_weight_compression.checkpoints.layouts.groups import plain_grouping
-from ov_weight_compression.checkpoints.layouts.integer_codes import IntegerRows, counted_from_zero, integer_weight
-from ov_weight_compression.checkpoints.layouts.quantised_weight import QuantisedWeight
+from ov_weight_compression.checkpoints.layouts.quantised_weight import QuantisedWeight, plain_grouping
+from ov_weight_compression.checkpoints.layouts.stored_codes import IntegerRows, counted_from_zero, integer_weight
 from ov_weight_compression.checkpoints.layouts.tensors import Tensors, checked, codes_of, float_array, required
 from ov_weight_compression.ir_utils.errors import ModelError
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ov_weight_compression.checkpoints.layouts.quantised_weights import quantised_weights
+from ov_weight_compression.checkpoints.layouts.layout_choice import quantised_weights
 from ov_weight_compression.ir_utils.errors import ModelError
 from tests.checkpoints.quantised_writers import (
     E4M3_CODES,

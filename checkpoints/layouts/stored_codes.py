@@ -1,4 +1,4 @@
-"""Integer codes with scales and zero points, as they come and as OpenVINO has types for them.
+"""Codes of a layer as they come and as OpenVINO has types for them: integers with scales and zero points, and levels.
 
     w = s · (q − z)        q, z in 0 … 2^b − 1
 
@@ -12,6 +12,8 @@ Where every zero point is the middle, 2^(b−1), the weight is symmetric and nee
     8              i8 (q − 128)                   u8, zero points u8
 
 OpenVINO's u3 and u6 hold 3 and 6 bits, but no plugin runs from them. The numbers are the same in all cases.
+
+Codes that stand for levels (8-bit floats, e2m1, NF4, entries of a table) keep their bits as they are.
 """
 
 from __future__ import annotations
@@ -23,19 +25,20 @@ from math import prod
 import numpy as np
 import numpy.typing as npt
 
-from ov_weight_compression.checkpoints.layouts.groups import Grouping
 from ov_weight_compression.checkpoints.layouts.quantised_weight import (
+    Grouping,
     QuantisedWeight,
     exact_scale_type,
     group_word,
     requantised,
     row_blocks,
 )
-from ov_weight_compression.ir_utils.errors import ModelError
+from ov_weight_compression.ir_utils.errors import ModelError, WorkError
 from ov_weight_compression.ir_utils.types import Array
-from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL, Encoded, Spec
+from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL, Encoded, Format, Spec, stored_codebook
+from ov_weight_compression.quantization.reference import scale_values, unusable
 
-__all__ = ["IntegerRows", "counted_from_zero", "integer_weight"]
+__all__ = ["IntegerRows", "LevelRows", "counted_from_zero", "integer_weight", "level_weight"]
 
 CodeRows = npt.NDArray[np.uint8]
 _FORMATS = {2: ("int2_sym", "int2_asym"), 4: ("int4_sym", "int4_asym"), 8: ("int8_sym", "int8_asym")}
@@ -127,3 +130,77 @@ def integer_weight(
 def counted_from_zero(signed: Array) -> CodeRows:
     """Signed bytes, counted from the smallest: q + 128."""
     return np.asarray(np.ascontiguousarray(signed).view(np.uint8) ^ np.uint8(0x80))
+
+
+_DTYPES = {"f16": np.float16, "f32": np.float32, "f8e8m0": np.uint8, "f8e4m3": np.uint8}
+_NAN = 0x7F
+"""e4m3's only codes that are no number: all ones but for the sign."""
+
+
+@dataclass(frozen=True)
+class LevelRows:
+    """Where the rows `first` to `last` of a layer come from."""
+
+    codes: Callable[[int, int], Array]
+    """[n, in] uint8 bit patterns."""
+    scales: Callable[[int, int], Array]
+    """[n, groups]: f16 or f32; uint8 bit patterns where the format's scales are f8e8m0 or f8e4m3."""
+
+
+def level_weight(
+    name: str,
+    kind: str,
+    shape: tuple[int, ...],
+    row: Format,
+    grouping: Grouping,
+    source: LevelRows,
+    tensors: tuple[str, ...],
+    tensor_scale: np.float32 | None = None,
+    notes: tuple[str, ...] = (),
+    said_group: int = 0,
+) -> QuantisedWeight:
+    """The weight of a layer in the format `row`. Scales are looked at now, codes when they are asked for.
+
+    `said_group` is the group size that people know, where groups had to be cut.
+
+    Raises:
+        ModelError: a scale is not finite, or the format does not have groups of this size.
+    """
+    whole = grouping.size == grouping.columns and not row.fixed_group
+    if row.fixed_group and grouping.size != row.default_group:
+        raise ModelError(f"{name}: groups of {grouping.size}, where {row.name} has groups of {row.default_group}")
+    scale_type, largest = row.scale, 0.0
+    wide = Spec(row, row.default_group, "f32" if row.scale == "f16" else row.scale)
+    for first, last in row_blocks(prod(shape[:-1]), grouping.columns):
+        scales = source.scales(first, last)
+        if unusable(scales, row.scale if row.scale != "f16" else "f32"):
+            raise ModelError(f"{name}: a scale is not finite: the checkpoint is broken")
+        values = scale_values(scales, wide, tensor_scale)
+        largest = max(largest, float(np.abs(values).max(initial=0)))
+        if row.scale == "f16" and exact_scale_type(scales) == "f32":
+            scale_type = "f32"
+    spec = Spec(row, PER_CHANNEL if whole else grouping.size, scale_type)
+    table = stored_codebook(row)
+
+    def read(first: int, last: int) -> Encoded:
+        codes = grouping.ordered(source.codes(first, last))
+        if row.storage == "f8e4m3" and bool(((codes & _NAN) == _NAN).any()):
+            raise WorkError(f"{name}: a value is not a number: the checkpoint is broken")
+        scales = grouping.spread(source.scales(first, last)).astype(_DTYPES[scale_type], copy=False)
+        return Encoded(codes, np.ascontiguousarray(scales), None, tensor_scale, table)
+
+    group = said_group or grouping.size
+    kind = f"{kind} " + (f"g{group}" if row.fixed_group else group_word(group, grouping.columns))
+    absmax = largest * row.top
+    return QuantisedWeight(
+        name=name,
+        kind=kind,
+        shape=shape,
+        spec=spec,
+        rows=read,
+        tensors=tensors,
+        absmax=absmax,
+        order=grouping.order,
+        tensor_scale=tensor_scale,
+        notes=notes,
+    )
