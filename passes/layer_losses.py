@@ -11,7 +11,8 @@ for each weight but nearly alike in all formats.
 Where every layer then aims at what the exact model's layer gives, from the inputs that the compressed ones before it
 leave, most of what an error does is made up for behind it, and what stays goes with the number of weights, whatever
 layer they are in. Probes, behind which nothing is made up for, tell the sum there, and the weights share it by their
-elements; all but embeddings and last layers, behind which nothing is coded or comes.
+elements; all but embeddings and last layers, behind which nothing is coded or comes. From format to format it goes with
+a power of the error then.
 
 Where there are no data, and none can be made up, a prior stands in: every weight counts with its share of the elements
 and its relative error, weighed with what the graph says of its input.
@@ -45,6 +46,9 @@ __all__ = ["LayerLosses", "layer_losses", "measured_divergence"]
 _ROWS = 256
 """Of a weight that its formats are compared on."""
 _TINY = 1e-30
+_EVENED_POWER = 0.42
+"""Of the error, which tells the loss where later layers make up for it. On SmolLM2-135M int4_asym in groups of 32 has
+.48 of the squared error of int4_sym in groups of 64, and nf4 .62; of the divergence they leave .73 and .82."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ def layer_losses(candidates: Mapping[str, Sequence[Spec]], data: Measurements) -
             errors = _errors(rows, shares, [probed, *specs], use.energy, graph[weight.name], quantiser)
             total += use.loss * errors[1:] / errors[0] if errors[0] > 0 else 0
         if weight in evened:
-            total *= evened[weight] / max(sum(use.loss for use in uses), _TINY)
+            total = evened[weight] * (total / max(sum(use.loss for use in uses), _TINY)) ** _EVENED_POWER
         return tuple(float(one) for one in total)
 
     found = in_threads(losses, weights, data.threads)

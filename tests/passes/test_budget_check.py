@@ -216,7 +216,7 @@ def test_what_was_measured_without_some_samples_is_coded_with_all(
         save_recipe(tmp_path / "plan.json", Recipe({"mode": "int4_sym"}), {"": layers})
         save_model(model, tmp_path / "model.xml")
         files.append((tmp_path / "model.bin").read_bytes())
-    assert seen == [30, 30]
+    assert set(seen) == {30}
     assert files[0] == files[1]
 
 

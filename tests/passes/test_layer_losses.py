@@ -159,6 +159,20 @@ def test_what_is_made_up_for_behind_a_layer_is_shared_by_elements() -> None:
         assert found["best"][name] == pytest.approx(found["balanced"][name])
 
 
+def test_what_is_made_up_for_goes_with_less_than_the_error() -> None:
+    """From format to format, by `best`; the head's goes with the error itself, as everything does by `balanced`."""
+    model = small.language_model()
+    ratios = {}
+    for accuracy in ("balanced", "best"):
+        data = measurements(model, dataset=TOKENS, accuracy=accuracy)
+        losses = layer_losses({weight.name: [probe_spec(weight), INT8] for weight in data.weights}, data).losses
+        ratios[accuracy] = {name: eight / four for name, (four, eight) in losses.items()}
+    for weight in data.weights:
+        power = 1 if weight.backup_reason else 0.42
+        assert ratios["best"][weight.name] == pytest.approx(ratios["balanced"][weight.name] ** power, rel=1e-4)
+    assert max(ratios["balanced"].values()) < 0.05
+
+
 def test_a_table_that_a_head_shares_is_probed_as_it_will_be_rounded() -> None:
     """By GPTQ for the head; who picks its rows finds it as far off as the search leaves it, and there is no Gram."""
     random = np.random.default_rng(0)
