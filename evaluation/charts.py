@@ -41,7 +41,7 @@ def histogram(figures: LanguageFigures) -> str:
         size = positions / peak * (bottom - top)
         span = f"{plain(found.edges[number], 2)} to {plain(found.edges[number + 1], 2)} nats"
         told = f"{span}: {thousands(positions)} positions"
-        parts.append(_bar(left + 1, bottom - size, right - left - 2, size, 0, told))
+        parts.append(_bar(left + 1, bottom - size, right - left - 2, size, colour(0), told))
     for power in range(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1):
         parts.append(f'<text x="{x(10.0**power):.1f}" y="{bottom + 18}" text-anchor="middle">{_power(power)}</text>')
     parts.append(
@@ -95,8 +95,8 @@ def layer_chart(layers: Sequence[LayerFigures]) -> str:
         shown = 0.0 if value is None else min(max(value, 0.0), ceiling)
         size = shown / ceiling * (bottom - top)
         gap = min(2.0, pitch * 0.2)
-        colour = formats.index((layer.mode, layer.group_size)) % _COLOURS
-        parts.append(_bar(left + gap / 2, bottom - max(size, 1), pitch - gap, max(size, 1), colour, _told(layer)))
+        shade = colour(formats.index((layer.mode, layer.group_size)))
+        parts.append(_bar(left + gap / 2, bottom - max(size, 1), pitch - gap, max(size, 1), shade, _told(layer)))
         if _finite(layer.output_snr_db):
             y = bottom - min(max(layer.output_snr_db or 0.0, 0.0), ceiling) / ceiling * (bottom - top)
             rings.append((left + pitch / 2, y))
@@ -106,7 +106,7 @@ def layer_chart(layers: Sequence[LayerFigures]) -> str:
     if end > _LEFT + 160:
         parts.append(f'<text x="{end:.1f}" y="{bottom + 20}" text-anchor="end">last layer</text>')
     key = "".join(
-        f'<span><i style="background:var(--c{n % _COLOURS})"></i>{escape(format_name(*one))}</span>'
+        f'<span><i style="background:{colour(n)}"></i>{escape(format_name(*one))}</span>'
         for n, one in enumerate(formats)
     )
     what = "SNR of the layer's own output, dB" if own else "SNR of the weight, dB"
@@ -143,10 +143,10 @@ def _lines(steps: Sequence[tuple[float, float]]) -> list[str]:
     return parts
 
 
-def _bar(x: float, y: float, width: float, height: float, colour: int, told: str) -> str:
+def _bar(x: float, y: float, width: float, height: float, shade: str, told: str) -> str:
     size = f'width="{max(width, 0.5):.2f}" height="{height:.2f}" rx="{min(2.0, width / 4):.1f}"'
     shape = f'x="{x:.2f}" y="{y:.2f}" {size}'
-    return f'<rect class="bar" {shape} style="fill:var(--c{colour})"><title>{escape(told)}</title></rect>'
+    return f'<rect class="bar" {shape} style="fill:{shade}"><title>{escape(told)}</title></rect>'
 
 
 def _power(power: int) -> str:

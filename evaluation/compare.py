@@ -47,8 +47,7 @@ from ov_weight_compression.evaluation.samples import (
     ComparisonProtocol,
     InputSets,
     Windows,
-    of_inputs,
-    of_windows,
+    batches_of,
     prepare,
 )
 from ov_weight_compression.ir_utils.errors import CompressionError, OptionError
@@ -153,12 +152,10 @@ class _TextFound:
 def _compare_text(pair: Pair, samples: InputSets, request: CompareRequest, progress: OnProgress) -> _TextFound:
     """Predictions of both models, over all windows."""
     compressed = Runner(pair.compressed, pair.arithmetic)
-    total = None
-    if samples.windows is not None:
-        total = len(samples.windows.tokens)
-        batches = of_windows(samples.windows, samples.ids)
-    else:
-        batches = of_inputs(samples.sets, samples.ids, request.protocol.context or 0, request.protocol.score_last)
+    cut, protocol = samples.windows, request.protocol
+    context = cut.context if cut else protocol.context or 0
+    batches = batches_of(samples.sets, samples.ids, context, protocol.score_last)
+    total = len(cut.tokens) if cut else None
     with _base_logits(pair, samples.windows, request) as base:
         scored = run_language(base, compressed, batches, total, progress)
     if not any((one.batch.following >= 0).any() for one in scored):
@@ -211,7 +208,7 @@ def _header(pair: Pair, windows: Windows, mark: str, vocabulary: int) -> Header:
         window=windows.window,
         context=windows.context,
         score_last=windows.score_last,
-        positions=sum(len(windows.following(tokens)) for tokens in windows.tokens),
+        positions=windows.positions,
         vocabulary=vocabulary,
         arithmetic=pair.arithmetic.describe(),
     )

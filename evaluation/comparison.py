@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-__all__ = ["Comparison", "ModelFigures", "language_rows"]
+__all__ = ["Comparison", "ModelFigures", "format_rows", "language_rows"]
 
 
 @dataclass(frozen=True)
@@ -202,20 +202,28 @@ def _outputs(comparison: Comparison) -> Table | None:
     return table
 
 
-def _compared_formats(comparison: Comparison) -> Table | None:
-    if not comparison.formats:
-        return None
-    table = _named("Formats", "format", "weights", "elements", "bytes", "bits", "SNR dB", "lowest")
-    for one in comparison.formats:
-        table.add_row(
+def format_rows(comparison: Comparison) -> list[tuple[str, ...]]:
+    """Of each format its name, weights, elements, bytes, bits, and the SNR of its weights and the lowest, in dB."""
+    return [
+        (
             format_name(one.mode, one.group_size),
-            str(one.weights),
+            thousands(one.weights),
             thousands(one.elements),
             human_bytes(one.bytes),
             f"{one.bits_per_weight:.2f}",
             db(one.weight_snr_db),
             db(one.weight_snr_db_min),
         )
+        for one in comparison.formats
+    ]
+
+
+def _compared_formats(comparison: Comparison) -> Table | None:
+    if not comparison.formats:
+        return None
+    table = _named("Formats", "format", "weights", "elements", "bytes", "bits", "SNR dB", "lowest")
+    for row in format_rows(comparison):
+        table.add_row(*row)
     return table
 
 

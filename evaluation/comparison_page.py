@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from ov_weight_compression.evaluation.charts import histogram, layer_chart
-from ov_weight_compression.evaluation.comparison import Comparison, language_rows
+from ov_weight_compression.evaluation.comparison import Comparison, format_rows, language_rows
 from ov_weight_compression.evaluation.figures import Passage, Surprise
 from ov_weight_compression.evaluation.layers import LayerFigures
 from ov_weight_compression.evaluation.page import cards_of, document, fragment, heading, html_table, pairs_of
@@ -132,19 +132,7 @@ def _formats(comparison: Comparison) -> str:
     if not comparison.formats:
         return ""
     head = ("format", "weights", "elements", "bytes", "bits per weight", "SNR of the weights, dB", "lowest")
-    rows = [
-        (
-            format_name(one.mode, one.group_size),
-            thousands(one.weights),
-            thousands(one.elements),
-            human_bytes(one.bytes),
-            f"{one.bits_per_weight:.2f}",
-            db(one.weight_snr_db),
-            db(one.weight_snr_db_min),
-        )
-        for one in comparison.formats
-    ]
-    return "<h2>Formats</h2>" + html_table(head, rows)
+    return "<h2>Formats</h2>" + html_table(head, format_rows(comparison))
 
 
 def _layers(comparison: Comparison) -> str:

@@ -26,7 +26,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import openvino as ov
 
 from ov_weight_compression.calibration.model_inputs import ModelInputs
@@ -35,7 +34,7 @@ from ov_weight_compression.ir_utils.errors import ModelError, OptionError, WorkE
 from ov_weight_compression.ir_utils.ir_file import openvino_reason, read_model
 from ov_weight_compression.ir_utils.option_kinds import path as path_kind
 from ov_weight_compression.ir_utils.publish import TemporaryFolder
-from ov_weight_compression.ir_utils.types import Array, Float32
+from ov_weight_compression.ir_utils.types import Array
 from ov_weight_compression.patterns.graphs import graphs_of, is_postponed
 
 __all__ = [
@@ -267,13 +266,13 @@ def _find_logits(model: ov.Model) -> LogitsPort | None:
 
 
 class Runner:
-    """One model, compiled once, run many times. What `run` and `logits` return is valid until the next call."""
+    """One model, compiled once, run many times. What `run` returns is valid until the next call."""
 
     def __init__(self, loaded: Loaded, arithmetic: Arithmetic, model: ov.Model | None = None) -> None:
         """`model`: to run in place of the one that was loaded, with the same inputs and more outputs."""
         self.inputs = loaded.inputs
         self.what = loaded.inputs.what if model is None else f"{loaded.inputs.what} with its layers' outputs"
-        self._port = loaded.logits
+        self.port = loaded.logits
         model = model or loaded.model
         self._stateful = bool(model.get_variables())
         self._request = arithmetic.compile(model, self.what).create_infer_request()
@@ -289,13 +288,6 @@ class Runner:
             shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in inputs.items())
             raise WorkError(f"{self.what} cannot be run on {shapes}: {openvino_reason(error)}") from error
         return [results[index] for index in range(len(results))]
-
-    def logits(self, inputs: Mapping[str, Array]) -> Float32:
-        """Logits `[batch, n, vocabulary]` as float32."""
-        if self._port is None:
-            raise WorkError(f"{self.what} has no output of logits")
-        found: Float32 = np.asarray(self.run(inputs)[self._port.index], dtype=np.float32)
-        return found
 
 
 @dataclass(frozen=True, eq=False)

@@ -170,10 +170,14 @@ def logits_of(runner: Runner, batch: Batch) -> Float32:
         ModelError: it does not predict at every position.
         WorkError: it cannot be run.
     """
-    logits = runner.logits(runner.inputs.complete(batch.inputs))
+    if runner.port is None:
+        raise WorkError(f"{runner.what} has no output of logits")
+    outputs = runner.run(runner.inputs.complete(batch.inputs))
+    logits: Float32 = np.asarray(outputs[runner.port.index], dtype=np.float32)
     if logits.shape[:2] != batch.tokens.shape:
         raise ModelError(
             f"{runner.what} gives logits {list(logits.shape)} for tokens {list(batch.tokens.shape)}: "
             "it does not predict at every position"
         )
-    return batch.select(logits)
+    # A view where whole windows are scored.
+    return logits.reshape(-1, logits.shape[-1]) if batch.chosen.all() else logits[batch.chosen]

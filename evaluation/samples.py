@@ -32,7 +32,7 @@ from ov_weight_compression.calibration.model_inputs import ModelInputs
 from ov_weight_compression.evaluation.models import DEFAULT_WINDOW, Pair
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.option_kinds import OptionKind, count, flag, path, shapes, shown, word
-from ov_weight_compression.ir_utils.types import Array, Float32
+from ov_weight_compression.ir_utils.types import Array
 from ov_weight_compression.patterns import Roles, parse_roles
 
 _PROTOCOL = {
@@ -126,13 +126,10 @@ class Windows:
     context: int
     score_last: bool
 
-    def following(self, tokens: _Tokens) -> _Tokens:
-        """The next token at each scored position of a window; -1 at a last position that is scored without one."""
-        return np.append(tokens[1:], NO_TOKEN)[self.scored(tokens)]
-
-    def scored(self, tokens: _Tokens) -> slice:
-        """The scored positions of a window."""
-        return slice(self.context, len(tokens) if self.score_last else len(tokens) - 1)
+    @property
+    def positions(self) -> int:
+        """Scored positions of all windows."""
+        return sum(max(0, len(tokens) - self.context - (not self.score_last)) for tokens in self.tokens)
 
     @property
     def digest(self) -> str:
@@ -165,7 +162,7 @@ def cut_windows(arrays: Iterable[Array], request: CompareRequest, usual: int = D
     found = Windows(tuple(pieces), max(map(len, pieces), default=0), stride, context, protocol.score_last)
     if not pieces:
         raise OptionError("data: there is no window of at least 2 tokens in it")
-    if not any((found.following(piece) >= 0).any() for piece in pieces):
+    if context >= found.window - 1:
         raise OptionError(f"context={context}: no window of {found.window} tokens has a position left to score")
     return found
 
@@ -197,22 +194,8 @@ class Batch:
     following: npt.NDArray[np.int64]
     """The next token of each scored position, in order; -1 for none."""
 
-    def select(self, logits: Float32) -> Float32:
-        """The scored positions' logits, `[scored, vocabulary]`; a view where whole windows are scored."""
-        if self.chosen.all():
-            return logits.reshape(-1, logits.shape[-1])
-        return logits[self.chosen]
 
-
-def of_windows(windows: Windows, ids: str) -> Iterator[Batch]:
-    """A batch for each window of token ids, which the model's input `ids` takes."""
-    for tokens in windows.tokens:
-        chosen = np.zeros((1, len(tokens)), dtype=bool)
-        chosen[0, windows.scored(tokens)] = True
-        yield Batch({ids: tokens[None]}, tokens[None], chosen, windows.following(tokens))
-
-
-def of_inputs(sets: Iterable[Mapping[str, Array]], ids: str, context: int, score_last: bool) -> Iterator[Batch]:
+def batches_of(sets: Iterable[Mapping[str, Array]], ids: str, context: int, score_last: bool) -> Iterator[Batch]:
     """A batch for each set of inputs, with token ids in `ids`. Where `attention_mask` is 0 nothing is scored, and no
     token is a next one."""
     for inputs in sets:

@@ -7,7 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ov_weight_compression.evaluation.samples import CompareRequest, ComparisonProtocol, cut_windows
+from ov_weight_compression.evaluation.samples import (
+    Batch,
+    CompareRequest,
+    ComparisonProtocol,
+    Windows,
+    batches_of,
+    cut_windows,
+)
 from ov_weight_compression.ir_utils.errors import OptionError
 
 STREAM = np.arange(1000, dtype=np.int32)
@@ -19,6 +26,11 @@ def cut(window: int | None = None, windows: int | None = None, **protocol: Any) 
 
 def lengths(options: CompareRequest, *arrays: np.ndarray, usual: int = 256) -> list[int]:
     return [len(tokens) for tokens in cut_windows(arrays or (STREAM,), options, usual).tokens]
+
+
+def run(windows: Windows) -> list[Batch]:
+    sets = ({"input_ids": tokens[None]} for tokens in windows.tokens)
+    return list(batches_of(sets, "input_ids", windows.context, windows.score_last))
 
 
 def test_whole_windows_of_a_stream() -> None:
@@ -36,20 +48,22 @@ def test_the_window_that_was_asked_for_comes_first() -> None:
 def test_overlapping_windows_score_each_token_once() -> None:
     found = cut_windows([STREAM], cut(window=100, stride=40))
     assert found.context == 60
-    scored = np.concatenate([tokens[found.scored(tokens)] for tokens in found.tokens])
+    scored = np.concatenate([batch.tokens[batch.chosen] for batch in run(found)])
     assert len(set(scored)) == len(scored)
     assert scored.tolist() == list(range(60, 980))
 
 
 def test_llama_cpp_scores_the_second_half() -> None:
     found = cut_windows([STREAM], cut(window=100, context=50, score_last=False))
-    assert found.tokens[1][found.scored(found.tokens[1])].tolist() == list(range(150, 199))
-    assert found.following(found.tokens[1]).tolist() == list(range(151, 200))
+    batch = run(found)[1]
+    assert batch.tokens[batch.chosen].tolist() == list(range(150, 199))
+    assert batch.following.tolist() == list(range(151, 200))
+    assert found.positions == 49 * 10
 
 
 def test_the_last_position_has_no_next_token() -> None:
     found = cut_windows([np.array([5, 6, 7])], cut())
-    assert found.following(found.tokens[0]).tolist() == [6, 7, -1]
+    assert run(found)[0].following.tolist() == [6, 7, -1]
 
 
 def test_arrays_of_windows_and_lists_are_taken_as_they_are() -> None:
