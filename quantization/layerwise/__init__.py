@@ -1,5 +1,6 @@
 """Weights fitted to calibration data: numbers in (a canonical weight, Gram matrices), stored codes out.
 
+cholesky             factors and systems, block by block
 hessian              H of a layer's input, prepared once for all layers that read it; targets over compressed layers
 draft                levels and scales half-way between floats and codes
 gptq                 one channel at a time, later channels make up for the error

@@ -36,6 +36,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ov_weight_compression.ir_utils.types import Array, Float32
+from ov_weight_compression.quantization.layerwise.cholesky import cholesky, solve_positive
 
 __all__ = ["DAMPING", "TARGET_DAMPING", "Hessian", "hessian_of", "input_correction"]
 
@@ -104,11 +105,11 @@ def _ridged(gram: Array, damping: float) -> Float32:
 
 def _factor(gram: Float32, backwards: npt.NDArray[np.intp]) -> Float32:
     """M, upper triangular in forward order, with `gram = M Mᵀ`."""
-    matrix = gram[np.ix_(backwards, backwards)]
+    matrix = gram.take(backwards, 0).take(backwards, 1)
     extra = np.float32(1e-6)
     for _ in range(8):
         try:
-            return np.ascontiguousarray(np.linalg.cholesky(matrix)[::-1, ::-1])
+            return np.ascontiguousarray(cholesky(matrix)[::-1, ::-1])
         except np.linalg.LinAlgError:
             matrix[np.diag_indices_from(matrix)] += extra
             extra *= 10
@@ -133,4 +134,4 @@ def input_correction(
     if not mean > 0:
         return np.zeros_like(sides)
     damped[np.diag_indices_from(damped)] += np.float32(max(damping, 1e-4) * mean)
-    return np.ascontiguousarray(np.linalg.solve(damped, sides.T).T)
+    return np.ascontiguousarray(solve_positive(damped, sides.T).T)
