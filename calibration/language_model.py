@@ -42,7 +42,6 @@ __all__ = [
     "has_open_axis",
     "input_label",
     "input_names",
-    "longest_window",
     "read_language_model",
     "shapes_agree",
     "with_embeddings",
@@ -93,7 +92,7 @@ class LanguageModel:
         for node in self.parameters:
             name = input_label(node)
             if name == self.ids:
-                found[name] = ids.astype(_dtype(node))
+                found[name] = ids.astype(node.get_output_element_type(0).to_dtype())
             elif name not in found:
                 made = self._made_up(node, ids.shape[0], ids.shape[1], past)
                 if made is None:
@@ -102,7 +101,7 @@ class LanguageModel:
                         "token ids: give dictionaries that hold it, with the keys "
                         f"{', '.join(map(input_label, self.parameters))}"
                     )
-                found[name] = made.astype(_dtype(node))
+                found[name] = made.astype(node.get_output_element_type(0).to_dtype())
         return found
 
     def _made_up(self, node: ov.Node, batch: int, length: int, past: int) -> NDArray[Any] | None:
@@ -145,15 +144,17 @@ def read_language_model(model: ov.Model) -> LanguageModel | None:
     vocabulary = table or max(heads, default=0)
     if not vocabulary:
         return None
+    past = any(name.startswith("past") for node in parameters for name in input_names(node))
+    keeps_past = past or bool(model.get_variables())  # as only a model that writes does
     batch, length = (dim.get_length() if dim.is_static else None for dim in ids.get_output_partial_shape(0))
     return LanguageModel(
         ids=input_label(ids),
         vocabulary=vocabulary,
-        positions=longest_window(model, parameters, ids) if length is None else None,
+        positions=_longest_window(model, parameters, ids) if length is None else None,
         length=length,
         batch=batch,
         # Vocabularies are padded to round numbers at one end or the other, so the two need not agree to the last id.
-        predicts=any(2 * head > vocabulary for head in heads) and _looks_back(model, parameters),
+        predicts=any(2 * head > vocabulary for head in heads) and keeps_past,
         parameters=parameters,
         conv_taps=_conv_taps(model),
     )
@@ -164,17 +165,6 @@ def input_label(node: ov.Node) -> str:
     them; its friendly name where the tensor has none."""
     names = sorted(map(str, node.output(0).get_names())) or [str(node.get_friendly_name())]
     return next((name for name in names if name in _EXPORTED), names[0])
-
-
-def _dtype(node: ov.Node) -> np.dtype[Any]:
-    dtype: np.dtype[Any] = np.dtype(node.get_output_element_type(0).to_dtype())
-    return dtype
-
-
-def _looks_back(model: ov.Model, parameters: tuple[ov.Node, ...]) -> bool:
-    """Whether the model keeps what it has read, as only a model that writes does: a cache, in variables or inputs."""
-    past = any(name.startswith("past") for node in parameters for name in input_names(node))
-    return past or bool(model.get_variables())
 
 
 def _table(node: ov.Node) -> int | None:
@@ -218,19 +208,6 @@ _KEEPING = frozenset(
 """Operations on positions that make none of them larger; a Multiply is one by a mask of ones and zeros."""
 _SEQUENCES = ("attention_mask", "position_ids", "token_type_ids")
 _DEPTH = 16
-
-
-def longest_window(model: ov.Model, parameters: tuple[ov.Node, ...], ids: ov.Node) -> int | None:
-    """The most tokens that a window may have, as far as the graph tells; None where it names no limit.
-
-    Args:
-        model: not changed.
-        parameters: its inputs.
-        ids: the one for token ids, `[batch, length]` with an open length.
-    """
-    tables = min(_tables(model), default=None)
-    shapes = _agreeing(model, parameters, ids, tables)
-    return min((limit for limit in (tables, shapes) if limit is not None), default=None)
 
 
 def input_names(node: ov.Node) -> set[str]:
@@ -289,9 +266,10 @@ def _shifted(node: ov.Node, added: int, depth: int) -> int | None:
     return None
 
 
-def _agreeing(model: ov.Model, parameters: tuple[ov.Node, ...], ids: ov.Node, below: int | None) -> int | None:
-    """The longest window with which OpenVINO can work out all shapes, at most `below`; None where thousands of tokens
-    fit."""
+def _longest_window(model: ov.Model, parameters: tuple[ov.Node, ...], ids: ov.Node) -> int | None:
+    """The most tokens that a window may have, as far as the graph tells: what its tables of positions have, and what
+    OpenVINO can work out all shapes with; None where it names no limit. `ids` has an open length."""
+    below = min(_tables(model), default=None)
     inputs = {
         number: node.get_output_partial_shape(0)[0]
         for number, node in enumerate(parameters)
@@ -305,7 +283,7 @@ def _agreeing(model: ov.Model, parameters: tuple[ov.Node, ...], ids: ov.Node, be
     if agrees(most):
         return below
     if not agrees(_SHORTEST):
-        return None  # it is not the length that the shapes disagree about
+        return below  # it is not the length that the shapes disagree about
     fits, fails = _SHORTEST, most
     while fails - fits > 1:
         middle = (fits + fails) // 2

@@ -37,14 +37,11 @@ class ModelInputs:
     def __init__(self, model: ov.Model, option: str = "data", what: str = "the model") -> None:
         self.option, self.what = option, what
         self._nodes = {input_label(node): node for node in model.get_parameters()}
+        self.names = list(self._nodes)
+        """The model's inputs, in its own order."""
         self.language = read_language_model(model)
         self.ids = self.language.ids if self.language else "input_ids"
         """The input of token ids."""
-
-    @property
-    def names(self) -> list[str]:
-        """The model's inputs, in its own order."""
-        return list(self._nodes)
 
     @property
     def takes_tokens(self) -> bool:

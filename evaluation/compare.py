@@ -9,16 +9,12 @@ that hold them, on a few samples                                           (laye
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from os import PathLike
-from pathlib import Path
 
 import openvino as ov
 
-from ov_weight_compression.calibration.statistics import fingerprint
 from ov_weight_compression.calibration.tokenizer import find_tokenizer, tokenizer_files
 from ov_weight_compression.evaluation.comparison import Comparison, ModelFigures
 from ov_weight_compression.evaluation.figures import (
@@ -31,27 +27,22 @@ from ov_weight_compression.evaluation.figures import (
     worst_positions,
 )
 from ov_weight_compression.evaluation.layers import compare_layers
-from ov_weight_compression.evaluation.logits_file import Header, keep_logits, kept_logits
+from ov_weight_compression.evaluation.logits_file import base_logits
 from ov_weight_compression.evaluation.models import OnProgress, Pair, Runner, choose, open_pair
 from ov_weight_compression.evaluation.outputs import compare_outputs
 from ov_weight_compression.evaluation.predictions import (
-    LogitsOf,
     Scores,
-    logits_of,
     run_language,
 )
 from ov_weight_compression.evaluation.samples import (
-    Batch,
     CompareData,
     CompareRequest,
     ComparisonProtocol,
     InputSets,
-    Windows,
     batches_of,
     prepare,
 )
 from ov_weight_compression.ir_utils.errors import CompressionError, OptionError
-from ov_weight_compression.ir_utils.types import Float32
 from ov_weight_compression.patterns import Roles
 from ov_weight_compression.patterns.graphs import constants_bytes
 
@@ -156,7 +147,7 @@ def _compare_text(pair: Pair, samples: InputSets, request: CompareRequest, progr
     context = cut.context if cut else protocol.context or 0
     batches = batches_of(samples.sets, samples.ids, context, protocol.score_last)
     total = len(cut.tokens) if cut else None
-    with _base_logits(pair, samples.windows, request) as base:
+    with base_logits(pair, samples.windows, request.protocol) as base:
         scored = run_language(base, compressed, batches, total, progress)
     if not any((one.batch.following >= 0).any() for one in scored):
         raise OptionError("data: it has no token with a next one to predict")
@@ -172,43 +163,3 @@ def _compare_text(pair: Pair, samples: InputSets, request: CompareRequest, progr
     except (CompressionError, ImportError) as error:
         notes.append(f"Tokens are shown as ids: {error}")
     return _TextFound(figures, tuple(positions), tuple(passages), len(scored), tuple(notes))
-
-
-@contextmanager
-def _base_logits(pair: Pair, windows: Windows | None, request: CompareRequest) -> Iterator[LogitsOf]:
-    """What gives the base model's logits: the model itself, which may keep them in a file, or such a file."""
-    protocol, header = request.protocol, None
-    if windows is not None and (protocol.save_base or protocol.base_logits):
-        header = partial(_header, pair, windows, fingerprint(pair.base.model))
-    if header is not None and protocol.base_logits:
-        vocabulary = pair.compressed.logits.vocabulary if pair.compressed.logits else None
-        with kept_logits(Path(protocol.base_logits), header, vocabulary) as following:
-            yield lambda batch: following(int(batch.chosen.sum()))
-        return
-    live = partial(logits_of, Runner(pair.base, pair.arithmetic))
-    if header is None or not protocol.save_base:
-        yield live
-        return
-    with keep_logits(Path(protocol.save_base), header) as keep:
-
-        def kept(batch: Batch) -> Float32:
-            logits = live(batch)
-            keep(logits)
-            return logits
-
-        yield kept
-
-
-def _header(pair: Pair, windows: Windows, mark: str, vocabulary: int) -> Header:
-    return Header(
-        model=pair.base.name,
-        fingerprint=mark,
-        tokens=windows.digest,
-        windows=len(windows.tokens),
-        window=windows.window,
-        context=windows.context,
-        score_last=windows.score_last,
-        positions=windows.positions,
-        vocabulary=vocabulary,
-        arithmetic=pair.arithmetic.describe(),
-    )

@@ -24,7 +24,10 @@ def mode_of(weight: CompressedWeight) -> str:
     storage = weight.storage
     if weight.table is not None:
         return "cb4" if _is_cb4(weight) else "codebook"
-    symmetric = _is_symmetric(weight)
+    if weight.zero_point is None:
+        symmetric = storage.startswith("i")
+    else:
+        symmetric = storage[0] == "u" and _is_one_for_all(weight, weight.zero_point)
     scale = weight.scale_type if weight.scale_type in _SCALES else "f16"
     for row in FORMATS.values():
         if row.levels is None and storage[0] in "iu" and int(storage[1:]) == row.bits and symmetric != row.asymmetric:
@@ -34,12 +37,6 @@ def mode_of(weight: CompressedWeight) -> str:
     if storage[0] in "iu":
         return f"int{storage[1:]}_{'sym' if symmetric else 'asym'}"
     return _SCALES.get(scale, "") + storage.replace("f8", "fp8_").replace("f4e2m1", "fp4")
-
-
-def _is_symmetric(weight: CompressedWeight) -> bool:
-    if weight.zero_point is None:
-        return weight.storage.startswith("i")
-    return weight.storage[0] == "u" and _is_one_for_all(weight, weight.zero_point)
 
 
 def zero_point_of(weight: CompressedWeight) -> str:

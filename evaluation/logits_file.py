@@ -27,23 +27,28 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
+from ov_weight_compression.calibration.statistics import fingerprint
+from ov_weight_compression.evaluation.models import Pair, Runner
+from ov_weight_compression.evaluation.predictions import LogitsOf, logits_of
+from ov_weight_compression.evaluation.samples import Batch, ComparisonProtocol, Windows
 from ov_weight_compression.ir_utils.errors import ModelError, OptionError, WorkError
 from ov_weight_compression.ir_utils.publish import Publication, cannot_write
 from ov_weight_compression.ir_utils.types import Float32
 
-__all__ = ["Header", "keep_logits", "kept_logits"]
+__all__ = ["base_logits"]
 
 _MAGIC = b"OVBLOGIT"
 _ALIGN = 64
 
 
 @dataclass(frozen=True)
-class Header:
+class _Header:
     """What kept logits belong to."""
 
     model: str
@@ -64,7 +69,45 @@ class Header:
 
 
 @contextmanager
-def keep_logits(path: Path, header: Callable[[int], Header]) -> Iterator[Callable[[Float32], None]]:
+def base_logits(pair: Pair, windows: Windows | None, protocol: ComparisonProtocol) -> Iterator[LogitsOf]:
+    """What gives the base model's logits: the model itself, which may keep them in a file, or such a file."""
+    if windows is None or not (protocol.save_base or protocol.base_logits):
+        yield partial(logits_of, Runner(pair.base, pair.arithmetic))
+        return
+    header = partial(_header, pair, windows, fingerprint(pair.base.model))
+    if protocol.base_logits:
+        vocabulary = pair.compressed.logits.vocabulary if pair.compressed.logits else None
+        with _kept_logits(Path(protocol.base_logits), header, vocabulary) as following:
+            yield lambda batch: following(int(batch.chosen.sum()))
+        return
+    runner = Runner(pair.base, pair.arithmetic)
+    with _keep_logits(Path(str(protocol.save_base)), header) as keep:
+
+        def kept(batch: Batch) -> Float32:
+            logits = logits_of(runner, batch)
+            keep(logits)
+            return logits
+
+        yield kept
+
+
+def _header(pair: Pair, windows: Windows, mark: str, vocabulary: int) -> _Header:
+    return _Header(
+        model=pair.base.name,
+        fingerprint=mark,
+        tokens=windows.digest,
+        windows=len(windows.tokens),
+        window=windows.window,
+        context=windows.context,
+        score_last=windows.score_last,
+        positions=windows.positions,
+        vocabulary=vocabulary,
+        arithmetic=pair.arithmetic.describe(),
+    )
+
+
+@contextmanager
+def _keep_logits(path: Path, header: Callable[[int], _Header]) -> Iterator[Callable[[Float32], None]]:
     """Write the file while the base model runs: gives a function that appends the scored positions of the next window,
     `[positions, vocabulary]`. The file has its place once the block is done, and none where it fails.
 
@@ -76,7 +119,7 @@ def keep_logits(path: Path, header: Callable[[int], Header]) -> Iterator[Callabl
         WorkError: it cannot be written.
     """
     try:
-        with Publication(path) as partial, open(partial, "wb") as file:
+        with Publication(path) as begun, open(begun, "wb") as file:
 
             def append(logits: Float32) -> None:
                 if not file.tell():
@@ -91,8 +134,8 @@ def keep_logits(path: Path, header: Callable[[int], Header]) -> Iterator[Callabl
 
 
 @contextmanager
-def kept_logits(
-    path: Path, header: Callable[[int], Header], vocabulary: int | None
+def _kept_logits(
+    path: Path, header: Callable[[int], _Header], vocabulary: int | None
 ) -> Iterator[Callable[[int], Float32]]:
     """Read the file, after checking that it is what is wanted: gives a function that returns the logits of the next
     window's so many scored positions.
@@ -125,7 +168,7 @@ def kept_logits(
         yield following
 
 
-def _read_header(file: BinaryIO, path: Path) -> tuple[Header, int]:
+def _read_header(file: BinaryIO, path: Path) -> tuple[_Header, int]:
     head = file.read(len(_MAGIC) + 8)
     try:
         if head[: len(_MAGIC)] != _MAGIC:
@@ -133,12 +176,12 @@ def _read_header(file: BinaryIO, path: Path) -> tuple[Header, int]:
         length = int.from_bytes(head[len(_MAGIC) :], "little")
         if length > 1 << 20:
             raise ValueError("its header has no end")
-        return Header(**json.loads(file.read(length))), len(head) + length
+        return _Header(**json.loads(file.read(length))), len(head) + length
     except (ValueError, TypeError) as error:
         raise ModelError(f"base logits {path}: not a file of base logits ({error})") from error
 
 
-def _check(found: Header, wanted: Header, path: Path) -> None:
+def _check(found: _Header, wanted: _Header, path: Path) -> None:
     texts = {
         "version": f"they are of version {found.version} of the format, this is {wanted.version}",
         "fingerprint": f"they are of another base model ('{found.model}')",
