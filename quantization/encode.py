@@ -80,13 +80,11 @@ def encode_rows(
     if spec.format.tensor_scale and tensor_scale is None:
         tensor_scale = tensor_scale_of(float(np.abs(np.asarray(groups)).max(initial=0.0)), spec.format)
     energy = _per_group(importance, spec, group)
-    refits = energy is not None and weighting != "graph"
-    if refits:
-        groups = np.asarray(groups)  # read once
-    parts = _Parts(rows, width, group, spec, packed, into, whole=refits)
-    _encode(groups, spec, tensor_scale, energy, weighting == "graph", parts)
-    if energy is not None and refits:
-        _refit(np.asarray(groups), spec, tensor_scale, energy, parts, STARTS[:1] if weighting == "trial" else STARTS)
+    starts: tuple[float, ...] = ()
+    if energy is not None and weighting != "graph":
+        starts = STARTS if weighting == "data" and spec.format.levels is None else STARTS[:1]
+    parts = _Parts(rows, width, group, spec, packed, into)
+    _encode(groups, spec, tensor_scale, energy, weighting == "graph", starts, parts)
     codes = parts.codes
     if packed and not parts.packs:
         codes = pack(codes, spec.format.bits, None if into is None else into.codes.reshape(-1))
@@ -148,6 +146,7 @@ def encode_groups(
     tensor_scale: np.float32 | None = None,
     importance: Float32 | None = None,
     graph: bool = False,
+    starts: tuple[float, ...] = (),
 ) -> tuple[Array, Array, npt.NDArray[np.uint8] | None]:
     """Scales, plain or searched, and the codes nearest for them.
 
@@ -157,6 +156,7 @@ def encode_groups(
         tensor_scale: of the whole weight, for formats that have one.
         importance: [n, g] f32 within [2^-40, 1] for a search, or None for all alike.
         graph: the search multiplies importance by ``|W| + rms(W)``.
+        starts: of a refit of what the search finds; none for no refit.
 
     Returns:
         codes [n, g], stored scales [n], zero points [n] uint8 or None.
@@ -165,6 +165,8 @@ def encode_groups(
     if spec.search > 1:
         weights = group_weights(groups, importance, graph, spec.format)
         scale = best_scales(groups, scale, zero_point, weights, spec, tensor_scale)
+        if starts:
+            scale = refit(groups, scale, zero_point, weights, spec, tensor_scale, starts)
     stored = store_scales(scale, spec, tensor_scale)
     values = scale_values(stored, spec, tensor_scale)[:, None]
     codes = nearest_codes(groups, values, None if zero_point is None else zero_point[:, None], spec.format)
@@ -189,10 +191,11 @@ def _encode(
     tensor_scale: np.float32 | None,
     importance: Float32 | None,
     graph: bool,
+    starts: tuple[float, ...],
     parts: "_Parts",
 ) -> None:
     graph = graph and spec.search > 1
-    kernel = _kernel(groups, spec, importance is not None, graph)
+    kernel = _kernel(groups, spec, importance is not None, graph, starts)
     if kernel is not None:
         kernel.run(groups, importance, tensor_scale, parts.take)
         return
@@ -200,52 +203,34 @@ def _encode(
     for start in range(0, len(groups), step):
         block = np.asarray(groups[start : start + step]).astype(np.float32)
         weights = None if importance is None else repeated(importance, start, start + len(block))
-        codes, scale, zero_point = encode_groups(block, spec, tensor_scale, weights, graph)
+        codes, scale, zero_point = encode_groups(block, spec, tensor_scale, weights, graph, starts)
         mask = code_dtype(spec.format)(flip_mask(spec.format))
         parts.take(start, [codes ^ mask, scale, *([] if zero_point is None else [zero_point])])
 
 
-def _refit(
-    groups: Array,
-    spec: Spec,
-    tensor_scale: np.float32 | None,
-    importance: Float32,
-    parts: "_Parts",
-    starts: tuple[float, ...],
-) -> None:
-    step = max(1, _REFERENCE_ELEMENTS // groups.shape[1])
-    for start in range(0, len(groups), step):
-        block = groups[start : start + step].astype(np.float32, copy=False)
-        span = slice(start, start + len(block))
-        zero_point = None if parts.zero_point is None else parts.zero_point[span]
-        weights = repeated(importance, span.start, span.stop)
-        refit(block, parts.codes[span], parts.scale[span], zero_point, weights, spec, tensor_scale, starts)
-
-
-def _kernel(groups: Array | FileRows, spec: Spec, importance: bool, graph: bool) -> Kernel | None:
+def _kernel(
+    groups: Array | FileRows, spec: Spec, importance: bool, graph: bool, starts: tuple[float, ...]
+) -> Kernel | None:
     source = "f16" if groups.dtype == np.float16 else "f32"
-    return kernel_for(_key(spec, groups.shape[1], source, graph, importance), groups.size)
+    return kernel_for(_key(spec, groups.shape[1], source, graph, importance, starts), groups.size)
 
 
 @lru_cache(maxsize=64)
-def _key(spec: Spec, group: int, source: str, graph: bool, importance: bool) -> Key:
+def _key(spec: Spec, group: int, source: str, graph: bool, importance: bool, starts: tuple[float, ...]) -> Key:
     group_size = spec.format.default_group if spec.format.fixed_group else PER_CHANNEL
     own = replace(spec, group_size=group_size, search=spec.search if spec.search > 1 else 0)
-    return Key(own, group, source, graph, importance)
+    return Key(own, group, source, graph, importance, starts)
 
 
 class _Parts:
     """The arrays of a result, filled block by block."""
 
-    def __init__(
-        self, rows: int, width: int, group: int, spec: Spec, packed: bool, into: Encoded | None, *, whole: bool
-    ) -> None:
+    def __init__(self, rows: int, width: int, group: int, spec: Spec, packed: bool, into: Encoded | None) -> None:
         bits = spec.format.bits
         if packed and packed_size(width, bits) * 8 != width * bits:
             raise ValueError(f"a row of {width} codes of {bits} bits does not end on a whole byte")
         # Where groups end on whole bytes too, each block is packed while it is still in the cache.
-        # (`whole`: not at all, for the codes are looked at once more.)
-        self.packs = packed and not whole and packed_size(group, bits) * 8 == group * bits
+        self.packs = packed and packed_size(group, bits) * 8 == group * bits
         self.bits = bits
         self.mask = flip_mask(spec.format)
         count = rows * (width // group)

@@ -18,29 +18,26 @@ integer so small that f32 holds every partial sum. That grid is finer than the d
 scale keeps its place unless a candidate beats it by one part in 512, so a search never returns anything worse.
 
 Source: llama.cpp's make_qx_quants and AutoRound's search for the idea and ranges; the refit of the scale after each
-candidate, which both do, is done with data only (see ``refit``): it takes several times as long as the search.
+candidate, which both do, is done with data only (see ``refit``): it takes twice as long as the search.
 """
 
 import numpy as np
 
 from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.quantization.formats import Format, Spec
-from ov_weight_compression.quantization.reference import (
-    decode_codes,
-    level_grid,
-    nearest_codes,
-    scale_values,
-    store_scales,
-)
+from ov_weight_compression.quantization.reference import level_grid, scale_values, store_scales
 
 __all__ = [
+    "LARGEST_CHANGE",
     "MARGIN",
+    "REFITS",
     "STARTS",
     "best_scales",
     "candidate_factors",
     "group_weights",
     "reach",
     "refit",
+    "refit_units",
     "summand_limit",
 ]
 
@@ -49,10 +46,12 @@ MARGIN = np.float32(1 + 2.0**-9)
 
 _SUM_LIMIT = 1 << 24
 
-_REFITS = 2
+REFITS = 2
+"""How often a scale is fitted to its codes from each start."""
 STARTS = (1.0, 0.9, 1.1, 0.8)
-"""Of the scale that was found."""
-_ONE = np.ones(1, np.float32)
+"""Of a refit, in units of the scale that was found."""
+LARGEST_CHANGE = np.float32(0.5)
+"""Of a scale, in units of it, by one fit."""
 
 
 def candidate_factors(spec: Spec) -> Float32:
@@ -77,6 +76,15 @@ def reach(format: Format) -> float:
 def summand_limit(group: int) -> int:
     """What each summand may be at most, so that f32 holds the sum of ``group`` of them exactly."""
     return _SUM_LIMIT // group
+
+
+def refit_units(format: Format) -> tuple[np.float32, np.float32, np.float32]:
+    """What a refit counts in: the largest error of one weight that is told apart, in levels (from a small scale the
+    largest weights of a group lie far beyond its last level); and the factors of ``group_weights`` and of levels with
+    which no summand is beyond ``summand_limit``."""
+    far = 2 * reach(format)
+    levels = (format.low, format.high) if format.levels is None else level_grid(format).values
+    return np.float32(far), np.float32(0.25), np.float32(far / max(abs(float(level)) for level in levels))
 
 
 def group_weights(groups: Float32, importance: Float32 | None, graph: bool, format: Format) -> Float32:
@@ -127,7 +135,8 @@ def best_scales(
     errors = np.empty_like(candidates)
     values = scale_values(store_scales(candidates, spec, tensor_scale), spec, tensor_scale)
     for k in range(candidates.shape[1]):
-        apart = _distance(groups * (np.float32(1) / values[:, k, None]), zero_point, spec.format)
+        ratio = groups * (np.float32(1) / values[:, k, None])
+        apart = ratio - _levels(ratio, zero_point, spec.format)
         summands = np.rint(np.minimum(apart * apart * weights, limit)).sum(axis=1)
         relative = values[:, k] / values[:, 0]  # the square of the value itself might leave f32
         errors[:, k] = summands * relative * relative
@@ -136,63 +145,70 @@ def best_scales(
     return np.asarray(candidates[np.arange(len(chosen)), chosen])
 
 
-def _distance(ratio: Float32, zero_point: Float32 | None, format: Format) -> Array:
-    """How far each ``w / s`` lies from its level, in levels."""
+def _levels(ratio: Float32, zero_point: Float32 | None, format: Format) -> Array:
+    """The level nearest to each ``w / s`` [n, g]."""
     if format.levels is not None:
         grid = level_grid(format)
-        return np.asarray(ratio - grid.values[np.searchsorted(grid.thresholds, ratio, side="left")])
+        return np.asarray(grid.values[np.searchsorted(grid.thresholds, ratio, side="left")])
     if zero_point is None:
-        return np.asarray(ratio - np.clip(np.rint(ratio), format.low, format.high))
+        return np.clip(np.rint(ratio), format.low, format.high)
     low = -zero_point[:, None]
-    return np.asarray(ratio - np.clip(np.rint(ratio), low, low + np.float32(format.high)))
+    return np.clip(np.rint(ratio), low, low + np.float32(format.high))
 
 
 def refit(
     groups: Float32,
-    codes: Array,
-    scale: Array,
-    zero_point: Array | None,
+    scale: Float32,
+    zero_point: Float32 | None,
     weights: Float32,
     spec: Spec,
     tensor_scale: np.float32 | None,
-    starts: tuple[float, ...] = STARTS,
-) -> None:
-    """Improve `codes` and `scale` in place; no group's weighted error rises.
+    starts: tuple[float, ...],
+) -> Float32:
+    """Scales that fit the codes nearest for them; no group's weighted error rises.
+
+    From each start the codes nearest for a scale, and the scale that fits these codes best, take turns:
+
+        s' = s (1 + sum_j w_j q_j (W_j / s - q_j) / sum_j w_j q_j^2)
 
     Args:
         groups: [n, g] f32.
-        codes: [n, g] bit patterns.
-        scale: [n] as stored.
-        zero_point: [n] uint8, not changed, or None.
-        weights: [n, g] f32, what an error in each element weighs, in any scale.
-        spec: what they are.
-        tensor_scale: of the whole weight, for formats that have one.
+        scale: [n], to be improved, unrounded.
+        zero_point: [n] or None.
+        weights: [n, g] as ``group_weights`` made them.
+        spec: format, stored type of the scale.
+        tensor_scale: of the whole weight.
         starts: scales to start from, in units of `scale`, its own first.
+
+    Returns:
+        [n] f32, to be rounded by ``store_scales`` once more.
     """
-    zero = None if zero_point is None else zero_point[:, None]
-    first = scale_values(scale, spec, tensor_scale)
-    least = _error(groups, decode_codes(codes, first[:, None], zero, spec.format), weights)
-    signed = spec.format.levels is None and not spec.format.asymmetric
-    for start in starts if spec.format.levels is None else starts[:1]:
-        stored = store_scales(first * np.float32(start), spec, tensor_scale)
-        for left in range(_REFITS, -1, -1):
-            current = scale_values(stored, spec, tensor_scale)
-            found = nearest_codes(groups, current[:, None], zero, spec.format)
-            levels = decode_codes(found, _ONE, zero, spec.format)
-            error = _error(groups, levels * current[:, None], weights)
-            better = error < least
-            codes[better], scale[better] = found[better], stored[better]
-            least = np.minimum(least, error)
+    format = spec.format
+    far, finer, unit = refit_units(format)
+    weights = weights * finer
+    first = scale_values(store_scales(scale, spec, tensor_scale), spec, tensor_scale)
+    kept: list[tuple[Float32, Float32]] = []
+    for start in starts:
+        current = first * np.float32(start)
+        for left in range(REFITS, -1, -1):
+            value = scale_values(store_scales(current, spec, tensor_scale), spec, tensor_scale)
+            ratio = groups * (np.float32(1) / value)[:, None]
+            levels = _levels(ratio, zero_point, format)
+            apart = np.clip(ratio - levels, -far, far)
+            weighted = apart * weights
+            relative = value / first
+            error = np.rint(apart * weighted).sum(axis=1) * relative * relative
+            if left == REFITS:
+                best, least = value, error
+            else:
+                best = np.where(error < least, value, best)
+                least = np.minimum(least, error)
             if left:
-                weighted = weights * levels
-                bend, pull = (weighted * levels).sum(axis=1), (weighted * groups).sum(axis=1)
-                usable = (bend > 0) & (pull != 0 if signed else pull > 0)
-                stored = store_scales(np.divide(pull, bend, out=current.copy(), where=usable), spec, tensor_scale)
-
-
-def _error(groups: Float32, values: Float32, weights: Float32) -> Float32:
-    """[n]: the weighted squared error of each group."""
-    difference = groups - values
-    difference *= difference
-    difference *= weights
-    return np.asarray(difference.sum(axis=1))
+                levels *= unit
+                pull = np.rint(levels * weighted).sum(axis=1)
+                bend = np.rint(levels * (levels * weights)).sum(axis=1)
+                change = pull * unit / np.maximum(bend, np.float32(1))
+                current = value * (np.float32(1) + np.clip(change, -LARGEST_CHANGE, LARGEST_CHANGE))
+        kept.append((best, least))
+    bests, errors = (np.stack(each, axis=1) for each in zip(*kept, strict=True))
+    return np.asarray(bests[np.arange(len(first)), errors.argmin(axis=1)])

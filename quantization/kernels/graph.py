@@ -31,7 +31,15 @@ import openvino.opset13 as op
 from ov_weight_compression.ir_utils.types import F16_MAX, Array
 from ov_weight_compression.quantization.formats import E2M1, E4M3, Format, Spec
 from ov_weight_compression.quantization.reference import level_grid
-from ov_weight_compression.quantization.scale_search import MARGIN, candidate_factors, reach, summand_limit
+from ov_weight_compression.quantization.scale_search import (
+    LARGEST_CHANGE,
+    MARGIN,
+    REFITS,
+    candidate_factors,
+    reach,
+    refit_units,
+    summand_limit,
+)
 
 __all__ = ["Key", "build", "flip_mask", "searchable", "supported"]
 
@@ -52,6 +60,7 @@ class Key:
         source: OpenVINO's name of the groups' element type, ``f16`` or ``f32``.
         graph: the search multiplies importance by ``|W| + rms(W)``.
         importance: the kernel has an input for it.
+        starts: of the refit of what the search finds; none for no refit.
     """
 
     spec: Spec
@@ -59,6 +68,7 @@ class Key:
     source: str
     graph: bool = False
     importance: bool = False
+    starts: tuple[float, ...] = ()
 
 
 def build(key: Key, block: int) -> ov.Model:
@@ -83,6 +93,8 @@ def build(key: Key, block: int) -> ov.Model:
     if spec.search > 1:
         weight = _error_weights(groups, absmax, key.group, importance, key.graph, format)
         scale = _best_scales(groups, key.group, scale, zero_point, weight, spec, tensor_scale)
+        if key.starts:
+            scale = _refit(groups, block, scale, zero_point, weight, spec, tensor_scale, key.starts)
     value = _stored_value(scale, spec, tensor_scale)
     ratio = divide(groups, column(value))
     pattern = _patterns(ratio, None if zero_point is None else column(zero_point), format)
@@ -135,24 +147,13 @@ def _patterns(ratio: Node, zero_point: Node | None, format: Format) -> Node:
     return _steps(ratio, grid.thresholds, grid.codes)
 
 
-def _distance(ratio: Node, bounds: tuple[Node, Node] | None, format: Format) -> Node:
+def _distance(ratio: Node, low: Node | None, format: Format) -> Node:
     """How far ``ratio`` lies from the level that its code stands for, in levels; the sign does not matter.
 
-    ``bounds`` are an asymmetric format's lowest and highest levels less the zero point, broadcast against ``ratio``.
+    ``low`` is the lowest level of an asymmetric format's group, broadcast against ``ratio``.
     """
-    if format.levels is None:
-        levels = rint(ratio)
-        if bounds is not None:
-            levels = op.minimum(op.maximum(levels, bounds[0]), bounds[1])
-        else:
-            levels = op.clamp(levels, float(format.low), float(format.high))
-        return op.subtract(ratio, levels)
-    if format.levels == E2M1:
-        magnitude = op.abs(ratio)
-        code = _e2m1(magnitude)
-        steep = op.subtract(op.multiply(code, constant(2)), constant(8))
-        levels = op.maximum(op.maximum(op.multiply(code, constant(0.5)), op.subtract(code, constant(2))), steep)
-        return op.subtract(magnitude, levels)
+    if format.levels is None or format.levels == E2M1:
+        return _levels(ratio, low, format)[1]
     distances = [op.abs(op.subtract(ratio, constant(value))) for value in level_grid(format).values]
     while len(distances) > 1:
         distances = [op.minimum(*pair) if len(pair) > 1 else pair[0] for pair in _pairs(distances)]
@@ -337,21 +338,99 @@ def _best_scales(
     # Rounded as [count, n], so that vectors run along the long axis, then turned round: they are few.
     candidates = op.multiply(unsqueeze(scale, 0), constant(factors[:, None]))
     values = _transposed(_stored_value(candidates, spec, tensor_scale))  # [n, count]
-    bounds = None
-    if zero_point is not None:
-        lowest = unsqueeze(column(op.negative(zero_point)), 2)
-        bounds = (lowest, op.add(lowest, constant(spec.format.high)))
+    low = None if zero_point is None else unsqueeze(column(op.negative(zero_point)), 2)
     ratio = op.multiply(unsqueeze(groups, 1), unsqueeze(divide(constant(1), values), 2))  # [n, count, g]
-    apart = _distance(ratio, bounds, spec.format)
+    apart = _distance(ratio, low, spec.format)
     summands = op.multiply(op.multiply(apart, apart), unsqueeze(weight, 1))
     summands = rint(op.minimum(summands, constant(summand_limit(group))))
     relative = divide(values, column(_stored_value(scale, spec, tensor_scale)))
     errors = op.multiply(op.multiply(flat(total(summands)), relative), relative)
     errors = op.multiply(errors, constant(np.where(np.arange(count) == 0, 1, MARGIN)[None]))
+    return _first_of_least(_transposed(candidates), errors, count)
+
+
+def _first_of_least(candidates: Node, errors: Node, count: int) -> Node:
+    """[n]: of the candidates [n, count] of each group the first that has the least error [n, count]."""
     order = constant(np.arange(count)[None])
     least = op.reduce_min(errors, [1], keep_dims=True)
     place = op.reduce_min(op.select(op.less_equal(errors, least), order, constant(count)), [1], keep_dims=True)
-    return op.reduce_sum(op.select(op.equal(order, place), _transposed(candidates), constant(0)), [1], keep_dims=False)
+    return op.reduce_sum(op.select(op.equal(order, place), candidates, constant(0)), [1], keep_dims=False)
+
+
+def _refit(
+    groups: Node,
+    block: int,
+    scale: Node,
+    zero_point: Node | None,
+    weight: Node,
+    spec: Spec,
+    tensor_scale: Node | None,
+    starts: Sequence[float],
+) -> Node:
+    """[n] unrounded scales (``scale_search.refit``). What belongs to a start of a group is [n * starts], where vectors
+    run on, and [n, starts, 1] beside the groups."""
+    format, count = spec.format, len(starts)
+    far, finer, unit = refit_units(format)
+    plain = column(_stored_value(scale, spec, tensor_scale))
+    first = _reshaped(op.multiply(plain, constant(np.ones((1, count)))), [block * count])
+    current = op.multiply(first, constant(np.tile(np.asarray(starts, dtype=np.float32), block)))
+    low = None if zero_point is None else unsqueeze(column(op.negative(zero_point)), 2)
+    groups, weight = unsqueeze(groups, 1), unsqueeze(op.multiply(weight, constant(finer)), 1)
+    best = least = None
+    for left in range(REFITS, -1, -1):
+        value = _stored_value(current, spec, tensor_scale)
+        ratio = op.multiply(groups, _reshaped(divide(constant(1), value), [block, count, 1]))
+        levels, apart = _levels(ratio, low, format)
+        apart = op.clamp(apart, -float(far), float(far))
+        weighted = op.multiply(apart, weight)
+        sums = [op.multiply(apart, weighted)]
+        if left:
+            levels = op.multiply(levels, constant(unit))
+            sums += [op.multiply(levels, weighted), op.multiply(levels, op.multiply(levels, weight))]
+        error, *fit = [_reshaped(total(rint(each)), [block * count]) for each in sums]
+        relative = divide(value, first)
+        error = op.multiply(op.multiply(error, relative), relative)
+        if best is None:
+            best, least = value, error
+        else:
+            best = op.select(op.less(error, least), value, best)
+            least = op.minimum(error, least)
+        if left:
+            change = divide(op.multiply(fit[0], constant(unit)), op.maximum(fit[1], constant(1)))
+            change = op.clamp(change, -float(LARGEST_CHANGE), float(LARGEST_CHANGE))
+            current = op.multiply(value, op.add(change, constant(1)))
+    if count == 1:
+        return best
+    return _first_of_least(_reshaped(best, [block, count]), _reshaped(least, [block, count]), count)
+
+
+def _levels(ratio: Node, low: Node | None, format: Format) -> tuple[Node, Node]:
+    """The level nearest to each ``ratio`` and how far it is from there, in levels; both of the other sign perhaps.
+
+    ``low`` is the lowest level of an asymmetric format's group, broadcast against ``ratio``.
+    """
+    if format.levels is None:
+        levels = rint(ratio)
+        if low is not None:
+            levels = op.minimum(op.maximum(levels, low), op.add(low, constant(format.high)))
+        else:
+            levels = op.clamp(levels, float(format.low), float(format.high))
+        return levels, op.subtract(ratio, levels)
+    if format.levels == E2M1:
+        magnitude = op.abs(ratio)
+        code = _e2m1(magnitude)
+        steep = op.subtract(op.multiply(code, constant(2)), constant(8))
+        levels = op.maximum(op.maximum(op.multiply(code, constant(0.5)), op.subtract(code, constant(2))), steep)
+        return levels, op.subtract(magnitude, levels)
+    grid = level_grid(format)
+    levels = constant(grid.values[0])
+    for threshold, value in zip(grid.thresholds, grid.values[1:], strict=True):
+        levels = op.select(op.greater(ratio, constant(threshold)), constant(value), levels)
+    return levels, op.subtract(ratio, levels)
+
+
+def _reshaped(x: Node, shape: Sequence[int]) -> Node:
+    return op.reshape(x, op.constant(np.array(shape, dtype=np.int64)), special_zero=False)
 
 
 def _transposed(x: Node) -> Node:

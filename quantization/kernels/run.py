@@ -33,8 +33,9 @@ __all__ = ["COMPILE_AFTER", "Kernel", "block_of", "kept_kernels", "kernel_for", 
 # Weights of one key that the reference works off before a kernel is compiled.
 COMPILE_AFTER = 1 << 17
 
-# Elements of a plain kernel, and those times candidates of a search: inputs and outputs of a block stay in a core's
-# cache, and pieces of 2^21 weights in groups of 128 are whole blocks.
+# Elements of a plain kernel, and those times candidates of a search and starts of a refit: inputs and outputs of a
+# block stay in a core's cache, what a refit keeps of each start too, and pieces of 2^21 weights in groups of 128 are
+# whole blocks.
 _PLAIN_ELEMENTS = 1 << 19
 _SEARCH_ELEMENTS = 3 << 19
 
@@ -97,7 +98,7 @@ def block_of(key: Key) -> int:
     """Groups in a kernel's block: a multiple of eight."""
     size = _PLAIN_ELEMENTS // key.group
     if key.spec.search > 1:
-        size = _SEARCH_ELEMENTS // (key.group * key.spec.search)
+        size = _SEARCH_ELEMENTS // (key.group * key.spec.search * max(1, len(key.starts)))
     return max(8, size // 8 * 8)
 
 

@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as hnp
 from ov_weight_compression.quantization import FORMATS, Format, Spec, tensor_scale_of, with_codebook
 from ov_weight_compression.quantization.encode import encode_groups
 from ov_weight_compression.quantization.kernels import Kernel, Key, flip_mask, repeated
+from ov_weight_compression.quantization.scale_search import STARTS
 from tests.quantization.groups import nasty_groups
 
 TABLES = {
@@ -24,17 +25,23 @@ TABLES = {
 EVERY = {**{name: row for name, row in FORMATS.items() if name not in ("codebook", "adaptive_codebook")}, **TABLES}
 
 
-def check(groups: np.ndarray, spec: Spec, graph: bool = False, importance: np.ndarray | None = None) -> None:
+def check(
+    groups: np.ndarray,
+    spec: Spec,
+    graph: bool = False,
+    importance: np.ndarray | None = None,
+    starts: tuple[float, ...] = (),
+) -> None:
     """The kernel's bits are the reference's; a block smaller than the groups shows that the tail is right too."""
     source = "f16" if groups.dtype == np.float16 else "f32"
     scalar = tensor_scale_of(float(np.abs(groups).max()), spec.format)
-    kernel = compiled(Key(spec, groups.shape[1], source, graph, importance is not None))
+    kernel = compiled(Key(spec, groups.shape[1], source, graph, importance is not None, starts))
     blocks: list[list[np.ndarray]] = []
     kernel.run(groups, importance, scalar, lambda start, outputs: blocks.append([np.array(part) for part in outputs]))
     got = [np.concatenate(parts) for parts in zip(*blocks, strict=True)]
     energy = None if importance is None else repeated(importance, 0, len(groups))
     with np.errstate(over="ignore"):
-        codes, scale, zero_point = encode_groups(groups.astype(np.float32), spec, scalar, energy, graph)
+        codes, scale, zero_point = encode_groups(groups.astype(np.float32), spec, scalar, energy, graph, starts)
     np.testing.assert_array_equal(got[1].view(np.uint8), scale.view(np.uint8))
     np.testing.assert_array_equal(got[0] ^ got[0].dtype.type(flip_mask(spec.format)), codes)
     if zero_point is not None:
@@ -75,6 +82,16 @@ def test_searching_kernels_equal_the_reference(name: str, graph: bool) -> None:
     groups = nasty_groups(300, group, dtype=np.float16 if graph else np.float32)
     importance = (10.0 ** np.random.default_rng(1).uniform(-4, 0, groups.shape)).astype(np.float32)
     check(groups, spec_of(row, search=min(row.default_search, 4)), graph, importance)
+
+
+@pytest.mark.parametrize("name", [name for name, row in FORMATS.items() if row.default_search])
+def test_refitting_kernels_equal_the_reference(name: str) -> None:
+    row = FORMATS[name]
+    group = row.default_group if row.fixed_group else 48
+    groups = nasty_groups(300, group, dtype=np.float16)
+    importance = (10.0 ** np.random.default_rng(1).uniform(-6, 0, groups.shape)).astype(np.float32)
+    starts = STARTS if row.levels is None else STARTS[:1]
+    check(groups, spec_of(row, search=4), importance=importance, starts=starts)
 
 
 def test_a_search_without_importance() -> None:
