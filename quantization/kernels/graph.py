@@ -22,7 +22,6 @@ where a lookup in equal cells, each with one threshold at most, does the same.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import openvino as ov
@@ -30,6 +29,22 @@ import openvino.opset13 as op
 
 from ov_weight_compression.ir_utils.types import F16_MAX, Array
 from ov_weight_compression.quantization.formats import E2M1, E4M3, Format, Spec
+from ov_weight_compression.quantization.kernels.operations import (
+    Node,
+    column,
+    constant,
+    divide,
+    flat,
+    largest,
+    parameter,
+    power_of_two_below,
+    reshaped,
+    rint,
+    step,
+    total,
+    transposed,
+    unsqueeze,
+)
 from ov_weight_compression.quantization.reference import level_grid
 from ov_weight_compression.quantization.scale_search import (
     LARGEST_CHANGE,
@@ -46,8 +61,6 @@ __all__ = ["Key", "build", "flip_mask", "searchable", "supported"]
 _SMALL = 16  # levels up to which a sum of steps is used
 _CELLS = 1 << 16  # most cells of a lookup
 _LIMIT, _TINY = 2.0**100, 2.0**-100
-
-Node = Any  # a node or output of openvino: its opset functions are untyped
 
 
 @dataclass(frozen=True)
@@ -337,7 +350,7 @@ def _best_scales(
     count = len(factors)
     # Rounded as [count, n], so that vectors run along the long axis, then turned round: they are few.
     candidates = op.multiply(unsqueeze(scale, 0), constant(factors[:, None]))
-    values = _transposed(_stored_value(candidates, spec, tensor_scale))  # [n, count]
+    values = transposed(_stored_value(candidates, spec, tensor_scale))  # [n, count]
     low = None if zero_point is None else unsqueeze(column(op.negative(zero_point)), 2)
     ratio = op.multiply(unsqueeze(groups, 1), unsqueeze(divide(constant(1), values), 2))  # [n, count, g]
     apart = _distance(ratio, low, spec.format)
@@ -346,7 +359,7 @@ def _best_scales(
     relative = divide(values, column(_stored_value(scale, spec, tensor_scale)))
     errors = op.multiply(op.multiply(flat(total(summands)), relative), relative)
     errors = op.multiply(errors, constant(np.where(np.arange(count) == 0, 1, MARGIN)[None]))
-    return _first_of_least(_transposed(candidates), errors, count)
+    return _first_of_least(transposed(candidates), errors, count)
 
 
 def _first_of_least(candidates: Node, errors: Node, count: int) -> Node:
@@ -372,14 +385,14 @@ def _refit(
     format, count = spec.format, len(starts)
     far, finer, unit = refit_units(format)
     plain = column(_stored_value(scale, spec, tensor_scale))
-    first = _reshaped(op.multiply(plain, constant(np.ones((1, count)))), [block * count])
+    first = reshaped(op.multiply(plain, constant(np.ones((1, count)))), [block * count])
     current = op.multiply(first, constant(np.tile(np.asarray(starts, dtype=np.float32), block)))
     low = None if zero_point is None else unsqueeze(column(op.negative(zero_point)), 2)
     groups, weight = unsqueeze(groups, 1), unsqueeze(op.multiply(weight, constant(finer)), 1)
     best = least = None
     for left in range(REFITS, -1, -1):
         value = _stored_value(current, spec, tensor_scale)
-        ratio = op.multiply(groups, _reshaped(divide(constant(1), value), [block, count, 1]))
+        ratio = op.multiply(groups, reshaped(divide(constant(1), value), [block, count, 1]))
         levels, apart = _levels(ratio, low, format)
         apart = op.clamp(apart, -float(far), float(far))
         weighted = op.multiply(apart, weight)
@@ -387,7 +400,7 @@ def _refit(
         if left:
             levels = op.multiply(levels, constant(unit))
             sums += [op.multiply(levels, weighted), op.multiply(levels, op.multiply(levels, weight))]
-        error, *fit = [_reshaped(total(rint(each)), [block * count]) for each in sums]
+        error, *fit = [reshaped(total(rint(each)), [block * count]) for each in sums]
         relative = divide(value, first)
         error = op.multiply(op.multiply(error, relative), relative)
         if best is None:
@@ -401,7 +414,7 @@ def _refit(
             current = op.multiply(value, op.add(change, constant(1)))
     if count == 1:
         return best
-    return _first_of_least(_reshaped(best, [block, count]), _reshaped(least, [block, count]), count)
+    return _first_of_least(reshaped(best, [block, count]), reshaped(least, [block, count]), count)
 
 
 def _levels(ratio: Node, low: Node | None, format: Format) -> tuple[Node, Node]:
@@ -427,95 +440,3 @@ def _levels(ratio: Node, low: Node | None, format: Format) -> tuple[Node, Node]:
     for threshold, value in zip(grid.thresholds, grid.values[1:], strict=True):
         levels = op.select(op.greater(ratio, constant(threshold)), constant(value), levels)
     return levels, op.subtract(ratio, levels)
-
-
-def _reshaped(x: Node, shape: Sequence[int]) -> Node:
-    return op.reshape(x, op.constant(np.array(shape, dtype=np.int64)), special_zero=False)
-
-
-def _transposed(x: Node) -> Node:
-    return op.transpose(x, op.constant(np.array([1, 0], dtype=np.int64)))
-
-
-def constant(value: Any) -> Node:
-    """f32 constant."""
-    return op.constant(np.asarray(value, dtype=np.float32))
-
-
-def divide(a: Node, b: Node) -> Node:
-    """A true division, correctly rounded: the mark stops the rewrite into a multiplication by 1 / b."""
-    node = op.divide(a, b)
-    node.get_rt_info()["nonconvertable_divide_0"] = True
-    return node
-
-
-def rint(x: Node) -> Node:
-    """To the nearest integer, ties to even."""
-    return op.round(x, "half_to_even")
-
-
-def unsqueeze(x: Node, axis: int) -> Node:
-    """A new axis of length one."""
-    return op.unsqueeze(x, op.constant(np.int64(axis)))
-
-
-def column(x: Node) -> Node:
-    """[n] -> [n, 1]. Numbers that belong to a group are computed on [n], where vectors run across groups."""
-    return unsqueeze(x, 1)
-
-
-def flat(x: Node) -> Node:
-    """[.., 1] -> [..]: back from ``total`` or ``largest`` to where vectors run across groups."""
-    return op.squeeze(x, op.constant(np.int64(-1)))
-
-
-def total(x: Node) -> Node:
-    """[.., g] -> [.., 1]: only a reduction that keeps its axis becomes one loop with what it sums up."""
-    return op.reduce_sum(x, [-1], keep_dims=True)
-
-
-def largest(x: Node) -> Node:
-    """[.., g] -> [.., 1], as ``total``. (A least one would be a loop of its own: take the largest negative.)"""
-    return op.reduce_max(x, [-1], keep_dims=True)
-
-
-def step(x: Node, threshold: float, height: float) -> Node:
-    """``height`` where ``x > threshold``, else 0, as f32; ``height`` up to 2^16, of either sign.
-
-    A clamp is cheaper than a comparison and a selection, and as exact: two f32 numbers, one of them above 2^-60 in
-    magnitude, differ by nothing or by at least 2^-84.
-    """
-    threshold, height = float(threshold), float(height)
-    if abs(threshold) < 2.0**-60:
-        return op.select(op.greater(x, constant(threshold)), constant(height), constant(0))
-    steep = op.multiply(op.subtract(x, constant(threshold)), constant(2.0**100))
-    return op.clamp(steep, 0.0, height) if height > 0 else op.negative(op.clamp(steep, 0.0, -height))
-
-
-def power_of_two_below(x: Node, lowest: int, steps: Sequence[int]) -> tuple[Node, Node]:
-    """The largest power of two not above ``x``, from 2^lowest to 2^(lowest + sum(steps)), by bisection of the exponent.
-
-    Args:
-        x: f32, positive.
-        lowest: exponent of the result for any smaller ``x``.
-        steps: falling powers of two, 64 at most (they may repeat), down to 1; their sum is the range of exponents.
-
-    Returns:
-        the power as f32, and its exponent less ``lowest``, as f32. Comparisons and exact products only.
-    """
-    power = constant(2.0**lowest)
-    exponent = constant(0.0)
-    for size in steps:
-        higher = op.multiply(power, constant(2.0**size))
-        take = op.greater_equal(x, higher)
-        power = op.select(take, higher, power)
-        exponent = op.select(take, op.add(exponent, constant(float(size))), exponent)
-    return power, exponent
-
-
-def parameter(shape: Sequence[int], element_type: str, name: str) -> Node:
-    """A named input."""
-    node = op.parameter(list(shape), getattr(ov.Type, element_type))
-    node.set_friendly_name(name)
-    node.output(0).get_tensor().set_names({name})
-    return node
