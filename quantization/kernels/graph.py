@@ -38,12 +38,12 @@ from ov_weight_compression.quantization.kernels.operations import (
     largest,
     parameter,
     power_of_two_below,
-    reshaped,
     rint,
     step,
     total,
     transposed,
     unsqueeze,
+    with_shape,
 )
 from ov_weight_compression.quantization.reference import level_grid
 from ov_weight_compression.quantization.scale_search import (
@@ -385,14 +385,14 @@ def _refit(
     format, count = spec.format, len(starts)
     far, finer, unit = refit_units(format)
     plain = column(_stored_value(scale, spec, tensor_scale))
-    first = reshaped(op.multiply(plain, constant(np.ones((1, count)))), [block * count])
+    first = with_shape(op.multiply(plain, constant(np.ones((1, count)))), [block * count])
     current = op.multiply(first, constant(np.tile(np.asarray(starts, dtype=np.float32), block)))
     low = None if zero_point is None else unsqueeze(column(op.negative(zero_point)), 2)
     groups, weight = unsqueeze(groups, 1), unsqueeze(op.multiply(weight, constant(finer)), 1)
     best = least = None
     for left in range(REFITS, -1, -1):
         value = _stored_value(current, spec, tensor_scale)
-        ratio = op.multiply(groups, reshaped(divide(constant(1), value), [block, count, 1]))
+        ratio = op.multiply(groups, with_shape(divide(constant(1), value), [block, count, 1]))
         levels, apart = _levels(ratio, low, format)
         apart = op.clamp(apart, -float(far), float(far))
         weighted = op.multiply(apart, weight)
@@ -400,7 +400,7 @@ def _refit(
         if left:
             levels = op.multiply(levels, constant(unit))
             sums += [op.multiply(levels, weighted), op.multiply(levels, op.multiply(levels, weight))]
-        error, *fit = [reshaped(total(rint(each)), [block * count]) for each in sums]
+        error, *fit = [with_shape(total(rint(each)), [block * count]) for each in sums]
         relative = divide(value, first)
         error = op.multiply(op.multiply(error, relative), relative)
         if best is None:
@@ -414,7 +414,7 @@ def _refit(
             current = op.multiply(value, op.add(change, constant(1)))
     if count == 1:
         return best
-    return _first_of_least(reshaped(best, [block, count]), reshaped(least, [block, count]), count)
+    return _first_of_least(with_shape(best, [block, count]), with_shape(least, [block, count]), count)
 
 
 def _levels(ratio: Node, low: Node | None, format: Format) -> tuple[Node, Node]:

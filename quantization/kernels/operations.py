@@ -16,12 +16,12 @@ __all__ = [
     "largest",
     "parameter",
     "power_of_two_below",
-    "reshaped",
     "rint",
     "step",
     "total",
     "transposed",
     "unsqueeze",
+    "with_shape",
 ]
 
 Node = Any  # a node or output of openvino: its opset functions are untyped
@@ -116,6 +116,6 @@ def transposed(x: Node) -> Node:
     return op.transpose(x, op.constant(np.array([1, 0], dtype=np.int64)))
 
 
-def reshaped(x: Node, shape: Sequence[int]) -> Node:
+def with_shape(x: Node, shape: Sequence[int]) -> Node:
     """The same numbers in another shape."""
     return op.reshape(x, op.constant(np.array(shape, dtype=np.int64)), special_zero=False)
