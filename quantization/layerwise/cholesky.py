@@ -25,7 +25,7 @@ def cholesky(matrix: Float32) -> Float32:
 def solve_positive(matrix: Float32, right: Float32) -> Float32:
     """`matrix⁻¹ right`, [n, m], of a symmetric positive matrix. Raises LinAlgError where it is not positive."""
     factor, inverses = _factored(matrix)
-    x = np.array(right, np.float32)
+    x = np.array(right, np.float32, order="C")  # a transposed one would make every difference below a slow one
     spans = list(zip(_spans(len(x)), inverses, strict=True))
     for span, inverse in spans:
         x[span] = inverse @ x[span]
