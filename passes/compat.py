@@ -46,7 +46,7 @@ from ov_weight_compression.ir_utils.errors import (
     WorkError,
 )
 from ov_weight_compression.ir_utils.replay import read_again
-from ov_weight_compression.passes.advanced import (
+from ov_weight_compression.passes.advanced_parameters import (
     AdvancedAdaptiveCodebookParameters,
     AdvancedAWQParameters,
     AdvancedCompressionParameters,

@@ -11,7 +11,7 @@ from typing import Any
 
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.option_kinds import table_type, unknown_option
-from ov_weight_compression.passes.advanced import read_advanced
+from ov_weight_compression.passes.advanced_parameters import read_advanced
 from ov_weight_compression.passes.device_rules import refused_by_name
 from ov_weight_compression.passes.method import Tuning
 from ov_weight_compression.passes.option_values import Codebook, Device, GroupSizeFallback, Mode, SensitivityMetric

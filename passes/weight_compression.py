@@ -140,7 +140,7 @@ class WeightCompression(ModelPass):
         quiet: False shows a progress bar while calibrating.
         compression_format: NNCF's; only `"dequantize"` is written.
         advanced_parameters: NNCF's object; what has a counterpart here is taken, anything else is refused. See
-            `ov_weight_compression.passes.advanced`.
+            `ov_weight_compression.passes.advanced_parameters`.
         sources: where weights' values come from if not from the model, whose constants only keep their places then: a
             mapping from the names of weights to `ir_utils.weight_source.WeightSource`s, or a function from a
             `patterns.Weight` to one or None. What is left alone keeps the model's constant.

@@ -31,7 +31,7 @@ from ov_weight_compression.patterns.compressed import compressed_in
 from ov_weight_compression.patterns.follow import Use, View, follow, pieces_of, reshaped
 from ov_weight_compression.patterns.fragile import fragile_layers
 from ov_weight_compression.patterns.graphs import BODY_OPERATIONS, Graph, bytes_of, graphs_of, is_postponed
-from ov_weight_compression.patterns.ignored import IgnoredScope
+from ov_weight_compression.patterns.ignored_scope import IgnoredScope
 from ov_weight_compression.patterns.roles import RECURRENT, ROLES, Kind, Refusal, Role, Roles
 from ov_weight_compression.patterns.weight import Consumer, Skip, Weight
 
