@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
 import mmap
 import os
 import sys
@@ -140,14 +139,18 @@ class FileMappings:
     the file and not through the mapping, which costs 3 to 6 % of a run's processor time. Where that is not possible (a
     weight whose axes are permuted, a chain of constants) the file is asked for its size before each piece; what is left
     is the moment until the piece has been read, and what OpenVINO reads itself.
+
+    Args:
+        listing: where the kernel lists the mappings; None for none, so that all memory is taken for the process's own.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, listing: str | None = "/proc/self/maps") -> None:
         self._ranges: list[_Range] = []
         self._starts: list[int] = []
-        if not sys.platform.startswith("linux"):
+        if listing is None or not sys.platform.startswith("linux"):
             return
-        with open("/proc/self/maps") as lines:
+        self._madvise = ctypes.CDLL(None).madvise
+        with open(listing) as lines:
             for line in lines:
                 span, permissions, offset, _, inode, *path = line.split(maxsplit=5)
                 if permissions[:2] == "r-" and inode != "0" and path:
@@ -223,7 +226,7 @@ class FileMappings:
         last = (address + values.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
         one = self._around(values)
         if last > first and one is not None and last <= one.stop:
-            _libc().madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), advice)
+            self._madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), advice)
 
 
 def file_of(model: ov.Model) -> Path | None:
@@ -240,8 +243,3 @@ def file_of(model: ov.Model) -> Path | None:
 
 _ASKED = 8
 """Constants, the largest first: some were perhaps computed when the model was read."""
-
-
-@functools.cache
-def _libc() -> Any:
-    return ctypes.CDLL(None)

@@ -126,24 +126,24 @@ class ConstantSource(WeightSource):
         self.layout = layout
         self._stored = str(constant.get_output_element_type(0).get_type_name())
         self.element_type = element_type or self._stored
-        self._constant, self._mappings = constant, mappings
+        self._constant, self._mappings = constant, mappings or FileMappings(None)
         self._data: Array = constant.data  # asked for once: it costs as much as reading a small weight
 
     def read(self, slab: Slab) -> Array:
         """float16 as it is (a view where possible), else float32."""
         view = self.layout.matrix_view(self._data.reshape(self.layout.shape))[slab.index]
-        return self._widen(np.ascontiguousarray(self._in_memory(view)).reshape(-1, self.layout.columns))
+        return self._widen(np.ascontiguousarray(self._mappings.read(view)).reshape(-1, self.layout.columns))
 
     def unread(self, slab: Slab) -> Array | FileRows:
         """From the file where they lie together there, in a type that is computed with."""
         found, as_stored = None, self.element_type == self._stored
-        if self._mappings is not None and self.layout.contiguous and as_stored and self._stored in ("f16", "f32"):
+        if self.layout.contiguous and as_stored and self._stored in ("f16", "f32"):
             found = self._mappings.rows(self._data.reshape(self.layout.rows, self.layout.columns)[slab.index])
         return self.read(slab) if found is None else found
 
     def release(self, slab: Slab) -> None:
         """Give back the file's pages under the slab."""
-        if self._mappings is not None and self.layout.contiguous:
+        if self.layout.contiguous:
             self._mappings.drop(self._data.reshape(self.layout.rows, self.layout.columns)[slab.index])
 
     @property
@@ -156,7 +156,7 @@ class ConstantSource(WeightSource):
         """Of a few stretches of the bits."""
         flat, found = self._bytes(), 0
         for start in sorted({0, flat.size // 2, max(0, flat.size - _STRETCH_BYTES)}):
-            found = zlib.crc32(self._in_memory(flat[start : start + _STRETCH_BYTES]).tobytes(), found)
+            found = zlib.crc32(self._mappings.read(flat[start : start + _STRETCH_BYTES]).tobytes(), found)
         return found
 
     def equals(self, other: WeightSource) -> bool:
@@ -167,11 +167,11 @@ class ConstantSource(WeightSource):
         if mine.size != theirs.size or mine.__array_interface__["data"] == theirs.__array_interface__["data"]:
             return mine.size == theirs.size
         places = (slice(start, start + _SCAN_BYTES) for start in range(0, mine.size, _SCAN_BYTES))
-        return all(np.array_equal(self._in_memory(mine[at]), other._in_memory(theirs[at])) for at in places)
+        return all(np.array_equal(self._mappings.read(mine[at]), other._mappings.read(theirs[at])) for at in places)
 
     def read_all(self) -> Float32:
         """The whole matrix as float32."""
-        whole = self._widen(self.layout.to_matrix(self._in_memory(self._data)))
+        whole = self._widen(self.layout.to_matrix(self._mappings.read(self._data)))
         return np.asarray(whole, dtype=np.float32)
 
     def scan(self) -> ValueRange:
@@ -183,18 +183,14 @@ class ConstantSource(WeightSource):
         for first in range(0, flat.size, step * _SCAN_BLOCKS):
             window = flat[first : first + step * _SCAN_BLOCKS]
             for start in range(0, window.size, step):
-                block = self._in_memory(window[start : start + step], buffer)
+                block = self._mappings.read(window[start : start + step], buffer)
                 peak, count = _scan_half(block) if self._stored == "f16" else _scan_wide(self._widen(block))
                 absmax, bad = max(absmax, peak), bad + count
-            if self._mappings is not None:
-                self._mappings.drop(window)
+            self._mappings.drop(window)
         return ValueRange(absmax, bad)
 
     def _bytes(self) -> Array:
         return self._data.reshape(-1).view(np.uint8)
-
-    def _in_memory(self, values: Array, buffer: Array | None = None) -> Array:
-        return values if self._mappings is None else self._mappings.read(values, buffer)
 
     def _widen(self, values: Array) -> Array:
         if self._stored == self.element_type == "f16":
@@ -217,8 +213,8 @@ class ChainSource(WeightSource):
 
     def __init__(self, last: Any, layout: Layout, mappings: FileMappings | None = None) -> None:
         self.layout = layout
-        self._end, self._mappings = detached(last.output(0)), mappings
-        self._stored = [_bytes_of(node) for node in constants_behind(self._end)] if mappings is not None else []
+        self._end, self._mappings = detached(last.output(0)), mappings or FileMappings(None)
+        self._stored = [_bytes_of(node) for node in constants_behind(self._end)]
         self._values: ConstantValues | None = None
         self._matrix: Float32 | None = None
         self._released = 0
@@ -226,9 +222,8 @@ class ChainSource(WeightSource):
 
     def read(self, slab: Slab) -> Array:
         """float32 `[n, columns]`."""
-        if self._mappings is not None:
-            for data in self._stored:
-                self._mappings.check(data)
+        for data in self._stored:
+            self._mappings.check(data)
         with self._lock:
             if self._values is None:
                 self._values = ConstantValues(self._end, max(1, len(self.layout.lead)))
@@ -246,10 +241,9 @@ class ChainSource(WeightSource):
             done = self._released >= self.layout.rows
             if done:
                 self._released, self._matrix, self._values = 0, None, None
-        if self._mappings is not None:
-            for data in self._stored:  # rows one after another, most often: what is dropped too early is read again
-                row = data.size // self.layout.rows
-                self._mappings.drop(data if done else data[slab.start * row : slab.stop * row])
+        for data in self._stored:  # rows one after another, most often: what is dropped too early is read again
+            row = data.size // self.layout.rows
+            self._mappings.drop(data if done else data[slab.start * row : slab.stop * row])
 
     def pieces(self, elements: int = _PIECE_ELEMENTS, block: int = 0, every: int = 1) -> Iterator[tuple[Slab, Array]]:
         """All rows in order, eight or a multiple of eight at a time: no packed code is cut in the middle."""

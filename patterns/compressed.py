@@ -115,6 +115,15 @@ class CompressedWeight:
                 return node
         return self.last
 
+    def links_to(self, consumer: Consumer) -> list[ov.Node]:
+        """The operations between `last` and one of its layers, in order."""
+        found: list[ov.Node] = []
+        node = consumer.node.input_value(consumer.port).get_node()
+        while node != self.last:
+            found.append(node)
+            node = node.input_value(0).get_node()
+        return found[::-1]
+
 
 def find_compressed(model: ov.Model, roles: Roles | None = None) -> list[CompressedWeight]:
     """Every weight of `model` and of the bodies inside it that is stored compressed, in graph order; `roles` are rows

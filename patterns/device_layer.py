@@ -14,6 +14,7 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as ops
 
+from ov_weight_compression.ir_utils.constant_values import depends_on_constants
 from ov_weight_compression.patterns import CompressedWeight, Consumer
 from ov_weight_compression.patterns.experts import block_operations, tiled_block_of
 
@@ -38,7 +39,7 @@ def layer_kind(weight: CompressedWeight, consumer: Consumer) -> tuple[object, ..
         None if weight.table is None else weight.table.get_output_element_type(0).to_string(),
         len(weight.shape),
         tuple((node.get_type_name(), node.get_output_element_type(0).to_string()) for node in weight.chain),
-        tuple(node.get_type_name() for node in _between(weight, consumer)),
+        tuple(node.get_type_name() for node in weight.links_to(consumer)),
     )
 
 
@@ -50,7 +51,11 @@ def single_layer(consumer: Consumer) -> ov.Model:
     parameters: dict[ov.Output, ov.Node] = {}
     for node in inside:
         for port, value in enumerate(node.input_values()):
-            if value.get_node() in inside or (node == consumer.node and port == consumer.port) or not _varies(value):
+            if (
+                value.get_node() in inside
+                or (node == consumer.node and port == consumer.port)
+                or depends_on_constants(value.get_node())
+            ):
                 continue
             if value not in parameters:
                 parameters[value] = ops.parameter(value.get_partial_shape(), value.get_element_type())
@@ -58,19 +63,6 @@ def single_layer(consumer: Consumer) -> ov.Model:
     model = ov.Model([ops.result(output) for output in end.outputs()], list(parameters.values()))
     model.validate_nodes_and_infer_types()
     return model
-
-
-def _varies(value: ov.Output) -> bool:
-    """Whether a tensor is made of more than constants."""
-    waiting, seen = [value.get_node()], set()
-    while waiting:
-        node = waiting.pop()
-        if node.get_type_name() in ("Parameter", "ReadValue"):
-            return True
-        if node not in seen:
-            seen.add(node)
-            waiting += [source.get_node() for source in node.input_values()]
-    return False
 
 
 def cut_rows(weight: CompressedWeight, limit: int) -> None:
@@ -93,7 +85,7 @@ def cut_rows(weight: CompressedWeight, limit: int) -> None:
 def _plan(weight: CompressedWeight, limit: int) -> tuple[int, int, dict[Any, int]] | None:
     """The axis to cut, how many of it to keep, and the axis of each constant that has to be cut with it."""
     rearranged = any(
-        node.get_type_name() != "Convert" for use in weight.consumers for node in _between(weight, use)
+        node.get_type_name() != "Convert" for use in weight.consumers for node in weight.links_to(use)
     ) or any(node.get_type_name() == "Reshape" for node in weight.chain[:-1])
     if weight.elements <= limit or rearranged or tuple(weight.codes.shape) != weight.code_shape:
         return None
@@ -116,16 +108,6 @@ def _plan(weight: CompressedWeight, limit: int) -> tuple[int, int, dict[Any, int
         if part is not weight.table and own >= 0 and part.shape[own] != 1:
             parts[part] = own
     return axis, rows, parts
-
-
-def _between(weight: CompressedWeight, consumer: Consumer) -> list[ov.Node]:
-    """The operations between the end of a weight's chain and a layer."""
-    found: list[ov.Node] = []
-    node = consumer.node.input_value(consumer.port).get_node()
-    while node != weight.last:
-        found.append(node)
-        node = node.input_value(0).get_node()
-    return found
 
 
 def _filled(kind: ov.Type, shape: list[int]) -> ov.Node:

@@ -76,7 +76,7 @@ def _gpu(weight: CompressedWeight, consumer: Consumer) -> str | None:
         return f"no kernel reads {weight.storage} ({', '.join(sorted(known))} are read)"
     if consumer.kind is not Kind.GATHER and consumer.port == 0:
         return "the weight is the first input"
-    return _gpu_chain(_links(weight, consumer), weight)
+    return _gpu_chain([*weight.chain, *weight.links_to(consumer)], weight)
 
 
 def _gpu_convolution(weight: CompressedWeight, consumer: Consumer) -> str | None:
@@ -132,7 +132,7 @@ def _npu(weight: CompressedWeight, consumer: Consumer) -> str | None:
         return "the weight is the first input"
     if weight.group_size == -1 and not consumer.node.get_attributes().get("transpose_b"):
         return "per channel it reads weights [out, in] alone"
-    return _npu_chain(_links(weight, consumer), weight)
+    return _npu_chain([*weight.chain, *weight.links_to(consumer)], weight)
 
 
 def _npu_experts(weight: CompressedWeight, consumer: Consumer) -> str | None:
@@ -140,7 +140,7 @@ def _npu_experts(weight: CompressedWeight, consumer: Consumer) -> str | None:
         return f"no pattern for experts in {weight.storage}"
     if consumer.node.get_type_name() != "MatMul" or tiled_block_of(consumer.node) is None:
         return "these experts are in no tiled block that it knows"
-    kinds = [node.get_type_name() for node in _links(weight, consumer)]
+    kinds = [node.get_type_name() for node in [*weight.chain, *weight.links_to(consumer)]]
     if kinds != ["Convert", "Multiply", "Convert"]:
         return "experts are chosen from among those with one scale a channel alone: all of these would be computed"
     return None
@@ -155,7 +155,7 @@ def _npu_embedding(weight: CompressedWeight, consumer: Consumer) -> str | None:
     if weight.table is not None:
         wide = weight.storage == "u4" and weight.shape[-1] >= _NPU_WIDE
         return None if wide else f"a codebook is read in embeddings of u4 with {_NPU_WIDE} channels and more"
-    links = _links(weight, consumer)
+    links = [*weight.chain, *weight.links_to(consumer)]
     kinds = [node.get_type_name() for node in links]
     if weight.storage not in (*_INTEGERS, *_NPU_CHANNELS):
         return f"no pattern lifts {weight.storage}"
@@ -209,16 +209,6 @@ def _is_moved(layer: ov.Node, moves: frozenset[str], between: list[str]) -> bool
             return False
         del allowed[: allowed.index(kind) + 1]
     return False
-
-
-def _links(weight: CompressedWeight, consumer: Consumer) -> list[ov.Node]:
-    """The operations from the codes' Convert to the layer."""
-    found: list[ov.Node] = []
-    node = consumer.node.input_value(consumer.port).get_node()
-    while node != weight.last:
-        found.append(node)
-        node = node.input_value(0).get_node()
-    return [*weight.chain, *reversed(found)]
 
 
 def _other(node: ov.Node) -> ov.Output:
