@@ -342,8 +342,9 @@ def as_windows(
 ) -> list[NDArray[np.int64]]:
     """Token ids, flat or in rows, as at most `limit` windows `[length]`.
 
-    A flat array is cut into windows of `context_length`, of which `limit` are taken at equal distances from all over
-    it; its last tokens, too few for a window, are left out. Rows are taken as they are, from the first on.
+    A flat array is cut into windows of `context_length`, or of the one length that the model takes, of which `limit`
+    are taken at equal distances from all over it; its last tokens, too few for a window, are left out. Rows are taken
+    as they are, from the first on.
     """
     rows = [np.asarray(row) for row in dataset] if not isinstance(dataset, np.ndarray) else dataset
     for array in [rows] if isinstance(rows, np.ndarray) else rows:
@@ -351,7 +352,7 @@ def as_windows(
             raise OptionError(f"dataset: token ids must be whole numbers, this array holds {array.dtype}")
     if (isinstance(rows, np.ndarray) and rows.ndim == 1) or all(np.ndim(row) == 0 for row in rows):
         flat = np.asarray(rows).astype(np.int64)
-        length = min(language.length or context_length, language.positions or context_length, flat.size)
+        length = min(language.length or min(context_length, language.positions or context_length), flat.size)
         whole = flat[: flat.size // length * length].reshape(-1, length)
         taken = np.linspace(0, len(whole) - 1, min(limit, len(whole))).round().astype(int)
         windows = list(whole[taken])

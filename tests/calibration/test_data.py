@@ -65,6 +65,14 @@ def test_rows_of_tokens_stay_as_they_are() -> None:
     np.testing.assert_array_equal(ids(make_samples(small.language_model(), rows, subset_size=7)), rows[:7])
 
 
+def test_a_flat_array_is_cut_as_the_model_takes_it() -> None:
+    for length, context_length in [(16, 8), (16, 16), (16, 50)]:  # the usual length is not the model's
+        model = small.language_model(batch=1, length=length)
+        samples = ids(make_samples(model, TOKENS, context_length=context_length))
+        np.testing.assert_array_equal(samples, TOKENS[: len(samples) * length].reshape(-1, length))
+        assert len(samples) == TOKENS.size // length
+
+
 def test_windows_of_one_length_are_run_together() -> None:
     windows = [TOKENS[:9], TOKENS[9:12], TOKENS[12:21], TOKENS[21:24].reshape(1, 3)]
     found = list(make_samples(small.language_model(), windows))
