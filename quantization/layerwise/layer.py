@@ -32,6 +32,8 @@ __all__ = ["BALANCED", "BEST", "BestOf", "Step", "fit_rows"]
 
 _ELEMENTS = 1 << 22
 """Of a weight that are fitted at a time: the more rows, the less every step costs for each of them."""
+_ABREAST = 1 << 21
+"""Elements of drafts that a step takes side by side: larger ones gain little, and would take memory."""
 
 Step: TypeAlias = Callable[[Float32, Draft, Hessian, Grid], Draft]
 """`(target, draft, hessian, grid) → draft`: the target [in, rows] f32 is what to approximate, the draft what the step
@@ -62,7 +64,7 @@ class BestOf:
         """The step's result for each draft of the target: small ones side by side, as rows of one, for what a channel
         costs by itself is paid once then."""
         count = 1 + len(self.starts)
-        if target.size * count > _ELEMENTS:
+        if target.size * count > _ABREAST:
             return (self.step(target, draft, hessian, grid) for draft in drafts)
         return self.step(np.tile(target, count), side_by_side(list(drafts)), hessian, grid).split(count)
 
