@@ -52,7 +52,8 @@ class BestOf:
         """The best drafts; see `Step`."""
         rows = np.ascontiguousarray(target.T)
         drafts = chain([draft], (starting_draft(rows, start, hessian, grid) for start in self.starts))
-        best, *others = self._stepped(target, drafts, hessian, grid)
+        others = self._stepped(target, drafts, hessian, grid)
+        best = next(others)
         least = cost(target, best, hessian) if best.cost is None else best.cost
         for other in others:
             costs = cost(target, other, hessian) if other.cost is None else other.cost
