@@ -11,9 +11,8 @@ A stage is everything that can be decided at one level of an `ActivationGraph`: 
 q/k/v, o, gate/up, down, and each sees the replacements of those before it. In a model of another shape it is at worst
 one layer. Both streams run the stage's layers on every window, once: the float stream with the weights as they were, in
 a thread of its own on half of the processors, while the caller is at work on what it has measured of the stage (numpy
-on one processor for the most part), for nothing that it does there matters to it; the compressed stream with the
-replacements, when the loop asks for the next stage. Between two stages only the tensors at
-the border exist, in memory or on disk.
+on the other half), for nothing that it does there matters to it; the compressed stream with the replacements, when the
+loop asks for the next stage. Between two stages only the tensors at the border exist, in memory or on disk.
 
 Weights that meet no activation (embeddings, convolutions) are in `stage.others`, before anything reads them. A weight
 that several layers share belongs to the first stage that reads it.
@@ -25,7 +24,7 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -40,6 +39,7 @@ from ov_weight_compression.calibration.products import BATCH_ROWS, Kernels
 from ov_weight_compression.calibration.runner import Stream, feed
 from ov_weight_compression.calibration.sums import rows_by_expert
 from ov_weight_compression.calibration.window_store import Pool, Store
+from ov_weight_compression.ir_utils.blas_threads import blas_threads
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.progress import progress_bar
 from ov_weight_compression.ir_utils.types import Array, Float32
@@ -164,16 +164,25 @@ class Streams:
         with progress_bar(quiet=self._quiet) as bar:
             advance = bar.start("Layer by layer", len(self._stages))
             runs = list(self._runs())
-            starts = [cache(partial(self._start, levels)) for levels in runs]  # each once, whoever asks first
+            begun: set[int] = set()
+            running: dict[int, Future[dict[int, GramSums]]] = {}
+
+            def begin(number: int) -> None:
+                """Once, whoever asks first. What it gives is not kept here: Gram matrices are large."""
+                if number < len(runs) and number not in begun:
+                    begun.add(number)
+                    running[number] = self._start(runs[number])
+
             for number, levels in enumerate(runs):
-                sums = starts[number]().result()
+                begin(number)
+                sums = running.pop(number).result()
                 self._follow(levels)
-                start_next = starts[number + 1] if number + 1 < len(runs) else _nothing
+                begin_next = partial(begin, number + 1)
                 if self._compressed is None or not self._taps(levels):  # there is nothing to be measured first
-                    start_next()
+                    begin_next()
                 for level in levels:
                     taps, others = self._stages[level]
-                    inputs = [self._input(tap, start_next, sums.get(id(tap))) for tap in taps]
+                    inputs = [self._input(tap, begin_next, sums.get(id(tap))) for tap in taps]
                     yield Stage(inputs, others, self._compressed)
                     advance(1)
 
@@ -258,10 +267,6 @@ class Streams:
         return self._measured is None or any(name in self._measured for name in tap.weights)
 
 
-def _nothing() -> None:
-    """There is no next stage to be started."""
-
-
 @contextmanager
 def open_streams(
     model: ov.Model,
@@ -285,11 +290,12 @@ def open_streams(
     `together`: bytes of weights and Gram matrices up to which levels of a single stream are run at once.
     """
     graph = read_graph(model, weights, values=sources)
-    with Pool(calibration_memory // 4) as pool, ThreadPoolExecutor(1) as ahead:
+    half = max(default_threads() // 2, 1)
+    with Pool(calibration_memory // 4) as pool, ThreadPoolExecutor(1) as ahead, blas_threads(half):
         store = Store(pool)
         windows = feed(graph, store, samples)
         limit = calibration_memory // 6
-        exact = Stream(graph, store, windows, limit, bf16=bf16, threads=max(default_threads() // 2, 1))
+        exact = Stream(graph, store, windows, limit, bf16=bf16, threads=half if compressed else 0)
         second = Stream(graph, Store(pool, parent=store), windows, limit, bf16=bf16) if compressed else None
         yield Streams(graph, exact, second, quiet, measured, ahead, together)
 
