@@ -134,4 +134,7 @@ def input_correction(
     if not mean > 0:
         return np.zeros_like(sides)
     damped[np.diag_indices_from(damped)] += np.float32(max(damping, 1e-4) * mean)
-    return np.ascontiguousarray(solve_positive(damped, sides.T).T)
+    try:
+        return np.ascontiguousarray(solve_positive(damped, sides.T).T)
+    except np.linalg.LinAlgError:  # f32 cannot tell: channels far larger than the others, and hardly any damping
+        return np.ascontiguousarray(np.linalg.solve(damped, sides.T).T)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from ov_weight_compression.quantization.layerwise import input_correction
+from ov_weight_compression.quantization.layerwise.cholesky import solve_positive
 from tests.quantization.layerwise_cases import layer
 
 
@@ -23,6 +24,14 @@ def test_it_minimises_the_regularised_distance_to_the_float_output():
     wanted = np.concatenate([x @ weight.T, ridge @ weight.T])
     expected = np.linalg.lstsq(rows.astype(np.float64), wanted.astype(np.float64), rcond=None)[0].T
     np.testing.assert_allclose(target, expected, atol=2e-3)
+
+
+def test_a_matrix_that_rounding_leaves_not_positive_has_a_target_too():
+    gram = np.array([[1, 1.01], [1.01, 1]], np.float32)
+    damped = gram + 1e-4 * np.eye(2, dtype=np.float32)
+    with pytest.raises(np.linalg.LinAlgError):
+        solve_positive(damped, np.eye(2, dtype=np.float32))
+    np.testing.assert_allclose(input_correction(gram, gram, damping=0) @ damped, gram, atol=1e-4)
 
 
 def test_of_few_rows_it_is_computed_without_the_matrix():
