@@ -192,6 +192,8 @@ def foreign_weights(path: Path) -> str:
         names = [path.name]
         if path.suffix == ".safetensors":
             return "weights without a model: give the folder that they lie in, with its config.json"
+        if path.suffix == ".bin" and path.with_suffix(".xml").is_file():
+            return f"the weights of {path.with_suffix('.xml').name}: give that file, or the folder"
     else:
         names = sorted(one.name for one in path.iterdir()) if path.is_dir() else []
     folder = path if path.is_dir() else path.parent

@@ -172,3 +172,10 @@ def test_what_has_no_config_is_called_what_it_is(file: str, given: str, message:
     with pytest.raises(ModelError, match=message):
         compress_path(tmp_path / given, tmp_path / "out", Recipe({}))
     assert [path.name for path in tmp_path.iterdir()] == [file]
+
+
+def test_a_model_s_own_weights_are_not_called_pickles(tmp_path: Path) -> None:
+    for name in ("openvino_model.xml", "openvino_model.bin"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(ModelError, match=r"openvino_model\.bin: the weights of openvino_model\.xml: give that file"):
+        compress_path(tmp_path / "openvino_model.bin", tmp_path / "out", Recipe({}))
