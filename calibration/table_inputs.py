@@ -35,7 +35,6 @@ def grams_of_inputs(
     calibration_memory: int = DEFAULT_MEMORY,
     quiet: bool = False,
     sources: Sources | None = None,
-    bf16: bool = False,
 ) -> dict[str, Float32]:
     """`Σ x xᵀ` [in, in] of the input of each weight's layers, by the weight's name; without those that meet none.
 
@@ -46,7 +45,6 @@ def grams_of_inputs(
         calibration_memory: bytes that running may hold.
         quiet: show no progress.
         sources: where the weights' values come from, the model's constants by default.
-        bf16: compute layers in it where the CPU is made for that.
     """
     graph = read_graph(model, weights, values=sources)
     limit, kernels = calibration_memory // 6, Kernels()
@@ -64,7 +62,7 @@ def grams_of_inputs(
         windows = feed(graph, store, samples)
         pieces = split(graph, 0, len(graph.order), limit)
         tick = bar.start("Looking at what tables meet", windows * len(pieces))
-        stream = Stream(graph, store, windows, limit, tick, bf16=bf16)
+        stream = Stream(graph, store, windows, limit, tick)
         for begin, end in pieces:
             keys = [tap.key for tap in graph.taps if begin <= graph.place.get(tap.key[0], -1) < end]
             stream.advance(begin, end, dict.fromkeys(keys, receive))

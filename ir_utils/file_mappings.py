@@ -72,10 +72,8 @@ class _Range:
     def read(self, address: int, values: Array) -> None:
         """Read what lies at an address of the mapping from the file. Raises where the file no longer has it."""
         assert self._file is not None
-        if (
-            read_into(self._file, values.reshape(-1).view(np.uint8).data, self.offset + address - self.start)
-            < values.nbytes
-        ):
+        view, place = values.reshape(-1).view(np.uint8).data, self.offset + address - self.start
+        if read_into(self._file, view, place) < values.nbytes:
             self.check(address - self.start + values.nbytes)
             raise WorkError(f"{self.path}: cannot be read any more")
 
