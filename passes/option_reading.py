@@ -111,7 +111,11 @@ def _check_together(options: Options, asked: Mapping[str, Any]) -> None:
     for name, value in asked.items():
         option = OPTIONS[name]
         if option.below_8_bits and options.mode.is_int8 and value is not False:
-            raise OptionError(f"{name}: means nothing with {mode}, which gives every weight 8 bits; leave it out")
+            given = "" if "mode" in asked else " (the default)"
+            raise OptionError(
+                f"{name}: means nothing with {mode}{given}, which gives every weight 8 bits; leave it out, or choose a "
+                "mode of fewer bits, as int4_sym or nf4"
+            )
         if option.need is not None and not option.need.met(options):
             raise OptionError(f"{name}: {option.need.words.format(mode=mode, value=option_text(value))}")
     if options.dataset is None and (

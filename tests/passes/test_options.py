@@ -120,7 +120,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"mode": "mxfp8_e4m3", "group_size": -1}, r"group_size: mxfp8_e4m3 is defined for groups of 32, got -1"),
     ({"mode": "int8_asym", "ratio": 0.5}, r"ratio: int8_asym .*only 1 is allowed, got 0.5"),
     ({"mode": "int8_sym", "group_size": 64}, r"group_size: int8_sym is per channel, so only -1 is allowed, got 64"),
-    ({"mode": "int8_sym", "all_layers": True}, r"all_layers: means nothing with int8_sym"),
+    (
+        {"mode": "int8_sym", "all_layers": True},
+        r"all_layers: means nothing with int8_sym, .* choose a mode of fewer bits",
+    ),
+    ({"awq": True}, r"awq: means nothing with int8_asym \(the default\)"),
     ({"mode": "int8_sym", "backup_mode": "none"}, r"backup_mode: means nothing with int8_sym"),
     ({"compression_format": "fake_quantize"}, r"compression_format: only 'dequantize'"),
     ({"ignored_scope": 3}, r"ignored_scope: must be an IgnoredScope, a dict or a list of names, got 3"),
