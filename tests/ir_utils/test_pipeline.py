@@ -34,12 +34,15 @@ class Counting:
     begun: int = 0
     finished: int = 0
     seen: list[int] = field(default_factory=list)
+    entered: threading.Event = field(default_factory=threading.Event)
+    """Set when the first piece is under way."""
 
     def begin(self) -> tuple[list[Callable[[], None]], Callable[[], dict[str, Any]]]:
         self.begun += 1
         done: list[int] = []
 
         def piece(number: int) -> None:
+            self.entered.set()
             if self.wait is not None:
                 assert self.wait.wait(20)
             if self.fail is not None:
@@ -259,6 +262,7 @@ def test_stop_waits_for_the_pieces_under_way() -> None:
     jobs = [Counting("a"), Counting("b", wait=gate, pieces=50)]
     pipeline = with_jobs(*jobs, threads=2)
     pipeline.take(0, "codes")
+    assert jobs[1].entered.wait(20)
     threading.Timer(0.2, gate.set).start()
     pipeline.stop()
     assert gate.is_set()
