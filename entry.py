@@ -10,8 +10,6 @@ import os
 import signal
 import sys
 
-__all__ = ["done", "main"]
-
 _WORDS = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "the terminal was closed"}
 _SHOW_CURSOR = b"\x1b[?25h"
 _AGAIN_SECONDS = 0.02

@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-__all__ = ["GENERATED", "same_but_for_order"]
-
 GENERATED = re.compile(r"\b[A-Z]\w*_\d+\b|\bModel\d+\b")
 """Names that OpenVINO made up: their numbers count from the start of the process."""
 _WHERE = ("offset", "size")

@@ -18,8 +18,6 @@ from pathlib import Path
 
 from ov_weight_compression.cli import main as command
 
-__all__ = ["main", "picture"]
-
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "samples" / "pylm"
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")

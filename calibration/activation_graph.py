@@ -31,8 +31,6 @@ from ov_weight_compression.ir_utils.file_mappings import FileMappings
 from ov_weight_compression.ir_utils.option_kinds import shown
 from ov_weight_compression.patterns import Consumer, Sources, Weight
 
-__all__ = ["ActivationGraph", "LayerUse", "Tap", "TensorKey", "filled_copy", "read_graph", "stateless_copy"]
-
 TensorKey = tuple[int, int]
 """An operation's index in `ActivationGraph.nodes`, and the index of one of its outputs."""
 

@@ -20,8 +20,6 @@ from dataclasses import dataclass
 
 from ov_weight_compression.calibration.activation_graph import ActivationGraph, TensorKey
 
-__all__ = ["Block", "find_blocks"]
-
 _LONGEST_PERIOD = 8
 _MOSTLY = 0.6
 

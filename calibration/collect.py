@@ -18,8 +18,6 @@ from ov_weight_compression.ir_utils.progress import progress_bar
 from ov_weight_compression.ir_utils.types import Array
 from ov_weight_compression.patterns import Sources, Weight
 
-__all__ = ["DEFAULT_MEMORY", "collect"]
-
 DEFAULT_MEMORY = 2 << 30
 """`calibration_memory` where a caller says nothing: 2 GiB."""
 _BYTES = 16

@@ -34,18 +34,6 @@ from ov_weight_compression.ir_utils import option_kinds
 from ov_weight_compression.ir_utils.errors import OptionError, one_line
 from ov_weight_compression.ir_utils.types import Array
 
-__all__ = [
-    "Arrays",
-    "RecordedSamples",
-    "is_text",
-    "load_arrays",
-    "read_file",
-    "recorded_data",
-    "rows_of",
-    "sort_arrays",
-]
-
-
 Arrays = Array | Mapping[str, Array]
 """One array, or several by name."""
 

@@ -40,20 +40,6 @@ from ov_weight_compression.ir_utils.option_kinds import count, path, shown
 from ov_weight_compression.ir_utils.replay import Replay, read_again, reads_once
 from ov_weight_compression.ir_utils.types import Array
 
-__all__ = [
-    "CONTEXT_LENGTH",
-    "SUBSET_SIZE",
-    "Again",
-    "Samples",
-    "Told",
-    "as_windows",
-    "batches",
-    "make_samples",
-    "opened",
-    "read_data",
-    "readable",
-]
-
 SUBSET_SIZE = 128
 """Windows used of a caller's data, as in NNCF."""
 CONTEXT_LENGTH = 256

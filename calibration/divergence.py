@@ -28,8 +28,6 @@ from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.ir_utils.worker_pool import default_threads, in_threads
 from ov_weight_compression.patterns import Sources, Weight
 
-__all__ = ["DivergenceSum", "MeasuredDivergence", "ScoredOutputs", "divergence_of", "kl_divergence", "scored_outputs"]
-
 Float64: TypeAlias = NDArray[np.float64]
 _BLOCK_ELEMENTS = 1 << 21
 _ERRORS = 2

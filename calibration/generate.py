@@ -31,8 +31,6 @@ from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.progress import progress_bar
 from ov_weight_compression.ir_utils.types import Array
 
-__all__ = ["fitting_window", "random_inputs", "random_tokens", "written_tokens", "written_windows"]
-
 _BLOCK = 256
 _HUGE = 1e30
 

@@ -13,8 +13,6 @@ from ov_weight_compression.calibration.products import BATCH_ROWS, Kernels
 from ov_weight_compression.calibration.sums import add_cross, add_gram, mirror, unfit
 from ov_weight_compression.ir_utils.types import Float32
 
-__all__ = ["GramSums", "Seen"]
-
 
 @dataclass(frozen=True, eq=False)
 class Seen:

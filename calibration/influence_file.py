@@ -21,8 +21,6 @@ from ov_weight_compression.ir_utils.errors import CompressionError, MissingExtra
 from ov_weight_compression.ir_utils.publish import Publication, cannot_write
 from ov_weight_compression.ir_utils.types import Float32
 
-__all__ = ["load_influences", "save_influences"]
-
 _VERSION = 1
 _KEY = "ov_weight_compression_probes"
 

@@ -36,17 +36,6 @@ from ov_weight_compression.ir_utils.file_mappings import file_of
 from ov_weight_compression.ir_utils.types import Array
 from ov_weight_compression.patterns.graphs import constant_of
 
-__all__ = [
-    "Embedded",
-    "LanguageModel",
-    "has_open_axis",
-    "input_label",
-    "input_names",
-    "read_language_model",
-    "shapes_agree",
-    "with_embeddings",
-]
-
 _IDS = ("input_ids", "decoder_input_ids")
 _EXPORTED = (*_IDS, "attention_mask", "position_ids", "token_type_ids", "beam_idx", "cache_position")
 _PASSING = ("Convert", "Reshape", "Unsqueeze", "Squeeze", "Add", "Clamp", "Maximum")

@@ -22,8 +22,6 @@ from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.ir_utils.weight_source import WeightSource
 from ov_weight_compression.patterns import Kind
 
-__all__ = ["Rounding", "shift_of"]
-
 
 @dataclass(frozen=True, eq=False)
 class Rounding:

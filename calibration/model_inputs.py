@@ -19,8 +19,6 @@ from ov_weight_compression.ir_utils.errors import ModelError, OptionError
 from ov_weight_compression.ir_utils.option_kinds import shown
 from ov_weight_compression.ir_utils.types import Array, tensor_values
 
-__all__ = ["ModelInputs"]
-
 _RESET_STATE = "nncf_reset_state"
 """A key that NNCF looks for in a sample of a stateful model: whether to reset the state before it."""
 

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from ov_weight_compression.calibration.activation_graph import ActivationGraph, LayerUse, TensorKey
 from ov_weight_compression.calibration.blocks import Block, find_blocks
 
-__all__ = ["PASSES", "Probe", "plan_probes"]
-
 _LAST_BLOCKS = 2
 PASSES = 30
 """Through the whole model, for each window: what probing every layer to the end may cost."""

@@ -41,8 +41,6 @@ from ov_weight_compression.ir_utils.progress import progress_bar
 from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.patterns import Sources, Weight
 
-__all__ = ["Influence", "ProbeShown", "Rounder", "influences_of", "run_probes"]
-
 _LARGE_SHARE = 4
 
 

@@ -18,8 +18,6 @@ import openvino.opset13 as ops
 
 from ov_weight_compression.ir_utils.types import Float32
 
-__all__ = ["BATCH_ROWS", "Kernels", "Products", "computes_bf16"]
-
 BATCH_ROWS = 1024
 """Rows that are multiplied at a time."""
 _TILE = 512

@@ -46,8 +46,6 @@ from ov_weight_compression.ir_utils.option_kinds import by_name, count, path, sh
 from ov_weight_compression.ir_utils.publish import TemporaryFolder, cannot_write
 from ov_weight_compression.ir_utils.types import Array, tensor_values
 
-__all__ = ["SEQUENCE_INPUTS", "RecordedInputs", "joined_calls", "record_inputs"]
-
 _MOST_SAMPLES = 128
 _MOST_BYTES = 4 << 30
 

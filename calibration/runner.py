@@ -32,20 +32,6 @@ from ov_weight_compression.calibration.window_store import Store
 from ov_weight_compression.ir_utils.errors import WorkError
 from ov_weight_compression.ir_utils.ir_file import openvino_reason
 
-__all__ = [
-    "EXACT",
-    "CompiledPiece",
-    "ModelPiece",
-    "Receive",
-    "Stream",
-    "compiled_exactly",
-    "cut_out",
-    "feed",
-    "put_in_place",
-    "run_piece",
-    "split",
-]
-
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0", "KV_CACHE_PRECISION": "f32"}
 """How a model is compiled whose activations are measured: nothing rounded below f32."""
 

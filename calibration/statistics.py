@@ -28,8 +28,6 @@ from ov_weight_compression.ir_utils.option_kinds import shown
 from ov_weight_compression.ir_utils.publish import Publication, cannot_write
 from ov_weight_compression.ir_utils.types import Float32
 
-__all__ = ["LayerStatistics", "Statistics", "fingerprint", "load_statistics", "save_statistics", "statistics_file"]
-
 
 @dataclass(frozen=True, eq=False)
 class LayerStatistics:

@@ -24,8 +24,6 @@ from ov_weight_compression.calibration.statistics import LayerStatistics
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.types import Float32
 
-__all__ = ["LARGEST", "Accumulator", "add_cross", "add_gram", "check_sample", "mirror", "rows_by_expert", "unfit"]
-
 LARGEST = 2.0**50
 """1.1e15: the squares of a hundred million such values still have a sum in f32."""
 _ROOT = 1.8e19

@@ -24,8 +24,6 @@ from ov_weight_compression.ir_utils.progress import progress_bar
 from ov_weight_compression.ir_utils.types import Float32
 from ov_weight_compression.patterns import Sources, Weight
 
-__all__ = ["grams_of_inputs"]
-
 
 def grams_of_inputs(
     model: ov.Model,

@@ -25,8 +25,6 @@ import openvino as ov
 from ov_weight_compression.ir_utils.errors import CompressionError, MissingExtraError, ModelError, OptionError
 from ov_weight_compression.ir_utils.ir_file import openvino_reason
 
-__all__ = ["TOKENIZERS", "Tokenizer", "find_tokenizer", "tokenizer_files"]
-
 TOKENIZERS = ("openvino_tokenizer.xml", "tokenizer.json")
 """By their names, the first of which is preferred."""
 

@@ -46,8 +46,6 @@ from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.ir_utils.worker_pool import default_threads
 from ov_weight_compression.patterns import Sources, Weight
 
-__all__ = ["LayerInput", "Stage", "Streams", "open_streams"]
-
 _TOGETHER = 1 << 26
 """Levels of a single stream are run at once for fewer compilations, and activations that are never stored."""
 

@@ -19,8 +19,6 @@ from numpy.typing import NDArray
 from ov_weight_compression.calibration.activation_graph import TensorKey
 from ov_weight_compression.ir_utils.publish import TemporaryFolder
 
-__all__ = ["Pool", "Store"]
-
 _TINY = 128
 """Bytes of a tensor that never goes to disk."""
 _SMALL = 16

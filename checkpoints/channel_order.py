@@ -38,8 +38,6 @@ from ov_weight_compression.patterns import Kind, Weight
 from ov_weight_compression.patterns.fold_targets import Reader, readers
 from ov_weight_compression.patterns.graphs import constant_of, dimensions
 
-__all__ = ["bring_into_order"]
-
 Pairs = list[tuple[Weight, QuantisedWeight]]
 Edit = Callable[[], None]
 

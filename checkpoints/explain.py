@@ -25,8 +25,6 @@ from ov_weight_compression.checkpoints.safetensors_file import StoredTensor
 from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.types import Array, bf16_to_f32
 
-__all__ = ["FileSpans", "Places", "Span", "Stretch", "TensorPlaces", "address_of", "is_present", "is_written"]
-
 _PRESENT, _SWAPPED, _OF_A_FILE = 1 << 63, 1 << 62, 1 << 61  # bits of an entry of /proc/self/pagemap
 _ENTRY_BYTES = 8
 _ENTRIES = 1 << 16  # read at a time

@@ -19,8 +19,6 @@ from ov_weight_compression.checkpoints.skeleton import Placed
 from ov_weight_compression.ir_utils.errors import MissingExtraError, ModelError, WorkError, one_line
 from ov_weight_compression.ir_utils.publish import TemporaryFolder
 
-__all__ = ["Exported", "HolesReadError", "Skeleton", "export", "missing_package", "run_worker"]
-
 _PACKAGES = ("torch", "transformers", "optimum-intel")
 _WORKER = """
 import sys

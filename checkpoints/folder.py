@@ -23,18 +23,6 @@ from ov_weight_compression.checkpoints.safetensors_file import StoredTensor, rea
 from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.option_kinds import shown
 
-__all__ = [
-    "QUANTIZATION_KEYS",
-    "Checkpoint",
-    "foreign_weights",
-    "is_buffer",
-    "is_checkpoint",
-    "is_training_only",
-    "read_checkpoint",
-    "unused_head",
-]
-
-
 _CONFIG = "config.json"
 _WHOLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"

@@ -32,8 +32,6 @@ from ov_weight_compression.passes.rewrite import rewrite, with_equal_weights, wi
 from ov_weight_compression.patterns import Kind, Weight, find_weights
 from ov_weight_compression.quantization.formats import Encoded
 
-__all__ = ["insert_codes", "turned_in_place"]
-
 _SMALLEST_GROUP = 16
 """Smaller groups are not cut: their scales would take half as many bytes as the codes."""
 

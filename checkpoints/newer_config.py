@@ -15,8 +15,6 @@ from typing import Any
 
 from ov_weight_compression.ir_utils.errors import ModelError
 
-__all__ = ["older_config", "reading_older_configs"]
-
 _SINCE = 5
 _NEW = "rope_parameters"
 _MOVED = ("rope_theta", "partial_rotary_factor")

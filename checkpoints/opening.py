@@ -23,15 +23,6 @@ from ov_weight_compression.ir_utils.publish import TemporaryFolder, expanded
 from ov_weight_compression.passes.option_values import Devices
 from ov_weight_compression.passes.report import Report
 
-__all__ = [
-    "OpenedCheckpoint",
-    "OpenedModel",
-    "export_opened",
-    "from_checkpoint",
-    "open_checkpoint",
-    "open_exported",
-]
-
 _TURNED = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 """Architectures whose float weights are [in, out] (transformers' Conv1D)."""
 

@@ -25,8 +25,6 @@ from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.option_kinds import shown
 from ov_weight_compression.ir_utils.types import Array
 
-__all__ = ["DTYPES", "Dtype", "SafetensorsFile", "StoredTensor", "mapped_constants", "read_header"]
-
 _LENGTH_BYTES = 8
 _LONGEST_HEADER = 100_000_000  # what the format's own library reads
 _LARGEST = 2**63 - 1

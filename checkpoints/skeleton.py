@@ -31,18 +31,6 @@ from ov_weight_compression.ir_utils.widened_constants import widened
 from ov_weight_compression.ir_utils.worker_pool import Job
 from ov_weight_compression.patterns.graphs import graphs_of, is_postponed
 
-__all__ = [
-    "Explained",
-    "Hole",
-    "Placed",
-    "explain_constants",
-    "fill",
-    "folded_when_written",
-    "read_skeleton",
-    "write_skeleton",
-]
-
-
 _POSTPONED = "postponed_constant"
 
 

@@ -22,8 +22,6 @@ import openvino as ov
 from ov_weight_compression.ir_utils.types import FLOAT_TYPES
 from ov_weight_compression.patterns.graphs import graphs_of, is_postponed
 
-__all__ = ["Match", "Place", "match_tensors", "places_of"]
-
 Shape = tuple[int, ...]
 SameValues = Callable[["Place", str], bool]
 Numbered = Sequence[tuple[int, "Place"]]

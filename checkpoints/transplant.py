@@ -40,8 +40,6 @@ from ov_weight_compression.passes.rewrite import hold_small_constants
 from ov_weight_compression.passes.weight_transpose import take_over_transpose
 from ov_weight_compression.patterns import Kind, Weight, find_compressed, find_weights
 
-__all__ = ["TransplantReport", "Transplanted", "WeightsFromCheckpoint", "apply_weights_from_checkpoint"]
-
 _FLOATS = {"F16": "f16", "BF16": "bf16", "F32": "f32", "F64": "f64"}
 _ONE_PLUS = ("gemma", "gemma2", "gemma3", "gemma3_text", "recurrent_gemma")
 """Architectures whose norms multiply by 1 + weight, which exporters compute."""

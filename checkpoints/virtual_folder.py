@@ -35,8 +35,6 @@ from ov_weight_compression.checkpoints.layouts.quantised_weight import Quantised
 from ov_weight_compression.checkpoints.safetensors_file import DTYPES, read_header
 from ov_weight_compression.ir_utils.types import Array
 
-__all__ = ["HOLES", "VirtualFolder", "forget_reads", "holes_read", "write_virtual_folder"]
-
 HOLES = "holes.safetensors"
 _GAP = "gap between holes "
 _VALUES = "values.safetensors"

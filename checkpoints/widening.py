@@ -31,8 +31,6 @@ from ov_weight_compression.checkpoints.safetensors_file import StoredTensor
 from ov_weight_compression.checkpoints.virtual_folder import HOLES
 from ov_weight_compression.ir_utils.errors import WorkError
 
-__all__ = ["Widening"]
-
 _BLOCK_BYTES = 4 << 20
 _PAGE = mmap.PAGESIZE
 _NAN = np.uint32(0x7FC00000)

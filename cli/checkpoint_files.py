@@ -29,8 +29,6 @@ from ov_weight_compression.passes.report import Report, joined, with_origins
 from ov_weight_compression.passes.weight_compression import WeightCompression
 from ov_weight_compression.patterns.graphs import graphs_of
 
-__all__ = ["compress_checkpoint"]
-
 _WITHOUT_COMPRESSION = ("mode", "device", "threads", "quiet")
 """Options that mean something where floats stay as they are."""
 

@@ -26,8 +26,6 @@ from typing import TextIO
 from ov_weight_compression import __version__
 from ov_weight_compression.cli.terminal import CommandParser, say
 
-__all__ = ["COMMANDS", "command_parser", "main"]
-
 COMMANDS = {
     "compress": "compress a model's weights; the word may be left out",
     "plan": "what formats a size or a divergence would give the weights, and at what cost",

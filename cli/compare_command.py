@@ -10,8 +10,6 @@ from ov_weight_compression.cli.terminal import CommandParser, add_json, json_pla
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.publish import check_place, expanded
 
-__all__ = ["compare_parser", "run_compare"]
-
 _DESCRIPTION = """Say what compression cost: run a compressed model and the model it was made from on the same data.
 Of language models the predictions are compared (KL divergence, agreement, perplexity), of others the outputs; of both
 every compressed weight and the outputs of the layers."""

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 from ov_weight_compression.cli.terminal import CommandParser
 
-__all__ = ["completion_parser", "run_completion"]
-
 _INSTALL = """to use it:
   bash   eval "$(ov-compress completion bash)"       in ~/.bashrc
   zsh    eval "$(ov-compress completion zsh)"        in ~/.zshrc, after compinit

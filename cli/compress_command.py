@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from ov_weight_compression.passes.recipe import Recipe
     from ov_weight_compression.passes.report import Report
 
-__all__ = ["Groups", "compress_parser", "plan_parser", "run_compress", "run_plan"]
-
 _COMPRESS_EXAMPLES = """examples:
   ov-compress model -o out                                   8 bits
   ov-compress model -o out --mode int4_sym --group-size 64   4 bits

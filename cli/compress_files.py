@@ -22,8 +22,6 @@ from ov_weight_compression.passes.recipe import Recipe
 from ov_weight_compression.passes.report import Report, with_origins
 from ov_weight_compression.passes.weight_compression import WeightCompression
 
-__all__ = ["FileResult", "Progress", "compress_model", "compress_path", "update_config"]
-
 _MODEL_FILES = (".xml", ".onnx")
 _OPTIMUM_DTYPES = ("int4", "int8", "mxfp4", "nf4", "cb4")
 

@@ -11,8 +11,6 @@ from typing import Any
 from ov_weight_compression.cli.terminal import CommandParser, add_json, json_place, of_models
 from ov_weight_compression.ir_utils.errors import OptionError
 
-__all__ = ["decompress_parser", "decompress_path", "run_decompress"]
-
 _DESCRIPTION = """Write a model with its compressed weights as floats, whoever compressed it. What compression has
 rounded away does not come back."""
 

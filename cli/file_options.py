@@ -29,8 +29,6 @@ from ov_weight_compression.patterns import IgnoredScope, find_weights
 from ov_weight_compression.patterns.graphs import graphs_of
 from ov_weight_compression.quantization.formats import FORMATS
 
-__all__ = ["FileOptions", "given_to_passes", "options_by_file"]
-
 _ENTRIES = ("names", "patterns", "types")
 
 

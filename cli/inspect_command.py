@@ -8,8 +8,6 @@ from pathlib import Path
 from ov_weight_compression.cli.terminal import CommandParser, JsonPlace, add_json, json_place, of_models
 from ov_weight_compression.ir_utils.publish import expanded
 
-__all__ = ["inspect_parser", "run_inspect", "run_verify", "verify_files", "verify_parser"]
-
 _INSPECT = """Say what the weights of a model are stored as, whoever compressed it: format, group, scales, bytes,
 and how the model says it was made. With --device, what that device does with each of them."""
 _VERIFY = """Run the layers with compressed weights on a device, one of each kind, on random input, and name each

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from ov_weight_compression.evaluation.comparison import Comparison
     from ov_weight_compression.passes.recipe import Recipe
 
-__all__ = ["forget_card", "write_card", "write_divergence"]
-
 _FILE = "README.md"
 _MARKS = {name: (f"<!-- ov-compress: {name} -->", f"<!-- ov-compress: end of {name} -->") for name in ("made", "cost")}
 """Of the section that says how the model was made, and of the one that says what it cost."""

@@ -19,8 +19,6 @@ from contextlib import suppress
 
 from ov_weight_compression.ir_utils import journal
 
-__all__ = ["supervised"]
-
 _CRASHES = ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT", "SIGTRAP", "SIGSYS")
 _PR_SET_PDEATHSIG = 1
 

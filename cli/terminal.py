@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-__all__ = ["CommandParser", "JsonPlace", "LaterGroup", "add_json", "json_place", "of_models", "say"]
-
 _WIDEST = 110
 _COLUMN = 26
 _LONGEST = 800

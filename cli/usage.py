@@ -14,8 +14,6 @@ from typing import Any
 
 from ov_weight_compression.ir_utils.wording import human_bytes
 
-__all__ = ["Usage", "Watch"]
-
 _EVERY_SECONDS = 0.02
 _STATM = Path("/proc/self/statm")
 

@@ -14,8 +14,6 @@ from ov_weight_compression.evaluation.page import html_table
 from ov_weight_compression.ir_utils.wording import db, format_name, human_bytes, layer_name, percent, plain, thousands
 from ov_weight_compression.passes.budget_outcome import BudgetOutcome, budget_lines
 
-__all__ = ["budget_parts", "colour", "histogram", "layer_chart", "svg"]
-
 _WIDTH, _LEFT, _RIGHT = 1032, 52, 12
 _COLOURS = 8
 _RING_PITCH = 10.0

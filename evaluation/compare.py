@@ -46,8 +46,6 @@ from ov_weight_compression.ir_utils.errors import CompressionError, OptionError
 from ov_weight_compression.patterns import Roles
 from ov_weight_compression.patterns.graphs import constants_bytes
 
-__all__ = ["compare"]
-
 _WORST_POSITIONS = 10
 _WORST_PASSAGES = 3
 

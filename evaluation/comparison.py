@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-__all__ = ["Comparison", "ModelFigures", "format_rows", "language_rows"]
-
 
 @dataclass(frozen=True)
 class ModelFigures:

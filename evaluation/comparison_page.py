@@ -22,8 +22,6 @@ from ov_weight_compression.ir_utils.wording import (
     thousands,
 )
 
-__all__ = ["render_fragment", "render_page"]
-
 
 def render_page(comparison: Comparison) -> str:
     """The whole page."""

@@ -37,8 +37,6 @@ from ov_weight_compression.patterns.experts import tiled_block_of
 from ov_weight_compression.patterns.graphs import graphs_of
 from ov_weight_compression.patterns.plugin_chains import PATTERNS, unmatched
 
-__all__ = ["WHOLE_ELEMENTS", "DeviceCheck", "Edge", "Execution", "RuntimeGraph", "check_device"]
-
 _SOURCES = frozenset({"Input", "MemoryInput", "ReadValue", "Parameter"})
 
 

@@ -29,20 +29,6 @@ from ov_weight_compression.calibration.tokenizer import Tokenizer
 from ov_weight_compression.evaluation.predictions import Scored, Scores
 from ov_weight_compression.evaluation.samples import NO_TOKEN
 
-__all__ = [
-    "Divergence",
-    "Estimate",
-    "KlHistogram",
-    "LanguageFigures",
-    "Passage",
-    "Surprise",
-    "mean_of",
-    "summarise",
-    "with_text",
-    "worst_passages",
-    "worst_positions",
-]
-
 _Values = npt.NDArray[np.float64]
 _PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
 

@@ -11,9 +11,6 @@ from ov_weight_compression.patterns import CompressedWeight
 from ov_weight_compression.patterns.graphs import is_postponed
 from ov_weight_compression.quantization.formats import FORMATS
 
-__all__ = ["mode_of", "zero_point_of"]
-
-
 _SCALES = {"f8e8m0": "mx", "f8e4m3": "nv"}
 """Types of scales that make another format of the same codes."""
 

@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-__all__ = ["FloatRow", "FormatRow", "InspectedFloat", "InspectedWeight", "Inspection", "inspect"]
-
 
 @dataclass(frozen=True)
 class InspectedWeight:

@@ -53,8 +53,6 @@ from ov_weight_compression.patterns.graphs import graphs_of
 if TYPE_CHECKING:
     from ov_weight_compression.evaluation.samples import Inputs
 
-__all__ = ["FormatFigures", "LayerFigures", "compare_layers", "pair_layers", "weigh"]
-
 _GAIN_DB = 2.0
 """What factors must gain at least: rounding to any format, two bits included, leaves them less to find."""
 _ROUNDS = 4

@@ -41,8 +41,6 @@ from ov_weight_compression.ir_utils.errors import ModelError, OptionError, WorkE
 from ov_weight_compression.ir_utils.publish import Publication, cannot_write
 from ov_weight_compression.ir_utils.types import Float32
 
-__all__ = ["base_logits"]
-
 _MAGIC = b"OVBLOGIT"
 _ALIGN = 64
 

@@ -37,19 +37,6 @@ from ov_weight_compression.ir_utils.publish import TemporaryFolder
 from ov_weight_compression.ir_utils.types import Array
 from ov_weight_compression.patterns.graphs import graphs_of, is_postponed
 
-__all__ = [
-    "Arithmetic",
-    "Loaded",
-    "LogitsPort",
-    "OnProgress",
-    "Pair",
-    "Runner",
-    "choose",
-    "core",
-    "load",
-    "open_pair",
-]
-
 _OTHER_MODELS = (".pb", ".pbtxt", ".meta", ".tflite", ".pdmodel")
 """Files of other kinds that OpenVINO's readers know. Whatever else it is given, each of them has a look, and
 TensorFlow's prints what it thinks of that."""

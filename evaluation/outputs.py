@@ -32,8 +32,6 @@ from ov_weight_compression.evaluation.models import OnProgress, Pair, Runner
 from ov_weight_compression.ir_utils.errors import ModelError, OptionError, WorkError
 from ov_weight_compression.ir_utils.types import Array
 
-__all__ = ["OutputFigures", "OutputTotals", "SignalNoise", "compare_outputs"]
-
 _NEIGHBOURS = 10
 _MOST_SAMPLES = 4096
 _LEAST_WIDTH = 8

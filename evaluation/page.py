@@ -8,19 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-__all__ = [
-    "STYLE",
-    "cards_of",
-    "document",
-    "folded",
-    "fragment",
-    "heading",
-    "html_table",
-    "key_of",
-    "pairs_of",
-    "section",
-]
-
 
 def document(title: str, sections: Iterable[str]) -> str:
     """The whole page."""

@@ -33,8 +33,6 @@ from ov_weight_compression.evaluation.samples import NO_TOKEN, Batch
 from ov_weight_compression.ir_utils.errors import ModelError, OptionError, WorkError
 from ov_weight_compression.ir_utils.types import Array, Float32
 
-__all__ = ["LogitsOf", "Scored", "Scores", "logits_of", "run_language", "score"]
-
 _BLOCK_ELEMENTS = 1 << 17
 
 

@@ -28,8 +28,6 @@ from ov_weight_compression.ir_utils.wording import (
 from ov_weight_compression.passes.budget_outcome import BudgetOutcome
 from ov_weight_compression.passes.report import Report, Row, explained, ratio_line, types_before
 
-__all__ = ["render_report"]
-
 _BLOCK = re.compile(r"^(.*?[./_]\d+)(?=[./_])")
 """The part of a layer's name that names its block."""
 _MOST_BARS = 200

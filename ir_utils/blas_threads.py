@@ -17,8 +17,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["blas_threads"]
-
 _FOLDERS = ("../numpy.libs", ".dylibs")  # beside the package numpy: Linux and Windows, macOS
 _NAMES = ("scipy_openblas_{}_num_threads64_", "openblas_{}_num_threads64_", "openblas_{}_num_threads")
 

@@ -23,8 +23,6 @@ from openvino.utils.postponed_constant import PostponedConstant
 
 from ov_weight_compression.ir_utils.types import Array, Float32
 
-__all__ = ["ConstantValues", "constants_behind", "depends_on_constants", "detached"]
-
 _PIECE_ELEMENTS = 1 << 21
 _ALIGN = 1 << 10
 """Pieces begin at multiples of this many rows, so that groups and packed codes are never cut in the middle."""

@@ -23,16 +23,6 @@ from ov_weight_compression.ir_utils.types import Array
 from ov_weight_compression.ir_utils.worker_pool import Job
 from ov_weight_compression.ir_utils.write_behind import WriteBehind
 
-__all__ = [
-    "STUB_BYTES",
-    "Deferral",
-    "DeferredWeight",
-    "FileSink",
-    "Stub",
-    "active_deferral",
-    "deferring",
-]
-
 STUB_BYTES = 16
 
 _local = threading.local()

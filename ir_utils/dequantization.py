@@ -30,8 +30,6 @@ from openvino import opset13 as ops
 
 from ov_weight_compression.ir_utils.device_facts import EXPANDED_STORAGE
 
-__all__ = ["ChainParts", "build_dequantization", "protect_from_folding", "replace_constant"]
-
 _FOLDING_MARK = "DisableConstantFolding_0"
 _DECOMPRESSION_MARK = "decompression_0"
 

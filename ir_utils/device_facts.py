@@ -19,31 +19,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = [
-    "CHECKED",
-    "CONVOLUTION",
-    "CPU_EXECUTED",
-    "EXECUTED",
-    "EXECUTED_ROWS",
-    "EXPANDED_STORAGE",
-    "EXPERTS",
-    "EXPERT_STORAGE",
-    "FIRST_INPUT",
-    "GATHER",
-    "GROUPED_MATMUL",
-    "MATMUL",
-    "NPU_EXPERT_STORAGE",
-    "NPU_GROUP",
-    "OTHER_OPERATION",
-    "TILED_EXPERTS",
-    "ExecutedRow",
-    "is_checked",
-    "misread",
-    "refused",
-    "release_of",
-    "working_groups",
-]
-
 MATMUL, GROUPED_MATMUL, GATHER = "MatMul", "GroupedMatMul", "Gather"
 TILED_EXPERTS = "MatMul of tiled experts"
 OTHER_OPERATION = "operation of one's own"

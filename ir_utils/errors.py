@@ -17,17 +17,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from warnings import warn
 
-__all__ = [
-    "CompressionError",
-    "CompressionWarning",
-    "MissingExtraError",
-    "ModelError",
-    "OptionError",
-    "WorkError",
-    "one_line",
-    "warn_caller",
-]
-
 _PACKAGE = str(Path(__file__).parent.parent) + os.sep
 
 

@@ -25,8 +25,6 @@ from ov_weight_compression.ir_utils.errors import WorkError
 from ov_weight_compression.ir_utils.positional_io import read_into
 from ov_weight_compression.ir_utils.types import Array
 
-__all__ = ["FileMappings", "FileRows", "file_of"]
-
 _MADV_DONTNEED = 4
 _MADV_POPULATE_READ = 22
 

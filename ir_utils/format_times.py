@@ -15,8 +15,6 @@ from typing import TypeAlias
 
 from ov_weight_compression.ir_utils.errors import OptionError
 
-__all__ = ["MEASURED_TIMES", "FormatTime", "FormatTimes", "read_format_times", "time_of"]
-
 
 @dataclass(frozen=True)
 class FormatTime:

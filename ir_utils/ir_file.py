@@ -14,8 +14,6 @@ from ov_weight_compression.ir_utils.errors import ModelError, WorkError, one_lin
 from ov_weight_compression.ir_utils.journal import note
 from ov_weight_compression.ir_utils.publish import mend
 
-__all__ = ["StoredConstant", "changed_since", "openvino_reason", "read_model", "stored_constants"]
-
 _CONSTANT = re.compile(rb'<data\b[^>]*?\boffset="(\d+)"[^>]*?\bsize="(\d+)"')
 _READABLE = (".xml", ".onnx")
 _HEAD_BYTES = 1 << 16

@@ -10,8 +10,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Entry", "keep_in", "note", "read_journal"]
-
 NoteKind = Literal["reads", "writes", "made", "temporary", "done"]
 """A model that is read; an output that is about to be written; a folder that was made for it; a temporary folder; what
 was asked for is done, and then with which exit code the process ends."""

@@ -23,8 +23,6 @@ import numpy as np
 
 from ov_weight_compression.ir_utils.types import Array
 
-__all__ = ["Layout", "Slab"]
-
 _SIDE_BY_SIDE = 8
 """Rows that are sampled together: reading one costs nearly as much as reading eight."""
 

@@ -24,8 +24,6 @@ from ov_weight_compression.ir_utils.types import Array, element_type
 from ov_weight_compression.ir_utils.worker_pool import Job, Task
 from ov_weight_compression.ir_utils.write_behind import reserve
 
-__all__ = ["Encoding", "LazyWeight", "Part", "Sink", "filled"]
-
 _LARGE_BYTES = 32 << 20
 _MAPPED = {"u8": np.uint8, "i8": np.int8}
 

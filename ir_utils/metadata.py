@@ -15,8 +15,6 @@ from typing import Any
 
 import openvino as ov
 
-__all__ = ["OWN_SECTION", "drop_metadata", "is_compressed", "read_metadata", "write_metadata"]
-
 OWN_SECTION = "weight_compression"
 _NNCF = "nncf"
 _VERSION = "version"

@@ -21,19 +21,6 @@ from ov_weight_compression.ir_utils.errors import ModelError, OptionError, WorkE
 from ov_weight_compression.ir_utils.ir_file import stored_constants
 from ov_weight_compression.ir_utils.publish import Publication, cannot_write, expanded, mend, under_way, write_text
 
-__all__ = [
-    "PipelineKind",
-    "build_folder",
-    "convert_path",
-    "edit_config",
-    "models_in",
-    "names_file",
-    "part_of",
-    "pipeline_of",
-    "split_file",
-    "the_model_of",
-]
-
 _CONFIG_FILE = "openvino_config.json"
 _TOKENIZERS = ("openvino_tokenizer", "openvino_detokenizer")
 

@@ -23,33 +23,6 @@ import openvino as ov
 from ov_weight_compression.ir_utils.errors import CompressionError, OptionError, one_line
 from ov_weight_compression.ir_utils.types import Array, tensor_values
 
-__all__ = [
-    "MOST",
-    "OptionKind",
-    "anything",
-    "by_name",
-    "candidates",
-    "check_model",
-    "choice",
-    "count",
-    "flag",
-    "functions",
-    "group",
-    "number",
-    "one_of",
-    "optional",
-    "parse_enum",
-    "path",
-    "shapes",
-    "shown",
-    "table",
-    "table_type",
-    "unknown_option",
-    "whole",
-    "whole_from_text",
-    "word",
-]
-
 _SHOWN = 60
 """Characters of a value that a message shows."""
 _LONGEST_PATH = 4095

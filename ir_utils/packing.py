@@ -26,8 +26,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["PACKED_BITS", "pack", "packed_size", "tensor_bytes", "unpack"]
-
 Codes = npt.NDArray[Any]
 Bytes = npt.NDArray[np.uint8]
 

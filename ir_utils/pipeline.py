@@ -24,8 +24,6 @@ from typing import Any
 from ov_weight_compression.ir_utils.worker_pool import Held, Job, Run, WorkerPool, default_threads
 from ov_weight_compression.ir_utils.write_behind import ForeignFiles
 
-__all__ = ["Pipeline"]
-
 _MOST_AHEAD = 64  # jobs: enough to keep every thread busy, and few enough to look through
 
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 import os
 import threading
 
-__all__ = ["read_at", "read_into", "write_at"]
-
 _moving = threading.Lock()
 
 

@@ -36,8 +36,6 @@ from typing import Any
 import openvino as ov
 from openvino.utils import postponed_constant as base
 
-__all__ = ["called_by_openvino", "postponed_constant"]
-
 _DEEPEST = 64  # frames to look through for a compile_model
 _MARK = "postponed_constant"
 _LARGE_BYTES = 1 << 20

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["Bar", "progress_bar"]
-
 
 class Bar:
     """What is told of progress; `bar` is rich's, None where nobody looks."""

@@ -50,19 +50,6 @@ from ov_weight_compression.ir_utils.swapping import (
     turn,
 )
 
-__all__ = [
-    "Publication",
-    "TemporaryFolder",
-    "cannot_write",
-    "check_place",
-    "discard_open",
-    "expanded",
-    "mend",
-    "placing",
-    "under_way",
-    "write_text",
-]
-
 _TEMPORARY = "ov-weight-compression-"
 
 

@@ -6,8 +6,6 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-__all__ = ["Replay", "read_again", "reads_once"]
-
 
 class Replay:
     """The items of an iterator for as many readers as come: each is kept once it was read, and none is read early."""

@@ -36,8 +36,6 @@ from ov_weight_compression.ir_utils.positional_io import read_at, write_at
 from ov_weight_compression.ir_utils.publish import Publication, cannot_write
 from ov_weight_compression.ir_utils.write_behind import reserve
 
-__all__ = ["find_stubs", "make_room", "save_model"]
-
 _DATA = re.compile(rb'<data element_type="[^"]*" shape="[^"]*" offset="(\d+)" size="(\d+)" />')
 _PORT = re.compile(rb'precision="U8"([^>]*)>(\s*)<dim>%d</dim>(\s*</port>)' % STUB_BYTES)
 _PRECISIONS = {"bf16": "BF16", "f16": "FP16", "f32": "FP32", "f64": "FP64", "boolean": "BOOL", "u1": "BIN"}

@@ -12,8 +12,6 @@ import numpy as np
 from ov_weight_compression.ir_utils.positional_io import read_into, write_at
 from ov_weight_compression.ir_utils.types import Array
 
-__all__ = ["Spool", "Spooled"]
-
 
 class Spool:
     """A file without a name: it disappears with the last reference to it, however the process ends."""

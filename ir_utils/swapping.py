@@ -22,19 +22,6 @@ try:
 except ImportError:  # Windows: no locks, and nothing of others is removed
     _fcntl = None
 
-__all__ = [
-    "BEGUN",
-    "PATIENCE",
-    "finish_links",
-    "finish_moves",
-    "hold",
-    "prefix",
-    "swap_files",
-    "swap_folder",
-    "sync_folder",
-    "turn",
-]
-
 BEGUN = "begun"
 """A file of the hidden folder: where there are no links, the moves of new files to their places have begun."""
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EACCES)

@@ -9,18 +9,6 @@ import numpy.typing as npt
 import openvino as ov
 from openvino import opset13 as ops
 
-__all__ = [
-    "F16_MAX",
-    "FLOAT_TYPES",
-    "Array",
-    "Float32",
-    "bf16_to_f32",
-    "element_type",
-    "float_constant",
-    "float_values",
-    "tensor_values",
-]
-
 Array: TypeAlias = npt.NDArray[Any]
 Float32: TypeAlias = npt.NDArray[np.float32]
 

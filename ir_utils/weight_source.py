@@ -24,8 +24,6 @@ from ov_weight_compression.ir_utils.file_mappings import FileMappings, FileRows
 from ov_weight_compression.ir_utils.layout import Layout, Slab
 from ov_weight_compression.ir_utils.types import Array, Float32, bf16_to_f32
 
-__all__ = ["ChainSource", "ConstantSource", "FoldedSource", "ValueRange", "WeightSource", "source_at"]
-
 _PIECE_ELEMENTS = 1 << 18
 _SCAN_BYTES = 1 << 20
 _SCAN_BLOCKS = 8  # mapped and given back at a time

@@ -21,8 +21,6 @@ from ov_weight_compression.ir_utils.pipeline import Pipeline
 from ov_weight_compression.ir_utils.weight_source import ConstantSource
 from ov_weight_compression.ir_utils.worker_pool import Task
 
-__all__ = ["float_constants", "is_widened", "stands_for_f32", "widened"]
-
 _MARK = "widened_constant"
 
 

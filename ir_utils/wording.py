@@ -16,23 +16,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-__all__ = [
-    "as_text",
-    "db",
-    "format_name",
-    "human_bytes",
-    "layer_name",
-    "percent",
-    "plain",
-    "probability",
-    "result_console",
-    "short_format",
-    "short_name",
-    "terminal_table",
-    "thousands",
-    "with_error",
-]
-
 _WIDE = 120
 _COLUMNS: dict[str, dict[str, Any]] = {
     "text": {"min_width": 10, "overflow": "fold"},

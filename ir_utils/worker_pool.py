@@ -17,8 +17,6 @@ from typing import Any, Protocol, TypeVar
 
 from ov_weight_compression.ir_utils.errors import CompressionError, WorkError
 
-__all__ = ["Held", "Job", "Run", "Task", "WorkerPool", "default_threads", "in_threads"]
-
 Task = Callable[[], None]
 
 _T = TypeVar("_T")

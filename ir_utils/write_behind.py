@@ -19,8 +19,6 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 
-__all__ = ["ForeignFiles", "WriteBehind", "reserve"]
-
 KEPT_BYTES = 64 << 20  # on their way; given back when so much has been written after them
 _SMALL_BYTES = 1 << 16
 _WATCHED_BYTES = 16 << 20  # between two looks at whether there is a thread

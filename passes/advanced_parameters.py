@@ -16,16 +16,6 @@ from ov_weight_compression.ir_utils.errors import CompressionError, OptionError
 from ov_weight_compression.ir_utils.option_kinds import OptionKind, count, flag, number, shown
 from ov_weight_compression.passes.method import Tuning
 
-__all__ = [
-    "AdvancedAWQParameters",
-    "AdvancedAdaptiveCodebookParameters",
-    "AdvancedCompressionParameters",
-    "AdvancedGPTQParameters",
-    "AdvancedLoraCorrectionParameters",
-    "AdvancedScaleEstimationParameters",
-    "read_advanced",
-]
-
 
 @dataclass
 class AdvancedAWQParameters:

@@ -31,8 +31,6 @@ from ov_weight_compression.patterns.fold_targets import RowsTarget
 from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL, Spec
 from ov_weight_compression.quantization.layerwise.awq import ALPHAS, Factors, Sample, choose_factors, lift_factors
 
-__all__ = ["factors_without_data", "fold_scales"]
-
 _SAMPLE_ROWS = 384
 _F16_NORMAL = 2.0**-14
 _LARGEST_COST = 0.995

@@ -39,8 +39,6 @@ from ov_weight_compression.patterns.fold_targets import RowsTarget
 from ov_weight_compression.patterns.graphs import bytes_of, graphs_of, is_postponed
 from ov_weight_compression.quantization.allocation import Allocation, allocate, curve
 
-__all__ = ["Survey", "share_out", "survey"]
-
 _FEW_BITS = 2
 _FEW_BITS_PENALTY = 1.5
 """Held out, choices with many 2-bit weights lost 1.2 to 1.5 times what the sum of their losses said."""

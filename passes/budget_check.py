@@ -28,8 +28,6 @@ from ov_weight_compression.passes.planning import with_choice
 if TYPE_CHECKING:
     from ov_weight_compression.calibration.divergence import MeasuredDivergence
 
-__all__ = ["with_check"]
-
 _ROUNDS = 2
 _NEAR = 0.85
 """What is nearer below the target than this share of it is not worth another round."""

@@ -10,8 +10,6 @@ from typing import Any
 
 from ov_weight_compression.ir_utils.wording import human_bytes, percent, plain, terminal_table, thousands
 
-__all__ = ["BudgetOutcome", "CurvePoint", "UniformChoice", "budget_lines", "print_budget"]
-
 
 @dataclass(frozen=True)
 class CurvePoint:

@@ -22,8 +22,6 @@ from ov_weight_compression.passes.targets import FormatChoice
 from ov_weight_compression.patterns import Skip, Weight
 from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL
 
-__all__ = ["candidates_for", "last_resort", "usual_formats"]
-
 _LARGEST_GROUP = 128
 _BITS_OF_FRAGILE = 8
 _WHOLE = (Mode.INT8_ASYM, Mode.INT8_SYM)

@@ -31,8 +31,6 @@ from ov_weight_compression.quantization.kernels import row_sums
 if TYPE_CHECKING:
     from ov_weight_compression.passes.measurements import Measurements
 
-__all__ = ["GraphEnergy", "Importance", "graph_energies", "weigh_channels"]
-
 _PIECE_ELEMENTS = 1 << 22
 _SAMPLE_ROWS = 384
 _FAR_BELOW = 0.5

@@ -33,8 +33,6 @@ from ov_weight_compression.ir_utils.worker_pool import Task
 from ov_weight_compression.patterns import CompressedWeight, Roles, find_compressed, parse_roles
 from ov_weight_compression.patterns.graphs import graphs_of
 
-__all__ = ["DecompressWeights", "Decompressed", "apply_weight_decompression"]
-
 _DTYPES: dict[str, type] = {"f16": np.float16, "f32": np.float32}
 _DTYPE = OptionKind("'f16' or 'f32', or None for the type of each chain", choice(list(_DTYPES)).read, "str")
 _LARGEST = {"nf4": 1.0, "f4e2m1": 6.0, "f8e4m3": 448.0, "f8e5m2": 57344.0}

@@ -46,18 +46,6 @@ from ov_weight_compression.patterns.experts import expert_blocks, tiled_block_of
 from ov_weight_compression.patterns.graphs import dimensions
 from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL, Format
 
-__all__ = [
-    "Variant",
-    "device_warnings",
-    "executed_variant",
-    "layer_of",
-    "misread_on_cpu",
-    "pointwise_problem",
-    "refused_by_name",
-    "refused_on_cpu",
-    "runs_from_codes",
-]
-
 _SINGLE = "MatMul of a single 3-D weight"
 _MEASURED = {
     Device.CPU: "measured with OpenVINO 2026.4",

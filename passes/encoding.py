@@ -24,8 +24,6 @@ from ov_weight_compression.quantization.encode import decode_rows, encode_rows, 
 from ov_weight_compression.quantization.formats import Encoded, Spec, stored_codebook
 from ov_weight_compression.quantization.reference import tensor_scale_of, unusable
 
-__all__ = ["StoredRows", "StoredWeight", "WeightEncoding", "encoding_of", "keep"]
-
 _BLOCK_ELEMENTS = 1 << 19  # of the quantiser: what is cut into whole blocks leaves none half empty
 _BLOCKS = 4
 _ROWS_ALIGNMENT = 8  # any number of columns times eight rows ends on a byte (and on u3's blocks of eight)

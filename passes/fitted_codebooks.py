@@ -29,8 +29,6 @@ from ov_weight_compression.patterns import Weight
 from ov_weight_compression.quantization.formats import Format
 from ov_weight_compression.quantization.lloyd import Histogram, fitted_format, sample_step
 
-__all__ = ["fit_codebooks"]
-
 _PIECE_ELEMENTS = 1 << 19
 _BLOCK_NUMBER = re.compile(r"(?<=[./_])\d+(?=[./])")
 

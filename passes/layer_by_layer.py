@@ -34,8 +34,6 @@ from ov_weight_compression.quantization.reference import tensor_scale_of
 if TYPE_CHECKING:
     from ov_weight_compression.calibration import LayerInput, Seen, Stage
 
-__all__ = ["HessianInfo", "encode_layer_by_layer"]
-
 _COARSE = 4
 """Bits of codes beside whose error that of computing in bf16 is nothing."""
 _TOGETHER = 1 << 24

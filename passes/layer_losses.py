@@ -41,8 +41,6 @@ if TYPE_CHECKING:
     from ov_weight_compression.calibration import Influence
     from ov_weight_compression.calibration.divergence import MeasuredDivergence
 
-__all__ = ["LayerLosses", "layer_losses", "measured_divergence"]
-
 _ROWS = 256
 """Of a weight that its formats are compared on."""
 _TINY = 1e-30

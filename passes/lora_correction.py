@@ -40,8 +40,6 @@ from ov_weight_compression.quantization.reference import unusable
 if TYPE_CHECKING:
     from ov_weight_compression.passes.layer_by_layer import HessianInfo
 
-__all__ = ["AddAdapters", "Correction", "StoredAdapters", "attach_adapters", "corrections", "fit_adapters", "obstacle"]
-
 _USUAL = 64
 """The exponent of 2 up to which a Gram matrix is used as it is."""
 

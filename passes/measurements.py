@@ -31,8 +31,6 @@ from ov_weight_compression.quantization.sensitivity import InputMeans
 if TYPE_CHECKING:
     from ov_weight_compression.calibration import Influence, LayerStatistics, Samples, Statistics
 
-__all__ = ["DataPart", "Measurements"]
-
 _FEW_TOKENS = 16
 """That one text has at its beginning and another nowhere."""
 _USUAL = 1e20

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from ov_weight_compression.passes.options import Options
     from ov_weight_compression.quantization.layerwise.layer import Step
 
-__all__ = ["BY_LAYERS", "Method", "Tuning", "method_of"]
-
 BY_LAYERS = (Accuracy.BALANCED, Accuracy.BEST)
 """Presets whose codes are GPTQ's."""
 

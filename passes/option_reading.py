@@ -21,8 +21,6 @@ from ov_weight_compression.passes.runtime_hints import check_hints_for_cpu
 from ov_weight_compression.passes.targets import BUDGETS, check_budget
 from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL, with_codebook
 
-__all__ = ["read_options"]
-
 
 def read_options(**given: Any) -> Options:
     """Check keyword arguments and make `Options` of them.

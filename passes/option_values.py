@@ -14,21 +14,6 @@ from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.option_kinds import OptionKind, shown
 from ov_weight_compression.quantization.formats import FORMATS
 
-__all__ = [
-    "DEVICES",
-    "Accuracy",
-    "BackupMode",
-    "Codebook",
-    "CodebookSharing",
-    "Device",
-    "Devices",
-    "FragileLayers",
-    "GroupSizeFallback",
-    "Mode",
-    "SensitivityMetric",
-    "parse_devices",
-]
-
 
 class Mode(str, Enum):
     """How weights are stored; see the table of modes in the README. The value is the format's name.

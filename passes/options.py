@@ -61,8 +61,6 @@ from ov_weight_compression.quantization.lloyd import stand_in
 if TYPE_CHECKING:
     from ov_weight_compression.quantization.layerwise import Step
 
-__all__ = ["OPTIONS", "Need", "Option", "Options", "declared", "differs", "option_text"]
-
 _LEAST_MEMORY = 1 << 26
 _MOST_THREADS = 4096
 

@@ -30,18 +30,6 @@ if TYPE_CHECKING:
     from ov_weight_compression.passes.encoding import StoredRows
     from ov_weight_compression.passes.lora_correction import StoredAdapters
 
-__all__ = [
-    "Algorithm",
-    "DecidedBy",
-    "FormatRequest",
-    "Plan",
-    "PlannedWeight",
-    "Statistic",
-    "joined_reasons",
-    "skipped",
-    "stored_parts",
-]
-
 _F16_NORMAL = 2.0**-14
 _F16_COARSE = 2.0**-21
 """Below it an f16 scale is a subnormal with a relative error of up to 2⁻⁴, half a step of 4 bits; with every further

@@ -44,8 +44,6 @@ from ov_weight_compression.patterns.experts import expert_blocks
 from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL, Format, Spec
 from ov_weight_compression.quantization.sensitivity import sensitivity, weight_noise
 
-__all__ = ["fit", "make_plan", "with_choice"]
-
 _PIECE_ELEMENTS = 1 << 19
 _EPSILON = {"f16": 2.0**-10, "bf16": 2.0**-10, "f32": 2.0**-23, "f64": 2.0**-52}
 

@@ -33,15 +33,6 @@ from ov_weight_compression.quantization.reference import tensor_scale_of
 if TYPE_CHECKING:
     from ov_weight_compression.calibration import ProbeShown, Rounding, Samples
 
-__all__ = [
-    "Quantiser",
-    "WeightRounder",
-    "probe_spec",
-    "quantiser_of",
-    "rounded",
-    "run_on_executor",
-]
-
 _PROBE_GROUP = 64
 _SMALLEST_GROUP = 16
 _TASKS = 8

@@ -40,8 +40,6 @@ from ov_weight_compression.passes.options import OPTIONS
 from ov_weight_compression.passes.rules import Rule
 from ov_weight_compression.patterns import IgnoredScope
 
-__all__ = ["Recipe", "option_lines", "options_as_json", "read_recipe", "save_recipe"]
-
 _FORM = 1
 _LEFT_OUT = ("threads", "executor", "statistics_path", "quiet", "lazy", "verify", "compression_format", "recipe")
 """They change no byte."""

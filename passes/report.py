@@ -30,23 +30,6 @@ if TYPE_CHECKING:
     from ov_weight_compression.passes.scale_folding import Scaling
 
 
-__all__ = [
-    "COMPUTED",
-    "Report",
-    "Row",
-    "Share",
-    "exceptions_table",
-    "explained",
-    "joined",
-    "keep_report",
-    "make_report",
-    "print_report",
-    "ratio_line",
-    "report_of",
-    "types_before",
-    "with_origins",
-]
-
 COMPUTED = "computed by the exporter"
 """The origin of a weight that is no single tensor of the checkpoint."""
 

@@ -43,8 +43,6 @@ from ov_weight_compression.passes.weight_transpose import take_over_transpose
 from ov_weight_compression.patterns import Kind
 from ov_weight_compression.patterns.graphs import graphs_of, is_postponed
 
-__all__ = ["hold_small_constants", "rewrite", "with_equal_weights", "with_telltale"]
-
 _SMALL_BYTES = 64 << 10
 _ABOUT_THE_FILE = {"WeightlessCacheAttribute_0"}
 """What OpenVINO's reader notes of a constant: where in the file it lies."""

@@ -28,8 +28,6 @@ from ov_weight_compression.ir_utils.option_kinds import group, parse_enum, shown
 from ov_weight_compression.passes.option_values import Mode
 from ov_weight_compression.patterns.weight import Weight
 
-__all__ = ["Rule", "RulesLike", "check_pattern", "matching", "parse_rule_text", "parse_rules"]
-
 _MOST_RULES = 100_000
 
 

@@ -21,8 +21,6 @@ from typing import Any
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.option_kinds import count, number, shown, whole_from_text
 
-__all__ = ["check_hints_for_cpu", "parse_hint_text", "parse_runtime_hints", "write_runtime_hints"]
-
 _SECTION = "runtime_options"
 _WHOLE_TOKEN = 2**64 - 1
 """What OpenVINO makes of -1 as a size of type uint64."""

@@ -29,8 +29,6 @@ from ov_weight_compression.patterns import Roles, Weight, find_weights, parse_ro
 from ov_weight_compression.patterns.equalization import EqualizationGroup, equalization_groups
 from ov_weight_compression.patterns.fold_targets import GainTarget, Operand, RowsTarget
 
-__all__ = ["Fold", "Folding", "ScaleFolding", "Scaling", "rounded_to"]
-
 _DECOMPRESSION_MARK = "decompression_0"
 
 

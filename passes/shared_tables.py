@@ -20,8 +20,6 @@ from ov_weight_compression.patterns import Kind
 from ov_weight_compression.quantization.layerwise.hessian import DAMPING, hessian_of
 from ov_weight_compression.quantization.layerwise.layer import fit_rows
 
-__all__ = ["code_shared_tables"]
-
 
 def code_shared_tables(plan: Plan, data: Measurements, spool: Spool) -> dict[str, StoredWeight]:
     """Codes of all such tables that the method's steps are to code, by the weight's name.

@@ -17,17 +17,6 @@ from ov_weight_compression.ir_utils.option_kinds import OptionKind, group, parse
 from ov_weight_compression.passes.option_values import Mode
 from ov_weight_compression.quantization.formats import FORMATS
 
-__all__ = [
-    "BUDGETS",
-    "DECIDED",
-    "OF_BUDGETS",
-    "FormatChoice",
-    "byte_count",
-    "check_budget",
-    "format_choices",
-    "slowdown",
-]
-
 BUDGETS = ("target_bits", "target_size", "target_divergence")
 """The options that have formats chosen; at most one of them is given."""
 OF_BUDGETS = ("formats", "max_slowdown", "format_times", "tie_inputs")

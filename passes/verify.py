@@ -34,8 +34,6 @@ from ov_weight_compression.ir_utils.weight_source import WeightSource, source_at
 from ov_weight_compression.patterns import CompressedWeight, Consumer, Kind, Roles, find_compressed
 from ov_weight_compression.patterns.device_layer import layer_kind, single_layer
 
-__all__ = ["Check", "RunLayer", "Verification", "verify"]
-
 RunLayer = Callable[[ov.Model, Mapping[str, str], Sequence[Array]], Array]
 """Runs a model of one layer with properties and inputs, and returns its output."""
 

@@ -60,8 +60,6 @@ from ov_weight_compression.quantization.kernels import kept_kernels
 if TYPE_CHECKING:
     from ov_weight_compression.quantization.layerwise import Step
 
-__all__ = ["WeightCompression", "apply_weight_compression", "prepare_and_check", "prepare_plan"]
-
 
 class WeightCompression(ModelPass):
     """Compress the weights of a model: a pass for `openvino.passes.Manager`, or to call by itself.

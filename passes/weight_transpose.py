@@ -14,8 +14,6 @@ from openvino.passes import ModelPass
 
 from ov_weight_compression.patterns import Consumer, find_compressed, find_weights
 
-__all__ = ["FuseWeightTranspose", "take_over_transpose"]
-
 
 class FuseWeightTranspose(ModelPass):
     """Let the MatMuls of a model read their weights, float or compressed, from in front of any Transpose.

@@ -23,8 +23,6 @@ from ov_weight_compression.patterns.graphs import Graph, bytes_of, graphs_of, is
 from ov_weight_compression.patterns.roles import ROLES, Kind, Refusal, Role, Roles
 from ov_weight_compression.patterns.weight import Consumer
 
-__all__ = ["CompressedWeight", "compressed_in", "find_compressed"]
-
 _INTEGER_TYPES = frozenset({"u1", "u2", "u3", "u4", "u6", "u8", "i4", "i8"})
 _FLOAT8_TYPES = frozenset({"f8e4m3", "f8e5m2"})
 _STORAGE_TYPES = _INTEGER_TYPES | _FLOAT8_TYPES | {"nf4", "f4e2m1"}

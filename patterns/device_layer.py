@@ -18,8 +18,6 @@ from ov_weight_compression.ir_utils.constant_values import depends_on_constants
 from ov_weight_compression.patterns import CompressedWeight, Consumer
 from ov_weight_compression.patterns.experts import block_operations, tiled_block_of
 
-__all__ = ["cut_rows", "layer_kind", "single_layer"]
-
 _SMALLEST_ROWS = 16
 
 

@@ -36,8 +36,6 @@ from ov_weight_compression.patterns.norms import keeps_channels
 from ov_weight_compression.patterns.roles import Kind
 from ov_weight_compression.patterns.weight import Consumer, Weight
 
-__all__ = ["EqualizationGroup", "equalization_groups"]
-
 _ACTIVATIONS = frozenset(
     {
         *("Swish", "Gelu", "Relu", "Mish", "HSwish", "Sigmoid", "Tanh", "Elu", "Selu", "SoftPlus", "SoftSign"),

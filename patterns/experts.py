@@ -24,8 +24,6 @@ from ov_weight_compression.patterns.graphs import constant_of
 from ov_weight_compression.patterns.roles import Kind
 from ov_weight_compression.patterns.weight import Weight
 
-__all__ = ["TiledBlock", "block_operations", "expert_blocks", "tiled_block_of"]
-
 _BETWEEN = frozenset(
     {
         *("Add", "Subtract", "Multiply", "Divide", "Clamp", "Minimum", "Maximum", "Convert", "Reshape", "Transpose"),

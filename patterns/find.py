@@ -35,8 +35,6 @@ from ov_weight_compression.patterns.ignored_scope import IgnoredScope
 from ov_weight_compression.patterns.roles import RECURRENT, ROLES, Kind, Refusal, Role, Roles
 from ov_weight_compression.patterns.weight import Consumer, Skip, Weight
 
-__all__ = ["REPORTED_ELEMENTS", "find_weights"]
-
 REPORTED_ELEMENTS = 1024
 """From this many elements on, a constant that no layer uses is reported too."""
 

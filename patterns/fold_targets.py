@@ -31,17 +31,6 @@ from ov_weight_compression.patterns.provenance import ROWS, Origin, Origins, cou
 from ov_weight_compression.patterns.roles import Kind
 from ov_weight_compression.patterns.weight import Weight
 
-__all__ = [
-    "GainTarget",
-    "Operand",
-    "Reader",
-    "RowsTarget",
-    "RowsTracer",
-    "gain_target",
-    "is_float",
-    "readers",
-]
-
 Reader = tuple[ov.Node, int]
 """An operation and the port through which it reads."""
 

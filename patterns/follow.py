@@ -28,21 +28,6 @@ from ov_weight_compression.ir_utils.widened_constants import is_widened
 from ov_weight_compression.patterns.graphs import Graph
 from ov_weight_compression.patterns.roles import ROLES, Refusal, Role, Roles, role_of
 
-__all__ = [
-    "Piece",
-    "Use",
-    "View",
-    "cut",
-    "follow",
-    "pieces_of",
-    "repeat",
-    "reshape",
-    "reshape_partly",
-    "reshaped",
-    "transpose",
-    "whole_axis",
-]
-
 _RESHAPING = frozenset({"Reshape", "Squeeze", "Unsqueeze"})
 _THROUGH = frozenset({"Convert", "FakeConvert", "Reshape", "Squeeze", "Unsqueeze", "Transpose"})
 

@@ -20,8 +20,6 @@ import openvino as ov
 
 from ov_weight_compression.patterns.graphs import Graph
 
-__all__ = ["GATE", "ROUTER", "fragile_layers"]
-
 ROUTER = "router: it chooses the experts"
 GATE = "gate of a recurrence: it decides what is forgotten"
 

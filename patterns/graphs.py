@@ -14,19 +14,6 @@ from openvino.utils.postponed_constant import PostponedConstant
 
 from ov_weight_compression.ir_utils.packing import tensor_bytes
 
-__all__ = [
-    "BODY_OPERATIONS",
-    "Graph",
-    "bytes_of",
-    "constant_of",
-    "constant_port",
-    "constants_bytes",
-    "dimensions",
-    "graphs_of",
-    "is_constant",
-    "is_postponed",
-]
-
 _BODIES = {"If": ("then", "else"), "Loop": ("body",), "TensorIterator": ("body",)}
 BODY_OPERATIONS = frozenset(_BODIES)
 

@@ -24,8 +24,6 @@ from ov_weight_compression.ir_utils.errors import OptionError, one_line
 from ov_weight_compression.ir_utils.option_kinds import OptionKind, flag, shown
 from ov_weight_compression.patterns.graphs import Graph
 
-__all__ = ["IgnoredScope", "Subgraph"]
-
 _MOST = 1_000_000
 
 

@@ -21,8 +21,6 @@ from ov_weight_compression.patterns.norms import NormGain, norm_gain
 from ov_weight_compression.patterns.provenance import ROWS, Origins, row_numbers
 from ov_weight_compression.patterns.weight import Consumer, Weight
 
-__all__ = ["ImportanceSource", "NormGain", "RowNormProduct", "RowNorms", "importance_sources"]
-
 
 @dataclass(frozen=True)
 class RowNorms:

@@ -13,8 +13,6 @@ import openvino as ov
 
 from ov_weight_compression.patterns.graphs import constant_of, constant_port, dimensions
 
-__all__ = ["NormGain", "keeps_channels", "norm_gain"]
-
 _DEPTH = 24
 _MOVING = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Tile", "Broadcast", "Transpose", "Gather", "Slice"})
 

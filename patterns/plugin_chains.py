@@ -32,8 +32,6 @@ from ov_weight_compression.patterns.graphs import is_constant
 from ov_weight_compression.patterns.roles import Kind
 from ov_weight_compression.patterns.weight import Consumer
 
-__all__ = ["PATTERNS", "unmatched"]
-
 _INTEGERS = frozenset({"u8", "i8", "u4", "i4"})
 _GPU_MATMUL = _INTEGERS | {"f8e4m3", "f8e5m2"}
 _NPU_GROUPS = frozenset({"i4", "i8"})

@@ -25,8 +25,6 @@ from ov_weight_compression.patterns.follow import Piece, View, cut, repeat, resh
 from ov_weight_compression.patterns.graphs import constant_of, dimensions
 from ov_weight_compression.patterns.weight import Weight
 
-__all__ = ["ROWS", "Origin", "Origins", "counts_rows", "row_numbers"]
-
 ROWS = 0
 """The axis of pieces that count rows of the weight; other axes are of no interest but are tracked."""
 

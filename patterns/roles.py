@@ -25,19 +25,6 @@ from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.option_kinds import shown
 from ov_weight_compression.patterns.graphs import dimensions
 
-__all__ = [
-    "RECURRENT",
-    "ROLES",
-    "Activation",
-    "Kind",
-    "Refusal",
-    "Role",
-    "RoleRow",
-    "Roles",
-    "parse_roles",
-    "role_of",
-]
-
 RECURRENT = frozenset(f"{cell}{form}" for cell in ("LSTM", "GRU", "RNN", "AUGRU") for form in ("Cell", "Sequence"))
 
 

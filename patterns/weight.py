@@ -36,8 +36,6 @@ from ov_weight_compression.ir_utils.types import FLOAT_TYPES, Array, Float32, fl
 from ov_weight_compression.ir_utils.weight_source import ChainSource, ConstantSource, FoldedSource, WeightSource
 from ov_weight_compression.patterns.roles import Activation, Kind, Role
 
-__all__ = ["Consumer", "GivenSources", "Skip", "Sources", "Weight", "given_sources", "sources_of"]
-
 
 @dataclass(frozen=True, eq=False)
 class Consumer:

@@ -18,8 +18,6 @@ from itertools import pairwise, product
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Allocation", "allocate", "curve"]
-
 _LARGE = 0.1
 """A weight with a larger share of the budget is enumerated."""
 _COMBINATIONS = 200

@@ -27,8 +27,6 @@ from ov_weight_compression.quantization.reference import (
 )
 from ov_weight_compression.quantization.scale_search import STARTS, best_scales, group_weights, refit
 
-__all__ = ["Weighting", "decode_groups", "decode_rows", "encode_groups", "encode_rows", "turn_over_first_group"]
-
 Weighting = Literal["graph", "data", "trial"]
 
 _SCALE_DTYPES = {"f16": np.float16, "f32": np.float32, "f8e8m0": np.uint8, "f8e4m3": np.uint8}

@@ -15,26 +15,6 @@ import numpy.typing as npt
 
 from ov_weight_compression.ir_utils.types import F16_MAX, Array, Float32
 
-__all__ = [
-    "CB4",
-    "CODEBOOK_TYPES",
-    "E2M1",
-    "E4M3",
-    "E4M3_VALUES",
-    "FORMATS",
-    "NF4",
-    "PER_CHANNEL",
-    "Encoded",
-    "Format",
-    "Spec",
-    "e4m3_codes",
-    "join_rows",
-    "minifloat",
-    "round_to_type",
-    "stored_codebook",
-    "with_codebook",
-]
-
 PER_CHANNEL = -1
 
 

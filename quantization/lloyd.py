@@ -24,8 +24,6 @@ import numpy.typing as npt
 from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.quantization.formats import Format, round_to_type, with_codebook
 
-__all__ = ["SAMPLE", "Histogram", "fitted_format", "sample_step", "stand_in"]
-
 Doubles = npt.NDArray[np.float64]
 
 # Weights that are enough to fit a table of 16 entries, and to spare.

@@ -37,19 +37,6 @@ import numpy as np
 from ov_weight_compression.ir_utils.types import F16_MAX, Array, Float32
 from ov_weight_compression.quantization.formats import E4M3_VALUES, Format, Spec, e4m3_codes
 
-__all__ = [
-    "LevelGrid",
-    "code_dtype",
-    "decode_codes",
-    "level_grid",
-    "nearest_codes",
-    "plain_scales",
-    "scale_values",
-    "store_scales",
-    "tensor_scale_of",
-    "unusable",
-]
-
 _LIMIT = np.float32(2.0**100)
 _TINY = np.float32(2.0**-100)
 

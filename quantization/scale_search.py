@@ -27,20 +27,6 @@ from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.quantization.formats import Format, Spec
 from ov_weight_compression.quantization.reference import level_grid, scale_values, store_scales
 
-__all__ = [
-    "LARGEST_CHANGE",
-    "MARGIN",
-    "REFITS",
-    "STARTS",
-    "best_scales",
-    "candidate_factors",
-    "group_weights",
-    "reach",
-    "refit",
-    "refit_units",
-    "summand_limit",
-]
-
 # What a candidate's error is multiplied by before it is compared with the plain scale's.
 MARGIN = np.float32(1 + 2.0**-9)
 

@@ -24,8 +24,6 @@ from ov_weight_compression.ir_utils.types import Array
 from ov_weight_compression.quantization.encode import decode_rows, encode_rows
 from ov_weight_compression.quantization.formats import FORMATS, Spec
 
-__all__ = ["METRICS", "InputMeans", "WeightNoise", "sensitivity", "weight_noise"]
-
 METRICS = (
     "weight_quantization_error",
     "hessian_input_activation",

@@ -34,8 +34,6 @@ from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.quantization.formats import FORMATS, Format, with_codebook
 
-__all__ = ["bitsandbytes_int8", "bitsandbytes_state", "bitsandbytes_weight"]
-
 _STATE = ".quant_state.bitsandbytes__"
 _LONGEST_STATE = 1 << 16
 _SMALLEST_GROUP = 4

@@ -36,8 +36,6 @@ from ov_weight_compression.checkpoints.layouts.tensors import RawTensor, Tensors
 from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.types import Array
 
-__all__ = ["COMPRESSED_TENSORS_FORMATS", "CompressedTensorsScheme", "compressed_tensors_weight"]
-
 
 @dataclass(frozen=True)
 class CompressedTensorsScheme:

@@ -43,17 +43,6 @@ from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.types import Array
 from ov_weight_compression.quantization.formats import FORMATS
 
-__all__ = [
-    "ScaleGrid",
-    "fp8_weight",
-    "gpt_oss_weight",
-    "mxfp4_weight",
-    "nvfp4_weight",
-    "power_of_two_scales",
-    "scale_grid",
-]
-
-
 _SCALES = ("F32", "F16", "BF16", "F8_E8M0", "U8")
 
 

@@ -45,9 +45,6 @@ from ov_weight_compression.checkpoints.layouts.tensors import Tensors, checked, 
 from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.types import Array
 
-__all__ = ["WORD_BITS", "GptqVariant", "awq_weight", "gptq_weight"]
-
-
 WORD_BITS = {"I8": 8, "U8": 8, "I16": 16, "I32": 32, "U32": 32, "I64": 64}
 """Of each type that codes are packed into."""
 _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}

@@ -28,8 +28,6 @@ from ov_weight_compression.checkpoints.layouts.torchao_layout import torchao_wei
 from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.option_kinds import shown
 
-__all__ = ["METHODS", "is_of_activations", "quantised_weights"]
-
 Config = Mapping[str, Any]
 
 _LONGEST_EXPRESSION = 500

@@ -24,21 +24,6 @@ from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.quantization.encode import decode_rows, encode_rows
 from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL, Encoded, Spec
 
-__all__ = [
-    "Grouping",
-    "QuantisedWeight",
-    "Rows",
-    "exact_scale_type",
-    "finer",
-    "group_word",
-    "grouping_of",
-    "plain_grouping",
-    "requantised",
-    "row_blocks",
-    "with_rows_in_order",
-]
-
-
 Rows = Callable[[int, int], Encoded]
 
 _BLOCK_ELEMENTS = 1 << 21

@@ -38,8 +38,6 @@ from ov_weight_compression.ir_utils.types import Array
 from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL, Encoded, Format, Spec, stored_codebook
 from ov_weight_compression.quantization.reference import scale_values, unusable
 
-__all__ = ["IntegerRows", "LevelRows", "counted_from_zero", "integer_weight", "level_weight"]
-
 CodeRows = npt.NDArray[np.uint8]
 _FORMATS = {2: ("int2_sym", "int2_asym"), 4: ("int4_sym", "int4_asym"), 8: ("int8_sym", "int8_asym")}
 _SMALLEST_GROUP = 4

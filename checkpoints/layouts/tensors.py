@@ -17,8 +17,6 @@ import numpy.typing as npt
 from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.types import Array, bf16_to_f32
 
-__all__ = ["RawTensor", "Tensors", "checked", "codes_of", "float_array", "required"]
-
 
 class RawTensor(Protocol):
     """One tensor of a checkpoint."""

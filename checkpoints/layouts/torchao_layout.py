@@ -27,8 +27,6 @@ from ov_weight_compression.checkpoints.layouts.stored_codes import IntegerRows, 
 from ov_weight_compression.checkpoints.layouts.tensors import Tensors, checked, codes_of, float_array, required
 from ov_weight_compression.ir_utils.errors import ModelError
 
-__all__ = ["torchao_weight", "torchao_weights"]
-
 _KNOWN = ("Int8Tensor", "IntxUnpackedToInt8Tensor", "Int4Tensor", "Float8Tensor")
 
 

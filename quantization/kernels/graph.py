@@ -56,8 +56,6 @@ from ov_weight_compression.quantization.scale_search import (
     summand_limit,
 )
 
-__all__ = ["Key", "build", "flip_mask", "searchable", "supported"]
-
 _SMALL = 16  # levels up to which a sum of steps is used
 _CELLS = 1 << 16  # most cells of a lookup
 _LIMIT, _TINY = 2.0**100, 2.0**-100

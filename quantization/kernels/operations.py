@@ -7,23 +7,6 @@ import numpy as np
 import openvino as ov
 import openvino.opset13 as op
 
-__all__ = [
-    "Node",
-    "column",
-    "constant",
-    "divide",
-    "flat",
-    "largest",
-    "parameter",
-    "power_of_two_below",
-    "rint",
-    "step",
-    "total",
-    "transposed",
-    "unsqueeze",
-    "with_shape",
-]
-
 Node = Any  # a node or output of openvino: its opset functions are untyped
 
 

@@ -15,8 +15,6 @@ from openvino import opset13 as ops
 
 from ov_weight_compression.ir_utils.types import Array, Float32
 
-__all__ = ["row_sums"]
-
 _BLOCK_ELEMENTS = 1 << 18
 _COMPILE_FROM = 1 << 20
 """Elements below which numpy is done before a model is compiled."""

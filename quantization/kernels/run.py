@@ -28,8 +28,6 @@ from ov_weight_compression.ir_utils.file_mappings import FileRows
 from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.quantization.kernels.graph import Key, build, searchable, supported
 
-__all__ = ["COMPILE_AFTER", "Kernel", "block_of", "kept_kernels", "kernel_for", "repeated"]
-
 # Weights of one key that the reference works off before a kernel is compiled.
 COMPILE_AFTER = 1 << 17
 

@@ -36,8 +36,6 @@ from ov_weight_compression.ir_utils.types import Float32
 from ov_weight_compression.quantization.encode import decode_rows, encode_rows
 from ov_weight_compression.quantization.formats import Spec
 
-__all__ = ["ALPHAS", "Factors", "Sample", "choose_factors", "lift_factors"]
-
 ALPHAS = (0.1, 0.2, 0.3, 0.4, 0.5)
 _SEARCH = 5
 """Scale candidates while measuring: enough to rank factors."""

@@ -12,8 +12,6 @@ import numpy as np
 
 from ov_weight_compression.ir_utils.types import Float32
 
-__all__ = ["cholesky", "solve_positive"]
-
 _BLOCK = 64
 
 

@@ -22,8 +22,6 @@ from ov_weight_compression.ir_utils.types import Float32
 from ov_weight_compression.quantization.layerwise.draft import Draft, Grid
 from ov_weight_compression.quantization.layerwise.hessian import Hessian
 
-__all__ = ["CoordinateDescent", "cost"]
-
 _PANEL = 64
 _LARGEST_PANEL = 256
 

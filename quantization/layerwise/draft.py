@@ -35,8 +35,6 @@ from ov_weight_compression.quantization.reference import (
     store_scales,
 )
 
-__all__ = ["Draft", "Grid", "Start", "draft_of", "side_by_side", "starting_draft"]
-
 _ONE = np.ones(1, np.float32)
 _CANDIDATES = 19
 

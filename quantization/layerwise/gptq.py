@@ -19,8 +19,6 @@ from ov_weight_compression.ir_utils.types import Float32
 from ov_weight_compression.quantization.layerwise.draft import Draft, Grid
 from ov_weight_compression.quantization.layerwise.hessian import Hessian
 
-__all__ = ["gptq"]
-
 _BLOCK = 128
 
 

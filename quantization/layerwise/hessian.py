@@ -38,8 +38,6 @@ import numpy.typing as npt
 from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.quantization.layerwise.cholesky import cholesky, solve_positive
 
-__all__ = ["DAMPING", "TARGET_DAMPING", "Hessian", "hessian_of", "input_correction"]
-
 DAMPING = 0.15
 TARGET_DAMPING = 0.5
 """λ. C is known from a sample only: a model with outlier channels and sixteen thousand tokens loses 4 % less with 0.3

@@ -28,8 +28,6 @@ from ov_weight_compression.quantization.layerwise.gptq import gptq
 from ov_weight_compression.quantization.layerwise.hessian import Hessian
 from ov_weight_compression.quantization.reference import tensor_scale_of
 
-__all__ = ["BALANCED", "BEST", "BestOf", "Step", "fit_rows"]
-
 _ELEMENTS = 1 << 22
 """Of a weight that are fitted at a time: the more rows, the less every step costs for each of them."""
 _ABREAST = 1 << 21

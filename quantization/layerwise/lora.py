@@ -17,8 +17,6 @@ from ov_weight_compression.ir_utils.types import Float32
 from ov_weight_compression.quantization.encode import decode_rows, encode_rows
 from ov_weight_compression.quantization.formats import FORMATS, Encoded, Spec
 
-__all__ = ["ADAPTER_SPEC", "ROUNDS", "Adapters", "lora_adapters"]
-
 ADAPTER_SPEC = Spec(FORMATS["int8_asym"])
 ROUNDS = 2
 _ITERATIONS = 3

@@ -27,8 +27,6 @@ from tests.checkpoints.quantised_writers import (
     tensor,
 )
 
-__all__ = ["KINDS", "gptq_layer", "packed_layer"]
-
 Make = Callable[[str, int, int], QuantisedWeight]
 
 

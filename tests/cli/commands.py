@@ -8,8 +8,6 @@ import pytest
 
 from ov_weight_compression.cli import main
 
-__all__ = ["COMMAND", "failing"]
-
 COMMAND = [sys.executable, "-m", "ov_weight_compression.cli"]
 
 

@@ -22,8 +22,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["ORIGINAL", "Campaign", "Check", "Failure", "add_arguments", "run", "worker_command"]
-
 ORIGINAL = "the original"
 """The stage of a case whose crash is not ours: OpenVINO runs the model that nothing was done to."""
 _ROOT = Path(__file__).resolve().parents[2]

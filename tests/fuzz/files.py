@@ -31,8 +31,6 @@ from tests.fuzz import campaign
 from tests.fuzz.campaign import Failure
 from tests.models import layers, llama
 
-__all__ = ["check_case", "configure", "run"]
-
 SECONDS = 20
 LONGEST = 1000
 _STRANGE: list[Any] = [

@@ -18,8 +18,6 @@ from openvino import opset13 as op
 from tests import models
 from tests.fuzz.weights import SIZES, compressed_chain, name_of, shape_of, values
 
-__all__ = ["Sketch", "sketch"]
-
 Array = np.ndarray[Any, np.dtype[Any]]
 Feed = Callable[[np.random.Generator], Array]
 _NUMPY = {"f32": np.float32, "f16": np.float16, "f64": np.float64}

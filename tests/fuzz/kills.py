@@ -24,19 +24,6 @@ from tests.fuzz import campaign
 from tests.fuzz.campaign import Failure
 from tests.models import layers
 
-__all__ = [
-    "Contents",
-    "check_case",
-    "configure",
-    "contents",
-    "results",
-    "run",
-    "source",
-    "visible",
-    "wait_for_handler",
-    "words",
-]
-
 _COMMAND = [sys.executable, "-m", "ov_weight_compression.cli"]
 _SIGNALS = (signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
 

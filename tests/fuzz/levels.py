@@ -13,8 +13,6 @@ from ov_weight_compression.passes import Report
 from tests.fuzz.campaign import Failure
 from tests.fuzz.stored import UnknownError, constant_values
 
-__all__ = ["misplaced_codes"]
-
 Array = np.ndarray[Any, np.dtype[Any]]
 _LARGEST = {
     **{"int8": 1 / 127, "int4": 1 / 7, "int3": 1 / 3, "int2": 1.0, "nf4": 0.31, "fp4": 1 / 3, "mxfp4": 0.5},

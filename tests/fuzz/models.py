@@ -20,8 +20,6 @@ from tests.fuzz.campaign import Failure
 from tests.fuzz.graphs import Sketch, sketch
 from tests.fuzz.settings import settings
 
-__all__ = ["check_case", "configure", "draw", "run"]
-
 _WITH_DATA = 0.08
 _SHM = Path("/dev/shm")
 

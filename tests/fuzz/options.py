@@ -38,8 +38,6 @@ from tests.fuzz import campaign
 from tests.fuzz.campaign import Failure
 from tests.models import layers
 
-__all__ = ["check_case", "configure", "run"]
-
 LONGEST = 300
 
 

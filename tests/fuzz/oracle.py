@@ -22,8 +22,6 @@ from tests.fuzz.outputs import core, misread, misread_by_default, run, undefined
 from tests.fuzz.stored import FOLDED, constants_of, operations_of, raw_bytes, values_of
 from tests.running import EXACT, files_of
 
-__all__ = ["Case", "check"]
-
 Array = np.ndarray[Any, np.dtype[Any]]
 _INDICES = ("i64", "i32")
 _STEP = 6 * 2.0**-25

@@ -12,8 +12,6 @@ from openvino import opset13 as op
 from tests.fuzz.stored import FOLDED, operations_of, values_of
 from tests.running import EXACT
 
-__all__ = ["core", "misread", "misread_by_default", "run", "undefined_outputs"]
-
 Array = np.ndarray[Any, np.dtype[Any]]
 _FLOATS = ("f32", "f16", "bf16", "f64")
 _TOLERANCE = 1e-3

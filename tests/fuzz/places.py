@@ -24,8 +24,6 @@ from tests.fuzz import campaign
 from tests.fuzz.campaign import Failure
 from tests.fuzz.kills import Contents, contents, results, visible, wait_for_handler, words
 
-__all__ = ["HAZARDS", "check_case", "configure", "run"]
-
 _GET_FLAGS, _SET_FLAGS, _IMMUTABLE = 0x80086601, 0x40086602, 0x10  # of <linux/fs.h>
 _LONGEST = 1000
 HAZARDS = ("limit", "small disk", "removed", "renamed", "read-only", "a folder in its place", "another's file")

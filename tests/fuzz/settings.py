@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["settings"]
-
 _MODES = (
     *("int8_asym", "int8_asym", "int8_sym", "int4_asym", "int4_asym", "int4_sym", "int4_sym", "int3_sym", "int2_asym"),
     *("int2_sym", "nf4", "fp4", "mxfp4", "nvfp4", "fp8_e4m3", "mxfp8_e4m3", "cb4", "codebook", "adaptive_codebook"),

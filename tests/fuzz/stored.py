@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
-__all__ = ["FOLDED", "UnknownError", "constants_of", "operations_of", "raw_bytes", "values_of"]
-
 Array = np.ndarray[Any, np.dtype[Any]]
 
 

@@ -10,8 +10,6 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as op
 
-__all__ = ["NAMES", "SIZES", "compressed_chain", "name_of", "shape_of", "values"]
-
 Array = np.ndarray[Any, np.dtype[Any]]
 
 SIZES = (1, 2, 3, 4, 5, 7, 8, 9, 12, 15, 16, 17, 20, 24, 31, 32, 33, 40, 48, 56, 63, 64, 65, 72, 80, 96, 100)

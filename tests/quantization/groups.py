@@ -2,8 +2,6 @@
 
 import numpy as np
 
-__all__ = ["nasty_groups"]
-
 
 def nasty_groups(count: int, group: int, seed: int = 0, dtype: type = np.float16) -> np.ndarray:
     """[count, group]: heavy tails at many magnitudes, exact ties, signed zeros, one outlier, all equal, subnormal
