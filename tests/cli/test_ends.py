@@ -54,7 +54,7 @@ def test_ctrl_c_leaves_nothing(large_model: Path, tmp_path: Path) -> None:
     sent = time.monotonic()
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=30)
-    assert time.monotonic() - sent < 5  # about one in fact; test machines are busy
+    assert time.monotonic() - sent < 15  # a tenth in fact; test machines are busy
     assert process.returncode == 130
     assert said == "ov-compress: interrupted; nothing was written\n"
     assert list(out.iterdir()) == []

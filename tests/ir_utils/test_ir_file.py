@@ -167,4 +167,4 @@ def test_many_comments_before_net_are_no_riddle(tmp_path: Path) -> None:
     begun = time.monotonic()
     with pytest.raises(ModelError, match="an IR begins with <net"):
         read_model(tmp_path / "m.xml")
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < 20  # or hours

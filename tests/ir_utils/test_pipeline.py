@@ -187,11 +187,15 @@ class TestRunAll:
         begun = []
 
         def look() -> None:
+            assert all(job.entered.wait(20) for job in jobs[:2])
+            time.sleep(0.1)
             begun.append(sum(job.begun for job in jobs))
             gate.set()
 
-        threading.Timer(0.2, look).start()
+        looking = threading.Thread(target=look)
+        looking.start()
         pipeline.run_all(jobs)
+        looking.join()
         assert begun == [2]
 
     @pytest.mark.parametrize(
@@ -230,13 +234,13 @@ class TestRunAll:
         done = []
 
         def slow() -> None:
-            time.sleep(0.3)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.5)
             done.append(1)
 
         job = Counting("slow")
         job.begin = lambda: ([slow, slow, slow], dict)  # type: ignore[method-assign,assignment]
         others = set(workers())
-        threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
         with pytest.raises(KeyboardInterrupt):
             with_jobs(threads=1).run_all([job])
         assert done == [1]
