@@ -42,7 +42,7 @@ from ov_weight_compression.ir_utils.option_kinds import shown
 from ov_weight_compression.passes.option_values import Device, Devices, Mode
 from ov_weight_compression.passes.rules import Rule
 from ov_weight_compression.patterns import Consumer, Kind, Weight
-from ov_weight_compression.patterns.experts import expert_blocks, tiled_block_of
+from ov_weight_compression.patterns.experts import expert_blocks, is_run_as_one, tiled_block_of
 from ov_weight_compression.patterns.graphs import dimensions
 from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL, Format
 
@@ -235,8 +235,9 @@ def _mixed_blocks(chosen: Sequence[tuple[Weight, Format]]) -> tuple[str, ...]:
     formats = {weight.name: format.name for weight, format in chosen}
     if len(set(formats.values())) < 2:
         return ()
-    blocks = [{formats[one.name]: one.name for one in block} for block in expert_blocks(one for one, _ in chosen)]
-    mixed = [names for names in blocks if len(names) > 1]
+    blocks = [block for block in expert_blocks(one for one, _ in chosen) if is_run_as_one(block)]
+    named = [{formats[one.name]: one.name for one in block} for block in blocks]
+    mixed = [names for names in named if len(names) > 1]
     if not mixed:
         return ()
     told = ", ".join(f"{shown(name)} in {format}" for format, name in mixed[0].items())

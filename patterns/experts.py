@@ -92,6 +92,11 @@ def tiled_block_of(layer: ov.Node) -> TiledBlock | None:
     return None
 
 
+def is_run_as_one(block: Iterable[Weight]) -> bool:
+    """Whether plugins run the experts of a block together, on those that are chosen; else each layer runs by itself."""
+    return any(tiled_block_of(use.node) is not None for weight in block for use in weight.consumers)
+
+
 def block_operations(block: TiledBlock) -> set[ov.Node]:
     """The operations of a block, from its Reshape or Tile and its router's spread weights to its end, without those
     that make weights and shapes."""
