@@ -78,7 +78,7 @@ def measure(case: Case, mode: str, variant: Variant, arguments: argparse.Namespa
         windows = divergence.windows_of(_tokens(case.eval_text), case.length, case.every)
         judged = divergence.measure(reference, job.output, windows, arguments.threads)
     return {
-        **asdict(judged),
+        **{name: figure for name, figure in asdict(judged).items() if name != "each"},
         "bytes": done.output_bytes,
         "seconds": round(done.stages["pass"] + done.stages["save"], 2),
         "processor": round(done.run.processor, 2),

@@ -3,13 +3,16 @@
     python -m benchmarks.budget --smollm PATH --peer-python PATH              # an hour or two; writes results/budget.*
     python -m benchmarks.budget --cases pylm --series default --peer-python PATH
 
+The encoder (``--cases encoder``, see ``benchmarks.encoder``) is judged by relative L2 in place of KL, and at the bytes
+of uniform int4_sym alone.
+
 NNCF's curve is five ratios of int4_sym to int8 by its best metric on these models, ours are targets of as many bytes as
 NNCF's models take. Beside it each preset is judged at the bytes of uniform int4_sym, and where it is asked for a
 divergence. Text, windows and judge are those of ``benchmarks.accuracy``; every figure is remembered in ``--cache`` as
 there. ``results/budget.json`` holds
 
     {"curves": [{"case": …, "tool": "nncf" | "own", "name": …, "points": [{"bytes": …, "kl": …, "error": …}]}],
-     "uniform": [{"case": …, "name": …, "bytes": …, "kl": …, "beside": …, "ratio": …}],
+     "uniform": [{"case": …, "name": …, "bytes": …, "kl": …, "beside": …, "ratio": …, "error": …}],
      "divergence": [{"case": …, "name": …, "asked": …, "bytes": …, "kl": …, "error": …}]}
 """
 
@@ -23,7 +26,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks import accuracy_cases, divergence, jobs, machine, peers, places
+from benchmarks import accuracy_cases, divergence, encoder, jobs, machine, peers, places
 from benchmarks.accuracy import Figures, reference_of, remembered
 from benchmarks.accuracy_cases import Case
 from benchmarks.tables import markdown
@@ -44,7 +47,9 @@ READING = """Mean KL divergence from the original in nats on held-out text, less
 text for calibration, sizes are those of the .bin. Curves are NNCF's ratios of int4_sym to int8, and targets of as many
 bytes. Beside them each preset at the bytes of uniform int4_sym (embedding and head in int8): uniform nf4, and targets
 with the formats that are chosen from by default (`max_slowdown=1.25`) or with any that the device runs from codes. A
-target of a divergence is measured by the package on calibration text, here on held-out text.
+target of a divergence is measured by the package on calibration text, here on held-out text. Errors are standard errors
+over windows, those of parts ("of int4_sym") of the two figures' differences window by window. The encoder's figures are
+relative L2 errors of its outputs.
 """
 RESULTS = places.ROOT / "benchmarks" / "results"
 
@@ -56,6 +61,8 @@ class Point:
     bytes: int
     kl: float
     error: float
+    each: tuple[float, ...] = ()
+    """Of every window, where it was kept: KL, or squared relative L2."""
 
 
 def measured(case: Case, tool: str, name: str, options: dict[str, Any], arguments: argparse.Namespace) -> Point | None:
@@ -64,12 +71,14 @@ def measured(case: Case, tool: str, name: str, options: dict[str, Any], argument
     with remembered(arguments.cache) as figures:
         known: Figures = {} if tool == "own" and arguments.refresh else figures
         if key in known:
-            return Point(known[key]["bytes"], known[key]["kl"], known[key]["error"])
+            figure = known[key]
+            return Point(figure["bytes"], figure["kl"], figure["error"], tuple(figure.get("each", ())))
     if arguments.table_only or (tool == "nncf" and arguments.peer_python is None):
         return None
     data = {"path": str(case.calibration_text), "windows": case.calibration, "length": case.length}
     windows = divergence.windows_of(_tokens(case), case.length, case.every)
-    reference = reference_of(case, arguments.cache, arguments.threads)
+    reference = case.model if case.name == encoder.NAME else reference_of(case, arguments.cache, arguments.threads)
+    measure = encoder.measure if case.name == encoder.NAME else divergence.measure
     with tempfile.TemporaryDirectory() as folder:
         if tool == "own" and arguments.statistics is not None:
             kept = arguments.statistics / case.name / str(options.get("accuracy", "default"))
@@ -79,11 +88,11 @@ def measured(case: Case, tool: str, name: str, options: dict[str, Any], argument
         if done.stages is None:
             print(f"{key}: failed: {done.failure}", flush=True)
             return None
-        judged = divergence.measure(reference, job.output, windows, arguments.threads)
-        point = Point(job.output.with_suffix(".bin").stat().st_size, judged.kl, judged.error)
-    print(f"{key}: {point.bytes} bytes, {point.kl:.5f} nats", flush=True)
+        judged = measure(reference, job.output, windows, arguments.threads)
+        point = Point(job.output.with_suffix(".bin").stat().st_size, judged.kl, judged.error, judged.each)
+    print(f"{key}: {point.bytes} bytes, {point.kl:.5f} ± {point.error:.5f}", flush=True)
     with remembered(arguments.cache) as figures:
-        figures[key] = {"bytes": point.bytes, "kl": point.kl, "error": point.error}
+        figures[key] = asdict(point)
     return point
 
 
@@ -145,7 +154,8 @@ def asked_for(case: Case, arguments: argparse.Namespace) -> Iterator[dict[str, A
             label = f"{name}, {target:g} nats"
             point = measured(case, "own", label, {"target_divergence": target, **PRESETS[name]}, arguments)
             if point is not None:
-                yield {"case": case.name, "name": label, "asked": target, **asdict(point)}
+                figures = {"bytes": point.bytes, "kl": point.kl, "error": point.error}
+                yield {"case": case.name, "name": label, "asked": target, **figures}
 
 
 def _beside(case: Case, name: str, point: Point, uniform: Point) -> dict[str, Any]:
@@ -156,7 +166,20 @@ def _beside(case: Case, name: str, point: Point, uniform: Point) -> dict[str, An
         "kl": point.kl,
         "beside": uniform.kl,
         "ratio": point.kl / uniform.kl,
+        "error": _error_of_ratio(case, point, uniform),
     }
+
+
+def _error_of_ratio(case: Case, point: Point, uniform: Point) -> float | None:
+    """The standard error of a part of uniform's figure, both of the same windows; None where those were not kept."""
+    import numpy as np
+
+    own, other = np.asarray(point.each), np.asarray(uniform.each)
+    if not own.size or own.shape != other.shape:
+        return None
+    ratio = own.mean() / other.mean()
+    error = float(np.std(own - ratio * other) / np.sqrt(len(own)) / other.mean())
+    return error / 2 / float(np.sqrt(ratio)) if case.name == encoder.NAME else error
 
 
 def render(found: dict[str, Any], peer: dict[str, str] | None) -> str:
@@ -178,12 +201,18 @@ def render(found: dict[str, Any], peer: dict[str, str] | None) -> str:
             ]
             text.append(markdown(("curve", "MB", "KL", "± (windows)"), rows))
         rows = [
-            (one["name"], f"{one['bytes'] / 1e6:.3f}", f"{one['kl']:.5f}", f"{one['ratio']:.3f}")
+            (
+                one["name"],
+                f"{one['bytes'] / 1e6:.3f}",
+                f"{one['kl']:.5f}",
+                f"{one['ratio']:.3f}",
+                "–" if one.get("error") is None else f"{one['error']:.3f}",
+            )
             for one in found["uniform"]
             if one["case"] == case
         ]
         if rows:
-            text.append(markdown(("at the bytes of int4_sym", "MB", "KL", "of int4_sym"), rows))
+            text.append(markdown(("at the bytes of int4_sym", "MB", "KL", "of int4_sym", "±"), rows))
         rows = [
             (
                 one["name"],
@@ -221,14 +250,19 @@ def main() -> None:
     place = arguments.output.with_suffix(".json")
     found: dict[str, Any] = json.loads(place.read_text()) if place.exists() else {}
     found = {part: found.get(part, []) for part in ("curves", "uniform", "divergence")}
-    for case in accuracy_cases.cases(arguments.shared, arguments.smollm):
+    wanted = accuracy_cases.cases(arguments.shared, arguments.smollm)
+    if encoder.NAME in arguments.cases.split(",") and arguments.smollm is not None:
+        found_encoder = encoder.case(arguments.shared, arguments.smollm, arguments.peer_python)
+        wanted += [] if found_encoder is None else [found_encoder]
+    for case in wanted:
         case = replace(case, every=arguments.every or case.every)
         if case.name not in arguments.cases.split(",") or case.missing():
             continue
+        parts = "uniform" if case.name == encoder.NAME else arguments.parts
         made = {
-            "uniform": list(beside_uniform(case, arguments)) if "uniform" in arguments.parts else [],
-            "curves": list(curves(case, arguments)) if "curves" in arguments.parts else [],
-            "divergence": list(asked_for(case, arguments)) if "divergence" in arguments.parts else [],
+            "uniform": list(beside_uniform(case, arguments)) if "uniform" in parts else [],
+            "curves": list(curves(case, arguments)) if "curves" in parts else [],
+            "divergence": list(asked_for(case, arguments)) if "divergence" in parts else [],
         }
         for part, new in made.items():
             names = {(one["case"], one["name"]) for one in new}

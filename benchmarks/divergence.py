@@ -33,7 +33,8 @@ Tokens = NDArray[np.int64]
 @dataclass(frozen=True)
 class Divergence:
     """Means over all tokens: ``kl`` in nats, ``error`` the standard error of it over windows, ``top1`` the share of
-    tokens where both models hold the same token likeliest, ``perplexity`` of the compressed model."""
+    tokens where both models hold the same token likeliest, ``perplexity`` of the compressed model; ``each`` is the
+    divergence of every window."""
 
     kl: float
     error: float
@@ -41,6 +42,7 @@ class Divergence:
     perplexity: float
     windows: int
     length: int
+    each: tuple[float, ...] = ()
 
 
 def windows_of(tokens: NDArray[np.int32], length: int, every: int) -> Tokens:
@@ -108,4 +110,5 @@ def measure(reference: Path, model: Path, windows: Tokens, threads: int) -> Dive
         perplexity=float(np.exp(np.mean(surprise))),
         windows=windows.shape[0],
         length=windows.shape[1],
+        each=tuple(divergence),
     )
