@@ -200,8 +200,7 @@ def test_nothing_is_read_from_the_graph_after_the_pass(options: dict[str, Any], 
 
 @pytest.mark.parametrize("how", ["compile", "openvino", "package", "serialize"])
 def test_ctrl_c_is_a_keyboard_interrupt(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = lazy(mode="int4_sym")
-    expected = written(model, tmp_path, "package")
+    expected = written(lazy(mode="int4_sym"), tmp_path, "package")
     read = ConstantSource.read
     reads: list[object] = []
     last = 0
@@ -218,7 +217,7 @@ def test_ctrl_c_is_a_keyboard_interrupt(how: str, tmp_path: Path, monkeypatch: p
     core.compile_model(small(), "CPU")
     handler = signal.getsignal(signal.SIGINT)
     for number in (1, 3, 5, 7):
-        last = number
+        last, model = number, lazy(mode="int4_sym")
         reads.clear()
         with monkeypatch.context() as patch:
             patch.setattr(ConstantSource, "read", slow)
@@ -227,8 +226,8 @@ def test_ctrl_c_is_a_keyboard_interrupt(how: str, tmp_path: Path, monkeypatch: p
         assert len(reads) < len(constants(small()))
         assert signal.getsignal(signal.SIGINT) is handler
         assert sys.getprofile() is None
-    assert written(model, tmp_path, "package") == expected
-    assert outputs(model)
+        assert written(model, tmp_path, "package") == expected
+        assert outputs(model)
     assert signal.getsignal(signal.SIGINT) is handler
 
 
