@@ -110,7 +110,7 @@ def run_compare(args: argparse.Namespace) -> int:
     _check_results(args)
     if args.card:
         _card_folder(args.compressed)
-    from ov_weight_compression.evaluation.compare import compare
+    from ov_weight_compression.evaluation.comparison import compare
     from ov_weight_compression.evaluation.samples import ComparisonProtocol
     from ov_weight_compression.ir_utils.progress import progress_bar
 

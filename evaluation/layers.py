@@ -40,7 +40,7 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as ops
 
-from ov_weight_compression.evaluation.format_names import mode_of
+from ov_weight_compression.evaluation.inspection import mode_of
 from ov_weight_compression.evaluation.models import OnProgress, Pair, Runner
 from ov_weight_compression.evaluation.outputs import SignalNoise
 from ov_weight_compression.evaluation.samples import CompareRequest

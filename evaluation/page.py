@@ -8,6 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
+WIDTH = 1032
+"""Of a drawing, in its own units."""
+_COLOURS = 8
+
 
 def document(title: str, sections: Iterable[str]) -> str:
     """The whole page."""
@@ -74,6 +78,18 @@ def key_of(entries: Iterable[tuple[str, str]]) -> str:
 def folded(title: str, inside: str) -> str:
     """What is shown when somebody asks for it."""
     return f"<details><summary>{escape(title)}</summary>{inside}</details>"
+
+
+def colour(number: int) -> str:
+    """The colour of the so-manieth format, as CSS."""
+    return f"var(--c{number % _COLOURS})"
+
+
+def svg(height: int, parts: Sequence[str], title: str) -> str:
+    """A drawing `WIDTH` units wide, which takes the width of the page."""
+    inside = "".join(parts)
+    drawing = f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}">{inside}</svg>'
+    return f'<div class="wide">{drawing}</div>'
 
 
 STYLE = """

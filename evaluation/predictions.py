@@ -15,19 +15,37 @@ exact: base logits are not rounded to 16 bits, and tokens with log p below -16 a
 Both models run over the text one window at a time: at no time is more kept than the logits of one window of each model
 and seven numbers per scored position. The scoring is cut into a few positions at a time (a vocabulary of 150,000 in
 float64 is 1.2 MB a position) and shared among threads; no position's result depends on how it was cut.
+
+From scored positions come figures, each with its uncertainty, as llama.cpp defines them, and the places in the text
+where the two models differ most, to be looked at by a person. With n positions, mean(x) = sum x / n and the standard
+error of a mean se(x) = sqrt((mean(x²) - mean(x)²) / (n - 1)):
+
+    KL            mean(kl) ± se(kl); percentiles interpolate linearly between sorted values, as numpy.percentile does
+    perplexity    exp(mean(nll)) ± exp(mean(nll)) se(nll)
+    ln ratio      d = nll - nll_base:  mean(d) ± se(d). se(d)² = se(nll)² + se(nll_base)² - 2 cov(nll, nll_base)/n,
+                  so the covariance of two models on one text is what makes the ratio far more certain than either
+    ratio         exp(mean(d)) ± exp(mean(d)) se(d)
+    same top      share s of positions with the same likeliest token ± sqrt(s (1 - s) / (n - 1))
+    Δp            q_y - p_y, the change of the right token's probability: mean ± se, and the root of its mean square,
+                  rms ± se(Δp²) / (2 rms)
+
+The errors take positions for independent of each other, which neighbours in a text are not quite: they are a lower
+bound. Everything about the right token leaves out the last position of a window, which has no next token.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from ov_weight_compression.calibration.tokenizer import Tokenizer
 from ov_weight_compression.evaluation.models import OnProgress, Runner
 from ov_weight_compression.evaluation.samples import NO_TOKEN, Batch
 from ov_weight_compression.ir_utils.errors import ModelError, OptionError, WorkError
@@ -179,3 +197,228 @@ def logits_of(runner: Runner, batch: Batch) -> Float32:
         )
     # A view where whole windows are scored.
     return logits.reshape(-1, logits.shape[-1]) if batch.chosen.all() else logits[batch.chosen]
+
+
+_Values = npt.NDArray[np.float64]
+_PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure and its standard error."""
+
+    value: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """KL(base || compressed) in nats over all scored positions."""
+
+    mean: Estimate
+    median: float
+    p90: float
+    p95: float
+    p99: float
+    p999: float
+    maximum: float
+    minimum: float
+
+
+@dataclass(frozen=True)
+class KlHistogram:
+    """Counts of positions by KL: `edges` (rising, logarithmic, one more than counts) in nats, and what lies below."""
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+    below: int
+    """Positions with a KL under the first edge, equal predictions included."""
+
+
+@dataclass(frozen=True)
+class LanguageFigures:
+    """What a compressed language model's predictions lost, beside the base model's."""
+
+    positions: int
+    """Positions scored for `kl` and `same_top`."""
+    predicted: int
+    """Of those, the ones with a next token: what everything else is about."""
+    kl: Divergence
+    same_top: Estimate
+    """Share of positions where both models find the same token likeliest, 0..1."""
+    perplexity_base: Estimate
+    perplexity: Estimate
+    perplexity_ratio: Estimate
+    """Compressed over base: 1 is no loss."""
+    log_perplexity_ratio: Estimate
+    correlation: float
+    """Of the two models' log-probabilities of the right token; NaN where one of them does not vary."""
+    delta_p_mean: Estimate
+    """Mean change of the probability of the right token: below 0 the compressed model is less sure of it."""
+    delta_p_rms: Estimate
+    """Root mean square of that change, 0..1."""
+    histogram: KlHistogram
+
+
+def mean_of(values: _Values) -> Estimate:
+    """The mean and its standard error; an error of 0 for a single value."""
+    error = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
+    return Estimate(float(values.mean()), error)
+
+
+def summarise(scores: Scores) -> LanguageFigures:
+    """All figures of a run. At least one position must have a next token."""
+    predicted = ~np.isnan(scores.nll)
+    nll_base, nll = scores.nll_base[predicted], scores.nll[predicted]
+    delta_p = np.exp(-nll) - np.exp(-nll_base)
+    with np.errstate(invalid="ignore", divide="ignore"):  # two infinite losses differ by NaN: said so, not hidden
+        log_ratio = mean_of(nll - nll_base)
+        correlation = float(np.corrcoef(nll, nll_base)[0, 1]) if len(nll) > 1 else math.nan
+    n, share = len(scores.kl), float((scores.top == scores.top_base).mean())
+    p50, p90, p95, p99, p999 = (float(value) for value in np.percentile(scores.kl, _PERCENTILES))
+    largest, smallest = float(scores.kl.max()), float(scores.kl.min())
+    square = mean_of(delta_p**2)
+    rms = math.sqrt(square.value)
+    return LanguageFigures(
+        positions=n,
+        predicted=int(predicted.sum()),
+        kl=Divergence(mean_of(scores.kl), p50, p90, p95, p99, p999, largest, smallest),
+        same_top=Estimate(share, math.sqrt(share * (1 - share) / (n - 1)) if n > 1 else 0.0),
+        perplexity_base=_exponential(mean_of(nll_base)),
+        perplexity=_exponential(mean_of(nll)),
+        perplexity_ratio=_exponential(log_ratio),
+        log_perplexity_ratio=log_ratio,
+        correlation=correlation,
+        delta_p_mean=mean_of(delta_p),
+        delta_p_rms=Estimate(rms, square.error / (2 * rms) if rms else 0.0),
+        histogram=_histogram(scores.kl),
+    )
+
+
+def _exponential(log: Estimate) -> Estimate:
+    value = float(np.exp(log.value))
+    return Estimate(value, value * log.error)
+
+
+def _histogram(kl: _Values) -> KlHistogram:
+    """Four bins to the decade, from a millionth of the largest value or 1e-8, whichever is more."""
+    seen = kl[np.isfinite(kl) & (kl > 0)]
+    if not len(seen):
+        return KlHistogram((), (), len(kl))
+    top = math.ceil(math.log10(float(seen.max())) * 4 + 1e-9)
+    bottom = max(math.floor(math.log10(float(np.percentile(seen, 1))) * 4), top - 40, -32)
+    edges = 10.0 ** (np.arange(min(bottom, top - 1), top + 1) / 4)
+    edges[-1] = max(edges[-1], float(seen.max()))
+    counts, _ = np.histogram(seen, edges)
+    return KlHistogram(tuple(map(float, edges)), tuple(map(int, counts)), int((kl < edges[0]).sum()))
+
+
+_BEFORE = 24
+_APART = 8
+
+
+@dataclass(frozen=True)
+class Surprise:
+    """One prediction that changed much."""
+
+    window: int
+    position: int
+    """Of the token from which the next one was predicted, in its window."""
+    kl: float
+    before: tuple[int, ...]
+    """The tokens before, the last of them at `position`."""
+    right: int | None
+    """The token that came next; None at the end of a window."""
+    right_base_p: float | None
+    right_p: float | None
+    top_base: int
+    """What the base model held likeliest, and how likely."""
+    top_base_p: float
+    top: int
+    top_p: float
+    text: tuple[str, str, str, str] | None = None
+    """`before`, `right`, `top_base` and `top` as text, where there is a tokenizer."""
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A window of text, each token with the divergence of its prediction."""
+
+    window: int
+    mean_kl: float
+    tokens: tuple[int, ...]
+    kl: tuple[float | None, ...]
+    """Divergence of the two predictions *of* each token, from the ones before it; None where it was not scored."""
+    text: tuple[str, ...] | None = None
+    """The tokens as text, where there is a tokenizer."""
+
+
+def worst_positions(scored: Sequence[Scored], count: int) -> list[Surprise]:
+    """The positions with the largest divergence, no two within 8 tokens of each other."""
+    divergences = np.concatenate([one.scores.kl for one in scored])
+    owners = np.repeat(np.arange(len(scored)), [len(one.scores.kl) for one in scored])
+    starts = np.concatenate([[0], np.cumsum([len(one.scores.kl) for one in scored])])
+    found: list[Surprise] = []
+    taken: list[tuple[int, int]] = []
+    for place in np.argsort(-divergences, kind="stable")[: 50 * count]:
+        window = int(owners[place])
+        index = int(place - starts[window])
+        if any(window == other and abs(index - near) < _APART for other, near in taken):
+            continue
+        taken.append((window, index))
+        found.append(_surprise(scored[window], window, index))
+        if len(found) == count:
+            break
+    return found
+
+
+def _surprise(scored: Scored, window: int, index: int) -> Surprise:
+    scores: Scores = scored.scores
+    row, position = (int(axis[index]) for axis in np.nonzero(scored.batch.chosen))
+    following = int(scored.batch.following[index])
+    known = following != NO_TOKEN
+    return Surprise(
+        window=window,
+        position=position,
+        kl=float(scores.kl[index]),
+        before=tuple(map(int, scored.batch.tokens[row, max(0, position + 1 - _BEFORE) : position + 1])),
+        right=following if known else None,
+        right_base_p=float(np.exp(-scores.nll_base[index])) if known else None,
+        right_p=float(np.exp(-scores.nll[index])) if known else None,
+        top_base=int(scores.top_base[index]),
+        top_base_p=float(scores.top_base_p[index]),
+        top=int(scores.top[index]),
+        top_p=float(scores.top_p[index]),
+    )
+
+
+def worst_passages(scored: Sequence[Scored], count: int) -> list[Passage]:
+    """The windows with the largest mean divergence (of several sequences run at once, the first)."""
+    means = np.array([one.scores.kl.mean() for one in scored])
+    found = []
+    for window in np.argsort(-means, kind="stable")[:count]:
+        one = scored[window]
+        tokens, chosen = one.batch.tokens[0], np.flatnonzero(one.batch.chosen[0])
+        shown: list[float | None] = [None] * len(tokens)
+        for position, kl in zip(chosen, one.scores.kl, strict=False):
+            if position + 1 < len(tokens):
+                shown[position + 1] = float(kl)
+        found.append(Passage(int(window), float(means[window]), tuple(map(int, tokens)), tuple(shown)))
+    return found
+
+
+def with_text(
+    surprises: Sequence[Surprise], passages: Sequence[Passage], tokenizer: Tokenizer
+) -> tuple[list[Surprise], list[Passage]]:
+    """The same with the tokens as text."""
+    worded = []
+    for one in surprises:
+        chosen = (one.right, one.top_base, one.top)
+        right, base, top = ("" if token is None else _after(tokenizer, one.before, token) for token in chosen)
+        worded.append(replace(one, text=(tokenizer.decode(one.before), right, base, top)))
+    return worded, [replace(one, text=tuple(tokenizer.pieces(one.tokens))) for one in passages]
+
+
+def _after(tokenizer: Tokenizer, before: tuple[int, ...], token: int) -> str:
+    """The text of a token where it stands: alone, some tokenizers would drop the space in front of it."""
+    return tokenizer.pieces([before[-1], token])[-1] or tokenizer.decode([token])

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ov_weight_compression.evaluation.figures import summarise
-from ov_weight_compression.evaluation.predictions import Scores, score
+from ov_weight_compression.evaluation.predictions import Scores, score, summarise
 from tests.evaluation.small import found_figures, from_positions, log_softmax
 
 
