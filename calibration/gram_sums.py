@@ -5,10 +5,12 @@ Rows wait until there are enough of them: products of many rows are faster than 
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
 
+from ov_weight_compression.calibration.inference import STREAMS
 from ov_weight_compression.calibration.products import BATCH_ROWS, Kernels
 from ov_weight_compression.calibration.sums import add_cross, add_gram, mirror, unfit
 from ov_weight_compression.ir_utils.types import Float32
@@ -35,8 +37,10 @@ class GramSums:
         self._count = 0
         self._gram: Float32 | None = None
         self._drift: Float32 | None = None
-        self._buffers: list[Float32] = []
+        self._buffers: deque[list[Float32]] = deque()
+        """Rows wait in the first; products may be at work on the others."""
         self._waiting = 0
+        self._at_work = False
         self.left_out = False
         """Whether rows were left out because they hold values that do not count (see `unfit`)."""
 
@@ -45,16 +49,8 @@ class GramSums:
         once this returns."""
         rows, begin = hat.shape[1], 0
         while begin < rows:
-            whole = (rows - begin) // BATCH_ROWS * BATCH_ROWS
-            if whole and not self._waiting:
-                self._take(hat[:, begin : begin + whole], None if x is None else x[:, begin : begin + whole])
-                begin += whole
-                continue
-            if not self._buffers:
-                given = [hat] if x is None else [hat, x]
-                self._buffers = [np.empty((len(hat), BATCH_ROWS, self._width), np.float32) for _ in given]
             count = min(BATCH_ROWS - self._waiting, rows - begin)
-            for buffer, one in zip(self._buffers, (hat, x), strict=False):
+            for buffer, one in zip(self._buffers_of(hat, x), (hat, x), strict=False):
                 if one is not None:
                     buffer[:, self._waiting : self._waiting + count] = one[:, begin : begin + count]
             self._waiting += count
@@ -66,7 +62,8 @@ class GramSums:
         """There are no more windows: what is still to be multiplied is."""
         if self._waiting:
             self._take_waiting()
-        self._buffers = []
+        self._settle()
+        self._buffers.clear()
 
     def result(self) -> Seen:
         """What there is."""
@@ -77,10 +74,21 @@ class GramSums:
         plain, drift = len(gram) == 1, self._drift
         return Seen(self._count, gram[0] if plain else gram, drift[0] if drift is not None and plain else drift)
 
+    def _buffers_of(self, hat: Float32, x: Float32 | None) -> list[Float32]:
+        if not self._buffers:
+            alone = len(hat) > 1 or self._kernels.of(self._width) is None  # the rows of many experts are large
+            shapes = [(len(hat), BATCH_ROWS, self._width)] * (1 if x is None else 2)
+            for _ in range(1 if alone else STREAMS + 1):
+                self._buffers.append([np.empty(shape, np.float32) for shape in shapes])
+        return self._buffers[0]
+
     def _take_waiting(self) -> None:
-        hat, *others = (one[:, : self._waiting] for one in self._buffers)
+        hat, *others = (one[:, : self._waiting] for one in self._buffers[0])
         self._take(hat, others[0] if others else None)
         self._waiting = 0
+        self._buffers.rotate()
+        if len(self._buffers) == 1:
+            self._settle()
 
     def _take(self, hat: Float32, x: Float32 | None) -> None:
         hat, x = self._fit(hat, x)
@@ -89,16 +97,25 @@ class GramSums:
             self._drift = None if x is None else np.zeros_like(self._gram)
         kernel = self._kernels.of(self._width)
         for expert, rows in enumerate(hat):
-            left = rows if kernel is None else kernel.add_gram(self._gram[expert], rows)
-            if len(left):
-                add_gram(self._gram[expert], left)
-            if x is not None and self._drift is not None:
-                own, total = x[expert], self._drift[expert]
-                if kernel is not None:
-                    own, rows = kernel.add_drift(total, own, rows)
-                if len(own):
-                    add_cross(total, own - rows, rows)
+            gram = self._gram[expert]
+            drift, own = (None, None) if x is None or self._drift is None else (self._drift[expert], x[expert])
+            if kernel is not None and len(rows) == BATCH_ROWS:
+                kernel.add(gram, rows, drift, own)
+                self._at_work = True
+                continue
+            self._settle()
+            if len(rows):
+                add_gram(gram, rows)
+                if drift is not None and own is not None:
+                    add_cross(drift, own - rows, rows)
         self._count += hat.shape[1]
+
+    def _settle(self) -> None:
+        """Wait for the products that are at work."""
+        kernel = self._kernels.of(self._width) if self._at_work else None
+        if kernel is not None:
+            kernel.finish()
+        self._at_work = False
 
     def _fit(self, hat: Float32, x: Float32 | None) -> tuple[Float32, Float32 | None]:
         """Without the rows in which either holds a value that does not count (see `unfit`)."""

@@ -153,10 +153,14 @@ def _computed(
         entry = ops.convert(parameter, own.get_element_type().to_string()) if half else parameter
         layer.input(port).replace_source_output(entry.output(0))
     restore = put_in_place(nodes[graph.weight_nodes[use.weight.name]], ops.constant(difference))
-    request = compiled_exactly(ov.Model([ops.result(ops.convert(layer, "f32"))], parameters))
+    requests = compiled_exactly(ov.Model([ops.result(ops.convert(layer, "f32"))], parameters))
     restore()
-    found = []
-    for window in range(windows):
-        request.infer([np.ascontiguousarray(store.get(key, window)) for _, key in keys], share_inputs=True)
+    found: list[Array] = []
+
+    def receive(request: ov.InferRequest) -> None:
         found.append(np.array(request.get_output_tensor(0).data))
+
+    for window in range(windows):
+        requests.start([np.ascontiguousarray(store.get(key, window)) for _, key in keys], receive)
+    requests.finish()
     return found

@@ -212,11 +212,14 @@ class _Run:
             shifted=tuple(dict.fromkeys((use.layer, 0) for use in here)),
         )
         compiled = CompiledPiece(piece, self.exact)
-        for window in range(self.windows):
-            for key, array in compiled.run(self.exact, window):
+
+        def keep(window: int, outputs: Mapping[TensorKey, Array]) -> None:
+            for key, array in outputs.items():
                 if key in cut.crossing or key in cut.inputs or window < self.probed:
                     self.exact.put(key, window, array)
             self.tick(1)
+
+        compiled.run(self.exact, self.windows, keep)
         for one in every:
             if one.probe.begin < end and begin < one.probe.end:
                 self._advance(one, compiled, self._shifts(one, begin, end), cut)
@@ -261,9 +264,8 @@ class _Run:
         return self.rounder.prepare(use.weight.name, seen)
 
     def _advance(self, one: _Seen, compiled: CompiledPiece, shifts: dict[TensorKey, list[Array]], cut: _Cut) -> None:
-        for window in range(self.probed):
-            own = {key: arrays[window] for key, arrays in shifts.items()}
-            for key, array in compiled.run(one.store, window, own):
+        def compare(window: int, outputs: Mapping[TensorKey, Array]) -> None:
+            for key, array in outputs.items():
                 if key == one.probe.border:
                     one.at_border += _relative(self.exact.get(key, window), array)
                 if key in cut.ends:
@@ -271,6 +273,8 @@ class _Run:
                 if key in cut.crossing:
                     one.store.put(key, window, array)
             self.tick(1)
+
+        compiled.run(one.store, self.probed, compare, shifts)
 
 
 @dataclass(frozen=True)

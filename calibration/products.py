@@ -16,11 +16,13 @@ import numpy as np
 import openvino as ov
 import openvino.opset13 as ops
 
+from ov_weight_compression.calibration.inference import Requests
 from ov_weight_compression.ir_utils.types import Float32
 
 BATCH_ROWS = 1024
 """Rows that are multiplied at a time."""
 _TILE = 512
+_BF16 = {"INFERENCE_PRECISION_HINT": "bf16"}
 _NARROWEST, _WIDEST = 256, 4096
 """Channels: with fewer BLAS is as fast, with more the tiles would take as much memory again as the matrix."""
 
@@ -52,47 +54,39 @@ class Products:
     def __init__(self, width: int) -> None:
         size = -(-width // -(-width // _TILE))
         self._tiles = [(begin, min(begin + size, width)) for begin in range(0, width, size)]
-        self._gram = _compiled(_gram_model(width, self._tiles))
-        self._drift: ov.InferRequest | None = None
         self._width = width
+        self._requests: dict[bool, Requests] = {}
 
-    def add_gram(self, total: Float32, x: Float32) -> Float32:
-        """Add Σ x xᵀ of the first rows of `x [n, in]`, the upper tiles only; returns the rows that are left."""
-        whole = len(x) // BATCH_ROWS * BATCH_ROWS
-        for start in range(0, whole, BATCH_ROWS):
-            rows = np.ascontiguousarray(x[start : start + BATCH_ROWS])
-            self._gram.infer({0: rows}, share_inputs=True, share_outputs=True)
+    def add(self, gram: Float32, hat: Float32, drift: Float32 | None = None, x: Float32 | None = None) -> None:
+        """Add Σ x̂ x̂ᵀ to `gram`, its upper tiles only, and Σ (x − x̂) x̂ᵀ to `drift`: at once, later, or with `finish`.
+
+        `hat` and `x` are `[BATCH_ROWS, in]`, not to be changed before `STREAMS` more have been added.
+        """
+
+        def receive(request: ov.InferRequest) -> None:
             for number, (begin, end) in enumerate(self._tiles):
-                total[begin:end, begin:] += self._gram.get_output_tensor(number).data
-        return x[whole:]
+                gram[begin:end, begin:] += request.get_output_tensor(number).data
+            if drift is not None:
+                np.add(drift, request.get_output_tensor(len(self._tiles)).data, out=drift)
 
-    def add_drift(self, total: Float32, x: Float32, hat: Float32) -> tuple[Float32, Float32]:
-        """Add Σ (x − x̂) x̂ᵀ of the first rows of `x` and `hat` [n, in]; returns the rows that are left."""
-        if self._drift is None:
-            self._drift = _compiled(_drift_model(self._width))
-        whole = len(x) // BATCH_ROWS * BATCH_ROWS
-        for start in range(0, whole, BATCH_ROWS):
-            span = slice(start, start + BATCH_ROWS)
-            rows = {0: np.ascontiguousarray(x[span]), 1: np.ascontiguousarray(hat[span])}
-            self._drift.infer(rows, share_inputs=True, share_outputs=True)
-            total += self._drift.get_output_tensor(0).data
-        return x[whole:], hat[whole:]
+        pair = x is not None
+        if pair not in self._requests:
+            self._requests[pair] = Requests(_model(self._width, self._tiles, pair), _BF16, waiting=0)
+        rows = [np.ascontiguousarray(one) for one in (hat, x) if one is not None]
+        self._requests[pair].start(rows, receive)
+
+    def finish(self) -> None:
+        """Add what is still to be added."""
+        for requests in self._requests.values():
+            requests.finish()
 
 
-def _gram_model(width: int, tiles: list[tuple[int, int]]) -> ov.Model:
-    x = ops.parameter([BATCH_ROWS, width], np.float32)
-    results = []
+def _model(width: int, tiles: list[tuple[int, int]], pair: bool) -> ov.Model:
+    hat, x = (ops.parameter([BATCH_ROWS, width], np.float32) for _ in range(2))
+    found = []
     for begin, end in tiles:
-        right = ops.slice(x, [begin], [width], [1], [1])
-        results.append(ops.result(ops.matmul(ops.slice(x, [begin], [end], [1], [1]), right, True, False)))
-    return ov.Model(results, [x])
-
-
-def _drift_model(width: int) -> ov.Model:
-    x, hat = (ops.parameter([BATCH_ROWS, width], np.float32) for _ in range(2))
-    return ov.Model([ops.result(ops.matmul(ops.subtract(x, hat), hat, True, False))], [x, hat])
-
-
-def _compiled(model: ov.Model) -> ov.InferRequest:
-    config = {"INFERENCE_PRECISION_HINT": "bf16", "PERFORMANCE_HINT": "LATENCY"}
-    return ov.Core().compile_model(model, "CPU", config).create_infer_request()
+        right = ops.slice(hat, [begin], [width], [1], [1])
+        found.append(ops.matmul(ops.slice(hat, [begin], [end], [1], [1]), right, True, False))
+    if pair:
+        found.append(ops.matmul(ops.subtract(x, hat), hat, True, False))
+    return ov.Model([ops.result(one) for one in found], [hat, x] if pair else [hat])

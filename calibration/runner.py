@@ -16,9 +16,9 @@ are in a model that is executed in f32.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,22 +27,14 @@ import openvino.opset13 as ops
 from numpy.typing import NDArray
 
 from ov_weight_compression.calibration.activation_graph import ActivationGraph, TensorKey
+from ov_weight_compression.calibration.inference import Requests
 from ov_weight_compression.calibration.products import computes_bf16
 from ov_weight_compression.calibration.window_store import Store
-from ov_weight_compression.ir_utils.errors import WorkError
-from ov_weight_compression.ir_utils.ir_file import openvino_reason
 
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0", "KV_CACHE_PRECISION": "f32"}
 """How a model is compiled whose activations are measured: nothing rounded below f32."""
 
-_ON_CPU = {**EXACT, "EXECUTION_MODE_HINT": "ACCURACY", "PERFORMANCE_HINT": "LATENCY"}
-
 _HALF = ("f16", "bf16")
-
-
-@functools.cache
-def _core() -> ov.Core:
-    return ov.Core()
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,24 +124,20 @@ def run_piece(
     The array is the runtime's own memory: it has to be used or copied before `receive` returns.
     Raises WorkError where the model cannot run on the data.
     """
-    compiled = CompiledPiece(piece, store)
-    for window in range(windows):
-        for key, array in compiled.run(store, window):
+
+    def receive_and_tick(window: int, outputs: Mapping[TensorKey, NDArray[Any]]) -> None:
+        for key, array in outputs.items():
             receive(window, key, array)
         tick(1)
 
+    CompiledPiece(piece, store).run(store, windows, receive_and_tick)
 
-def compiled_exactly(model: ov.Model, *, bf16: bool = False, threads: int = 0) -> ov.InferRequest:
-    """A request that runs a model on the CPU with nothing rounded below f32, or below bf16 if that is said and the CPU
-    is made for it; in so many `threads`, 0 for all that there are."""
-    config: dict[str, str | int] = {**_ON_CPU, "INFERENCE_NUM_THREADS": threads}
-    if bf16 and computes_bf16():
-        config["INFERENCE_PRECISION_HINT"] = "bf16"
-    try:
-        return _core().compile_model(model, "CPU", config).create_infer_request()
-    except RuntimeError as error:
-        reason = openvino_reason(error)
-        raise WorkError(f"calibration: the model cannot be compiled for the data: {reason}") from error
+
+def compiled_exactly(model: ov.Model, *, bf16: bool = False, threads: int = 0) -> Requests:
+    """What runs a model on the CPU with nothing rounded below f32, or below bf16 if that is said and the CPU is made
+    for it; in so many `threads`, 0 for all that there are. Raises WorkError where it cannot be compiled."""
+    precision = {"INFERENCE_PRECISION_HINT": "bf16"} if bf16 and computes_bf16() else {}
+    return Requests(model, {**EXACT, "EXECUTION_MODE_HINT": "ACCURACY", **precision}, threads)
 
 
 class CompiledPiece:
@@ -158,29 +146,37 @@ class CompiledPiece:
     def __init__(self, piece: ModelPiece, store: Store) -> None:
         model, self._keys, restore = cut_out(piece, store)
         self._outputs, self._shifted = piece.outputs, piece.shifted
-        self._request = compiled_exactly(model, bf16=piece.bf16, threads=piece.threads)
+        self._requests = compiled_exactly(model, bf16=piece.bf16, threads=piece.threads)
         restore()
         piece.graph.give_back(piece.begin, piece.end)
         self._shapes = [parameter.get_partial_shape() for parameter in model.get_parameters()[len(self._keys) :]]
 
     def run(
-        self, store: Store, window: int, shifts: Mapping[TensorKey, NDArray[Any]] | None = None
-    ) -> Iterator[tuple[TensorKey, NDArray[Any]]]:
-        """The piece's outputs, in the runtime's own memory: to be used or copied before the next one runs.
+        self,
+        store: Store,
+        windows: int,
+        receive: Callable[[int, Mapping[TensorKey, NDArray[Any]]], None],
+        shifts: Mapping[TensorKey, Sequence[NDArray[Any]]] | None = None,
+    ) -> None:
+        """Run the first `windows` and call `receive(window, outputs)` for each in turn. The outputs are in the
+        runtime's own memory: to be used or copied before it returns.
 
-        `shifts` are what is added to the tensors that the piece shifts; nothing where none is given.
+        `shifts` are what is added to the tensors that the piece shifts, window by window; nothing where none is given.
+        Raises WorkError where the model cannot run on the data.
         """
-        arrays = [_contiguous(store.get(key, window)) for key in self._keys]
-        for key, shape in zip(self._shifted, self._shapes, strict=True):
-            given = None if shifts is None else shifts.get(key)
-            arrays.append(_nothing(shape) if given is None else given)
+
+        def received(window: int, request: ov.InferRequest) -> None:
+            receive(window, {key: request.get_output_tensor(port).data for port, key in enumerate(self._outputs)})
+
         try:
-            self._request.infer(dict(enumerate(arrays)), share_inputs=True, share_outputs=True)
-        except RuntimeError as error:
-            reason = openvino_reason(error)
-            raise WorkError(f"calibration: the model fails on window {window} of the data: {reason}") from error
-        for port, key in enumerate(self._outputs):
-            yield key, self._request.get_output_tensor(port).data
+            for window in range(windows):
+                arrays = [_contiguous(store.get(key, window)) for key in self._keys]
+                for key, shape in zip(self._shifted, self._shapes, strict=True):
+                    arrays.append(shifts[key][window] if shifts and key in shifts else _nothing(shape))
+                self._requests.start(arrays, partial(received, window), f"window {window} of the data")
+            self._requests.finish()
+        finally:
+            self._requests.stop()
 
 
 def _nothing(shape: ov.PartialShape) -> NDArray[Any]:

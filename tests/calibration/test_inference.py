@@ -1,0 +1,47 @@
+"""Requests that run while their caller does something else: everything once, in order, with what is wrong named."""
+
+from __future__ import annotations
+
+import numpy as np
+import openvino as ov
+import openvino.opset13 as ops
+import pytest
+
+from ov_weight_compression.calibration.inference import Requests
+from ov_weight_compression.ir_utils.errors import WorkError
+
+
+def requests(threads: int = 0) -> Requests:
+    """Of a model that squares its input, which may have any number of rows, by a matrix of 4."""
+    x = ops.parameter([-1, 4], np.float32)
+    four = ops.constant(np.eye(4, dtype=np.float32))
+    return Requests(ov.Model([ops.result(ops.matmul(ops.multiply(x, x), four, False, False))], [x]), {}, threads)
+
+
+@pytest.mark.parametrize("threads", [0, 1])
+def test_what_is_started_is_received_once_and_in_order(threads: int) -> None:
+    running, found = requests(threads), []
+    for number in range(7):
+        size = 1 if number % 2 else 3000  # a short one overtakes a long one
+        x = np.full((size, 4), number, np.float32)
+        running.start([x], lambda request: found.append(float(request.get_output_tensor(0).data[-1, 0])))
+    running.finish()
+    assert found == [0, 1, 4, 9, 16, 25, 36]
+
+
+def test_an_input_that_cannot_be_run_is_named_and_what_runs_is_waited_for() -> None:
+    running, found = requests(), []
+    running.start([np.ones((2, 4), np.float32)], found.append)
+
+    def run_both() -> None:
+        running.start([np.ones((2, 3), np.float32)], found.append, "window 1 of the data")
+        running.finish()
+
+    with pytest.raises(WorkError, match="the model fails on window 1 of the data: "):
+        run_both()
+    running.stop()
+    running.finish()
+    assert len(found) <= 1
+    running.start([np.ones((2, 4), np.float32)], found.append)  # every request is free again
+    running.finish()
+    assert found
