@@ -104,8 +104,16 @@ class Encoding(Protocol):
         """Bytes held while it is computed in memory."""
         ...
 
-    def begin_into(self, sink: Sink) -> tuple[Sequence[Task], Callable[[], dict[str, ov.Tensor]]]:
-        """The tasks that put the bulk into `sink`, and what returns the other computed parts after the last."""
+    @property
+    def together(self) -> Hashable | None:
+        """Equal for small weights that `begin_into` takes together; None for one that is computed alone."""
+        ...
+
+    def begin_into(
+        self, sink: Sink, others: Sequence[tuple[Any, Sink]] = ()
+    ) -> tuple[Sequence[Task], Callable[[], Sequence[dict[str, Array]]]]:
+        """The tasks that put the bulk into `sink`, and that of other encodings into theirs, and what returns the bytes
+        of each one's other computed parts after the last."""
         ...
 
 
@@ -115,7 +123,7 @@ class LazyWeight:
     def __init__(self, pipeline: Pipeline, encoding: Encoding) -> None:
         self.pipeline, self.encoding = pipeline, encoding
         self.name = encoding.name
-        self._number = pipeline.add(_InMemory(encoding))
+        self._number = pipeline.add(self.job({}))
         self._mapped = threading.local()
 
     @property
@@ -144,7 +152,7 @@ class LazyWeight:
 
     def job(self, sinks: Mapping[str, FileSink]) -> Job:
         """The weight's computation, with the parts that have sinks straight into their places in the file."""
-        return _Written(self.encoding, sinks)
+        return _WeightJob(self.encoding, sinks)
 
     def _plain(self, name: str) -> Any:
         """A part as a Constant. A large weight's codes lie in a temporary file that is mapped, not in memory; its other
@@ -166,29 +174,8 @@ class LazyWeight:
 
 
 @dataclass(frozen=True)
-class _InMemory:
-    """A weight computed into tensors."""
-
-    encoding: Encoding
-
-    @property
-    def name(self) -> str:
-        return self.encoding.name
-
-    @property
-    def nbytes(self) -> int:
-        return self.encoding.nbytes
-
-    def begin(self) -> tuple[Sequence[Task], Callable[[], dict[str, Any]]]:
-        bulk = self.encoding.bulk
-        tensor = self.encoding.parts[bulk].tensor()
-        tasks, finish = self.encoding.begin_into(_TensorSink(tensor))
-        return tasks, lambda: {bulk: tensor, **finish()}
-
-
-@dataclass(frozen=True)
-class _Written:
-    """A weight whose bulk, at least, goes into a file."""
+class _WeightJob:
+    """A weight computed into tensors, but for the parts that have a place in a file."""
 
     encoding: Encoding
     sinks: Mapping[str, FileSink]
@@ -201,13 +188,31 @@ class _Written:
     def nbytes(self) -> int:
         return self.encoding.nbytes
 
-    def begin(self) -> tuple[Sequence[Task], Callable[[], dict[str, Any]]]:
-        tasks, finish = self.encoding.begin_into(self.sinks[self.encoding.bulk])
+    @property
+    def together(self) -> Hashable | None:
+        return self.encoding.together
 
-        def write_the_rest() -> dict[str, Any]:
-            parts = finish()
-            for name in self.sinks.keys() & parts.keys():
-                self.sinks[name].write(0, parts.pop(name).data)
-            return parts
+    def begin(self, *others: _WeightJob) -> tuple[Sequence[Task], Callable[[], Sequence[dict[str, Any]]]]:
+        jobs = (self, *others)
+        made: list[dict[str, Any]] = [{} for _ in jobs]
+        first, *rest = [(job.encoding, job._bulk_sink(parts)) for job, parts in zip(jobs, made, strict=True)]
+        tasks, finish = self.encoding.begin_into(first[1], rest)
 
-        return tasks, write_the_rest
+        def hand_over() -> Sequence[dict[str, Any]]:
+            for job, parts, computed in zip(jobs, made, finish(), strict=True):
+                for name, data in computed.items():
+                    if name in job.sinks:
+                        job.sinks[name].write(0, data)
+                    else:
+                        parts[name] = filled(job.encoding.parts[name], data)
+            return made
+
+        return tasks, hand_over
+
+    def _bulk_sink(self, parts: dict[str, Any]) -> Sink:
+        """Where the bulk goes: its place in the file, or a tensor among the parts."""
+        bulk = self.encoding.bulk
+        if bulk in self.sinks:
+            return self.sinks[bulk]
+        parts[bulk] = self.encoding.parts[bulk].tensor()
+        return _TensorSink(parts[bulk])

@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
-import openvino as ov
 from openvino import opset13 as ops
 
 from ov_weight_compression.ir_utils.file_mappings import FileMappings
 from ov_weight_compression.ir_utils.layout import Layout
 from ov_weight_compression.ir_utils.lazy_weight import LazyWeight, Part, Sink
 from ov_weight_compression.ir_utils.pipeline import Pipeline
+from ov_weight_compression.ir_utils.types import Array
 from ov_weight_compression.ir_utils.weight_source import ConstantSource
 from ov_weight_compression.ir_utils.worker_pool import Task
 
@@ -58,7 +58,7 @@ def float_constants(nodes: Iterable[Any], threads: int) -> None:
 class _Widened:
     """The values of a 16-bit Constant as f32. Implements `ir_utils.lazy_weight.Encoding`."""
 
-    bulk = "values"
+    bulk, together = "values", None
 
     def __init__(self, constant: Any, mappings: FileMappings) -> None:
         self.name = str(constant.get_friendly_name())
@@ -71,9 +71,11 @@ class _Widened:
     def identity(self) -> Hashable | None:
         return self._source.identity
 
-    def begin_into(self, sink: Sink) -> tuple[Sequence[Task], Callable[[], dict[str, ov.Tensor]]]:
+    def begin_into(
+        self, sink: Sink, others: Sequence[tuple[Any, Sink]] = ()
+    ) -> tuple[Sequence[Task], Callable[[], Sequence[dict[str, Array]]]]:
         def write() -> None:
             for slab, values in self._source.pieces():
                 sink.write(4 * slab.start * self._source.layout.columns, values)
 
-        return [write], dict
+        return [write], lambda: [{}]

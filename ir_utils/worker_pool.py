@@ -1,4 +1,5 @@
-"""Threads that work off jobs for one caller. A job is one weight, cut into tasks that threads run in any order.
+"""Threads that work off jobs for one caller. A job is one weight, cut into tasks that threads run in any order; small
+ones that are alike are one task together, for most of what each costs alone is the interpreter's.
 
 Whoever wants jobs computed has a pool of its own: one call of `run_all`, or one thread that asks for constants. So
 nothing is shared between callers but the jobs, which are not changed by running them. A pool's threads start with its
@@ -10,7 +11,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
@@ -42,9 +43,48 @@ class Job(Protocol):
         """Bytes held from `begin` until the parts are taken."""
         ...
 
-    def begin(self) -> tuple[Sequence[Task], Callable[[], dict[str, Any]]]:
-        """The tasks, to be run in any order and thread, and what returns the parts by name after the last."""
+    @property
+    def together(self) -> Hashable | None:
+        """Equal for small jobs that are begun together; None for one that is done alone."""
         ...
+
+    def begin(self, *others: Any) -> tuple[Sequence[Task], Callable[[], Sequence[dict[str, Any]]]]:
+        """The tasks of this job and of `others`, to be run in any order and thread, and what returns the parts of each
+        by name after the last."""
+        ...
+
+
+_TOGETHER_BYTES = 1 << 17
+"""Of jobs that are begun together: as much as the quantiser takes in one run, most often."""
+
+
+class Batches:
+    """Jobs in the order in which they were added, and which of them are begun together."""
+
+    def __init__(self, jobs: Iterable[Job] = ()) -> None:
+        self.each: list[list[Job]] = []
+        self.places: list[tuple[int, int]] = []
+        """Of each job: which batch it is in, and where there."""
+        self._open: dict[Hashable, tuple[int, int]] = {}
+        for job in jobs:
+            self.add(job)
+
+    def add(self, job: Job) -> None:
+        """Append a job, to the batch of those before it that are alike if there is room."""
+        kind, number = job.together, len(self.each)
+        if kind is not None:
+            number, held = self._open.get(kind, (number, 0))
+            if held + job.nbytes > _TOGETHER_BYTES:
+                number, held = len(self.each), 0
+            self._open[kind] = number, held + job.nbytes
+        if number == len(self.each):
+            self.each.append([])
+        self.places.append((number, len(self.each[number])))
+        self.each[number].append(job)
+
+    def close(self) -> None:
+        """Let jobs that are added later be in other batches than those that are there."""
+        self._open.clear()
 
 
 def default_threads() -> int:
@@ -64,17 +104,18 @@ def in_threads(function: Callable[[_T], _R], parts: Sequence[_T], threads: int) 
 
 
 class Run:
-    """A job under way, or over: then it has its parts or an error."""
+    """Jobs under way together, most often one, or over: then they have their parts or an error."""
 
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        self.parts: dict[str, Any] = {}
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self.jobs = (*jobs,)
+        self.parts: Sequence[dict[str, Any]] = ()
+        """Of each job, by name."""
         self.error: BaseException | None = None
         self.over = False
         self.tasks: deque[Task] = deque()
-        self.finish: Callable[[], dict[str, Any]] = dict
+        self.finish: Callable[[], Sequence[dict[str, Any]]] = tuple
         try:
-            tasks, self.finish = job.begin()
+            tasks, self.finish = self.jobs[0].begin(*self.jobs[1:])
             self.tasks.extend(tasks)
         except BaseException as caught:
             self.fail(caught)
@@ -83,26 +124,47 @@ class Run:
     def fail(self, caught: BaseException) -> None:
         """Note what went wrong first, as the caller is to be told; the rest of the tasks is dropped."""
         self.tasks.clear()
-        if self.error is None:
-            self.error = caught
-            if not isinstance(caught, (CompressionError, KeyboardInterrupt, SystemExit)):
-                self.error = WorkError(f"{self.job.name}: {type(caught).__name__}: {caught}")
-                self.error.__cause__ = caught
+        if self.error is not None:
+            return
+        self.error = caught
+        if isinstance(caught, (KeyboardInterrupt, SystemExit)):
+            return
+        if len(self.jobs) > 1:  # it may be of any of them: the first that fails alone is named
+            self.error = next((error for error in map(_error_alone, self.jobs) if error is not None), caught)
+        if not isinstance(self.error, CompressionError):
+            self.error = WorkError(f"{self.jobs[0].name}: {type(caught).__name__}: {caught}")
+            self.error.__cause__ = caught
+
+
+def _error_alone(job: Job) -> BaseException | None:
+    """What goes wrong with a job that is done here; None where nothing does."""
+    run = Run((job,))
+    try:
+        for task in run.tasks:
+            task()
+        run.finish()
+    except BaseException as caught:
+        run.fail(caught)
+    return run.error
 
 
 class WorkerPool:
-    """Up to `threads` threads for the jobs that are begun here, and then for those of `jobs`.
+    """Up to `threads` threads for the jobs that are begun here, and then for those of `jobs`, batch by batch.
 
     Tasks are done in the order in which their jobs were begun. `tell` is called in whichever thread finishes a job,
     by one at a time; what it raises becomes the job's error, as it is.
     """
 
     def __init__(
-        self, threads: int, held: Held, tell: Callable[[Job], object] | None = None, jobs: Iterable[Job] | None = None
+        self,
+        threads: int,
+        held: Held,
+        tell: Callable[[Job], object] | None = None,
+        jobs: Iterable[Sequence[Job]] | None = None,
     ) -> None:
         self._threads, self._held, self._tell = threads, held, tell
         self._telling = threading.Lock()
-        self._jobs: Iterator[Job] | None = None if jobs is None else iter(jobs)
+        self._jobs: Iterator[Sequence[Job]] | None = None if jobs is None else iter(jobs)
         self._waiting: deque[Run] = deque()
         self._lock = threading.Lock()
         self._more, self._changed = threading.Condition(self._lock), threading.Condition(self._lock)
@@ -112,9 +174,9 @@ class WorkerPool:
         self.taken: list[Run] = []
         """The runs of `jobs`, in their order."""
 
-    def begin(self, job: Job) -> Run:
-        """Begin a job; the threads work on it from now on."""
-        run = Run(job)
+    def begin(self, jobs: Sequence[Job]) -> Run:
+        """Begin jobs together; the threads work on them from now on."""
+        run = Run(jobs)
         with self._lock:
             if run.tasks:
                 self._waiting.append(run)
@@ -213,9 +275,9 @@ class WorkerPool:
                     if not run.tasks:
                         self._waiting.popleft()
                     return run, task
-                job = None if self._jobs is None else next(self._jobs, None)
-                if job is not None:
-                    run = Run(job)
+                jobs = None if self._jobs is None else next(self._jobs, None)
+                if jobs is not None:
+                    run = Run(jobs)
                     self.taken.append(run)
                     if not run.tasks:
                         return run, None
@@ -256,10 +318,11 @@ class WorkerPool:
         try:
             if self._tell is not None and run.error is None:
                 with self._telling:
-                    self._tell(run.job)
+                    for job in run.jobs:
+                        self._tell(job)
         except BaseException as caught:
             run.error = caught
-        run.finish = dict  # what it holds
+        run.finish = tuple  # what it holds
         with self._lock:
             run.over = True
             if run.error is not None and self._jobs is not None:

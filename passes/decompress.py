@@ -138,8 +138,7 @@ def _plain(weight: LazyWeight) -> Any:
 class _FloatWeight:
     """One weight's values to be computed from its chain. Implements `ir_utils.lazy_weight.Encoding`."""
 
-    bulk = "values"
-    identity = None
+    bulk, identity, together = "values", None, None
 
     def __init__(self, weight: CompressedWeight, dtype: str, mappings: FileMappings) -> None:
         self.name = weight.name
@@ -147,7 +146,9 @@ class _FloatWeight:
         self.nbytes = self.parts["values"].nbytes
         self._source = source_at(weight.end, mappings)
 
-    def begin_into(self, sink: Sink) -> tuple[Sequence[Task], Callable[[], dict[str, ov.Tensor]]]:
+    def begin_into(
+        self, sink: Sink, others: Sequence[tuple[Any, Sink]] = ()
+    ) -> tuple[Sequence[Task], Callable[[], Sequence[dict[str, Array]]]]:
         """One task: what is kept of a chain while it is evaluated should be kept once."""
 
         def write() -> None:
@@ -163,7 +164,7 @@ class _FloatWeight:
             except RuntimeError as error:
                 raise WorkError(f"{self.name}: cannot be decompressed: {error}") from error
 
-        return [write], dict
+        return [write], lambda: [{}]
 
 
 def _bound(weight: CompressedWeight) -> float:

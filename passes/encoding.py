@@ -26,6 +26,7 @@ from ov_weight_compression.quantization.reference import tensor_scale_of, unusab
 
 _BLOCK_ELEMENTS = 1 << 19  # of the quantiser: what is cut into whole blocks leaves none half empty
 _BLOCKS = 4
+_SMALL_ELEMENTS = 1 << 16  # of a weight that is encoded together with others
 _ROWS_ALIGNMENT = 8  # any number of columns times eight rows ends on a byte (and on u3's blocks of eight)
 
 
@@ -145,11 +146,25 @@ class WeightEncoding:
         unpacked = self.layout.rows * self.layout.columns * np.dtype(self._unpacked_type).itemsize
         return stored if self.layout.contiguous else stored + unpacked
 
-    def begin_into(self, sink: Sink) -> tuple[Sequence[Task], Callable[[], dict[str, ov.Tensor]]]:
-        """One task for each piece of rows; the codes go to `sink`."""
-        layout, parts = self.layout, self.parts
+    @property
+    def together(self) -> Hashable | None:
+        """Equal for small weights that one run of the quantiser encodes."""
+        small = self.layout.rows * self.layout.columns <= _SMALL_ELEMENTS
+        by_data = self.importance is not None and self.importance.seen is not None
+        if not small or by_data or self.source is None or not self._packs or self.spec.format.tensor_scale:
+            return None
+        return self.source.element_type, self.layout, self.spec, self.scale_type
+
+    def begin_into(
+        self, sink: Sink, others: Sequence[tuple[WeightEncoding, Sink]] = ()
+    ) -> tuple[Sequence[Task], Callable[[], Sequence[dict[str, Array]]]]:
+        """One task for each piece of rows; the codes go to `sink`. With others, one for all of them."""
+        if others:
+            made: list[dict[str, Array]] = []
+            return [lambda: made.extend(_encoded_together([(self, sink), *others]))], lambda: made
+        layout = self.layout
         experts = 1 if self.importance is None else self.importance.experts
-        format, group = self.spec.format, self.spec.group_size
+        format = self.spec.format
         scale_dtype = {"f16": np.float16, "f32": np.float32}.get(self.spec.scale_type, np.uint8)
         groups = layout.columns // self.spec.group_of(layout.columns)
         scales: Array = np.empty((layout.rows, groups), dtype=scale_dtype)
@@ -171,10 +186,7 @@ class WeightEncoding:
             encoded = self._encode(slab, tensor_scale, into)
             if slab.start == 0:
                 encoded = turn_over_first_group(encoded, self.spec, packed=self._packs)
-            if unusable(encoded.scale, self.spec.scale_type):  # the last look, whatever made them
-                raise WorkError(
-                    f"{self.name}: a scale is not finite: give it a rule or ignore it, and please report this"
-                )
+            self._check(encoded)
             if unpacked is not None:
                 target = layout.matrix_view(unpacked)[slab.index]
                 target[...] = encoded.codes.reshape(target.shape)
@@ -185,18 +197,27 @@ class WeightEncoding:
                 if zeros is not None and encoded.zero_point is not None:
                     zeros[slab.start : slab.stop] = encoded.zero_point
 
-        def finish() -> dict[str, ov.Tensor]:
+        def finish() -> list[dict[str, Array]]:
             if unpacked is not None:
                 sink.write(0, pack(unpacked, format.bits))
-            wide = scales.astype(np.float32) if parts["scale"].type == "f32" else scales
-            tensors = {"scale": filled(parts["scale"], layout.scales_in_place(wide, group))}
-            if zeros is not None:
-                bits = element_type(parts["zero_point"].type).bitwidth
-                packed = pack(layout.scales_in_place(zeros, group), bits)
-                tensors["zero_point"] = filled(parts["zero_point"], packed)
-            return tensors
+            return [self._beside_codes(scales, zeros)]
 
         return [partial(run, slab) for slab in layout.slabs(self._piece_rows(), layout.rows // experts)], finish
+
+    def _beside_codes(self, scales: Array, zeros: Array | None) -> dict[str, Array]:
+        """The bytes of scales and zero points `[rows, groups]`."""
+        layout, group, parts = self.layout, self.spec.group_size, self.parts
+        wide = scales.astype(np.float32) if parts["scale"].type == "f32" else scales
+        found = {"scale": layout.scales_in_place(wide, group)}
+        if zeros is not None:
+            bits = element_type(parts["zero_point"].type).bitwidth
+            found["zero_point"] = pack(layout.scales_in_place(zeros, group), bits)
+        return found
+
+    def _check(self, encoded: Encoded) -> None:
+        """The last look, whatever made the scales."""
+        if unusable(encoded.scale, self.spec.scale_type):
+            raise WorkError(f"{self.name}: a scale is not finite: give it a rule or ignore it, and please report this")
 
     @property
     def _unpacked_type(self) -> type[np.unsignedinteger[Any]]:
@@ -261,3 +282,26 @@ class WeightEncoding:
         if table is not None:
             values["table"] = table
         return {name: filled(parts[name], data) for name, data in values.items()}
+
+
+def _encoded_together(weights: Sequence[tuple[WeightEncoding, Sink]]) -> list[dict[str, Array]]:
+    """Encode small weights that are alike (see `WeightEncoding.together`) in one run, each one's codes into its sink;
+    the bytes of each one's other parts."""
+    first, rows = weights[0][0], weights[0][0].layout.rows
+    whole = Slab(0, rows, (slice(0, rows),))
+    values, importance = [], []
+    for one, _ in weights:
+        assert one.source is not None
+        energy = None if one.importance is None else one.importance.energy()
+        importance.append(np.ones(first.layout.columns, np.float32) if energy is None else energy)
+        values.append(one.source.read(whole))
+        one.source.release(whole)
+    encoded = encode_rows(np.concatenate(values), first.spec, importance=np.stack(importance), packed=True)
+    found = []
+    for place, (one, sink) in enumerate(weights):
+        own = encoded.rows(place * rows, (place + 1) * rows)
+        own = turn_over_first_group(own, one.spec, packed=True)
+        one._check(own)
+        sink.write(0, own.codes.reshape(-1))
+        found.append(one._beside_codes(own.scale, own.zero_point))
+    return found

@@ -52,6 +52,7 @@ def encode_rows(
             in a file still.
         spec: how to store them.
         importance: [in] f32 >= 0, what an error in each input channel weighs in the scale search; None for all alike.
+            With ``"graph"`` also [blocks, in], for so many weights one below the other.
         weighting: ``"data"``: importance is E[x_j^2] of the layer's input and used as it is, and what the search finds
             is refitted (see ``refit``); ``"trial"``: the same in a third of the time and not quite as well, for codes
             that are improved afterwards or only measured; ``"graph"``: it is what the graph alone tells (squared gains
@@ -77,7 +78,7 @@ def encode_rows(
     groups = values.reshape(-1, group)
     if spec.format.tensor_scale and tensor_scale is None:
         tensor_scale = tensor_scale_of(float(np.abs(np.asarray(groups)).max(initial=0.0)), spec.format)
-    energy = _per_group(importance, spec, group)
+    energy = _per_group(importance, spec, rows, group)
     starts: tuple[float, ...] = ()
     if energy is not None and weighting != "graph":
         starts = STARTS if weighting == "data" and spec.format.levels is None else STARTS[:1]
@@ -267,15 +268,20 @@ class _Parts:
             self.zero_point[start:stop] = outputs[2]
 
 
-def _per_group(importance: Float32 | None, spec: Spec, group: int) -> Float32 | None:
-    """[groups of a row, g]: importance scaled to the largest, nothing counts for less than 2^-40 of it.
+def _per_group(importance: Float32 | None, spec: Spec, rows: int, group: int) -> Float32 | None:
+    """[groups of a row, g], or of all rows where there are blocks: importance scaled to the block's largest, nothing
+    counts for less than 2^-40 of it.
 
     None where the search has no use for it.
     """
     if importance is None or spec.search <= 1:
         return None
-    largest = float(np.max(importance, initial=0.0))
-    if not 0 < largest < np.inf:
+    blocks = np.atleast_2d(importance)
+    largest = blocks.max(axis=1, initial=0.0, keepdims=True).astype(np.float64)
+    known = (largest > 0) & (largest < np.inf)
+    if not known.any():
         return None
-    scaled = np.clip(importance.astype(np.float64) / largest, 2.0**-40, 1).astype(np.float32)
+    scaled = np.clip(np.where(known, blocks, 1) / np.where(known, largest, 1), 2.0**-40, 1).astype(np.float32)
+    if len(scaled) > 1:
+        scaled = np.repeat(scaled, rows // len(scaled), axis=0)
     return scaled.reshape(-1, group)

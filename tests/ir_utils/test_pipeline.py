@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from ov_weight_compression.ir_utils.errors import OptionError, WorkError
 from ov_weight_compression.ir_utils.pipeline import Pipeline
-from ov_weight_compression.ir_utils.worker_pool import default_threads
+from ov_weight_compression.ir_utils.worker_pool import Batches, default_threads
 
 
 @dataclass
@@ -37,22 +37,29 @@ class Counting:
     entered: threading.Event = field(default_factory=threading.Event)
     """Set when the first piece is under way."""
 
-    def begin(self) -> tuple[list[Callable[[], None]], Callable[[], dict[str, Any]]]:
+    together: str | None = None
+    beside: list[str] = field(default_factory=list)
+    """Names of the jobs that it was last begun with."""
+
+    def begin(self, *others: Counting) -> tuple[list[Callable[[], None]], Callable[[], list[dict[str, Any]]]]:
         self.begun += 1
+        jobs = (self, *others)
+        self.beside = [job.name for job in others]
         done: list[int] = []
 
         def piece(number: int) -> None:
             self.entered.set()
             if self.wait is not None:
                 assert self.wait.wait(20)
-            if self.fail is not None:
-                raise self.fail
+            for job in jobs:
+                if job.fail is not None:
+                    raise job.fail
             self.seen.append(number)
             done.append(number)
 
-        def finish() -> dict[str, Any]:
+        def finish() -> list[dict[str, Any]]:
             self.finished += 1
-            return {"codes": sorted(done), "scale": self.name}
+            return [{"codes": sorted(done), "scale": job.name} for job in jobs]
 
         return [lambda number=number: piece(number) for number in range(self.pieces)], finish
 
@@ -203,8 +210,8 @@ class TestRunAll:
     )
     def test_jobs_that_are_small_on_average_are_done_by_one_thread(self, nbytes: list[int], threads: int) -> None:
         jobs = [Counting("weight", nbytes=size) for size in nbytes]
-        assert with_jobs(threads=4, small_job=200).threads_for(jobs) == threads
-        assert with_jobs(threads=4, small_job=200).threads_for([]) == 4
+        assert with_jobs(threads=4, small_job=200).threads_for(Batches(jobs)) == threads
+        assert with_jobs(threads=4, small_job=200).threads_for(Batches()) == 4
 
     def test_an_error_names_the_weight_and_ends_the_rest(self) -> None:
         jobs = [Counting("fine"), Counting("bad", fail=ArithmeticError("overflow"))]
@@ -239,7 +246,7 @@ class TestRunAll:
             done.append(1)
 
         job = Counting("slow")
-        job.begin = lambda: ([slow, slow, slow], dict)  # type: ignore[method-assign,assignment]
+        job.begin = lambda: ([slow, slow, slow], lambda: [{}])  # type: ignore[method-assign,assignment]
         others = set(workers())
         with pytest.raises(KeyboardInterrupt):
             with_jobs(threads=1).run_all([job])
@@ -299,3 +306,45 @@ def test_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     for nonsense in ("", "0", "many", "-2"):
         monkeypatch.setenv("OMP_NUM_THREADS", nonsense)
         assert 1 <= default_threads() <= (os.cpu_count() or 1)
+
+
+class TestJobsBegunTogether:
+    def small(self, count: int, **options: Any) -> list[Counting]:
+        return [Counting(f"job {number}", together="a kind", nbytes=1 << 15, **options) for number in range(count)]
+
+    def test_they_are_alike_and_not_too_many(self) -> None:
+        jobs = self.small(6)
+        jobs.insert(1, Counting("apart"))
+        jobs.insert(3, Counting("other", together="another kind"))
+        told: list[str] = []
+        pipeline = with_jobs(threads=2, on_finished=lambda job: told.append(job.name))
+        parts = pipeline.run_all(jobs)
+        assert [part["scale"] for part in parts] == [job.name for job in jobs]
+        assert jobs[0].beside == ["job 1", "job 2", "job 3"]
+        assert [job.name for job in jobs if job.begun] == ["job 0", "apart", "other", "job 4"]
+        assert sorted(told) == sorted(job.name for job in jobs)
+
+    def test_each_part_is_handed_out_once_whichever_is_asked_for_first(self) -> None:
+        jobs = self.small(5)
+        pipeline = with_jobs(*jobs, threads=1)
+        order = [3, 0, 4, 1, 2]
+        assert [pipeline.take(number, "scale") for number in order] == [f"job {number}" for number in order]
+        assert [pipeline.take(number, "codes") for number in order] == [[0, 1, 2, 3]] * 5
+        assert [job.begun for job in jobs] == [1, 0, 0, 0, 1]
+        assert pipeline.take(2, "scale") == "job 2"
+        assert jobs[0].begun == 2
+
+    def test_an_error_names_the_one_that_fails_alone(self) -> None:
+        jobs = self.small(3)
+        jobs[1].fail = ArithmeticError("overflow")
+        with pytest.raises(WorkError, match="job 1: ArithmeticError: overflow"):
+            with_jobs(threads=2).run_all(jobs)
+        with pytest.raises(WorkError, match="job 1: ArithmeticError: overflow"):
+            with_jobs(*jobs, threads=1).take(0, "codes")
+
+    def test_a_job_that_is_added_later_is_in_another_batch(self) -> None:
+        first, second = self.small(2)
+        pipeline = with_jobs(first, threads=1)
+        assert pipeline.take(0, "codes") == [0, 1, 2, 3]
+        assert pipeline.take(pipeline.add(second), "scale") == "job 1"
+        assert (first.begun, second.begun) == (1, 1)

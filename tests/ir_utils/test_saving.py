@@ -45,8 +45,10 @@ class Piecewise:
         self.sinks = sinks
         return self
 
-    def begin(self) -> tuple[Sequence[Task], Callable[[], dict[str, Any]]]:
-        return [self.write], dict
+    together = None
+
+    def begin(self) -> tuple[Sequence[Task], Callable[[], list[dict[str, Any]]]]:
+        return [self.write], lambda: [{}]
 
     def write(self) -> None:
         self.written += 1
