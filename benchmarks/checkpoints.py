@@ -73,10 +73,9 @@ def check(name: str, dtype: str, work: Path) -> list[str]:
 
 def run_workers_here() -> None:
     """Exports in this process, which imports torch and all the rest once."""
-    from ov_weight_compression.checkpoints import export, export_worker
+    from ov_weight_compression.checkpoints import export_worker, opening
 
-    export_worker._watch_caller = lambda: None
-    export._run = lambda words, _: export_worker.work(words)
+    opening.run_worker = lambda words, _: export_worker.work(words)
 
 
 def zoo(arguments: argparse.Namespace) -> int:

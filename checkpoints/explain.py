@@ -21,11 +21,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ov_weight_compression.checkpoints.safetensors_file import StoredTensor
+from ov_weight_compression.checkpoints.safetensors_file import DTYPES, StoredTensor
 from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.types import Array, bf16_to_f32
+from ov_weight_compression.patterns.graphs import graphs_of, is_postponed
 
 _PRESENT, _SWAPPED, _OF_A_FILE = 1 << 63, 1 << 62, 1 << 61  # bits of an entry of /proc/self/pagemap
+_POSTPONED = "postponed_constant"
 _ENTRY_BYTES = 8
 _ENTRIES = 1 << 16  # read at a time
 _SUMMED = 1 << 20
@@ -142,6 +144,53 @@ class TensorPlaces:
         if number < 0 or place[1] + nbytes > inside[number].offset + inside[number].nbytes:
             return None
         return Stretch(inside[number], place[1] - inside[number].offset, nbytes)
+
+
+@dataclass(frozen=True)
+class Explained:
+    """The constants of a model: those that are a tensor's bytes, and those that the exporter computed."""
+
+    stored: tuple[tuple[Any, Stretch], ...]
+    computed: tuple[Any, ...]
+    turned: tuple[tuple[Any, Stretch], ...] = ()
+    """Transposes of a tensor's last two axes that OpenVINO will fold only when it writes the model."""
+
+
+def explain_constants(model: Any, places: Places) -> Explained:
+    """Which of a model's constants, bodies included, are tensors.
+
+    Raises:
+        ModelError: a tensor's bytes are taken for another type than the checkpoint says.
+    """
+    spans = FileSpans()
+    stored: list[tuple[Any, Stretch]] = []
+    turned: list[tuple[Any, Stretch]] = []
+    computed: list[Any] = []
+    for graph in graphs_of(model):
+        for constant, kind in graph.constants:
+            stretch = None if kind == "string" or is_postponed(constant) else places.find(spans, *address_of(constant))
+            if stretch is None:
+                computed.append(constant)
+                continue
+            if kind != DTYPES[stretch.tensor.dtype].openvino:
+                raise ModelError(
+                    f"{stretch.tensor.file}: {stretch.tensor.name} is {stretch.tensor.dtype}, and the exporter took it "
+                    f"for {kind}"
+                )
+            folded = folded_when_written(constant)
+            if folded is None:
+                stored.append((constant, stretch))
+            else:
+                turned.append((folded, stretch))
+    return Explained(tuple(stored), tuple(computed), tuple(turned))
+
+
+def folded_when_written(constant: Any) -> Any | None:
+    """The Transpose behind a constant that OpenVINO folds only when it writes the model; None where there is none."""
+    readers = [target.get_node() for target in constant.output(0).get_target_inputs()]
+    if len(readers) != 1 or readers[0].get_type_name() != "Transpose" or _POSTPONED not in readers[0].get_rt_info():
+        return None
+    return readers[0]
 
 
 def address_of(constant: Any) -> tuple[int, int]:

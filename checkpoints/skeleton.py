@@ -19,7 +19,7 @@ from typing import Any
 
 import openvino as ov
 
-from ov_weight_compression.checkpoints.explain import FileSpans, Places, Stretch, address_of
+from ov_weight_compression.checkpoints.explain import FileSpans, Stretch, address_of
 from ov_weight_compression.checkpoints.safetensors_file import DTYPES, StoredTensor, mapped_constants
 from ov_weight_compression.ir_utils.deferral import FileSink, active_deferral, deferring
 from ov_weight_compression.ir_utils.errors import ModelError
@@ -30,8 +30,6 @@ from ov_weight_compression.ir_utils.saving import find_stubs, make_room
 from ov_weight_compression.ir_utils.widened_constants import widened
 from ov_weight_compression.ir_utils.worker_pool import Job
 from ov_weight_compression.patterns.graphs import graphs_of, is_postponed
-
-_POSTPONED = "postponed_constant"
 
 
 @dataclass(frozen=True)
@@ -49,58 +47,11 @@ class Placed:
 
 
 @dataclass(frozen=True)
-class Explained:
-    """The constants of a model: those that are a tensor's bytes, and those that the exporter computed."""
-
-    stored: tuple[tuple[Any, Stretch], ...]
-    computed: tuple[Any, ...]
-    turned: tuple[tuple[Any, Stretch], ...] = ()
-    """Transposes of a tensor's last two axes that OpenVINO will fold only when it writes the model."""
-
-
-@dataclass(frozen=True)
 class Hole:
     """A constant of a skeleton, once it has been read, and what belongs there."""
 
     constant: Any
     placed: Placed
-
-
-def explain_constants(model: Any, places: Places) -> Explained:
-    """Which of a model's constants, bodies included, are tensors.
-
-    Raises:
-        ModelError: a tensor's bytes are taken for another type than the checkpoint says.
-    """
-    spans = FileSpans()
-    stored: list[tuple[Any, Stretch]] = []
-    turned: list[tuple[Any, Stretch]] = []
-    computed: list[Any] = []
-    for graph in graphs_of(model):
-        for constant, kind in graph.constants:
-            stretch = None if kind == "string" or is_postponed(constant) else places.find(spans, *address_of(constant))
-            if stretch is None:
-                computed.append(constant)
-                continue
-            if kind != DTYPES[stretch.tensor.dtype].openvino:
-                raise ModelError(
-                    f"{stretch.tensor.file}: {stretch.tensor.name} is {stretch.tensor.dtype}, and the exporter took it "
-                    f"for {kind}"
-                )
-            folded = folded_when_written(constant)
-            if folded is None:
-                stored.append((constant, stretch))
-            else:
-                turned.append((folded, stretch))
-    return Explained(tuple(stored), tuple(computed), tuple(turned))
-
-
-def folded_when_written(constant: Any) -> Any | None:
-    """The Transpose behind a constant that OpenVINO folds only when it writes the model; None where there is none."""
-    readers = [target.get_node() for target in constant.output(0).get_target_inputs()]
-    if len(readers) != 1 or readers[0].get_type_name() != "Transpose" or _POSTPONED not in readers[0].get_rt_info():
-        return None
-    return readers[0]
 
 
 @dataclass(eq=False)

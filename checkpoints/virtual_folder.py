@@ -21,7 +21,6 @@ from __future__ import annotations
 import ctypes
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -54,18 +53,9 @@ _LEFT_OUT = (
 )
 
 
-@dataclass(frozen=True)
-class VirtualFolder:
-    """What was written."""
-
-    folder: Path
-    tensors: tuple[str, ...]
-    """Those that count; the links show others too."""
-
-
 def write_virtual_folder(
     checkpoint: Checkpoint, weights: Mapping[str, QuantisedWeight], dequantised: Iterable[str], folder: Path
-) -> VirtualFolder:
+) -> tuple[str, ...]:
     """Write the folder.
 
     Args:
@@ -73,6 +63,9 @@ def write_virtual_folder(
         weights: its quantised weights, by the names of the float tensors.
         dequantised: those tensors, quantised or not, that must not be holes.
         folder: an empty folder.
+
+    Returns:
+        The names of the tensors that count; the links show others too.
     """
     real = set(dequantised)
     parts = {name for weight in weights.values() for name in weight.tensors}
@@ -108,7 +101,7 @@ def write_virtual_folder(
         _write_values(folder / _VALUES, written)
         weight_map.update(dict.fromkeys(written, _VALUES))
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    return VirtualFolder(folder, tuple(weight_map))
+    return tuple(weight_map)
 
 
 def _float_config(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:

@@ -21,13 +21,14 @@ from math import gcd, prod
 import numpy as np
 import numpy.typing as npt
 
-from ov_weight_compression.checkpoints.layouts.quantised_weight import QuantisedWeight, plain_grouping, requantised
-from ov_weight_compression.checkpoints.layouts.stored_codes import (
-    IntegerRows,
-    LevelRows,
+from ov_weight_compression.checkpoints.layouts.quantised_weight import (
+    QuantisedWeight,
+    StoredRows,
     counted_from_zero,
     integer_weight,
     level_weight,
+    plain_grouping,
+    requantised,
 )
 from ov_weight_compression.checkpoints.layouts.tensors import Tensors, checked, float_array, required
 from ov_weight_compression.ir_utils.errors import ModelError
@@ -91,7 +92,7 @@ def bitsandbytes_weight(tensors: Tensors, name: str) -> QuantisedWeight:
         return found.reshape(last - first, columns // size)
 
     grouping = plain_grouping(columns, size, columns // size, name)
-    source = LevelRows(codes, scales)
+    source = StoredRows(codes, scales)
     kind = f"bitsandbytes {said.type}"
     weight = level_weight(name, kind, (rows, columns), row, grouping, source, tuple(names), None, notes, block)
     return requantised(weight, f"blocks of {block} run across rows") if size < _SMALLEST_GROUP else weight
@@ -149,7 +150,7 @@ def bitsandbytes_int8(tensors: Tensors, layer: str) -> QuantisedWeight:
         names.append(f"{layer}.weight_format")
         if tensors[names[-1]].values().any():
             raise ModelError(f"{names[-1]}: its weight is arranged for a GPU's kernel; save it with row-major weights")
-    source = IntegerRows(
+    source = StoredRows(
         codes=lambda first, last: counted_from_zero(weight.values()[first:last]),
         scales=lambda first, last: maxima.values()[first:last, None] / np.float32(127),
         zeros=None,

@@ -28,10 +28,12 @@ from ov_weight_compression.checkpoints.layouts.float_layouts import fp8_weight, 
 from ov_weight_compression.checkpoints.layouts.quantised_weight import (
     Grouping,
     QuantisedWeight,
+    StoredRows,
+    counted_from_zero,
     grouping_of,
+    integer_weight,
     plain_grouping,
 )
-from ov_weight_compression.checkpoints.layouts.stored_codes import IntegerRows, counted_from_zero, integer_weight
 from ov_weight_compression.checkpoints.layouts.tensors import RawTensor, Tensors, checked, codes_of, required
 from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.types import Array
@@ -97,7 +99,7 @@ def _packed(tensors: Tensors, layer: str, scheme: CompressedTensorsScheme) -> Qu
             own,
         )
 
-    source = IntegerRows(
+    source = StoredRows(
         any_rows=any_rows,
         codes=lambda first, last: _stream(packed.values().reshape(-1, words)[first:last], bits, columns, dense),
         scales=scale.of,
@@ -166,7 +168,7 @@ def _integers(tensors: Tensors, layer: str, scheme: CompressedTensorsScheme) -> 
         def zeros(first: int, last: int) -> npt.NDArray[np.uint8]:
             return counted_from_zero(grid.bits(first, last))
 
-    source = IntegerRows(
+    source = StoredRows(
         codes=lambda first, last: counted_from_zero(weight.values().reshape(-1, columns)[first:last]),
         scales=scale.of,
         zeros=zeros,

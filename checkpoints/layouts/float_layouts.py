@@ -29,8 +29,12 @@ from math import prod
 
 import numpy as np
 
-from ov_weight_compression.checkpoints.layouts.quantised_weight import QuantisedWeight, plain_grouping
-from ov_weight_compression.checkpoints.layouts.stored_codes import LevelRows, level_weight
+from ov_weight_compression.checkpoints.layouts.quantised_weight import (
+    QuantisedWeight,
+    StoredRows,
+    level_weight,
+    plain_grouping,
+)
 from ov_weight_compression.checkpoints.layouts.tensors import (
     RawTensor,
     Tensors,
@@ -127,7 +131,7 @@ def fp8_weight(
     columns = shape[-1]
     powers = grid.tensor.dtype in ("F8_E8M0", "U8") and grid.wide == 32
     row = FORMATS["mxfp8_e4m3" if powers else "fp8_e4m3"]
-    source = LevelRows(
+    source = StoredRows(
         codes=lambda first, last: tensor.values().reshape(-1, columns)[first:last],
         scales=(lambda first, last: grid.tensor.values().reshape(-1, columns // 32)[first:last]) if powers else grid.of,
     )
@@ -183,7 +187,7 @@ def _e2m1(
     if columns % group:
         raise ModelError(f"{packed}: has {columns} input channels, which groups of {group} do not divide")
     stored = checked(tensors, scales, scale_types, (*shape[:-1], columns // group))
-    source = LevelRows(
+    source = StoredRows(
         codes=lambda first, last: codes_of(codes.values().reshape(-1, columns // 2)[first:last], 4, columns),
         scales=lambda first, last: stored.values().view(np.uint8).reshape(-1, columns // group)[first:last],
     )
@@ -201,7 +205,7 @@ def gpt_oss_weight(tensors: Tensors, name: str) -> QuantisedWeight:
     experts, rows, groups, _ = blocks.shape
     columns = groups * 32
     scales = checked(tensors, f"{name}_scales", _E8M0, (experts, rows, groups))
-    source = LevelRows(
+    source = StoredRows(
         codes=lambda first, last: codes_of(blocks.values().reshape(-1, columns // 2)[first:last], 4, columns),
         scales=lambda first, last: scales.values().reshape(-1, groups)[first:last],
     )

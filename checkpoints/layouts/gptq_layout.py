@@ -37,10 +37,11 @@ import numpy.typing as npt
 from ov_weight_compression.checkpoints.layouts.quantised_weight import (
     Grouping,
     QuantisedWeight,
+    StoredRows,
     grouping_of,
+    integer_weight,
     plain_grouping,
 )
-from ov_weight_compression.checkpoints.layouts.stored_codes import IntegerRows, integer_weight
 from ov_weight_compression.checkpoints.layouts.tensors import Tensors, checked, codes_of, float_array, required
 from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.types import Array
@@ -97,7 +98,7 @@ def gptq_weight(tensors: Tensors, layer: str, variant: GptqVariant) -> Quantised
         picked = np.take(qweight.values(), numbers, axis=1).T
         return codes_of(picked, bits, columns), float_array(scales, names[1])[:, numbers].T, own
 
-    source = IntegerRows(
+    source = StoredRows(
         any_rows=any_rows,
         codes=codes,
         scales=lambda first, last: float_array(scales, names[1])[:, first:last].T,
@@ -153,7 +154,7 @@ def awq_weight(tensors: Tensors, layer: str, group_size: int, kind: str = "AWQ")
     if f"{layer}.qzeros" in tensors:
         zeros = checked(tensors, f"{layer}.qzeros", ("I32",), (groups, rows // _WORD))
         names.append(f"{layer}.qzeros")
-    source = IntegerRows(
+    source = StoredRows(
         codes=lambda first, last: _channels(qweight.values(), first, last),
         scales=lambda first, last: float_array(scales, names[1])[:, first:last].T,
         zeros=None if zeros is None else lambda first, last: _channels(zeros.values(), first, last),

@@ -8,21 +8,39 @@ brings one to the other, without a change of value, is a `Grouping`:
             brought into the same order
     size    the greatest size that divides every group; a group of several such pieces repeats its scale
     pick    the checkpoint's group that each piece belongs to
+
+Codes come as integers with scales and zero points, or as levels, and are stored in types that OpenVINO has:
+
+    w = s · (q − z)        q, z in 0 … 2^b − 1
+
+Where every zero point is the middle, 2^(b−1), the weight is symmetric and needs none:
+
+    bits           symmetric                      else
+    2              u2, 2 subtracted (a scalar)    u2, zero points i8 (unsigned ones do not run on every CPU)
+    3              i4 (q − 4)                     u4, zero points u4
+    4              i4 (q − 8)                     u4, zero points u4
+    5, 6, 7        i8 (q − 2^(b−1))               u8, zero points u8
+    8              i8 (q − 128)                   u8, zero points u8
+
+OpenVINO's u3 and u6 hold 3 and 6 bits, but no plugin runs from them. The numbers are the same in all cases.
+
+Codes that stand for levels (8-bit floats, e2m1, NF4, entries of a table) keep their bits as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 
 import numpy as np
 import numpy.typing as npt
 
-from ov_weight_compression.ir_utils.errors import ModelError
+from ov_weight_compression.ir_utils.errors import ModelError, WorkError
 from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.quantization.encode import decode_rows, encode_rows
-from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL, Encoded, Spec
+from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL, Encoded, Format, Spec, stored_codebook
+from ov_weight_compression.quantization.reference import scale_values, unusable
 
 Rows = Callable[[int, int], Encoded]
 
@@ -91,24 +109,10 @@ class QuantisedWeight:
         return values
 
 
-def group_word(size: int, columns: int) -> str:
-    """Groups of a size, for people."""
-    return "per channel" if size < 0 or size == columns else f"g{size}"
-
-
 def row_blocks(rows: int, columns: int) -> list[tuple[int, int]]:
     """The rows of a weight in pieces of a few megabytes."""
     step = max(8, _BLOCK_ELEMENTS // max(1, columns) // 8 * 8)
     return [(first, min(first + step, rows)) for first in range(0, rows, step)]
-
-
-def exact_scale_type(scales: Array) -> str:
-    """The narrower of `f16` and `f32` that holds these scales without a loss."""
-    if scales.dtype == np.float16:
-        return "f16"
-    with np.errstate(over="ignore"):
-        same = scales.astype(np.float16).astype(np.float32) == scales
-    return "f16" if bool(np.all(same | np.isnan(scales))) else "f32"
 
 
 def requantised(weight: QuantisedWeight, reason: str) -> QuantisedWeight:
@@ -213,3 +217,164 @@ def grouping_of(index: Array, name: str, count: int) -> Grouping:
     sizes = np.diff(starts, append=groups.size)
     size = int(np.gcd.reduce(sizes)) if sizes.size else 1
     return Grouping(groups.size, size, groups[::size], order)
+
+
+CodeRows = npt.NDArray[np.uint8]
+_FORMATS = {2: ("int2_sym", "int2_asym"), 4: ("int4_sym", "int4_asym"), 8: ("int8_sym", "int8_asym")}
+_SMALLEST_GROUP = 4
+"""Smaller groups would take more bytes than the codes they are for."""
+_DTYPES = {"f16": np.float16, "f32": np.float32, "f8e8m0": np.uint8, "f8e4m3": np.uint8}
+_NAN = 0x7F
+"""e4m3's only codes that are no number: all ones but for the sign."""
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """Where the rows `first` to `last` of a layer come from, groups and columns as the checkpoint has them."""
+
+    codes: Callable[[int, int], CodeRows]
+    """[n, in]: integers of b bits as 0 … 2^b − 1; of levels the bit patterns."""
+    scales: Callable[[int, int], Array]
+    """[n, groups]: f16 or f32; bit patterns where the format's scales are f8e8m0 or f8e4m3."""
+    zeros: Callable[[int, int], CodeRows] | None = None
+    """[n, groups], 0 … 2^b − 1; None where all are 2^(b−1)."""
+    any_rows: Callable[[Array], tuple[CodeRows, Array, CodeRows | None]] | None = None
+    """The three for rows by their numbers, where a layout can pick them without reading everything between."""
+
+
+def integer_weight(
+    name: str,
+    kind: str,
+    shape: tuple[int, ...],
+    bits: int,
+    grouping: Grouping,
+    source: StoredRows,
+    tensors: tuple[str, ...],
+    said_group: int = 0,
+) -> QuantisedWeight:
+    """The weight of a layer with `bits` of 2 to 8. Scales and zero points are looked at now, codes when asked for.
+
+    `said_group` is the group size that people know, where groups had to be cut.
+
+    Raises:
+        ModelError: a scale is not finite.
+    """
+    middle, pick, blocks = 1 << (bits - 1), source.any_rows, row_blocks(prod(shape[:-1]), grouping.columns)
+    symmetric = source.zeros is None or all((source.zeros(*block) == middle).all() for block in blocks)
+    width = 2 if bits == 2 else 4 if bits <= 4 else 8
+    row = FORMATS[_FORMATS[width][0 if symmetric else 1]]
+    scale_type, largest = _look_at_scales(name, source, blocks, row)
+
+    def encoded(codes: CodeRows, scales: Array, zeros: CodeRows | None) -> Encoded:
+        if symmetric and width > 2:
+            codes = (codes - np.uint8(middle)) & np.uint8((1 << width) - 1)
+        own = None if symmetric or zeros is None else np.ascontiguousarray(grouping.spread(zeros))
+        wide = grouping.spread(scales).astype(_DTYPES[scale_type], copy=False)
+        return Encoded(grouping.ordered(codes), np.ascontiguousarray(wide), own)
+
+    def read(first: int, last: int) -> Encoded:
+        zeros = None if symmetric or source.zeros is None else source.zeros(first, last)
+        return encoded(source.codes(first, last), source.scales(first, last), zeros)
+
+    weight = QuantisedWeight(
+        name=name,
+        kind=f"{kind} {_group_word(said_group or grouping.size, grouping.columns)}",
+        shape=shape,
+        spec=Spec(row, PER_CHANNEL if grouping.size == grouping.columns else grouping.size, scale_type),
+        rows=read,
+        tensors=tensors,
+        absmax=largest * row.top,
+        any_rows=None if pick is None else lambda numbers: encoded(*pick(numbers)),
+        order=grouping.order,
+        notes=() if width == bits else (f"{bits}-bit codes kept in {width} bits",),
+    )
+    if grouping.size < _SMALLEST_GROUP and grouping.size < grouping.columns:
+        return requantised(weight, "its groups have no common size")
+    return weight
+
+
+def level_weight(
+    name: str,
+    kind: str,
+    shape: tuple[int, ...],
+    row: Format,
+    grouping: Grouping,
+    source: StoredRows,
+    tensors: tuple[str, ...],
+    tensor_scale: np.float32 | None = None,
+    notes: tuple[str, ...] = (),
+    said_group: int = 0,
+) -> QuantisedWeight:
+    """The weight of a layer in the format `row`. Scales are looked at now, codes when they are asked for.
+
+    `said_group` is the group size that people know, where groups had to be cut.
+
+    Raises:
+        ModelError: a scale is not finite, or the format does not have groups of this size.
+    """
+    if row.fixed_group and grouping.size != row.default_group:
+        raise ModelError(f"{name}: groups of {grouping.size}, where {row.name} has groups of {row.default_group}")
+    blocks = row_blocks(prod(shape[:-1]), grouping.columns)
+    scale_type, largest = _look_at_scales(name, source, blocks, row, tensor_scale)
+    table = stored_codebook(row)
+
+    def read(first: int, last: int) -> Encoded:
+        codes = grouping.ordered(source.codes(first, last))
+        if row.storage == "f8e4m3" and bool(((codes & _NAN) == _NAN).any()):
+            raise WorkError(f"{name}: a value is not a number: the checkpoint is broken")
+        scales = grouping.spread(source.scales(first, last)).astype(_DTYPES[scale_type], copy=False)
+        return Encoded(codes, np.ascontiguousarray(scales), None, tensor_scale, table)
+
+    group, whole = said_group or grouping.size, grouping.size == grouping.columns and not row.fixed_group
+    return QuantisedWeight(
+        name=name,
+        kind=f"{kind} " + (f"g{group}" if row.fixed_group else _group_word(group, grouping.columns)),
+        shape=shape,
+        spec=Spec(row, PER_CHANNEL if whole else grouping.size, scale_type),
+        rows=read,
+        tensors=tensors,
+        absmax=largest * row.top,
+        order=grouping.order,
+        tensor_scale=tensor_scale,
+        notes=notes,
+    )
+
+
+def _look_at_scales(
+    name: str,
+    source: StoredRows,
+    blocks: Sequence[tuple[int, int]],
+    row: Format,
+    tensor_scale: np.float32 | None = None,
+) -> tuple[str, float]:
+    """The type that holds all scales of a weight without a loss, and the largest magnitude among them.
+
+    Raises:
+        ModelError: one of them is not finite.
+    """
+    scale_type, largest = row.scale, 0.0
+    wide = Spec(row, row.default_group, "f32" if row.scale == "f16" else row.scale)
+    for first, last in blocks:
+        scales = source.scales(first, last)
+        if unusable(scales, wide.scale_type):
+            raise ModelError(f"{name}: a scale is not finite: the checkpoint is broken")
+        largest = max(largest, float(np.abs(scale_values(scales, wide, tensor_scale)).max(initial=0)))
+        if row.scale == "f16" and not _are_halves(scales):
+            scale_type = "f32"
+    return scale_type, largest
+
+
+def _are_halves(scales: Array) -> bool:
+    """Whether f16 holds these scales without a loss."""
+    with np.errstate(over="ignore"):
+        return scales.dtype == np.float16 or bool((scales.astype(np.float16).astype(np.float32) == scales).all())
+
+
+def _group_word(size: int, columns: int) -> str:
+    """Groups of a size, for people."""
+    return "per channel" if size == columns else f"g{size}"
+
+
+def counted_from_zero(signed: Array) -> CodeRows:
+    """Signed bytes, counted from the smallest: q + 128."""
+    return np.asarray(np.ascontiguousarray(signed).view(np.uint8) ^ np.uint8(0x80))

@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ov_weight_compression.checkpoints import export as export_module
 from ov_weight_compression.checkpoints import from_checkpoint, read_checkpoint
-from ov_weight_compression.checkpoints.explain import TensorPlaces
-from ov_weight_compression.checkpoints.export import missing_package
-from ov_weight_compression.checkpoints.skeleton import explain_constants
+from ov_weight_compression.checkpoints import opening as export_module
+from ov_weight_compression.checkpoints.explain import TensorPlaces, explain_constants
+from ov_weight_compression.checkpoints.opening import missing_package
 from ov_weight_compression.cli import main
 from ov_weight_compression.cli.compress_files import compress_path
 from ov_weight_compression.ir_utils.errors import CompressionWarning, ModelError

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ov_weight_compression.checkpoints.newer_config import older_config
+from ov_weight_compression.checkpoints.export_worker import older_config
 from ov_weight_compression.ir_utils.errors import ModelError
 
 

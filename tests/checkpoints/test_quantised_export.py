@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ov_weight_compression.checkpoints import export as export_module
-from ov_weight_compression.checkpoints.export import missing_package
+from ov_weight_compression.checkpoints import opening as export_module
+from ov_weight_compression.checkpoints.opening import missing_package
 
 pytestmark = [
     pytest.mark.skipif(missing_package() is not None, reason=f"needs {missing_package()}: the extra 'checkpoint'"),

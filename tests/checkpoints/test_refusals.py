@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ov_weight_compression.checkpoints import export as export_module
 from ov_weight_compression.checkpoints import from_checkpoint
-from ov_weight_compression.checkpoints.export import missing_package
+from ov_weight_compression.checkpoints import opening as export_module
+from ov_weight_compression.checkpoints.opening import missing_package
 from ov_weight_compression.cli import main
 from ov_weight_compression.ir_utils.errors import ModelError, WorkError
 from tests.checkpoints.files import write_folder

@@ -10,15 +10,15 @@ import openvino as ov
 import openvino.opset13 as opset
 import pytest
 
-from ov_weight_compression.checkpoints.explain import FileSpans, TensorPlaces, address_of, sum_of_bits
-from ov_weight_compression.checkpoints.safetensors_file import StoredTensor, mapped_constants, read_header
-from ov_weight_compression.checkpoints.skeleton import (
-    Placed,
+from ov_weight_compression.checkpoints.explain import (
+    FileSpans,
+    TensorPlaces,
+    address_of,
     explain_constants,
-    fill,
-    read_skeleton,
-    write_skeleton,
+    sum_of_bits,
 )
+from ov_weight_compression.checkpoints.safetensors_file import StoredTensor, mapped_constants, read_header
+from ov_weight_compression.checkpoints.skeleton import Placed, fill, read_skeleton, write_skeleton
 from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.saving import save_model
 from tests.checkpoints.files import write_tensors

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ov_weight_compression.checkpoints import read_checkpoint
-from ov_weight_compression.checkpoints.export_worker import _Accounts
+from ov_weight_compression.checkpoints.tensor_accounts import TensorAccounts
 from tests.checkpoints.files import write_folder
 
 
@@ -24,7 +24,7 @@ class Parameter:
 
 def test_a_parameter_that_has_moved_is_not_taken_for_what_lies_there_now(tmp_path: Path) -> None:
     folder = write_folder(tmp_path, {"model.safetensors": {"a": np.ones(4, np.float16)}}, {"model_type": "llama"})
-    accounts = _Accounts(read_checkpoint(folder), set())
+    accounts = TensorAccounts(read_checkpoint(folder), set())
     first = Parameter(1000)
     accounts._copies[1000] = "a", weakref.ref(first)
     assert accounts._copy_at(1000) == "a"

@@ -14,12 +14,18 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from ov_weight_compression.checkpoints.explain import TensorPlaces
-from ov_weight_compression.checkpoints.export import Exported, HolesReadError, Skeleton
+from ov_weight_compression.checkpoints.explain import TensorPlaces, explain_constants
 from ov_weight_compression.checkpoints.folder import read_checkpoint
-from ov_weight_compression.checkpoints.opening import export_opened, open_checkpoint, open_exported
+from ov_weight_compression.checkpoints.opening import (
+    Exported,
+    HolesReadError,
+    Skeleton,
+    export_opened,
+    open_checkpoint,
+    open_exported,
+)
 from ov_weight_compression.checkpoints.safetensors_file import mapped_constants
-from ov_weight_compression.checkpoints.skeleton import explain_constants, write_skeleton
+from ov_weight_compression.checkpoints.skeleton import write_skeleton
 from ov_weight_compression.checkpoints.virtual_folder import HOLES, forget_reads, holes_read, write_virtual_folder
 from ov_weight_compression.cli import main
 from ov_weight_compression.cli.compress_files import compress_path
@@ -44,35 +50,36 @@ def folder(tmp_path: Path) -> Path:
     return made
 
 
-def shown(folder: Path, to: Path, dequantised: tuple[str, ...] = ()) -> Any:
+def shown(folder: Path, to: Path, dequantised: tuple[str, ...] = ()) -> tuple[Path, tuple[str, ...]]:
+    """A virtual folder of a checkpoint, and the tensors that count in it."""
     opened = open_checkpoint(folder)
     to.mkdir()
-    return write_virtual_folder(opened.checkpoint, opened.quantised, dequantised, to)
+    return to, write_virtual_folder(opened.checkpoint, opened.quantised, dequantised, to)
 
 
 def test_the_folder_is_a_float_checkpoint_that_takes_no_disk(folder: Path, tmp_path: Path) -> None:
-    virtual = shown(folder, tmp_path / "shown")
-    read = read_checkpoint(virtual.folder)
+    virtual, tensors = shown(folder, tmp_path / "shown")
+    read = read_checkpoint(virtual)
     assert read.quantization is None
     assert read.config["torch_dtype"] == "bfloat16"
-    assert set(virtual.tensors) == {name for name in constants(models.llama()) if name.endswith("weight")}
+    assert set(tensors) == {name for name in constants(models.llama()) if name.endswith("weight")}
     projection = read.tensors["model.layers.0.mlp.up_proj.weight"]
     assert (projection.dtype, projection.shape) == ("BF16", (96, 64))
     assert not projection.values().any()
     norm = read.tensors["model.norm.weight"]
     np.testing.assert_array_equal(norm.values(), read_checkpoint(folder).tensors["model.norm.weight"].values())
-    holes = (virtual.folder / HOLES).stat()
+    holes = (virtual / HOLES).stat()
     assert holes.st_blocks * 512 <= 1 << 16 < holes.st_size / 16
-    assert (virtual.folder / "tokenizer.json").is_symlink()
-    assert not (virtual.folder / "quantize_config.json").exists()
+    assert (virtual / "tokenizer.json").is_symlink()
+    assert not (virtual / "quantize_config.json").exists()
 
 
 def test_weights_that_an_exporter_computes_with_have_their_values(folder: Path, tmp_path: Path) -> None:
     name = "model.layers.1.self_attn.o_proj.weight"
-    virtual = shown(folder, tmp_path / "shown", (name,))
-    stored = read_checkpoint(virtual.folder).tensors[name]
+    virtual, _ = shown(folder, tmp_path / "shown", (name,))
+    stored = read_checkpoint(virtual).tensors[name]
     np.testing.assert_array_equal(stored.values(), open_checkpoint(folder).quantised[name].values(0, 64))
-    index = json.loads((virtual.folder / "model.safetensors.index.json").read_text())["weight_map"]
+    index = json.loads((virtual / "model.safetensors.index.json").read_text())["weight_map"]
     assert index[name] != HOLES
 
 
@@ -87,34 +94,34 @@ def test_a_file_that_has_codes_by_the_float_weights_name_is_not_shown(tmp_path: 
     group = {"targets": ["Linear"], "weights": {"num_bits": 8}}
     said = {"quant_method": "compressed-tensors", "format": "int-quantized", "config_groups": {"group_0": group}}
     folder = write_checkpoint(tmp_path / "hf", tensors, {"quantization_config": said, "torch_dtype": "float16"})
-    virtual = shown(folder, tmp_path / "shown")
-    read = read_checkpoint(virtual.folder)
-    assert set(read.tensors) - {name for name in read.tensors if name.startswith("gap")} == set(virtual.tensors)
+    virtual, tensors = shown(folder, tmp_path / "shown")
+    read = read_checkpoint(virtual)
+    assert set(read.tensors) - {name for name in read.tensors if name.startswith("gap")} == set(tensors)
     assert (read.tensors["a.up.weight"].dtype, read.tensors["a.up.weight"].file.name) == ("F16", HOLES)
     np.testing.assert_array_equal(read.tensors["a.norm.weight"].values(), np.arange(32))
     assert read.tensors["a.table.weight"].file.name == HOLES
-    again = shown(folder, tmp_path / "again", ("a.table.weight",))
-    assert (read_checkpoint(again.folder).tensors["a.table.weight"].values() == 1).all()
+    again, _ = shown(folder, tmp_path / "again", ("a.table.weight",))
+    assert (read_checkpoint(again).tensors["a.table.weight"].values() == 1).all()
 
 
 def test_the_pages_say_which_hole_was_read(folder: Path, tmp_path: Path) -> None:
-    virtual = shown(folder, tmp_path / "shown")
-    holes = np.memmap(virtual.folder / HOLES, np.uint8, "r")
-    assert holes_read(virtual.folder) == []
-    tensors = read_checkpoint(virtual.folder).tensors
+    virtual, _ = shown(folder, tmp_path / "shown")
+    holes = np.memmap(virtual / HOLES, np.uint8, "r")
+    assert holes_read(virtual) == []
+    tensors = read_checkpoint(virtual).tensors
     one = tensors["model.layers.1.mlp.down_proj.weight"]
     assert holes[one.offset + one.nbytes - 1] == 0
-    assert holes_read(virtual.folder) == ["model.layers.1.mlp.down_proj.weight"]
+    assert holes_read(virtual) == ["model.layers.1.mlp.down_proj.weight"]
     assert holes[tensors["model.layers.0.self_attn.q_proj.weight"].offset] == 0
-    assert len(holes_read(virtual.folder)) == 2
-    forget_reads(virtual.folder)
-    assert holes_read(virtual.folder) == []
+    assert len(holes_read(virtual)) == 2
+    forget_reads(virtual)
+    assert holes_read(virtual) == []
 
 
 def exported(folder: Path, work: Path) -> Exported:
     """What an exporter would make of the folder's holes: a graph whose constants lie in its files."""
-    virtual = shown(folder, work / "shown")
-    read = read_checkpoint(virtual.folder)
+    virtual, _ = shown(folder, work / "shown")
+    read = read_checkpoint(virtual)
     model = models.llama(dtype="f16")
     named = {name: node for name, node in constants(model).items() if name in read.tensors}
     stored = [read.tensors[name] for name in named]
@@ -126,7 +133,7 @@ def exported(folder: Path, work: Path) -> Exported:
     output = work / "export"
     output.mkdir()
     placed = write_skeleton(model, output / "openvino_model.xml", explained.stored)
-    assert holes_read(virtual.folder) == []
+    assert holes_read(virtual) == []
     return Exported(output, {"openvino_model.xml": Skeleton(placed, {})}, {})
 
 

@@ -9,14 +9,7 @@ import pytest
 
 from ov_weight_compression.checkpoints.layouts.bitsandbytes_layout import bitsandbytes_int8, bitsandbytes_weight
 from ov_weight_compression.ir_utils.errors import ModelError
-from tests.checkpoints.quantised_writers import (
-    FP4_VALUES,
-    NF4_VALUES,
-    Array,
-    MemoryTensor,
-    nibble_pairs,
-    tensor,
-)
+from tests.checkpoints.quantised_writers import FP4_VALUES, NF4_VALUES, Array, MemoryTensor, nibble_pairs, tensor
 
 
 def four_bits(
