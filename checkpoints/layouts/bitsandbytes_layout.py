@@ -22,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ov_weight_compression.checkpoints.layouts.quantised_weight import (
+    LayoutRows,
     QuantisedWeight,
-    StoredRows,
     counted_from_zero,
     integer_weight,
     level_weight,
@@ -92,7 +92,7 @@ def bitsandbytes_weight(tensors: Tensors, name: str) -> QuantisedWeight:
         return found.reshape(last - first, columns // size)
 
     grouping = plain_grouping(columns, size, columns // size, name)
-    source = StoredRows(codes, scales)
+    source = LayoutRows(codes, scales)
     kind = f"bitsandbytes {said.type}"
     weight = level_weight(name, kind, (rows, columns), row, grouping, source, tuple(names), None, notes, block)
     return requantised(weight, f"blocks of {block} run across rows") if size < _SMALLEST_GROUP else weight
@@ -150,7 +150,7 @@ def bitsandbytes_int8(tensors: Tensors, layer: str) -> QuantisedWeight:
         names.append(f"{layer}.weight_format")
         if tensors[names[-1]].values().any():
             raise ModelError(f"{names[-1]}: its weight is arranged for a GPU's kernel; save it with row-major weights")
-    source = StoredRows(
+    source = LayoutRows(
         codes=lambda first, last: counted_from_zero(weight.values()[first:last]),
         scales=lambda first, last: maxima.values()[first:last, None] / np.float32(127),
         zeros=None,

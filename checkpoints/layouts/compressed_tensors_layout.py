@@ -27,8 +27,8 @@ import numpy.typing as npt
 from ov_weight_compression.checkpoints.layouts.float_layouts import fp8_weight, mxfp4_weight, nvfp4_weight, scale_grid
 from ov_weight_compression.checkpoints.layouts.quantised_weight import (
     Grouping,
+    LayoutRows,
     QuantisedWeight,
-    StoredRows,
     counted_from_zero,
     grouping_of,
     integer_weight,
@@ -99,7 +99,7 @@ def _packed(tensors: Tensors, layer: str, scheme: CompressedTensorsScheme) -> Qu
             own,
         )
 
-    source = StoredRows(
+    source = LayoutRows(
         any_rows=any_rows,
         codes=lambda first, last: _stream(packed.values().reshape(-1, words)[first:last], bits, columns, dense),
         scales=scale.of,
@@ -168,7 +168,7 @@ def _integers(tensors: Tensors, layer: str, scheme: CompressedTensorsScheme) -> 
         def zeros(first: int, last: int) -> npt.NDArray[np.uint8]:
             return counted_from_zero(grid.bits(first, last))
 
-    source = StoredRows(
+    source = LayoutRows(
         codes=lambda first, last: counted_from_zero(weight.values().reshape(-1, columns)[first:last]),
         scales=scale.of,
         zeros=zeros,

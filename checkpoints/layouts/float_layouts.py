@@ -30,8 +30,8 @@ from math import prod
 import numpy as np
 
 from ov_weight_compression.checkpoints.layouts.quantised_weight import (
+    LayoutRows,
     QuantisedWeight,
-    StoredRows,
     level_weight,
     plain_grouping,
 )
@@ -131,7 +131,7 @@ def fp8_weight(
     columns = shape[-1]
     powers = grid.tensor.dtype in ("F8_E8M0", "U8") and grid.wide == 32
     row = FORMATS["mxfp8_e4m3" if powers else "fp8_e4m3"]
-    source = StoredRows(
+    source = LayoutRows(
         codes=lambda first, last: tensor.values().reshape(-1, columns)[first:last],
         scales=(lambda first, last: grid.tensor.values().reshape(-1, columns // 32)[first:last]) if powers else grid.of,
     )
@@ -187,7 +187,7 @@ def _e2m1(
     if columns % group:
         raise ModelError(f"{packed}: has {columns} input channels, which groups of {group} do not divide")
     stored = checked(tensors, scales, scale_types, (*shape[:-1], columns // group))
-    source = StoredRows(
+    source = LayoutRows(
         codes=lambda first, last: codes_of(codes.values().reshape(-1, columns // 2)[first:last], 4, columns),
         scales=lambda first, last: stored.values().view(np.uint8).reshape(-1, columns // group)[first:last],
     )
@@ -205,7 +205,7 @@ def gpt_oss_weight(tensors: Tensors, name: str) -> QuantisedWeight:
     experts, rows, groups, _ = blocks.shape
     columns = groups * 32
     scales = checked(tensors, f"{name}_scales", _E8M0, (experts, rows, groups))
-    source = StoredRows(
+    source = LayoutRows(
         codes=lambda first, last: codes_of(blocks.values().reshape(-1, columns // 2)[first:last], 4, columns),
         scales=lambda first, last: scales.values().reshape(-1, groups)[first:last],
     )

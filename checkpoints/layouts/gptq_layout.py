@@ -36,8 +36,8 @@ import numpy.typing as npt
 
 from ov_weight_compression.checkpoints.layouts.quantised_weight import (
     Grouping,
+    LayoutRows,
     QuantisedWeight,
-    StoredRows,
     grouping_of,
     integer_weight,
     plain_grouping,
@@ -98,7 +98,7 @@ def gptq_weight(tensors: Tensors, layer: str, variant: GptqVariant) -> Quantised
         picked = np.take(qweight.values(), numbers, axis=1).T
         return codes_of(picked, bits, columns), float_array(scales, names[1])[:, numbers].T, own
 
-    source = StoredRows(
+    source = LayoutRows(
         any_rows=any_rows,
         codes=codes,
         scales=lambda first, last: float_array(scales, names[1])[:, first:last].T,
@@ -154,7 +154,7 @@ def awq_weight(tensors: Tensors, layer: str, group_size: int, kind: str = "AWQ")
     if f"{layer}.qzeros" in tensors:
         zeros = checked(tensors, f"{layer}.qzeros", ("I32",), (groups, rows // _WORD))
         names.append(f"{layer}.qzeros")
-    source = StoredRows(
+    source = LayoutRows(
         codes=lambda first, last: _channels(qweight.values(), first, last),
         scales=lambda first, last: float_array(scales, names[1])[:, first:last].T,
         zeros=None if zeros is None else lambda first, last: _channels(zeros.values(), first, last),

@@ -229,7 +229,7 @@ _NAN = 0x7F
 
 
 @dataclass(frozen=True)
-class StoredRows:
+class LayoutRows:
     """Where the rows `first` to `last` of a layer come from, groups and columns as the checkpoint has them."""
 
     codes: Callable[[int, int], CodeRows]
@@ -248,7 +248,7 @@ def integer_weight(
     shape: tuple[int, ...],
     bits: int,
     grouping: Grouping,
-    source: StoredRows,
+    source: LayoutRows,
     tensors: tuple[str, ...],
     said_group: int = 0,
 ) -> QuantisedWeight:
@@ -299,7 +299,7 @@ def level_weight(
     shape: tuple[int, ...],
     row: Format,
     grouping: Grouping,
-    source: StoredRows,
+    source: LayoutRows,
     tensors: tuple[str, ...],
     tensor_scale: np.float32 | None = None,
     notes: tuple[str, ...] = (),
@@ -342,7 +342,7 @@ def level_weight(
 
 def _look_at_scales(
     name: str,
-    source: StoredRows,
+    source: LayoutRows,
     blocks: Sequence[tuple[int, int]],
     row: Format,
     tensor_scale: np.float32 | None = None,

@@ -23,8 +23,8 @@ import numpy as np
 
 from ov_weight_compression.checkpoints.layouts.float_layouts import fp8_weight, scale_grid
 from ov_weight_compression.checkpoints.layouts.quantised_weight import (
+    LayoutRows,
     QuantisedWeight,
-    StoredRows,
     counted_from_zero,
     integer_weight,
     plain_grouping,
@@ -85,7 +85,7 @@ def torchao_weight(tensors: Tensors, name: str, said: Mapping[str, Any]) -> Quan
         names.append(zero)
         stored = checked(tensors, zero, ("I8",), grid.tensor.shape)
         zeros = replace(grid, tensor=stored, name=zero).bits
-    source = StoredRows(
+    source = LayoutRows(
         codes=lambda first, last: counted_from_zero(weight.values().reshape(-1, columns)[first:last]),
         scales=grid.of,
         zeros=None if zeros is None else lambda first, last: counted_from_zero(zeros(first, last)),
@@ -112,7 +112,7 @@ def _int4(tensors: Tensors, name: str, data: str, scale: str, zero: str) -> Quan
     zeros = checked(tensors, zero, ("F32", "F16", "BF16"), scales.shape)
     if float_array(zeros, zero).any():
         raise ModelError(f"{zero}: fractional zero points are not read; quantise symmetrically, or with zero points i8")
-    source = StoredRows(
+    source = LayoutRows(
         codes=lambda first, last: codes_of(weight.values()[first:last].view(np.uint8), 4, columns) ^ np.uint8(8),
         scales=lambda first, last: float_array(scales, scale)[:, first:last].T,
         zeros=None,
