@@ -19,7 +19,7 @@ from functools import partial
 
 import openvino as ov
 
-from ov_weight_compression.ir_utils.types import FLOAT_TYPES
+from ov_weight_compression.ir_utils.types import FLOAT_TYPES, sizes_of
 from ov_weight_compression.patterns.graphs import graphs_of, is_postponed
 
 Shape = tuple[int, ...]
@@ -66,7 +66,7 @@ def places_of(model: ov.Model) -> list[Place]:
     found = []
     for graph in graphs_of(model):
         for node, kind in graph.constants:
-            shape = tuple(int(size) for size in node.shape)
+            shape = sizes_of(node.shape)
             if kind not in FLOAT_TYPES or is_postponed(node) or not any(size > 1 for size in shape):
                 continue
             name, readers = node.get_friendly_name(), _readers(node)

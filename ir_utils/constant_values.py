@@ -21,7 +21,7 @@ import openvino as ov
 from openvino import opset13 as ops
 from openvino.utils.postponed_constant import PostponedConstant
 
-from ov_weight_compression.ir_utils.types import Array, Float32
+from ov_weight_compression.ir_utils.types import Array, Float32, sizes_of
 
 _PIECE_ELEMENTS = 1 << 21
 _ALIGN = 1 << 10
@@ -74,7 +74,7 @@ class ConstantValues:
 
     def __init__(self, output: Any, lead: int = 0, *, elements: int = _PIECE_ELEMENTS, align: int = _ALIGN) -> None:
         self._output, self._elements, self._align = output, elements, align
-        self.shape = tuple(int(size) for size in output.get_shape())
+        self.shape = sizes_of(output.get_shape())
         self._lead = lead or 1
         while not lead and self._lead < len(self.shape) - 1 and math.prod(self.shape[self._lead :]) > elements:
             self._lead += 1
@@ -107,7 +107,7 @@ class ConstantValues:
         evaluate = _EVALUATORS.get(node.get_type_name())
         found = evaluate(self, node, start, stop) if evaluate else None
         if found is None:
-            shape = tuple(output.get_shape())
+            shape = sizes_of(output.get_shape())
             found = self._keep(output, _compiled).reshape(self._split(shape)[0], *shape[self._lead :])[start:stop]
         return found
 
@@ -121,7 +121,7 @@ class ConstantValues:
 
     def _all(self, output: Any) -> Float32:
         """Every value in the output's own shape, kept: for an operation that cannot be taken in pieces."""
-        shape = tuple(output.get_shape())
+        shape = sizes_of(output.get_shape())
         return self._keep(output, lambda value: self._rows(value, 0, self._split(shape)[0]).reshape(shape))
 
     def _keep(self, output: Any, evaluate: Callable[[Any], Float32]) -> Float32:
@@ -132,7 +132,7 @@ class ConstantValues:
     def _operand(self, output: Any, like: Sequence[int], start: int, stop: int) -> Array:
         """The rows of an operand that meet rows `start` to `stop` of a result of shape `like`, as broadcasting pairs
         them."""
-        own, lead = tuple(output.get_shape()), self._lead
+        own, lead = sizes_of(output.get_shape()), self._lead
         if len(own) == len(like) and own[:lead] == tuple(like[:lead]):
             return self._rows(output, start, stop)
         shape = (1,) * (len(like) - len(own)) + own
@@ -143,7 +143,7 @@ class ConstantValues:
 
 
 def _constant(values: ConstantValues, node: Any, start: int, stop: int) -> Float32 | None:
-    shape = tuple(node.get_output_shape(0))
+    shape = sizes_of(node.get_output_shape(0))
     width = values._split(shape)[1]
     kind = node.get_output_element_type(0)
     if kind.bitwidth < 8 and start * width % 8:
@@ -184,7 +184,7 @@ def _elementwise(
     function: Callable[[Array, Array], Array],
 ) -> Callable[[ConstantValues, Any, int, int], Float32 | None]:
     def evaluate(values: ConstantValues, node: Any, start: int, stop: int) -> Float32 | None:
-        shape = tuple(node.get_output_shape(0))
+        shape = sizes_of(node.get_output_shape(0))
         left, right = (values._operand(node.input_value(port), shape, start, stop) for port in (0, 1))
         return np.asarray(function(left, right), dtype=np.float32)
 
@@ -193,7 +193,7 @@ def _elementwise(
 
 def _reshape(values: ConstantValues, node: Any, start: int, stop: int) -> Float32 | None:
     """Rows of the result are consecutive elements, and lie in consecutive rows of what is reshaped."""
-    source, target = tuple(node.input_value(0).get_shape()), tuple(node.get_output_shape(0))
+    source, target = sizes_of(node.input_value(0).get_shape()), sizes_of(node.get_output_shape(0))
     width, whole = values._split(target)[1], values._split(source)[1]
     first, last = start * width // whole, -(-stop * width // whole)
     flat = values._rows(node.input_value(0), first, last).reshape(-1)
@@ -205,7 +205,7 @@ def _transpose(values: ConstantValues, node: Any, start: int, stop: int) -> Floa
     if order.get_type_name() != "Constant":
         return None
     axes = [int(axis) for axis in order.data.reshape(-1)] or None
-    source, shape = node.input_value(0), tuple(node.get_output_shape(0))
+    source, shape = node.input_value(0), sizes_of(node.get_output_shape(0))
     whole = values._keep(node.output(0), lambda _: np.ascontiguousarray(values._all(source).transpose(axes)))
     return whole.reshape(values._split(shape)[0], *shape[values._lead :])[start:stop]
 

@@ -29,6 +29,7 @@ import openvino as ov
 from openvino import opset13 as ops
 
 from ov_weight_compression.ir_utils.device_facts import EXPANDED_STORAGE
+from ov_weight_compression.ir_utils.types import sizes_of
 
 _FOLDING_MARK = "DisableConstantFolding_0"
 _DECOMPRESSION_MARK = "decompression_0"
@@ -104,7 +105,7 @@ def build_dequantization(
         value = add(ops.multiply(value, parts.tensor_scale), "tensor_scale/multiply")
     elif kept_from_codes:
         value = add(ops.multiply(value, ops.constant(np.float32(1))), "one")
-    if tuple(value.get_output_shape(0)) != shape:
+    if sizes_of(value.get_output_shape(0)) != shape:
         target = add(ops.constant(np.array(shape, dtype=np.int64)), "shape")
         value = add(ops.reshape(value, target, special_zero=False), "reshape")
     if folded:

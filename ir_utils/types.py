@@ -19,6 +19,12 @@ FLOAT_TYPES = ("f16", "bf16", "f32", "f64")
 _NUMPY_TYPES = ("f16", "f32", "f64", "i8", "i16", "i32", "i64", "u8", "u16", "u32", "u64", "boolean")
 
 
+def sizes_of(shape: ov.Shape) -> tuple[int, ...]:
+    """The sizes that an `ov.Shape` holds. Iterating over one takes ten times as long: the binding ends that with an
+    exception."""
+    return tuple(map(shape.__getitem__, range(len(shape))))
+
+
 def element_type(name: str) -> ov.Type:
     """OpenVINO's element type of that name ("u4"). `ov.Type(name)` would read it as numpy's, where u4 has 4 bytes."""
     kind: ov.Type = getattr(ov.Type, name)

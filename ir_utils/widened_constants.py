@@ -17,7 +17,7 @@ from ov_weight_compression.ir_utils.file_mappings import FileMappings
 from ov_weight_compression.ir_utils.layout import Layout
 from ov_weight_compression.ir_utils.lazy_weight import LazyWeight, Part, Sink
 from ov_weight_compression.ir_utils.pipeline import Pipeline
-from ov_weight_compression.ir_utils.types import Array
+from ov_weight_compression.ir_utils.types import Array, sizes_of
 from ov_weight_compression.ir_utils.weight_source import ConstantSource
 from ov_weight_compression.ir_utils.worker_pool import Task
 
@@ -62,7 +62,7 @@ class _Widened:
 
     def __init__(self, constant: Any, mappings: FileMappings) -> None:
         self.name = str(constant.get_friendly_name())
-        shape = tuple(int(size) for size in constant.shape)
+        shape = sizes_of(constant.shape)
         self._source = ConstantSource(constant, Layout.of(shape, (len(shape) - 1,)), mappings, "f32")
         self.parts: Mapping[str, Part] = {"values": Part("f32", shape)}
         self.nbytes = self.parts["values"].nbytes

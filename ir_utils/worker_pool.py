@@ -26,6 +26,7 @@ _R = TypeVar("_R")
 Held = Callable[[], AbstractContextManager[object]]
 """What each thread enters for as long as it works: resources that are freed with the last one."""
 
+_TURNS = 64
 _IDLE_SECONDS = 0.1
 _IDLE_TIMES = 10  # with a look in between at whether the interpreter ends
 
@@ -96,11 +97,13 @@ def default_threads() -> int:
 
 
 def in_threads(function: Callable[[_T], _R], parts: Sequence[_T], threads: int) -> list[_R]:
-    """The function's results for all parts, in their order."""
+    """The function's results for all parts, in their order; a thread takes several at a time where there are many."""
     if threads == 1 or len(parts) < 2:
         return [function(part) for part in parts]
+    step = -(-len(parts) // (threads * _TURNS))
     with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(function, parts))
+        shares = [parts[start : start + step] for start in range(0, len(parts), step)]
+        return [one for found in pool.map(lambda share: [function(part) for part in share], shares) for one in found]
 
 
 class Run:

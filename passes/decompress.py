@@ -27,7 +27,7 @@ from ov_weight_compression.ir_utils.lazy_weight import LazyWeight, Part, Sink
 from ov_weight_compression.ir_utils.metadata import drop_metadata
 from ov_weight_compression.ir_utils.option_kinds import OptionKind, check_model, choice, flag
 from ov_weight_compression.ir_utils.pipeline import Pipeline
-from ov_weight_compression.ir_utils.types import F16_MAX, Array
+from ov_weight_compression.ir_utils.types import F16_MAX, Array, sizes_of
 from ov_weight_compression.ir_utils.weight_source import source_at
 from ov_weight_compression.ir_utils.worker_pool import Task
 from ov_weight_compression.patterns import CompressedWeight, Roles, find_compressed, parse_roles
@@ -142,7 +142,7 @@ class _FloatWeight:
 
     def __init__(self, weight: CompressedWeight, dtype: str, mappings: FileMappings) -> None:
         self.name = weight.name
-        self.parts = {"values": Part(dtype, tuple(int(size) for size in weight.end.shape))}
+        self.parts = {"values": Part(dtype, sizes_of(weight.end.shape))}
         self.nbytes = self.parts["values"].nbytes
         self._source = source_at(weight.end, mappings)
 

@@ -23,6 +23,7 @@ constants, lazily computed or not, and this package's `save_model` does not.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -37,6 +38,7 @@ from ov_weight_compression.ir_utils.lazy_weight import LazyWeight
 from ov_weight_compression.ir_utils.pipeline import Pipeline
 from ov_weight_compression.ir_utils.postponed_constants import postponed_constant
 from ov_weight_compression.ir_utils.types import element_type
+from ov_weight_compression.ir_utils.weight_source import WeightSource
 from ov_weight_compression.passes.encoding import WeightEncoding, encoding_of
 from ov_weight_compression.passes.plan import Plan, PlannedWeight
 from ov_weight_compression.passes.weight_transpose import take_over_transpose
@@ -84,15 +86,21 @@ def with_equal_weights(plan: Plan) -> Plan:
     OpenVINO stores equal plain constants once, but postponed ones as often as there are nodes. Tied weights that an
     exporter left as two constants of one place in its file would be stored twice.
     """
-    encodings = [encoding_of(planned, plan) for planned in plan.weights]
+    sizes = Counter((planned.weight.shape, planned.absmax) for planned in plan.weights)
     found: list[list[int]] = []
     candidates: dict[Hashable, list[list[int]]] = {}
-    for place, (planned, encoding) in enumerate(zip(plan.weights, encodings, strict=True)):
+
+    def source(place: int) -> WeightSource:
+        return plan.sources[plan.weights[place].weight]
+
+    for place, planned in enumerate(plan.weights):
         others: list[list[int]] = []
-        if encoding.alike is not None and encoding.source is not None:
+        may_equal = sizes[planned.weight.shape, planned.absmax] > 1
+        alike = encoding_of(planned, plan).alike if may_equal else None
+        if alike is not None:
             chain = (planned.weight.body, planned.expanded, planned.kept_from_codes)
-            others = candidates.setdefault((encoding.alike, chain, encoding.source.fingerprint), [])
-        equals = next((places for places in others if _same_values(encodings[places[0]], encoding)), None)
+            others = candidates.setdefault((alike, chain, source(place).fingerprint), [])
+        equals = next((places for places in others if source(places[0]).equals(source(place))), None)
         if equals is None:
             equals = []
             others.append(equals)
@@ -116,10 +124,6 @@ def hold_small_constants(model: Any) -> None:
             held = ov.op.Constant(copy)
             held.set_friendly_name(constant.get_friendly_name())
             constant.output(0).replace(held.output(0))
-
-
-def _same_values(one: WeightEncoding, other: WeightEncoding) -> bool:
-    return one.source is not None and other.source is not None and one.source.equals(other.source)
 
 
 def _merged(equal: Sequence[PlannedWeight]) -> PlannedWeight:

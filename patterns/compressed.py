@@ -18,6 +18,7 @@ from math import prod
 
 import openvino as ov
 
+from ov_weight_compression.ir_utils.types import sizes_of
 from ov_weight_compression.patterns.follow import follow
 from ov_weight_compression.patterns.graphs import Graph, bytes_of, graphs_of, is_postponed
 from ov_weight_compression.patterns.roles import ROLES, Kind, Refusal, Role, Roles
@@ -179,7 +180,7 @@ def _chain_of(codes: ov.Node, storage: str, convert: ov.Node) -> _Chain | None:
         if storage not in _STORAGE_TYPES:
             return None
         nodes += _reader(nodes[-1], "Reshape")
-    code_shape = tuple(nodes[-1].get_output_shape(0))
+    code_shape = sizes_of(nodes[-1].get_output_shape(0))
     for subtract in _reader(nodes[-1], "Subtract") if table is None else ():
         points = _constants(subtract.input_value(1)) or ()
         if len(points) == 1:
@@ -189,20 +190,20 @@ def _chain_of(codes: ov.Node, storage: str, convert: ov.Node) -> _Chain | None:
         for port in (0, 1):
             for multiply in _reader(nodes[-1], "Multiply", port):
                 factors = _constants(multiply.input_value(1 - port))
-                same = prod(multiply.get_output_shape(0)) == prod(code_shape)
+                same = prod(sizes_of(multiply.get_output_shape(0))) == prod(code_shape)
                 if factors is not None and same and len(scales) + len(factors) <= 2:
                     scales += factors
                     nodes.append(multiply)
     if table is None and not scales and storage in _INTEGER_TYPES:
         return None
-    scales = tuple(sorted(scales, key=lambda scale: prod(scale.shape), reverse=True))
+    scales = tuple(sorted(scales, key=lambda scale: prod(sizes_of(scale.shape)), reverse=True))
     # The Reshape that merges groups back joins a dimension that the scale covers with the one before.
-    scale_shape = tuple(scales[0].shape) if scales else ()
+    scale_shape = sizes_of(scales[0].shape) if scales else ()
     scale_shape = (1,) * (len(code_shape) - len(scale_shape)) + scale_shape
     for reshape in _reader(nodes[-1], "Reshape"):
-        if _merged_axis(code_shape, tuple(reshape.get_output_shape(0)), scale_shape) is not None:
+        if _merged_axis(code_shape, sizes_of(reshape.get_output_shape(0)), scale_shape) is not None:
             nodes.append(reshape)
-    axis = _merged_axis(code_shape, tuple(nodes[-1].get_output_shape(0)), scale_shape)
+    axis = _merged_axis(code_shape, sizes_of(nodes[-1].get_output_shape(0)), scale_shape)
     return _Chain(codes, tuple(nodes), zero_point, scales, table, code_shape, axis)
 
 
@@ -267,7 +268,7 @@ def _read_by_layers(graph: Graph, chain: _Chain, roles: Roles) -> CompressedWeig
         table=chain.table,
         chain=chain.nodes,
         last=last,
-        shape=tuple(last.get_output_shape(0)),
+        shape=sizes_of(last.get_output_shape(0)),
         code_shape=chain.code_shape,
         reduction_axes=tuple(sorted(reduction)),
         group_axis=chain.group_axis,

@@ -25,7 +25,7 @@ from math import prod
 import openvino as ov
 
 from ov_weight_compression.ir_utils.metadata import is_compressed
-from ov_weight_compression.ir_utils.types import FLOAT_TYPES
+from ov_weight_compression.ir_utils.types import FLOAT_TYPES, sizes_of
 from ov_weight_compression.ir_utils.widened_constants import stands_for_f32
 from ov_weight_compression.patterns.compressed import compressed_in
 from ov_weight_compression.patterns.follow import Use, View, follow, pieces_of, reshaped
@@ -204,7 +204,7 @@ def _judged(
         known: a reason to leave it alone that was found already.
     """
     end = reshaped(start, graph.position)  # whose output stands for its values
-    uses, shape = [_with_refusal(use, graph) for use in follow(graph, end, roles)], tuple(end.shape)
+    uses, shape = [_with_refusal(use, graph) for use in follow(graph, end, roles)], sizes_of(end.shape)
     layers = [use for use in uses if use.role is not None]
     if not layers and prod(shape) < REPORTED_ELEMENTS:
         return None
@@ -216,7 +216,7 @@ def _judged(
     result: Weight | Skip
     if isinstance(axes, str):
         reader = str(readers[0].get_friendly_name()) if readers else ""
-        result = Skip(name, reader, tuple(start.shape), element_type, axes, sum(map(bytes_of, parts)))
+        result = Skip(name, reader, sizes_of(start.shape), element_type, axes, sum(map(bytes_of, parts)))
     else:
         consumers = [Consumer(use.node, use.port, use.role) for use in layers if isinstance(use.role, Role)]
         kinds = {consumer.kind for consumer in consumers}

@@ -24,6 +24,7 @@ from math import prod
 
 import openvino as ov
 
+from ov_weight_compression.ir_utils.types import sizes_of
 from ov_weight_compression.patterns.follow import Piece
 from ov_weight_compression.patterns.graphs import constant_of, constant_port, dimensions
 from ov_weight_compression.patterns.norms import keeps_channels
@@ -119,7 +120,7 @@ def _vector(node: ov.Node, port: int, columns: int) -> Operand | None:
     sizes, constant = dimensions(value), constant_of(value)
     if constant is None or not sizes or sizes[-1] != columns or prod(size or 0 for size in sizes) != columns:
         return None
-    if prod(constant.shape) != columns or not is_float(constant.output(0)):
+    if prod(sizes_of(constant.shape)) != columns or not is_float(constant.output(0)):
         return None
     return Operand(constant, (node, port), tuple(range(columns)))
 
@@ -326,7 +327,7 @@ def _bias(node: ov.Node, port: int, origin: Origin, classes: dict[int, int]) -> 
         if len(places[-1]) != size:
             return None
     rows = [origin.offset + sum(steps) for steps in product(*places)]
-    if len(rows) != prod(constant.shape):
+    if len(rows) != prod(sizes_of(constant.shape)):
         return None
     return Operand(constant, (node, port), tuple(classes.get(row, -1) for row in rows))
 
@@ -336,7 +337,7 @@ def _picks_along(node: ov.Node, axis: int) -> bool:
     if node.get_type_name() != "Gather":
         return True
     constant = constant_of(node.input_value(2))
-    return constant is not None and prod(constant.shape) == 1 and int(constant.data.reshape(-1)[0]) == axis
+    return constant is not None and prod(sizes_of(constant.shape)) == 1 and int(constant.data.reshape(-1)[0]) == axis
 
 
 def _stores(reader: Reader, variable: str | None) -> bool:

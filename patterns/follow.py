@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import openvino as ov
 
+from ov_weight_compression.ir_utils.types import sizes_of
 from ov_weight_compression.ir_utils.widened_constants import is_widened
 from ov_weight_compression.patterns.graphs import Graph
 from ov_weight_compression.patterns.roles import ROLES, Refusal, Role, Roles, role_of
@@ -50,7 +51,7 @@ def follow(graph: Graph, constant: ov.Node, roles: Roles = ROLES) -> list[Use]:
 
     Operations that no result of the model depends on are not in the graph, and do not count.
     """
-    whole = tuple((Piece(axis, size, 1),) for axis, size in enumerate(constant.get_output_shape(0)))
+    whole = tuple((Piece(axis, size, 1),) for axis, size in enumerate(sizes_of(constant.get_output_shape(0))))
     front: list[tuple[ov.Node, View | Refusal]] = [(constant, whole)]
     found: list[Use] = []
     while front:
@@ -103,7 +104,7 @@ def _behind(node: ov.Node, kind: str, view: View | Refusal) -> View | Refusal:
     shape = node.get_output_partial_shape(0)
     if not shape.is_static:
         return Refusal(f"reshaped by '{node.get_friendly_name()}' to a shape known only at run time")
-    seen = reshape(view, tuple(shape.to_shape()))
+    seen = reshape(view, sizes_of(shape.to_shape()))
     return seen if seen is not None else Refusal(f"the reshape '{node.get_friendly_name()}' cuts across its axes")
 
 

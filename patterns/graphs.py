@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Set
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import openvino as ov
 from openvino.utils.postponed_constant import PostponedConstant
 
 from ov_weight_compression.ir_utils.packing import tensor_bytes
+from ov_weight_compression.ir_utils.types import sizes_of
 
 _BODIES = {"If": ("then", "else"), "Loop": ("body",), "TensorIterator": ("body",)}
 BODY_OPERATIONS = frozenset(_BODIES)
@@ -31,12 +33,34 @@ class Graph:
     """Empty for the model itself; for a body the operations that lead to it, `loop/body` or `if/then`."""
     key: tuple[int, ...]
     """Where it lies: the positions of the operations that lead to it. Sorting by it gives graph order."""
-    position: dict[ov.Node, int] = field(repr=False)
-    constants: list[tuple[ov.Node, str]] = field(repr=False)
-    """The constants, postponed ones too, with the names of their element types."""
-    varying: frozenset[ov.Node] = field(repr=False)
-    """The operations whose results depend on what the model is given, or on its state or chance. All others are
-    computed once, when the model is compiled."""
+    given: frozenset[ov.Node] = field(repr=False)
+    """The parameters that are not the same constant in every run."""
+
+    @cached_property
+    def position(self) -> dict[ov.Node, int]:
+        """Of each operation."""
+        return {node: index for index, node in enumerate(self.operations)}
+
+    @cached_property
+    def constants(self) -> list[tuple[ov.Node, str]]:
+        """The constants, postponed ones too, with the names of their element types."""
+        return [
+            (node, node.get_output_element_type(0).to_string())
+            for node, kind in zip(self.operations, self.types, strict=True)
+            if kind == "Constant" or is_postponed(node)
+        ]
+
+    @cached_property
+    def varying(self) -> frozenset[ov.Node]:
+        """The operations whose results depend on what the model is given, or on its state or chance. All others are
+        computed once, when the model is compiled."""
+        found = set(self.given)
+        for node, kind in zip(self.operations, self.types, strict=True):
+            if kind in _GIVEN or (
+                kind != "Constant" and any(value.get_node() in found for value in node.input_values())
+            ):
+                found.add(node)
+        return frozenset(found)
 
     def place(self, node: ov.Node) -> tuple[int, ...]:
         """A sort key: graph order over all levels."""
@@ -51,21 +75,15 @@ def graphs_of(model: ov.Model) -> list[Graph]:
         model, path, key, fixed = front.pop()
         operations = model.get_ordered_ops()
         types = [node.get_type_name() for node in operations]
-        constants = []
-        varying = {node for number, node in enumerate(model.get_parameters()) if number not in fixed}
-        for node, kind in zip(operations, types, strict=True):
-            if kind == "Constant" or isinstance(node, PostponedConstant):
-                constants.append((node, node.get_output_element_type(0).to_string()))
-            elif kind in _GIVEN or any(value.get_node() in varying for value in node.input_values()):
-                varying.add(node)
-        position = {node: index for index, node in enumerate(operations)}
-        found.append(Graph(operations, types, path, key, position, constants, frozenset(varying)))
+        given = (node for number, node in enumerate(model.get_parameters()) if number not in fixed)
+        graph = Graph(operations, types, path, key, frozenset(given))
+        found.append(graph)
         bodies = []
-        for node, kind in zip(operations, types, strict=True):
+        for place, (node, kind) in enumerate(zip(operations, types, strict=True)):
             for number, name in enumerate(_BODIES.get(kind, ())):
                 inner = "/".join(filter(None, (path, node.get_friendly_name(), name)))
                 body = node.get_function(number) if kind == "If" else node.get_function()
-                bodies.append((body, inner, (*key, position[node], number), _fixed(node, kind, number, varying)))
+                bodies.append((body, inner, (*key, place, number), _fixed(node, kind, number, graph.varying)))
         front += reversed(bodies)
     return found
 
@@ -74,10 +92,11 @@ def dimensions(value: ov.Output) -> list[int | None] | None:
     """The sizes of a tensor's dimensions, None for those known only at run time; None for an unknown rank."""
     shape = value.get_partial_shape()
     if shape.is_static:  # one call in place of three for each dimension
-        return [*shape.to_shape()]
+        return [*sizes_of(shape.to_shape())]
     if shape.rank.is_dynamic:
         return None
-    return [dim.get_length() if dim.is_static else None for dim in shape]
+    each = map(shape.__getitem__, range(len(shape)))
+    return [dim.get_length() if dim.is_static else None for dim in each]
 
 
 def is_postponed(node: ov.Node) -> bool:
@@ -94,7 +113,7 @@ def bytes_of(constant: ov.Node) -> int:
     """Bytes of a constant of either kind."""
     if not is_postponed(constant):
         return int(constant.get_byte_size())
-    return tensor_bytes(map(int, constant.shape), int(constant.get_output_element_type(0).bitwidth))
+    return tensor_bytes(sizes_of(constant.shape), int(constant.get_output_element_type(0).bitwidth))
 
 
 def constants_bytes(model: ov.Model) -> int:

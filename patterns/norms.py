@@ -11,6 +11,7 @@ from math import prod
 
 import openvino as ov
 
+from ov_weight_compression.ir_utils.types import sizes_of
 from ov_weight_compression.patterns.graphs import constant_of, constant_port, dimensions
 
 _DEPTH = 24
@@ -57,7 +58,7 @@ def norm_gain(value: ov.Output, columns: int) -> NormGain | None:
 
 def _take(kind: str, port: int, constant: ov.Node, columns: int, gains: list[ov.Node], biases: list[ov.Node]) -> bool:
     """Note a constant operand: a scalar changes nothing, a vector is gain or bias. Whether it can be either."""
-    size = prod(constant.shape)
+    size = prod(sizes_of(constant.shape))
     if kind == "Divide":
         return port == 1 and size == 1
     if kind == "Multiply" and size == 1:
@@ -84,7 +85,7 @@ def keeps_channels(node: ov.Node, kind: str, rank: int) -> bool:
         return True
     if kind == "Transpose":
         order = constant_of(node.input_value(1))
-        return order is not None and prod(order.shape) == rank and int(order.data[-1]) == rank - 1
+        return order is not None and prod(sizes_of(order.shape)) == rank and int(order.data[-1]) == rank - 1
     if kind == "Gather":
         axis = constant_of(node.input_value(2))
         return axis is not None and int(axis.data.reshape(-1)[0]) % len(before) != len(before) - 1

@@ -21,6 +21,7 @@ from math import prod
 
 import openvino as ov
 
+from ov_weight_compression.ir_utils.types import sizes_of
 from ov_weight_compression.patterns.follow import Piece, View, cut, repeat, reshape_partly, transpose, whole_axis
 from ov_weight_compression.patterns.graphs import constant_of, dimensions
 from ov_weight_compression.patterns.weight import Weight
@@ -186,7 +187,7 @@ class Origins:
     def _beside_constant(self, node: ov.Node, depth: int, *, any_size: bool) -> tuple[Origin, ...] | None:
         for port in (1, 0):
             constant = constant_of(node.input_value(port))
-            if constant is not None and (any_size or prod(constant.shape) == 1):
+            if constant is not None and (any_size or prod(sizes_of(constant.shape)) == 1):
                 return _widened(self.of(node.input_value(1 - port), depth), node)
         return None
 
@@ -205,12 +206,12 @@ class Origins:
         """Only by what is the same for all channels: a divisor of channels would turn their sizes around."""
         found, divisor = self.of(node.input_value(0), depth), node.input_value(1)
         constant = constant_of(divisor)
-        scalar = constant is not None and prod(constant.shape) == 1
+        scalar = constant is not None and prod(sizes_of(constant.shape)) == 1
         return _widened(found, node) if found and (scalar or _same_for_all(divisor, found)) else None
 
     def _power(self, node: ov.Node, _index: int, depth: int) -> tuple[Origin, ...] | None:
         exponent = constant_of(node.input_value(1))
-        if exponent is None or prod(exponent.shape) != 1:
+        if exponent is None or prod(sizes_of(exponent.shape)) != 1:
             return None
         found, times = self.of(node.input_value(0), depth), float(exponent.data.reshape(-1)[0])
         return found * int(times) if found is not None and times in (1.0, 2.0) else None
