@@ -16,13 +16,7 @@ from ov_weight_compression.calibration.generate import written_windows
 from ov_weight_compression.calibration.gram_sums import Seen
 from ov_weight_compression.calibration.influence_file import load_influences, save_influences
 from ov_weight_compression.calibration.layer_shift import Rounding
-from ov_weight_compression.calibration.probes import (
-    Influence,
-    ProbeShown,
-    Rounder,
-    influences_of,
-    run_probes,
-)
+from ov_weight_compression.calibration.probes import Influence, ProbeShown, Rounder, influences_of, run_probes
 from ov_weight_compression.calibration.record import RecordedInputs, record_inputs
 from ov_weight_compression.calibration.statistics import (
     LayerStatistics,

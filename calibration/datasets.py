@@ -17,6 +17,7 @@ that takes `inputs_embeds`, the model that makes those of token ids (see `with_e
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -37,7 +38,6 @@ from ov_weight_compression.calibration.sums import check_sample
 from ov_weight_compression.ir_utils.errors import CompressionError, OptionError, one_line
 from ov_weight_compression.ir_utils.file_mappings import file_of
 from ov_weight_compression.ir_utils.option_kinds import count, path, shown
-from ov_weight_compression.ir_utils.replay import Replay, read_again, reads_once
 from ov_weight_compression.ir_utils.types import Array
 
 SUBSET_SIZE = 128
@@ -178,6 +178,39 @@ def _readable(dataset: Any) -> Any:
     if not isinstance(dataset, Iterable) and hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
         return Again(lambda: (dataset[number] for number in range(len(dataset))))
     return read_again(dataset) if isinstance(dataset, Iterable) else dataset
+
+
+class Replay:
+    """The items of an iterator for as many readers as come: each is kept once it was read, and none is read early."""
+
+    def __init__(self, source: Iterable[Any]) -> None:
+        self._source = iter(source)
+        self._kept: list[Any] = []
+        self._lock = threading.Lock()
+
+    def __iter__(self) -> Iterator[Any]:
+        number = 0
+        while True:
+            with self._lock:
+                if number == len(self._kept):
+                    try:
+                        self._kept.append(next(self._source))
+                    except StopIteration:
+                        return
+            yield self._kept[number]
+            number += 1
+
+
+def reads_once(source: Iterable[Any]) -> bool:
+    """Whether a second reader would not find the first item again: a generator, a file, a loader that goes on."""
+    if isinstance(source, Sequence) or hasattr(source, "__array__"):
+        return False
+    return isinstance(source, Iterator) or iter(source) is iter(source)
+
+
+def read_again(source: Iterable[Any]) -> Iterable[Any]:
+    """The source itself where it can be read again, else what keeps its items."""
+    return Replay(source) if reads_once(source) else source
 
 
 class Again:

@@ -1,21 +1,25 @@
 """`ov-compress MODEL -o OUT`, and `ov-compress plan MODEL`, which writes no model: the options, and what is printed and
-written."""
+written, what the run took included: time, and the memory that was its own."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ov_weight_compression.cli.terminal import CommandParser, JsonPlace, add_json, json_place, of_models, say
+from ov_weight_compression.ir_utils.wording import human_bytes
 
 if TYPE_CHECKING:
     from ov_weight_compression.cli.compress_files import FileResult, Progress
-    from ov_weight_compression.cli.usage import Usage
     from ov_weight_compression.passes.recipe import Recipe
     from ov_weight_compression.passes.report import Report
 
@@ -258,8 +262,8 @@ def run_plan(parsed: argparse.Namespace) -> int:
 
 def _run_asked(parsed: argparse.Namespace, asked: Recipe, dry: str) -> int:
     """Do what is asked for; `dry` is what it is called where nothing is written."""
+    from ov_weight_compression.cli.compress_command import Watch
     from ov_weight_compression.cli.compress_files import compress_path
-    from ov_weight_compression.cli.usage import Watch
     from ov_weight_compression.entry import done
     from ov_weight_compression.ir_utils.errors import OptionError
     from ov_weight_compression.ir_utils.publish import check_place
@@ -392,3 +396,64 @@ def _one_device(given: str | None) -> str:
 
     devices: Devices = () if given is None else DEVICES.parse("device", given)
     return devices[0].value if len(devices) == 1 else "CPU"
+
+
+_EVERY_SECONDS = 0.02
+_STATM = Path("/proc/self/statm")
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a run took."""
+
+    seconds: float
+    peak_bytes: int | None
+    """Memory of its own at its peak, without mapped files, which the system may drop at any time; the largest
+    resident set where that is not told, None where nothing is."""
+
+    def to_dict(self, read_bytes: int) -> dict[str, Any]:
+        """As JSON; `read_bytes` are those of the weights that were compressed."""
+        return {
+            "seconds": round(self.seconds, 3),
+            "peak_bytes": self.peak_bytes,
+            "bytes_per_second": round(read_bytes / self.seconds) if self.seconds else None,
+        }
+
+    def told(self, read_bytes: int) -> str:
+        """In one line."""
+        speed = f", {human_bytes(read_bytes / self.seconds)}/s of weights" if self.seconds and read_bytes else ""
+        memory = "" if self.peak_bytes is None else f", {human_bytes(self.peak_bytes)} of memory at its peak"
+        return f"{self.seconds:.1f} s{speed}{memory}"
+
+
+class Watch:
+    """Watches the process while the block runs; `usage` is there after it."""
+
+    def __enter__(self) -> Watch:
+        self._start, self._peak, self._over = time.monotonic(), 0, threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._over.set()
+        self._thread.join()
+        self.usage = Usage(time.monotonic() - self._start, self._peak or _largest_resident())
+
+    def _look(self) -> None:
+        page = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
+        with suppress(OSError, ValueError, IndexError):  # where the system does not tell it
+            while True:
+                numbers = _STATM.read_text().split()
+                self._peak = max(self._peak, (int(numbers[1]) - int(numbers[2])) * page)
+                if self._over.wait(_EVERY_SECONDS):
+                    return
+
+
+def _largest_resident() -> int | None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else largest * 1024

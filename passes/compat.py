@@ -38,6 +38,7 @@ from typing import Any
 
 import openvino as ov
 
+from ov_weight_compression.calibration.datasets import read_again
 from ov_weight_compression.ir_utils.errors import (
     CompressionError,
     MissingExtraError,
@@ -45,7 +46,6 @@ from ov_weight_compression.ir_utils.errors import (
     OptionError,
     WorkError,
 )
-from ov_weight_compression.ir_utils.replay import read_again
 from ov_weight_compression.passes.advanced_parameters import (
     AdvancedAdaptiveCodebookParameters,
     AdvancedAWQParameters,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ov_weight_compression.cli import main
-from ov_weight_compression.cli.usage import Usage, Watch
+from ov_weight_compression.cli.compress_command import Usage, Watch
 from tests.cli.commands import failing
 from tests.running import files_of
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from ov_weight_compression.ir_utils.replay import Replay, read_again, reads_once
+from ov_weight_compression.calibration.datasets import Replay, read_again, reads_once
 
 
 class Shared:
