@@ -147,8 +147,8 @@ def survey(
     every: list[list[PlannedWeight]] = []
     settled: list[PlannedWeight | Skip] = []
     for weight, fixed, values in wanted:
-        found = [] if fixed is not None else candidates_for(weight, values, choices, options)
-        only = found[0] if found else last_resort(weight, values, options) if fixed is None else fixed
+        found = [] if fixed is not None else candidates_for(weight, values, choices, options, data.method)
+        only = found[0] if found else last_resort(weight, values, options, data.method) if fixed is None else fixed
         every.append(found if found or isinstance(only, Skip) else [only])
         settled.append(only)
     places = [place for place, found in enumerate(every) if found]

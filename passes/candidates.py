@@ -14,6 +14,7 @@ from ov_weight_compression.ir_utils.device_facts import working_groups
 from ov_weight_compression.ir_utils.format_times import FormatTimes, time_of
 from ov_weight_compression.ir_utils.weight_source import ValueRange
 from ov_weight_compression.passes.device_rules import runs_from_codes
+from ov_weight_compression.passes.method import Method
 from ov_weight_compression.passes.option_values import Device, Devices, FragileLayers, GroupSizeFallback, Mode
 from ov_weight_compression.passes.options import Options
 from ov_weight_compression.passes.plan import DecidedBy, FormatRequest, PlannedWeight
@@ -45,7 +46,7 @@ def usual_formats(max_slowdown: float, devices: Devices, times: FormatTimes | No
 
 
 def candidates_for(
-    weight: Weight, values: ValueRange, choices: Sequence[FormatChoice], options: Options
+    weight: Weight, values: ValueRange, choices: Sequence[FormatChoice], options: Options, method: Method
 ) -> list[PlannedWeight]:
     """The weight in each of the formats that it can have as they are, in their order; none where it can have none."""
     wanted = [(one, FORMATS[one.mode.value]) for one in choices]
@@ -60,7 +61,7 @@ def candidates_for(
     for one, format in wanted:
         if one.group != PER_CHANNEL and weight.columns % one.group:
             continue
-        fitted = fit(weight, FormatRequest(one.mode, one.group, decided_by=(DecidedBy.BUDGET,)), values, strict)
+        fitted = fit(weight, FormatRequest(one.mode, one.group, decided_by=(DecidedBy.BUDGET,)), values, strict, method)
         if isinstance(fitted, Skip) or fitted.spec.format.name != format.name:
             continue
         spec = fitted.spec
@@ -68,7 +69,7 @@ def candidates_for(
     return list(found.values())
 
 
-def last_resort(weight: Weight, values: ValueRange, options: Options) -> PlannedWeight | Skip:
+def last_resort(weight: Weight, values: ValueRange, options: Options, method: Method) -> PlannedWeight | Skip:
     """8 bits per channel, or why not even those: for a weight that no candidate fits."""
     request = FormatRequest(Mode.INT8_ASYM, PER_CHANNEL, "no format of the budget fits it", (DecidedBy.FALLBACK,))
-    return fit(weight, request, values, options)
+    return fit(weight, request, values, options, method)

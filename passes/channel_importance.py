@@ -73,7 +73,9 @@ def weigh_channels(plan: Plan, data: Measurements, algorithm: Algorithm = Algori
     """The plan with the importance of the input channels for every weight that has the algorithm before it: what data
     show, else what the graph says."""
     wanted = [
-        one for one in plan.weights if algorithm in one.algorithms and one.stored is None and one.importance is None
+        one
+        for one in plan.weights
+        if algorithm in one.algorithms and one.stored is None and one.weight.name not in plan.importance
     ]
     if not wanted:
         return plan
@@ -88,10 +90,7 @@ def weigh_channels(plan: Plan, data: Measurements, algorithm: Algorithm = Algori
         )
         for one, seen in zip(wanted, energies, strict=True)
     }
-    return replace(
-        plan,
-        weights=tuple(replace(one, importance=found.get(one.weight.name, one.importance)) for one in plan.weights),
-    )
+    return replace(plan, importance={**plan.importance, **found})
 
 
 class _Once:

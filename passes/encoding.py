@@ -95,7 +95,7 @@ def encoding_of(planned: PlannedWeight, plan: Plan) -> WeightEncoding:
         planned.absmax,
         plan.sources[weight] if stored is None else None,
         stored,
-        planned.importance if stored is None and planned.spec.search else None,
+        plan.importance.get(weight.name) if stored is None and planned.spec.search else None,
         planned.stored_scale_type,
     )
 

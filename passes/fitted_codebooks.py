@@ -18,8 +18,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from ov_weight_compression.ir_utils.types import Array
-from ov_weight_compression.ir_utils.weight_source import WeightSource
 from ov_weight_compression.passes.channel_importance import weigh_channels
 from ov_weight_compression.passes.measurements import Measurements
 from ov_weight_compression.passes.option_values import CodebookSharing
@@ -46,7 +44,7 @@ def fit_codebooks(plan: Plan, options: Options, data: Measurements) -> Plan:
     for together in sharing.values():
         fitted = fitted_format(
             together[0].spec.format,
-            (_histogram(planned, plan.sources[planned.weight]) for planned in together),
+            (_histogram(planned, plan) for planned in together),
             count=options.codebook_size,
             codebook_type=options.codebook_type,
             start=options.codebook,
@@ -70,9 +68,9 @@ def _key(weight: Weight, sharing: CodebookSharing) -> str:
     return f"own: {weight.name}"
 
 
-def _histogram(planned: PlannedWeight, source: WeightSource) -> Histogram:
-    layout = source.layout
-    importance: Array | None = None if planned.importance is None else planned.importance.energy()
+def _histogram(planned: PlannedWeight, plan: Plan) -> Histogram:
+    source, known = plan.sources[planned.weight], plan.importance.get(planned.weight.name)
+    layout, importance = source.layout, None if known is None else known.energy()
     histogram = Histogram(planned.absmax, planned.spec.group_of(layout.columns))
     experts = 1 if importance is None or importance.ndim == 1 else len(importance)
     largest = 0.0 if importance is None else float(importance.max(initial=0.0))

@@ -22,7 +22,7 @@ from ov_weight_compression.passes.method import Method
 from ov_weight_compression.passes.option_values import Mode
 from ov_weight_compression.passes.scale_folding import Folding
 from ov_weight_compression.patterns import Kind, Skip, Sources, Weight
-from ov_weight_compression.quantization.formats import PER_CHANNEL, Spec, stored_codebook
+from ov_weight_compression.quantization.formats import PER_CHANNEL, Format, Spec, stored_codebook
 
 if TYPE_CHECKING:
     from ov_weight_compression.passes.budget import Survey
@@ -111,39 +111,39 @@ class PlannedWeight:
     """Its f16 scales are stored as f32: the same numbers, and the same codes."""
     exact: bool = False
     """Its codes were not made here, for scales as the chain rounds them to f16, so the chain must not round them."""
-    importance: Importance | None = None
-    """Of the input channels, where a search or a fit goes by it."""
     stored: StoredRows | None = None
     """Its codes, where they have been computed already."""
 
-    stored_scale_type: str = field(init=False)
-    """OpenVINO's name of the type that its scales are stored in."""
-    expanded: bool = field(init=False)
-    """Whether the CPU plugin folds its chain because of a layer that reads it."""
-    has_unit_factor: bool = field(init=False)
-    """Whether what keeps CPUs from the codes is a constant one; with a tensor's scale it is that."""
-    is_low_bit: bool = field(init=False)
-    """Whether it is stored in 4 bits or fewer (or as a codebook's indices): what is worth calibrating for."""
-    beyond_f16: bool = field(init=False)
-    """Whether f16 cannot hold values of this size, a level or a power of two above included, or their scales."""
+    @property
+    def stored_scale_type(self) -> str:
+        """OpenVINO's name of the type that its scales are stored in."""
+        return "f32" if self.scales_in_f32 else self.spec.scale_type
 
-    def __post_init__(self) -> None:
-        format, kinds = self.spec.format, {consumer.kind for consumer in self.weight.consumers}
-        # In groups the chain ends in a Reshape, which the CPU plugin of OpenVINO 2026.4 looks through in front of a
-        # Gather only where the table has two dimensions: left unfolded, others are expanded at every inference.
-        behind_reshape = self.spec.group_size != PER_CHANNEL and len(self.weight.shape) > 2
-        gathered_in_floats = format.storage not in CPU_EXECUTED[GATHER] or behind_reshape
-        coarse = min(_F16_NORMAL, _F16_COARSE * 2.0 ** max(0, format.bits - 4))
-        outside = self.absmax < coarse * format.top or 2 * self.absmax > F16_MAX
-        follows = {
-            "stored_scale_type": "f32" if self.scales_in_f32 else self.spec.scale_type,
-            "expanded": gathered_in_floats if Kind.GATHER in kinds else Kind.CONVOLUTION in kinds,
-            "has_unit_factor": self.kept_from_codes and not format.tensor_scale,
-            "is_low_bit": format.default_search > 0,
-            "beyond_f16": (self.exact and format.tensor_scale) or (self.absmax > 0 and outside),
-        }
-        for name, value in follows.items():
-            object.__setattr__(self, name, value)
+    @property
+    def expanded(self) -> bool:
+        """Whether the CPU plugin folds its chain because of a layer that reads it."""
+        kinds = [consumer.kind for consumer in self.weight.consumers]
+        if Kind.GATHER in kinds:
+            # In groups the chain ends in a Reshape, which the CPU plugin of OpenVINO 2026.4 looks through in front of a
+            # Gather only where the table has two dimensions: left unfolded, others are expanded at every inference.
+            behind_reshape = self.spec.group_size != PER_CHANNEL and len(self.weight.shape) > 2
+            return self.spec.format.storage not in CPU_EXECUTED[GATHER] or behind_reshape
+        return Kind.CONVOLUTION in kinds
+
+    @property
+    def has_unit_factor(self) -> bool:
+        """Whether what keeps CPUs from the codes is a constant one; with a tensor's scale it is that."""
+        return self.kept_from_codes and not self.spec.format.tensor_scale
+
+    @property
+    def is_low_bit(self) -> bool:
+        """Whether it is stored in 4 bits or fewer (or as a codebook's indices): what is worth calibrating for."""
+        return self.spec.format.default_search > 0
+
+    @property
+    def beyond_f16(self) -> bool:
+        """Whether f16 cannot hold values of this size, or their scales."""
+        return (self.exact and self.spec.format.tensor_scale) or is_beyond_f16(self.spec.format, self.absmax)
 
     @property
     def nbytes(self) -> int:
@@ -163,6 +163,8 @@ class Plan:
     sources: Sources = field(default_factory=lambda: Sources({}))
     """The weights as they are to be quantised; of those that are `stored` nothing is read."""
     method: Method = field(default_factory=Method)
+    importance: Mapping[str, Importance] = field(default_factory=dict)
+    """What an error in each input channel costs, by the weight's name, where a search or a fit goes by it."""
     folding: Folding = field(default_factory=Folding)
     """AWQ's factors, and what has to take them."""
     equal: tuple[tuple[int, ...], ...] = ()
@@ -191,6 +193,12 @@ class Plan:
             name, reason = shown(regrouped[0].weight.name), regrouped[0].reason
             texts.append(f"{name} does not have the group_size that was asked for: {reason}{_others(regrouped)}")
         return (*texts, *self.of_data, *self.unmet)
+
+
+def is_beyond_f16(format: Format, absmax: float) -> bool:
+    """Whether f16 cannot hold values of this size, a level or a power of two above included, or their scales."""
+    coarse = min(_F16_NORMAL, _F16_COARSE * 2.0 ** max(0, format.bits - 4))
+    return absmax > 0 and (absmax < coarse * format.top or 2 * absmax > F16_MAX)
 
 
 def stored_parts(layout: Layout, spec: Spec, scale_type: str | None = None) -> dict[str, Part]:

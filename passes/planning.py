@@ -15,7 +15,7 @@ of it is data: a `PlannedWeight` for each weight, a `Skip` for every other const
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from ov_weight_compression.ir_utils.device_facts import CHECKED, working_groups
 from ov_weight_compression.ir_utils.errors import OptionError
@@ -35,6 +35,7 @@ from ov_weight_compression.passes.plan import (
     Plan,
     PlannedWeight,
     Statistic,
+    is_beyond_f16,
     joined_reasons,
     skipped,
 )
@@ -82,7 +83,7 @@ def make_plan(
         from ov_weight_compression.passes.budget import survey
 
         ranged = [
-            (weight, None if request is None else fit(weight, request, values, options), values)
+            (weight, None if request is None else fit(weight, request, values, options, data.method), values)
             for weight, request, values in sound
         ]
         found = survey(ranged, options, data)
@@ -90,18 +91,16 @@ def make_plan(
         plan = Plan((), (*left, *nonfinite), tuple(nonfinite), data.sources, data.method, survey=found)
         return with_choice(plan)
     requests = _settle_ratio([weight for weight, _, _ in sound], [one for _, one, _ in sound], options, data)
-    every = [
-        fit(weight, request, values, options) for (weight, _, values), request in zip(sound, requests, strict=True)
+    fitted = [
+        fit(weight, request, values, options, data.method)
+        for (weight, _, values), request in zip(sound, requests, strict=True)
     ]
     if any(weight.kind is Kind.EXPERTS for weight, _, _ in sound):
-        every = _with_equal_experts(every, {weight.name: values for weight, _, values in sound}, options)
-    planned: list[PlannedWeight] = []
-    for fitted in every:
-        if isinstance(fitted, Skip):
-            left.append(fitted)
-        else:
-            planned.append(_with_algorithms(fitted, data.method))
-    return Plan(tuple(planned), (*left, *nonfinite), tuple(nonfinite), data.sources, data.method)
+        ranges_by_name = {weight.name: values for weight, _, values in sound}
+        fitted = _with_equal_experts(fitted, ranges_by_name, options, data.method)
+    left += [one for one in fitted if isinstance(one, Skip)]
+    planned = tuple(one for one in fitted if isinstance(one, PlannedWeight))
+    return Plan(planned, (*left, *nonfinite), tuple(nonfinite), data.sources, data.method)
 
 
 def with_choice(plan: Plan, correction: float = 1.0, uniform: str = "") -> Plan:
@@ -110,30 +109,29 @@ def with_choice(plan: Plan, correction: float = 1.0, uniform: str = "") -> Plan:
 
     assert plan.survey is not None
     settled, outcome = share_out(plan.survey, correction, uniform)
-    weights = (_with_algorithms(one, plan.method) for one in settled if isinstance(one, PlannedWeight))
-    return replace(plan, weights=tuple(weights), budget=outcome)
+    weights = tuple(one for one in settled if isinstance(one, PlannedWeight))
+    return replace(plan, weights=weights, budget=outcome)
 
 
-def _with_algorithms(planned: PlannedWeight, method: Method) -> PlannedWeight:
-    """What will be done with a weight's values, and what that wants of the data."""
-    stored = planned.spec.format
+def _algorithms(format: Format, search: int, method: Method) -> tuple[tuple[Algorithm, ...], tuple[Statistic, ...]]:
+    """What will be done with the values of a weight of this format, and what that wants of the data."""
     algorithms: list[Algorithm] = []
-    if method.folds and stored.bits <= 4:
+    if method.folds and format.bits <= 4:
         algorithms.append(Algorithm.AWQ)
-    if stored.name == Mode.ADAPTIVE_CODEBOOK.value:
+    if format.name == Mode.ADAPTIVE_CODEBOOK.value:
         algorithms.append(Algorithm.CODEBOOK_FIT)
-    if planned.spec.search:
+    if search:
         algorithms.append(Algorithm.SCALE_SEARCH)
     statistics = [Statistic.ENERGY] if algorithms and method.weighted else []
-    if method.layer_by_layer and planned.is_low_bit:
+    if method.layer_by_layer and format.default_search > 0:
         algorithms += [Algorithm.LAYERWISE] if method.steps is not None else []
         algorithms += [Algorithm.LORA] if method.lora_rank else []
         statistics.append(Statistic.GRAM)
-    return replace(planned, algorithms=tuple(algorithms), statistics=tuple(statistics))
+    return tuple(algorithms), tuple(statistics)
 
 
 def _with_equal_experts(
-    fitted: Sequence[PlannedWeight | Skip], values: Mapping[str, ValueRange], options: Options
+    fitted: Sequence[PlannedWeight | Skip], values: Mapping[str, ValueRange], options: Options, method: Method
 ) -> list[PlannedWeight | Skip]:
     """The weights with one format and one group for all experts of a block, unless a rule says otherwise: the smaller
     of their groups, the more of their bits. GPUs run a block as a whole or not at all."""
@@ -151,7 +149,7 @@ def _with_equal_experts(
             if one.spec.format != most.spec.format or size not in (own, one.spec.group_size):
                 request = FormatRequest(Mode(most.spec.format.name), size, one.reason, one.decided_by)
                 request = request.because("as the other experts of its block", DecidedBy.FALLBACK)
-                settled[places[one.weight.name]] = fit(one.weight, request, values[one.weight.name], options)
+                settled[places[one.weight.name]] = fit(one.weight, request, values[one.weight.name], options, method)
     return settled
 
 
@@ -263,7 +261,20 @@ def _nonfinite(weight: Weight, values: ValueRange) -> Skip:
 _LARGEST = 2.0**100  # where scales in f32 and f8e8m0 end, so that no product overflows
 
 
-def fit(weight: Weight, request: FormatRequest, values: ValueRange, options: Options) -> PlannedWeight | Skip:
+@dataclass(frozen=True)
+class _Fitted:
+    """A format and a group that fit a weight's shape, and the request that led there."""
+
+    format: Format
+    group: int
+    request: FormatRequest
+    regrouped: bool = False
+    """In place of a group size that the caller named and CPUs would misread."""
+
+
+def fit(
+    weight: Weight, request: FormatRequest, values: ValueRange, options: Options, method: Method
+) -> PlannedWeight | Skip:
     """The planned weight that comes of a request, or why there is none.
 
     Raises:
@@ -273,21 +284,39 @@ def fit(weight: Weight, request: FormatRequest, values: ValueRange, options: Opt
     fitted = _fit(weight, request, options)
     if isinstance(fitted, Skip):
         return fitted
-    format, group = fitted.spec.format, fitted.spec.group_size
+    format, group, reason, absmax = fitted.format, fitted.group, fitted.request.reason, values.absmax
     problem = misread_on_cpu(options.device, weight, format, group) if group == PER_CHANNEL else None
     problem = problem or refused_on_cpu(options.device, weight, format, group)
     if problem is not None:
-        reason = joined_reasons(fitted.reason, f"{problem}, so it is stored in a way that they expand")
-        fitted = replace(fitted, reason=reason, kept_from_codes=True)
-    ranged = _with_range(fitted, values)
-    if isinstance(ranged, Skip) or options.scale_search == "off" or not ranged.is_low_bit:
-        return ranged
-    given = options.scale_search
-    candidates = ranged.spec.format.default_search if isinstance(given, str) else given
-    return replace(ranged, spec=replace(ranged.spec, search=candidates))
+        reason = joined_reasons(reason, f"{problem}, so it is stored in a way that they expand")
+    if absmax > _LARGEST * min(1.0, format.top):
+        return skipped(weight, f"values up to {absmax:.1e}, beyond what scales reach")
+    if 2 * absmax > F16_MAX and _is_read_in_f16(weight):
+        return skipped(weight, f"values up to {absmax:g}, which f16 does not hold once they are rounded")
+    scale_type = format.scale
+    if scale_type == "f16" and is_beyond_f16(format, absmax):
+        scale_type = "f32"
+        if group != PER_CHANNEL and weight.is_embedding:  # the CPU plugin wants scales in groups in f16 there
+            format, group = FORMATS[Mode.INT8_ASYM.value], PER_CHANNEL
+            reason = joined_reasons(reason, "f16 cannot hold its scales, and an embedding in groups cannot have others")
+    search = 0
+    if options.scale_search != "off" and format.default_search > 0:
+        search = format.default_search if isinstance(options.scale_search, str) else options.scale_search
+    algorithms, statistics = _algorithms(format, search, method)
+    return PlannedWeight(
+        weight,
+        Spec(format, group, scale_type, search),
+        absmax,
+        reason,
+        fitted.request.decided_by,
+        algorithms,
+        statistics,
+        kept_from_codes=problem is not None,
+        regrouped=fitted.regrouped,
+    )
 
 
-def _fit(weight: Weight, request: FormatRequest, options: Options) -> PlannedWeight | Skip:
+def _fit(weight: Weight, request: FormatRequest, options: Options) -> _Fitted | Skip:
     """Fit a request to the device and the weight's shape: what the format takes, and what the group size divides."""
     if request.mode is None:
         return skipped(weight, request.reason)
@@ -302,7 +331,7 @@ def _fit(weight: Weight, request: FormatRequest, options: Options) -> PlannedWei
         return _fall_back(weight, request, options, f"{format.name} is not for convolutions")
     group = request.group
     if group == PER_CHANNEL or (group == weight.columns and not format.fixed_group):
-        return _planned(weight, format, PER_CHANNEL, request)
+        return _Fitted(format, PER_CHANNEL, request)
     if not weight.groupable:
         if options.group_size_fallback is GroupSizeFallback.ERROR:
             raise OptionError(_group_error(weight, group, "groups cannot run along its reduction axes"))
@@ -310,7 +339,7 @@ def _fit(weight: Weight, request: FormatRequest, options: Options) -> PlannedWei
     if weight.columns % group == 0:
         problem = misread_on_cpu(options.device, weight, format, group)
         return (
-            _planned(weight, format, group, request)
+            _Fitted(format, group, request)
             if problem is None
             else _other_group(weight, request, options, format, problem)
         )
@@ -319,38 +348,36 @@ def _fit(weight: Weight, request: FormatRequest, options: Options) -> PlannedWei
 
 def _other_group(
     weight: Weight, request: FormatRequest, options: Options, format: Format, problem: str
-) -> PlannedWeight | Skip:
+) -> _Fitted | Skip:
     """What a weight gets whose group size CPUs misread: named for this very weight it is refused, with those that
     work."""
     if request.by_rule or options.group_size_fallback is GroupSizeFallback.ERROR:
         raise OptionError(_misread_error(weight, format, request))
     fitted = _adjust(weight, request, options, format, problem)
     named = options.group_size is not None
-    return replace(fitted, regrouped=named) if isinstance(fitted, PlannedWeight) else fitted
+    return replace(fitted, regrouped=named) if isinstance(fitted, _Fitted) else fitted
 
 
-def _adjust(
-    weight: Weight, request: FormatRequest, options: Options, format: Format, problem: str
-) -> PlannedWeight | Skip:
+def _adjust(weight: Weight, request: FormatRequest, options: Options, format: Format, problem: str) -> _Fitted | Skip:
     fallback = options.group_size_fallback
     if fallback is GroupSizeFallback.ERROR:
         raise OptionError(_group_error(weight, request.group, f"it has {weight.columns} channels"))
     if fallback is GroupSizeFallback.IGNORE:
         return skipped(weight, problem)
     if Device.NPU in options.device and not format.fixed_group:
-        return _planned(weight, format, PER_CHANNEL, request.because(problem, DecidedBy.FALLBACK))
+        return _Fitted(format, PER_CHANNEL, request.because(problem, DecidedBy.FALLBACK))
     size = 1 << (request.group.bit_length() - 1)
     while size >= options.min_adjusted_group_size and not format.fixed_group:
         adjusted = request.because(problem, DecidedBy.FALLBACK)
         if weight.columns == size:
-            return _planned(weight, format, PER_CHANNEL, adjusted)
+            return _Fitted(format, PER_CHANNEL, adjusted)
         if weight.columns % size == 0:
-            return _planned(weight, format, size, adjusted)
+            return _Fitted(format, size, adjusted)
         size //= 2
     return _fall_back(weight, request, options, problem)
 
 
-def _fall_back(weight: Weight, request: FormatRequest, options: Options, problem: str) -> PlannedWeight | Skip:
+def _fall_back(weight: Weight, request: FormatRequest, options: Options, problem: str) -> _Fitted | Skip:
     """The backup mode, per channel 8 bits if that has groups which do not fit either, or a skip."""
     request = request.because(problem, DecidedBy.FALLBACK)
     if options.group_size_fallback is GroupSizeFallback.IGNORE:
@@ -364,36 +391,13 @@ def _fall_back(weight: Weight, request: FormatRequest, options: Options, problem
     variant = executed_variant(options.device, weight, format, format.default_group)
     if variant is not None:
         format, request = FORMATS[variant.mode.value], request.because(variant.reason, DecidedBy.DEVICE)
-    return _planned(weight, format, format.default_group, request)
-
-
-def _planned(weight: Weight, format: Format, group: int, request: FormatRequest) -> PlannedWeight:
-    return PlannedWeight(weight, Spec(format, group, format.scale), 0.0, request.reason, request.decided_by)
-
-
-def _with_range(planned: PlannedWeight, values: ValueRange) -> PlannedWeight | Skip:
-    """What follows from the values' magnitude: f32 scales where f16 cannot hold one, a skip where nothing holds it."""
-    ranged = replace(planned, absmax=values.absmax)
-    if values.absmax > _LARGEST * min(1.0, planned.spec.format.top):
-        return skipped(planned.weight, f"values up to {values.absmax:.1e}, beyond what scales reach")
-    if 2 * values.absmax > F16_MAX and _is_read_in_f16(planned.weight):
-        return skipped(planned.weight, f"values up to {values.absmax:g}, which f16 does not hold once they are rounded")
-    return _with_wide_scales(ranged) if planned.spec.scale_type == "f16" and ranged.beyond_f16 else ranged
+    return _Fitted(format, format.default_group, request)
 
 
 def _is_read_in_f16(weight: Weight) -> bool:
     """Whether something computes with its values in f16; a Convert takes them as the chain has them."""
     readers = [target.get_node() for target in weight.constant.output(0).get_target_inputs()]
     return weight.element_type == "f16" and any(reader.get_type_name() != "Convert" for reader in readers)
-
-
-def _with_wide_scales(planned: PlannedWeight) -> PlannedWeight:
-    """f32 scales; with 8 bits per channel where a Gather reads groups, whose scales the CPU plugin wants in f16."""
-    spec, reason = replace(planned.spec, scale_type="f32"), planned.reason
-    if spec.group_size != PER_CHANNEL and any(consumer.kind is Kind.GATHER for consumer in planned.weight.consumers):
-        spec = Spec(FORMATS[Mode.INT8_ASYM.value], PER_CHANNEL, "f32")
-        reason = joined_reasons(reason, "f16 cannot hold its scales, and an embedding in groups cannot have others")
-    return replace(planned, spec=spec, reason=reason)
 
 
 def _group_error(weight: Weight, group: int, why: str) -> str:

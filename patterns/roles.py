@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cache
 
 import openvino as ov
 
@@ -156,20 +157,25 @@ def _matmul(node: ov.Node, port: int, shape: tuple[int, ...]) -> Role | Refusal:
     attributes = node.get_attributes()
     transposed = (attributes["transpose_a"], attributes["transpose_b"])
     last_is_out = transposed[0] if port == 0 else not transposed[1]
-    channel, reduction = (rank - 1, rank - 2) if last_is_out else (rank - 2, rank - 1)
-    batch = tuple(range(rank - 2))
-    kind = Kind.EXPERTS if any(shape[axis] > 1 for axis in batch) else Kind.MATMUL
+    kind = Kind.EXPERTS if any(size > 1 for size in shape[:-2]) else Kind.MATMUL
     meeting = node.get_input_partial_shape(other).rank
     is_vector = meeting.is_static and meeting.get_length() == 1  # a row or a column, whatever the flags say
     summed_last = is_vector or (not transposed[0] if other == 0 else transposed[1])
     made_last = is_vector or other == 0
+    return _matmul_role(kind, rank, other, last_is_out, summed_last, made_last)
+
+
+@cache
+def _matmul_role(kind: Kind, rank: int, other: int, last_is_out: bool, summed_last: bool, made_last: bool) -> Role:
+    """Of a MatMul that meets its activation at port `other`: one object for all that are alike."""
+    channel, reduction = (rank - 1, rank - 2) if last_is_out else (rank - 2, rank - 1)
     activation = Activation(
         other,
         reduction=(-1,) if summed_last else (-2,),
         batch=tuple(range(-rank, -2)),
         output=(-1,) if made_last else (-2,),
     )
-    return Role(kind, batch, (channel,), (reduction,), activation)
+    return Role(kind, tuple(range(rank - 2)), (channel,), (reduction,), activation)
 
 
 def _grouped_matmul(node: ov.Node, port: int, shape: tuple[int, ...]) -> Role | Refusal:
