@@ -90,15 +90,20 @@ class Deferral:
     """The stubs of one `save_model`, by the bytes that stand for them."""
 
     stubs: dict[bytes, Stub] = field(default_factory=dict)
-    _alike: dict[tuple[Hashable, str], bytes] = field(default_factory=dict)
+    _alike: dict[Hashable, DeferredWeight] = field(default_factory=dict)
+    _first: dict[int, DeferredWeight] = field(default_factory=dict)
+    """By the weight's id: the first one whose constants are the same bytes."""
+    _marks: dict[tuple[int, str], bytes] = field(default_factory=dict)
 
     def stub(self, owner: DeferredWeight, part: str, kind: ov.Type, shape: tuple[int, ...]) -> ov.Tensor:
         """What is serialised in place of a constant."""
+        if id(owner) not in self._first:
+            identity = owner.identity
+            self._first[id(owner)] = owner if identity is None else self._alike.setdefault(identity, owner)
+        first = self._first[id(owner)]
         mark = b"to be filled" + (len(self.stubs) + 1).to_bytes(STUB_BYTES - 12, "little")
-        identity = owner.identity
-        if identity is not None:
-            mark = self._alike.setdefault((identity, part), mark)
-        self.stubs.setdefault(mark, Stub(owner, part, kind, shape))
+        mark = self._marks.setdefault((id(first), part), mark)
+        self.stubs.setdefault(mark, Stub(first, part, kind, shape))
         tensor = ov.Tensor(ov.Type.u8, ov.Shape([STUB_BYTES]))
         tensor.data[:] = np.frombuffer(mark, dtype=np.uint8)
         return tensor

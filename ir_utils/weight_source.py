@@ -191,7 +191,7 @@ class ConstantSource(WeightSource):
         return self._data.reshape(-1).view(np.uint8)
 
     def _widen(self, values: Array) -> Array:
-        if self._stored == self.element_type == "f16":
+        if self._stored == self.element_type and self._stored in ("f16", "f32"):
             return values
         if self._stored == "bf16":
             return bf16_to_f32(values)

@@ -102,6 +102,8 @@ class _Once:
 
     def value(self, owner: object, compute: Callable[[], Float32 | None]) -> Float32 | None:
         """What `compute` returns, or has returned for the same owner."""
+        if owner in self._values:
+            return self._values[owner]
         lock = self._locks.setdefault(os.getpid(), threading.RLock())
         with lock, np.errstate(over="ignore", invalid="ignore"):  # see `_normalised`
             if owner not in self._values:
@@ -116,21 +118,23 @@ class _Told:
 
     energy: Float32 | None = None
     sums: _RowSums | None = None
-    rows: Array | None = None
+    rows: RowNorms | None = None
+    """Which of the sums are whose."""
     factors: tuple[_Told, ...] = ()
 
     @property
     def identity(self) -> Hashable:
         """Equal for the same answer."""
-        arrays = [None if one is None else one.tobytes() for one in (self.energy, self.rows)]
-        return (*arrays, "" if self.sums is None else self.sums.name, *(factor.identity for factor in self.factors))
+        energy = None if self.energy is None else self.energy.tobytes()
+        rows = None if self.rows is None else (self.rows.weight.name, self.rows.offset, self.rows.pieces)
+        return (energy, rows, *(factor.identity for factor in self.factors))
 
     def value(self) -> Float32:
         """f32 `[columns]`, up to a factor."""
         if self.energy is not None:
             return self.energy
-        if self.sums is not None:
-            return np.asarray(self.sums.value()[self.rows])
+        if self.sums is not None and self.rows is not None:
+            return np.asarray(self.sums.value()[self.rows.rows()])
         first, second = (factor.value() for factor in self.factors)
         return _normalised(first) * _normalised(second)
 
@@ -139,7 +143,6 @@ class _Told:
 class _RowSums:
     """Weighted sums of squares of a weight's rows."""
 
-    name: str
     source: WeightSource
     energy: GraphEnergy
     once: _Once
@@ -194,14 +197,14 @@ def graph_energies(weights: Iterable[Weight], sources: Sources) -> dict[str, Gra
         if isinstance(source, RowNormProduct):
             return _Told(factors=tuple(told(factor, columns) for factor in source.factors))
         if isinstance(source, RowNorms):
-            return _Told(sums=sums_of(source.weight), rows=np.array(source.rows(), dtype=np.int64))
+            return _Told(sums=sums_of(source.weight), rows=source)
         return _Told(energy=_energy(source, columns))
 
     summed: dict[str, _RowSums] = {}
 
     def sums_of(weight: Weight) -> _RowSums:
         if weight.name not in summed:
-            summed[weight.name] = _RowSums(weight.name, sources[weight], energy_of(weight), once)
+            summed[weight.name] = _RowSums(sources[weight], energy_of(weight), once)
         return summed[weight.name]
 
     def energy_of(weight: Weight) -> GraphEnergy:
