@@ -138,16 +138,6 @@ class PairedLayer:
     factors: ChannelFactors | None = None
     """Of a weight whose channels were scaled."""
 
-    def sources(self) -> tuple[WeightSource, WeightSource] | None:
-        """The original's values and the compressed weight's, as their layers read them; None without an original."""
-        if self.base is None:
-            return None
-        if self.base_port < 0:
-            return source_at(self.base), source_at(self.weight.last)
-        consumer = self.weight.consumers[0]
-        ends = self.base.input_value(self.base_port), consumer.node.input_value(consumer.port)
-        return source_at(ends[0].get_node()), source_at(ends[1].get_node())
-
 
 @dataclass(frozen=True)
 class LayerFigures:
@@ -196,11 +186,7 @@ def compare_layers(
     figures, energies = [], []
     for number, one in enumerate(pairs):
         progress("weights", number, len(pairs))
-        sources = one.sources() if request.layers else None
-        factors = None if sources is None else factors_between(*sources)
-        if factors is not None:
-            one = pairs[number] = replace(one, factors=factors, note=one.note or _SCALED)
-        found, energy = weigh(one, request.layers)
+        pairs[number], found, energy = weigh(one, request.layers)
         figures.append(found)
         energies.append(energy)
     progress("weights", len(pairs), len(pairs))
@@ -241,14 +227,21 @@ def _pair(
     return PairedLayer(weight, None, 0, "not found in the base model")
 
 
-def weigh(pair: PairedLayer, measured: bool = True) -> tuple[LayerFigures, SignalNoise | None]:
-    """The figures of one weight without any data, and its energies, to be summed by format; with `measured=False` only
-    what it is stored as."""
-    weight, sources = pair.weight, pair.sources() if measured else None
-    energy = None if sources is None else SignalNoise()
-    if energy is not None and sources is not None:
-        for (slab, left), (_, right) in zip(*(source.pieces(_PIECE) for source in sources), strict=True):
-            energy.add(left, right if pair.factors is None else pair.factors.apply(right, slab.start))
+def weigh(pair: PairedLayer, measured: bool = True) -> tuple[PairedLayer, LayerFigures, SignalNoise | None]:
+    """A pair, now with the factors of channels that were scaled, its figures without any data, and its energies, to be
+    summed by format; with `measured=False` only what the weight is stored as."""
+    weight, energy = pair.weight, None
+    if measured and pair.base is not None:
+        ends = pair.base, weight.last
+        if pair.base_port >= 0:  # as their layers read them
+            consumer, value = weight.consumers[0], pair.base.input_value(pair.base_port)
+            ends = value.get_node(), consumer.node.input_value(consumer.port).get_node()
+        base, compressed = map(source_at, ends)
+        factors, energy = factors_between(base, compressed), SignalNoise()
+        if factors is not None:
+            pair = replace(pair, factors=factors, note=pair.note or _SCALED)
+        for (slab, left), (_, right) in zip(base.pieces(_PIECE), compressed.pieces(_PIECE), strict=True):
+            energy.add(left, right if factors is None else factors.apply(right, slab.start))
     figures = LayerFigures(
         name=weight.name,
         layer=weight.consumers[0].name,
@@ -261,7 +254,7 @@ def weigh(pair: PairedLayer, measured: bool = True) -> tuple[LayerFigures, Signa
         weight_snr_db=energy.known_db if energy else None,
         note=pair.note,
     )
-    return figures, energy
+    return pair, figures, energy
 
 
 def formats_of(
@@ -330,16 +323,12 @@ def _measure_outputs(
         samples: sets of inputs to run, as few as will do.
         progress: called after each chunk of layers.
     """
-    found = list(figures)
-    open_layers = [
-        place
-        for place, layer in enumerate(layers)
-        if layer.base is not None and layer.base_port >= 0 and not layer.weight.body
-    ]
+    found, open_layers, done = list(figures), [], 0
     for place, layer in enumerate(layers):
+        if layer.base is not None and layer.base_port >= 0 and not layer.weight.body:
+            open_layers.append(place)
         if layer.weight.body and not found[place].note:
             found[place] = replace(found[place], note=f"inside '{layer.weight.body}': its output is not measured")
-    done = 0
     for chunk in _chunks(open_layers, layers, samples):
         taps = [_Tap(place, layers[place].weight.consumers[0].name) for place in chunk]
         _run(pair, layers, taps, samples)

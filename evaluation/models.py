@@ -168,7 +168,11 @@ def load(source: ov.Model | str | PathLike[str], role: str, stack: ExitStack | N
         model = _read(path, role)
         # What a person would call it: the folder's name, and the file's where it is not the same for every model.
         name = path.parent.resolve().name + ("" if path.name == "openvino_model.xml" else f"/{path.name}")
-    model = _settled(model, stack)
+    if stack is not None and any(is_postponed(node) for graph in graphs_of(model) for node, _ in graph.constants):
+        # Once: the model is compiled several times, and its weights are read one by one.
+        folder = stack.enter_context(TemporaryFolder())
+        ov.save_model(model, folder / "model.xml", compress_to_fp16=False)
+        model = read_model(folder / "model.xml")
     inputs = ModelInputs(model, "data", f"the {role} model" + (f" {name}" if path else ""))
     language = inputs.language
     limits = [] if language is None else [limit for limit in (language.positions, language.length) if limit]
@@ -206,16 +210,6 @@ def _limits_in(config: Path) -> list[int]:
         return []
     found = [read.get(key) for key in _LIMITS] if isinstance(read, dict) else []
     return [limit for limit in found if isinstance(limit, int) and limit > 1]
-
-
-def _settled(model: ov.Model, stack: ExitStack | None) -> ov.Model:
-    """The same model with every postponed constant computed, once: it is compiled several times, and its weights are
-    read one by one."""
-    if stack is None or not any(is_postponed(node) for graph in graphs_of(model) for node, _ in graph.constants):
-        return model
-    folder = stack.enter_context(TemporaryFolder())
-    ov.save_model(model, folder / "model.xml", compress_to_fp16=False)
-    return read_model(folder / "model.xml")
 
 
 def _model_in(folder: Path, role: str) -> Path:

@@ -35,7 +35,6 @@ bound. Everything about the right token leaves out the last position of a window
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -52,6 +51,7 @@ from ov_weight_compression.ir_utils.errors import ModelError, OptionError, WorkE
 from ov_weight_compression.ir_utils.types import Array, Float32
 
 _BLOCK_ELEMENTS = 1 << 17
+_POOL = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="divergence")  # its threads start with its work
 
 
 @dataclass(frozen=True)
@@ -94,13 +94,8 @@ def score(
     positions, vocabulary = base.shape
     step = max(1, elements // vocabulary)
     pieces = [slice(start, start + step) for start in range(0, positions, step)]
-    parts = _workers().map(lambda piece: _score_rows(base[piece], compressed[piece], following[piece]), pieces)
+    parts = _POOL.map(lambda piece: _score_rows(base[piece], compressed[piece], following[piece]), pieces)
     return Scores.concatenate(list(parts))
-
-
-@functools.cache
-def _workers() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="divergence")
 
 
 def _score_rows(base: Float32, compressed: Float32, following: npt.NDArray[np.int64]) -> Scores:
@@ -157,26 +152,24 @@ def run_language(
     done: list[Scored] = []
     for number, batch in enumerate(batches):
         progress("windows", number, total)
-        if batch.chosen.any():
-            done.append(_score(base, compressed, batch, number))
+        if not batch.chosen.any():
+            continue
+        ours, theirs = base(batch), logits_of(compressed, batch)
+        size = ours.shape[1]
+        if ours.shape != theirs.shape:
+            raise ModelError(f"the models have different vocabularies: base {size}, compressed {theirs.shape[1]}")
+        if int(batch.tokens.max()) >= size:
+            raise OptionError(
+                f"data: token id {int(batch.tokens.max())} in window {number} is beyond the vocabulary of {size}: "
+                "these tokens are of another tokenizer"
+            )
+        scores = score(ours, theirs, batch.following)
+        if np.isnan(scores.kl).any():
+            culprit = "the base model" if np.isnan(ours).any() else compressed.what
+            raise WorkError(f"{culprit} gives NaN as logits in window {number}: nothing can be compared")
+        done.append(Scored(replace(batch, inputs={}), scores))
     progress("windows", len(done), len(done))
     return done
-
-
-def _score(base: LogitsOf, compressed: Runner, batch: Batch, number: int) -> Scored:
-    ours, theirs = base(batch), logits_of(compressed, batch)
-    if ours.shape != theirs.shape:
-        raise ModelError(f"the models have different vocabularies: base {ours.shape[1]}, compressed {theirs.shape[1]}")
-    if int(batch.tokens.max()) >= ours.shape[1]:
-        raise OptionError(
-            f"data: token id {int(batch.tokens.max())} in window {number} is beyond the vocabulary of "
-            f"{ours.shape[1]}: these tokens are of another tokenizer"
-        )
-    scores = score(ours, theirs, batch.following)
-    if np.isnan(scores.kl).any():
-        culprit = "the base model" if np.isnan(ours).any() else compressed.what
-        raise WorkError(f"{culprit} gives NaN as logits in window {number}: nothing can be compared")
-    return Scored(Batch({}, batch.tokens, batch.chosen, batch.following), scores)
 
 
 def logits_of(runner: Runner, batch: Batch) -> Float32:

@@ -202,21 +202,14 @@ def batches_of(sets: Iterable[Mapping[str, Array]], ids: str, context: int, scor
         if ids not in inputs or np.asarray(inputs[ids]).ndim != 2:
             raise OptionError(f"data: a set of inputs of a language model must hold {ids} [batch, n]")
         tokens = np.asarray(inputs[ids]).astype(np.int64)
-        mask = _mask(inputs, tokens)
+        mask = np.asarray(inputs.get("attention_mask", np.ones(tokens.shape))).astype(bool)
+        if mask.shape != tokens.shape:
+            raise OptionError(f"data: attention_mask is {list(mask.shape)}, input_ids are {list(tokens.shape)}")
         following = np.full(tokens.shape, NO_TOKEN, dtype=np.int64)
         following[:, :-1] = np.where(mask[:, 1:], tokens[:, 1:], NO_TOKEN)
         chosen = mask & ((following != NO_TOKEN) | score_last)
         chosen[:, :context] = False
         yield Batch(inputs, tokens, chosen, following[chosen])
-
-
-def _mask(inputs: Mapping[str, Array], tokens: Array) -> npt.NDArray[np.bool_]:
-    if "attention_mask" not in inputs:
-        return np.ones(tokens.shape, dtype=bool)
-    mask = np.asarray(inputs["attention_mask"]).astype(bool)
-    if mask.shape != tokens.shape:
-        raise OptionError(f"data: attention_mask is {list(mask.shape)}, input_ids are {list(tokens.shape)}")
-    return mask
 
 
 _WINDOWS = 8
@@ -318,12 +311,24 @@ def open_data(data: CompareData, inputs: ModelInputs, places: Sequence[Path | No
     Raises:
         OptionError: the data is missing, of no known kind, or does not fit the model's inputs.
     """
+    found: tuple[Array, ...] | dict[str, Array] | None = None
     if isinstance(data, (str, PathLike)):
-        return _read_file(path().parse("data", data), inputs, places, batch)
-    if isinstance(data, np.ndarray):
-        return _sorted(sort_arrays(data, inputs), "an array", inputs, batch)
-    if isinstance(data, Mapping):
-        return Data("inputs by name", inputs=rows_of(inputs.named(data), inputs, batch))
+        file: Path = path().parse("data", data)
+        if file.is_file() and is_text(file) and not inputs.takes_tokens:
+            raise OptionError(
+                f"data={str(file)!r}: text is for models that take input_ids alone; this one takes {inputs.listed}: "
+                "give its inputs as an .npz file"
+            )
+        read, source = read_file(file, places)
+        found = sort_arrays(read, inputs, f"data={str(file)!r}")
+    elif isinstance(data, np.ndarray):
+        found, source = sort_arrays(data, inputs), "an array"
+    elif isinstance(data, Mapping):
+        found, source = inputs.named(data), "inputs by name"
+    if isinstance(found, tuple):
+        return Data(source, tokens=found)
+    if found is not None:
+        return Data(source, inputs=rows_of(found, inputs, batch))
     data = data if isinstance(data, Iterator) else readable(data, "data")
     if not isinstance(data, Iterable):
         raise OptionError(f"data: {type(data).__name__} is not a file, an array, a dict or an iterable of those")
@@ -341,37 +346,18 @@ def open_data(data: CompareData, inputs: ModelInputs, places: Sequence[Path | No
     return Data(source, inputs=(row for item in named for row in rows_of(item, inputs, batch)))
 
 
-def _read_file(path: Path, inputs: ModelInputs, places: Sequence[Path | None], batch: int | None) -> Data:
-    if path.is_file() and is_text(path) and not inputs.takes_tokens:
-        raise OptionError(
-            f"data={str(path)!r}: text is for models that take input_ids alone; this one takes {inputs.listed}: give "
-            "its inputs as an .npz file"
-        )
-    arrays, source = read_file(path, places)
-    return _sorted(sort_arrays(arrays, inputs, f"data={str(path)!r}"), source, inputs, batch)
-
-
-def _sorted(found: tuple[Array, ...] | dict[str, Array], source: str, inputs: ModelInputs, batch: int | None) -> Data:
-    if isinstance(found, tuple):
-        return Data(source, tokens=found)
-    return Data(source, inputs=rows_of(found, inputs, batch))
-
-
 def _made_up(pair: Pair, request: CompareRequest) -> Data:
-    model, inputs = pair.base.model, pair.base.inputs
+    model, inputs, language = pair.base.model, pair.base.inputs, pair.base.inputs.language
     vocabulary = pair.base.logits.vocabulary if pair.base.logits else None
-    wanted = request.windows
-    usual_count = _SETS if vocabulary is None else _WINDOWS
-    if inputs.takes_tokens and not request.protocol.shapes:
+    if language is not None and inputs.takes_tokens and not request.protocol.shapes:
+        count = request.windows or (_SETS if vocabulary is None else _WINDOWS)
         window = request.window or fitting_window(model, pair.base.usual_window)
-        language = inputs.language
-        written = None if language is None else _written(model, language, wanted or usual_count, window)
+        written = _written(model, language, count, window)
         if written is not None:
             return Data(_WRITTEN, tokens=(written,), synthesised=True)
-        known = vocabulary or (language.vocabulary if language else 0)
-        tokens = random_tokens(known, wanted or usual_count, window, 0)
+        tokens = random_tokens(vocabulary or language.vocabulary, count, window, 0)
         return Data("random token ids", tokens=(tokens,), synthesised=True)
-    drawn = random_inputs(model, inputs, request.protocol.shapes or {}, wanted or _SETS)
+    drawn = random_inputs(model, inputs, request.protocol.shapes or {}, request.windows or _SETS)
     first = next(drawn)
     shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in first.items())
     return Data(f"random inputs: {shapes}", inputs=itertools.chain([first], drawn), synthesised=True)

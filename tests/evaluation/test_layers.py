@@ -129,7 +129,7 @@ def test_every_mode_is_weighed(mode: str, group_size: int) -> None:
     everywhere = {} if mode.startswith("int8") else {"all_layers": True}
     other = apply_weight_compression(model.clone(), mode=mode, group_size=group_size, lazy=False, **everywhere)
     (pair,) = pair_layers(model, other)
-    figures, energy = weigh(pair)
+    _, figures, energy = weigh(pair)
     assert (figures.mode, figures.group_size) == (mode, group_size)
     assert figures.weight_snr_db is not None
     assert 2 < figures.weight_snr_db < 60
@@ -179,7 +179,7 @@ def test_a_base_model_of_fp8_is_paired_by_what_its_codes_stand_for(scales: str) 
             node.set_friendly_name("renamed")
     (pair,) = pair_layers(base, compressed)
     assert pair.note
-    figures, _ = weigh(pair)
+    _, figures, _ = weigh(pair)
     assert figures.weight_snr_db is not None
     assert 40 < figures.weight_snr_db < 60
 
