@@ -62,9 +62,9 @@ class Sink(Protocol):
         """Put the bytes of `data` at byte `offset` of the part."""
 
 
-class _TensorSink:
-    def __init__(self, tensor: ov.Tensor) -> None:
-        self._bytes: Array = tensor.data.reshape(-1).view(np.uint8)
+class _MemorySink:
+    def __init__(self, memory: Array) -> None:
+        self._bytes: Array = memory.reshape(-1).view(np.uint8)
 
     def room(self, offset: int, size: int) -> Array:
         return self._bytes[offset : offset + size]
@@ -150,13 +150,18 @@ class LazyWeight:
         plain = partial(self._plain, name) if plain_in_clones else None
         return postponed_constant(element_type(part.type), ov.Shape(list(part.shape)), partial(self.part, name), plain)
 
-    def job(self, sinks: Mapping[str, FileSink]) -> Job:
-        """The weight's computation, with the parts that have sinks straight into their places in the file."""
+    def job(self, sinks: Mapping[str, Sink]) -> Job:
+        """The weight's computation, with the parts that have sinks straight into their places there."""
         return _WeightJob(self.encoding, sinks)
 
     def _plain(self, name: str) -> Any:
         """A part as a Constant. A large weight's codes lie in a temporary file that is mapped, not in memory; its other
-        parts are kept until this thread asks for them."""
+        parts are kept until this thread asks for them.
+
+        Codes are put there through the mapping: a file is written by one thread at a time, and where its pages are
+        dear all threads waited for them. Where the space was not to be had beforehand they are written all the same: a
+        disk that is full then would end the process in the middle of a store.
+        """
         bulk = self.encoding.parts[self.encoding.bulk]
         kind = _MAPPED.get(bulk.type)
         if kind is None or bulk.nbytes < _LARGE_BYTES:
@@ -164,9 +169,10 @@ class LazyWeight:
         kept: dict[str, Any] = self._mapped.__dict__
         if name not in kept:
             with tempfile.TemporaryFile(prefix="ov-weight-compression-") as file:
-                reserve(file.fileno(), bulk.nbytes)
-                (small,) = self.pipeline.run_all([self.job({self.encoding.bulk: FileSink(file.fileno(), 0)})])
+                reserved = reserve(file.fileno(), bulk.nbytes)
                 codes = np.memmap(file, dtype=kind, mode="r+", shape=bulk.shape)
+                sink = _MemorySink(np.asarray(codes)) if reserved else FileSink(file.fileno(), 0)
+                (small,) = self.pipeline.run_all([self.job({self.encoding.bulk: sink})])
             self.pipeline.files.handed_out(bulk.nbytes)
             kept.update({part: ov.op.Constant(tensor, shared_memory=True) for part, tensor in small.items()})
             kept[self.encoding.bulk] = ov.op.Constant(codes, shared_memory=True)
@@ -175,10 +181,10 @@ class LazyWeight:
 
 @dataclass(frozen=True)
 class _WeightJob:
-    """A weight computed into tensors, but for the parts that have a place in a file."""
+    """A weight computed into tensors, but for the parts that have a place of their own."""
 
     encoding: Encoding
-    sinks: Mapping[str, FileSink]
+    sinks: Mapping[str, Sink]
 
     @property
     def name(self) -> str:
@@ -210,9 +216,9 @@ class _WeightJob:
         return tasks, hand_over
 
     def _bulk_sink(self, parts: dict[str, Any]) -> Sink:
-        """Where the bulk goes: its place in the file, or a tensor among the parts."""
+        """Where the bulk goes: its own place, or a tensor among the parts."""
         bulk = self.encoding.bulk
         if bulk in self.sinks:
             return self.sinks[bulk]
         parts[bulk] = self.encoding.parts[bulk].tensor()
-        return _TensorSink(parts[bulk])
+        return _MemorySink(parts[bulk].data)

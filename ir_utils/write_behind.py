@@ -115,13 +115,18 @@ def _files_being_written() -> Iterator[tuple[int, os.stat_result]]:
                 yield int(name), about
 
 
-def reserve(descriptor: int, size: int) -> None:
-    """Take the space of a whole file at once: a disk that is too small says so now, and writing is faster."""
+def reserve(descriptor: int, size: int) -> bool:
+    """Take the space of a whole file at once: a disk that is too small says so now, and writing is faster.
+
+    Returns:
+        Whether the space is there; otherwise the file has its size, and only writing tells.
+    """
     if size and hasattr(os, "posix_fallocate"):
         try:
             os.posix_fallocate(descriptor, 0, size)
-            return
+            return True
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
                 raise
     os.ftruncate(descriptor, size)
+    return False

@@ -10,8 +10,9 @@ import pytest
 from openvino import opset13 as op
 
 import ov_weight_compression
-from ov_weight_compression.ir_utils import deferral
+from ov_weight_compression.ir_utils import deferral, lazy_weight
 from ov_weight_compression.ir_utils.saving import save_model
+from ov_weight_compression.ir_utils.write_behind import reserve
 from ov_weight_compression.passes import Mode, WeightCompression, apply_weight_compression
 from tests.models import embedding, llama
 from tests.running import files_of, run, stored
@@ -64,12 +65,23 @@ def test_both_writers_give_the_same_weights_of_a_real_model(mode: str, tmp_path:
     assert stored(model, tmp_path, "theirs")[1] == files_of(tmp_path / "own.xml")[1]
 
 
-def test_both_writers_give_the_same_large_table(tmp_path: Path) -> None:
-    """Which waits for OpenVINO's writer in a temporary file."""
+def test_both_writers_give_the_same_large_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which waits for OpenVINO's writer in a temporary file, put there through its mapping, or written where the disk
+    does not promise the space."""
+    asked: list[int] = []
+
+    def not_promised(descriptor: int, size: int) -> bool:
+        asked.append(size)
+        reserve(descriptor, size)
+        return False
+
     model = apply_weight_compression(embedding((33 << 10, 1 << 10), dtype="f16"), mode="int8_asym")
     save_model(model, tmp_path / "own.xml")
-    for name in ("theirs", "again"):
+    for name in ("theirs", "again", "unreserved"):
+        if name == "unreserved":
+            monkeypatch.setattr(lazy_weight, "reserve", not_promised)
         assert stored(model, tmp_path, name)[1] == files_of(tmp_path / "own.xml")[1]
+    assert asked == [33 << 20]
 
 
 def test_one_copy_of_constants_that_lie_in_the_same_place(tmp_path: Path) -> None:

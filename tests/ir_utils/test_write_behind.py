@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import threading
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from ov_weight_compression.ir_utils.deferral import FileSink
-from ov_weight_compression.ir_utils.write_behind import ForeignFiles, WriteBehind
+from ov_weight_compression.ir_utils.write_behind import ForeignFiles, WriteBehind, reserve
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="needs posix_fadvise")
 
@@ -97,3 +98,17 @@ def test_a_thread_looks_while_constants_are_handed_out(calls: list[tuple[int, in
         thread.join(timeout=10)
     assert calls == [(0, 1 << 20)]
     assert not looking()
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_space_that_is_not_promised_is_told(refuses: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int, offset: int, size: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, "not here")
+
+    if refuses:
+        monkeypatch.setattr(os, "posix_fallocate", refuse)
+    with (tmp_path / "file").open("wb") as file:
+        assert reserve(file.fileno(), 1 << 20) is not refuses
+        about = os.fstat(file.fileno())
+    assert about.st_size == 1 << 20
+    assert (about.st_blocks * 512 >= 1 << 20) is not refuses
