@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import openvino as ov
 
-from ov_weight_compression.calibration.tokenizer import find_tokenizer, tokenizer_files
+from ov_weight_compression.calibration.data_files import find_tokenizer, tokenizer_files
 from ov_weight_compression.evaluation.layers import FormatFigures, LayerFigures, compare_layers
 from ov_weight_compression.evaluation.logits_file import base_logits
 from ov_weight_compression.evaluation.models import Arithmetic, OnProgress, Pair, Runner, choose, open_pair

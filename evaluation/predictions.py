@@ -44,7 +44,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import numpy.typing as npt
 
-from ov_weight_compression.calibration.tokenizer import Tokenizer
+from ov_weight_compression.calibration.data_files import Tokenizer
 from ov_weight_compression.evaluation.models import OnProgress, Runner
 from ov_weight_compression.evaluation.samples import NO_TOKEN, Batch
 from ov_weight_compression.ir_utils.errors import ModelError, OptionError, WorkError

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from ov_weight_compression.ir_utils.device_facts import FormatTimes, read_format_times, time_of
 from ov_weight_compression.ir_utils.errors import OptionError
-from ov_weight_compression.ir_utils.format_times import FormatTimes, read_format_times, time_of
 from ov_weight_compression.ir_utils.weight_source import ValueRange
 from ov_weight_compression.ir_utils.wording import plain, thousands
 from ov_weight_compression.passes.budget_outcome import BudgetOutcome, CurvePoint, UniformChoice

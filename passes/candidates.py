@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ov_weight_compression.ir_utils.device_facts import working_groups
-from ov_weight_compression.ir_utils.format_times import FormatTimes, time_of
+from ov_weight_compression.ir_utils.device_facts import FormatTimes, time_of, working_groups
 from ov_weight_compression.ir_utils.weight_source import ValueRange
 from ov_weight_compression.passes.device_rules import runs_from_codes
 from ov_weight_compression.passes.method import Method

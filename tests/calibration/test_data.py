@@ -13,8 +13,8 @@ import pytest
 from openvino import opset13 as op
 
 from ov_weight_compression.calibration import make_samples, read_data
+from ov_weight_compression.calibration.data_files import find_tokenizer
 from ov_weight_compression.calibration.generate import _drawn
-from ov_weight_compression.calibration.tokenizer import find_tokenizer
 from ov_weight_compression.ir_utils.errors import MissingExtraError, OptionError
 from ov_weight_compression.passes import WeightCompression, apply_weight_compression
 from tests import models

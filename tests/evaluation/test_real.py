@@ -9,8 +9,8 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from ov_weight_compression.calibration import tokenizer
-from ov_weight_compression.calibration.tokenizer import find_tokenizer
+from ov_weight_compression.calibration import data_files
+from ov_weight_compression.calibration.data_files import find_tokenizer
 from ov_weight_compression.evaluation import ComparisonProtocol, compare
 from ov_weight_compression.ir_utils.errors import MissingExtraError, ModelError, OptionError
 from ov_weight_compression.passes import apply_weight_compression
@@ -71,12 +71,12 @@ def test_text_is_compared_as_its_tokens_are(pylm: Path, compressed: Path, tmp_pa
 
 
 def test_a_tokenizer_whose_package_is_missing(pylm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenizer, "find_spec", lambda name: None)
+    monkeypatch.setattr(data_files, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"pip install 'ov-weight-compression\[text\]'"):
         find_tokenizer([pylm])
     with pytest.raises(MissingExtraError, match=r"ov-weight-compression\[genai\]"):
         find_tokenizer([pylm / "openvino_tokenizer.xml"])
-    monkeypatch.setattr(tokenizer, "find_spec", lambda name: name if name == "tokenizers" else None)
+    monkeypatch.setattr(data_files, "find_spec", lambda name: name if name == "tokenizers" else None)
     assert find_tokenizer([pylm]).source.endswith("tokenizer.json")
 
 

@@ -12,9 +12,10 @@ import pytest
 from openvino import opset13 as op
 
 from ov_weight_compression.ir_utils.errors import OptionError
-from ov_weight_compression.passes import Report, WeightCompression
+from ov_weight_compression.passes import WeightCompression
 from ov_weight_compression.quantization.formats import FORMATS
 from tests import models
+from tests.passes.llama_pass import compressed, error, windows
 from tests.running import operations, run, stored
 
 FEW_BITS = sorted(n for n, row in FORMATS.items() if row.bits <= 4 and n not in ("codebook", "adaptive_codebook"))
@@ -49,23 +50,6 @@ def replace_values(node: ov.Node, values: np.ndarray) -> None:
 
 def llama(**options: Any) -> ov.Model:
     return outlying(models.llama(layers=2, **options))
-
-
-def windows(count: int = 4) -> list[np.ndarray]:
-    return [row[None] for row in np.random.default_rng(2).integers(0, 160, (count, 24))]
-
-
-def compressed(model: ov.Model, **options: Any) -> tuple[ov.Model, Report]:
-    own = WeightCompression(**{"mode": "int4_sym", "group_size": 32, **options})
-    own.run_on_model(model)
-    return model, own.report
-
-
-def error(model: ov.Model, **options: Any) -> float:
-    """Mean square error of the logits on other tokens than those of calibration."""
-    feed = {0: np.random.default_rng(9).integers(0, 160, (4, 24))}
-    expected = run(model, feed)[0]
-    return float(np.square(run(compressed(model, **options)[0], feed)[0] - expected).mean())
 
 
 def group_of(mode: str) -> dict[str, int]:

@@ -16,10 +16,11 @@ from openvino import opset13 as op
 from ov_weight_compression.cli import main
 from ov_weight_compression.evaluation import inspect
 from ov_weight_compression.ir_utils.saving import save_model
-from ov_weight_compression.passes import OptionError, Report, WeightCompression, apply_weight_decompression
+from ov_weight_compression.passes import OptionError, WeightCompression, apply_weight_decompression
 from ov_weight_compression.passes.option_reading import read_options
 from ov_weight_compression.patterns import find_compressed
 from tests import models
+from tests.passes.llama_pass import compressed, error, windows
 from tests.running import layer_types, operations, run, stored
 
 SIZE = 64
@@ -28,23 +29,6 @@ REPORTED = "LoRA correction: adapters of rank {} beside {} of {} layers"
 
 def llama(**options: Any) -> ov.Model:
     return models.llama(layers=2, **options)
-
-
-def windows(count: int = 8) -> list[np.ndarray]:
-    return [row[None] for row in np.random.default_rng(2).integers(0, 160, (count, 24))]
-
-
-def compressed(model: ov.Model, **options: Any) -> tuple[ov.Model, Report]:
-    own = WeightCompression(**{"mode": "int4_sym", "group_size": 32, **options})
-    own.run_on_model(model)
-    return model, own.report
-
-
-def error(model: ov.Model, **options: Any) -> float:
-    """Mean square error of the logits on other tokens than those of calibration."""
-    feed = {0: np.random.default_rng(9).integers(0, 160, (4, 24))}
-    expected = run(model, feed)[0]
-    return float(np.square(run(compressed(model, **options)[0], feed)[0] - expected).mean())
 
 
 def rows(count: int = 256) -> np.ndarray:
@@ -91,18 +75,18 @@ def named(model: ov.Model, name: str) -> ov.Node:
 @pytest.mark.parametrize("mode", ["int4_sym", "int4_asym", "int3_sym", "int2_asym", "nf4", "fp4", "mxfp4", "cb4"])
 def test_less_error_in_every_format(mode: str) -> None:
     group = {} if mode == "mxfp4" else {"group_size": 32}
-    options = {"mode": mode, "dataset": windows(), **group}
+    options = {"mode": mode, "dataset": windows(8), **group}
     assert error(llama(), lora_correction=True, **options) < 0.75 * error(llama(), **options)
 
 
 @pytest.mark.parametrize("more", [{"gptq": True}, {"accuracy": "best"}, {"awq": True}, {"scale_estimation": True}])
 def test_on_top_of_the_other_methods(more: dict[str, Any]) -> None:
-    options = {"dataset": windows(), **more}
+    options = {"dataset": windows(8), **more}
     assert error(llama(), lora_correction=True, **options) < 0.9 * error(llama(), **options)
 
 
 def test_more_rank_less_error() -> None:
-    errors = [error(llama(), dataset=windows(), lora_correction=True, lora_rank=rank) for rank in (2, 8, 32)]
+    errors = [error(llama(), dataset=windows(8), lora_correction=True, lora_rank=rank) for rank in (2, 8, 32)]
     assert errors[2] < 0.7 * errors[1] < 0.7 * 0.9 * errors[0]
 
 
@@ -137,7 +121,7 @@ def test_every_form_of_a_layer(form: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("dtype", ["f32", "f16"])
 def test_the_graph(dtype: str) -> None:
-    model, _ = compressed(llama(dtype=dtype), dataset=windows(), lora_correction=True)
+    model, _ = compressed(llama(dtype=dtype), dataset=windows(8), lora_correction=True)
     weights = {one.name: one for one in find_compressed(model)}
     adapters = [name for name in weights if "/lora_" in name]
     corrected = [name.removesuffix("/lora_A") for name in adapters if name.endswith("A")]
@@ -155,8 +139,8 @@ def test_the_graph(dtype: str) -> None:
 
 
 def test_the_cpu_runs_the_adapters_on_their_codes() -> None:
-    types = layer_types(compressed(llama(), dataset=windows(), lora_correction=True)[0])
-    plain = layer_types(compressed(llama(), dataset=windows())[0])
+    types = layer_types(compressed(llama(), dataset=windows(8), lora_correction=True)[0])
+    plain = layer_types(compressed(llama(), dataset=windows(8))[0])
     assert types.count("FullyConnected u8") == plain.count("FullyConnected u8") + 28
     assert types.count("FullyConnected i4") == plain.count("FullyConnected i4") == 14
 
@@ -179,7 +163,7 @@ def test_names_of_outputs_stay() -> None:
 
 
 def test_saved_and_read_again(tmp_path: Path) -> None:
-    model, report = compressed(llama(), dataset=windows(), lora_correction=True)
+    model, report = compressed(llama(), dataset=windows(8), lora_correction=True)
     expected = run(model)
     for number, save in enumerate((ov.save_model, save_model)):
         save(model, tmp_path / f"{number}.xml")
@@ -193,16 +177,16 @@ def test_saved_and_read_again(tmp_path: Path) -> None:
 
 def test_the_same_bytes_lazily_or_not_and_in_any_number_of_threads(tmp_path: Path) -> None:
     files = [
-        stored(compressed(llama(), lora_correction=True, dataset=windows(), **more)[0], tmp_path / str(number))
+        stored(compressed(llama(), lora_correction=True, dataset=windows(8), **more)[0], tmp_path / str(number))
         for number, more in enumerate([{}, {"lazy": False}, {"threads": 1}])
     ]
     assert all(one[1] == files[0][1] for one in files)
 
 
 def test_a_second_run_changes_nothing(tmp_path: Path) -> None:
-    model, _ = compressed(llama(), dataset=windows(), lora_correction=True)
+    model, _ = compressed(llama(), dataset=windows(8), lora_correction=True)
     before = operations(model)
-    again = WeightCompression(mode="int4_sym", group_size=32, lora_correction=True, dataset=windows())
+    again = WeightCompression(mode="int4_sym", group_size=32, lora_correction=True, dataset=windows(8))
     assert not again.run_on_model(model)
     assert operations(model) == before
     assert again.report.corrections == ()
@@ -213,7 +197,7 @@ def test_a_second_run_changes_nothing(tmp_path: Path) -> None:
 
 def test_a_preview_knows_every_byte_and_changes_nothing() -> None:
     model = llama()
-    own = WeightCompression(mode="int4_sym", group_size=32, lora_correction=True, dataset=windows(), lora_rank=48)
+    own = WeightCompression(mode="int4_sym", group_size=32, lora_correction=True, dataset=windows(8), lora_rank=48)
     before = operations(model)
     planned = own.preview(model)
     assert operations(model) == before
@@ -224,7 +208,7 @@ def test_a_preview_knows_every_byte_and_changes_nothing() -> None:
 
 
 def test_what_is_said() -> None:
-    model, report = compressed(llama(), dataset=windows(), lora_correction=True)
+    model, report = compressed(llama(), dataset=windows(8), lora_correction=True)
     assert REPORTED.format(8, 14, 14) in str(report)
     first = report.to_dict()["corrections"][0]
     assert (first["name"], first["rank"]) == ("model.layers.0.self_attn.q_proj.weight", 8)
@@ -233,7 +217,7 @@ def test_what_is_said() -> None:
     shown = [one for one in inspect(model).weights if "/lora_" in one.name]
     assert {one.mode for one in shown} == {"int8_asym"}
     assert sum(one.bytes for one in shown) == sum(line.bytes for line in report.corrections)
-    assert "corrections" not in compressed(llama(), dataset=windows())[1].to_dict()
+    assert "corrections" not in compressed(llama(), dataset=windows(8))[1].to_dict()
 
 
 def test_what_has_none_is_named_with_the_reason() -> None:
@@ -251,7 +235,7 @@ def test_what_has_none_is_named_with_the_reason() -> None:
     ids = op.parameter([-1, -1], np.int64, name="input_ids")
     hidden = op.relu(op.gather(table, ids, op.constant(np.int64(0))))
     tied = ov.Model([op.result(op.matmul(hidden, table, False, True))], [ids], "tied")
-    _, report = compressed(tied, dataset=windows(), lora_correction=True, all_layers=True)
+    _, report = compressed(tied, dataset=windows(8), lora_correction=True, all_layers=True)
     assert [line.reason for line in report.corrections] == ["several layers read the weight"]
 
 
@@ -287,7 +271,7 @@ def test_an_inserted_multiply_is_in_front_of_the_adapters_too() -> None:
 def test_decompressed_it_computes_the_same() -> None:
     """But for the rounding to f16."""
     original = run(llama())[0]
-    model, _ = compressed(llama(), dataset=windows(), lora_correction=True)
+    model, _ = compressed(llama(), dataset=windows(8), lora_correction=True)
     expected = run(model)[0]
     changed = np.square(run(apply_weight_decompression(model))[0] - expected).mean()
     assert changed < 1e-3 * np.square(expected - original).mean()
@@ -296,7 +280,7 @@ def test_decompressed_it_computes_the_same() -> None:
 def test_on_the_command_line(tmp_path: Path) -> None:
     source, tokens, planned, written = (tmp_path / name for name in ("m.xml", "t.npy", "planned.json", "written.json"))
     ov.save_model(llama(), source)
-    np.save(tokens, np.concatenate(windows(), axis=1)[0])
+    np.save(tokens, np.concatenate(windows(8), axis=1)[0])
     words = [str(source), "--mode", "int4_sym", "--group-size", "32", "--data", str(tokens), "--context-length", "24"]
     words += ["--lora-correction", "--lora-rank", "4", "--quiet"]
     assert main([*words, "--dry-run", "--report", str(planned)]) == 0
