@@ -5,27 +5,17 @@
 
 Layers that read the same tensor share one `LayerStatistics`. For a weight with experts, where each expert has rows of
 its own, the sums have the expert as their leading axis.
-
-On disk they are one safetensors file, never a pickle: f32 [in] "<weight>/sum_square" for each layer input, under the
-name of the first weight that reads it. The file's metadata hold the rest as JSON: the format's version, the model's
-fingerprint, what data it was, the numbers of each layer input, and which weight reads which.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import openvino as ov
 
-from ov_weight_compression.ir_utils.errors import CompressionError, MissingExtraError, ModelError, one_line
-from ov_weight_compression.ir_utils.option_kinds import shown
-from ov_weight_compression.ir_utils.publish import Publication, cannot_write
 from ov_weight_compression.ir_utils.types import Float32
 
 
@@ -101,88 +91,6 @@ class Statistics(Mapping[str, LayerStatistics]):
 
     def __repr__(self) -> str:
         return f"Statistics of {len(self)} layers, {self.data or 'data unknown'}"
-
-
-_VERSION = 2
-_SUMS = "sum_square"
-_KEY = "ov_weight_compression"
-
-
-def statistics_file(path: str | Path) -> Path:
-    """The file that `statistics_path` means: itself if it ends in .safetensors, else `statistics.safetensors` in it."""
-    path = Path(path)
-    return path if path.suffix == ".safetensors" else path / "statistics.safetensors"
-
-
-def save_statistics(statistics: Statistics, path: str | Path) -> Path:
-    """Write statistics to `statistics_file(path)`, whole or not at all; returns the file."""
-    try:
-        from safetensors import SafetensorError
-        from safetensors.numpy import save_file
-    except ImportError as error:
-        raise MissingExtraError("safetensors", "calibration", "saving statistics") from error
-    tensors: dict[str, Any] = {}
-    numbers: dict[str, Any] = {}
-    owner: dict[int, str] = {}
-    layers: dict[str, str] = {}
-    for name, layer in statistics.items():
-        layers[name] = owner.setdefault(id(layer), name)
-        if layers[name] == name:
-            numbers[name] = layer.numbers()
-            tensors[f"{name}/{_SUMS}"] = np.ascontiguousarray(layer.sum_square)
-    content = {
-        "version": _VERSION,
-        "fingerprint": statistics.fingerprint,
-        "data": statistics.data,
-        "numbers": numbers,
-        "layers": layers,
-    }
-    file = statistics_file(path)
-    try:
-        with Publication(file) as partial:
-            save_file(tensors, partial, {_KEY: json.dumps(content)})
-    except (OSError, SafetensorError) as error:
-        raise cannot_write(file, error) from error
-    return file
-
-
-def load_statistics(path: str | Path, model: ov.Model | None = None) -> Statistics:
-    """Read statistics back; with `model` they must have been collected from that very model.
-
-    Raises ModelError for a file that is missing, damaged, of another kind, or of another model.
-    """
-    try:
-        from safetensors import safe_open
-    except ImportError as error:
-        raise MissingExtraError("safetensors", "calibration", "loading statistics") from error
-    file = statistics_file(path)
-    if not file.is_file():
-        raise ModelError(f"{file}: there is no such file of statistics")
-    try:
-        with safe_open(file, framework="numpy") as opened:
-            content = json.loads((opened.metadata() or {}).get(_KEY, "null"))
-            if not content or content.get("version") != _VERSION:
-                raise ModelError(f"{file}: not a file of statistics that this version writes: collect them again")
-            if model is not None and content["fingerprint"] != fingerprint(model):
-                raise ModelError(
-                    f"{file}: these statistics were collected from another model (or from this one with other "
-                    f"weights): collect them again, or give the model that they belong to"
-                )
-            inputs = {
-                name: LayerStatistics(sum_square=opened.get_tensor(f"{name}/{_SUMS}"), **numbers)
-                for name, numbers in content["numbers"].items()
-            }
-        for name, one in inputs.items():
-            found = np.concatenate([one.sum_square.reshape(-1), [*one.numbers().values()]])
-            if not (np.isfinite(found) & (found >= 0)).all():
-                raise ModelError(f"{file}: the statistics of {shown(name)} hold NaN or the like: collect them again")
-        layers = {name: inputs[owner] for name, owner in content["layers"].items()}
-    except CompressionError:
-        raise
-    except Exception as error:  # whatever damaged contents lead to
-        reason = one_line(str(error), 200) or type(error).__name__
-        raise ModelError(f"{file}: not a file of statistics, or damaged ({reason}): collect them again") from error
-    return Statistics(layers, content["fingerprint"], content["data"])
 
 
 _SAMPLE = 1 << 14
