@@ -124,7 +124,6 @@ class LazyWeight:
         self.pipeline, self.encoding = pipeline, encoding
         self.name = encoding.name
         self._number = pipeline.add(self.job({}))
-        self._mapped = threading.local()
 
     @property
     def identity(self) -> Hashable | None:
@@ -152,7 +151,8 @@ class LazyWeight:
 
     def job(self, sinks: Mapping[str, Sink]) -> Job:
         """The weight's computation, with the parts that have sinks straight into their places there."""
-        return _WeightJob(self.encoding, sinks)
+        encoding = self.encoding
+        return _WeightJob(encoding.name, encoding.nbytes, encoding.together, encoding, sinks)
 
     def _plain(self, name: str) -> Any:
         """A part as a Constant. A large weight's codes lie in a temporary file that is mapped, not in memory; its other
@@ -166,7 +166,7 @@ class LazyWeight:
         kind = _MAPPED.get(bulk.type)
         if kind is None or bulk.nbytes < _LARGE_BYTES:
             return ov.op.Constant(self.computed(name), shared_memory=True)
-        kept: dict[str, Any] = self._mapped.__dict__
+        kept: dict[str, Any] = self.__dict__.setdefault("_mapped", threading.local()).__dict__
         if name not in kept:
             with tempfile.TemporaryFile(prefix="ov-weight-compression-") as file:
                 reserved = reserve(file.fileno(), bulk.nbytes)
@@ -183,20 +183,11 @@ class LazyWeight:
 class _WeightJob:
     """A weight computed into tensors, but for the parts that have a place of their own."""
 
+    name: str
+    nbytes: int
+    together: Hashable | None
     encoding: Encoding
     sinks: Mapping[str, Sink]
-
-    @property
-    def name(self) -> str:
-        return self.encoding.name
-
-    @property
-    def nbytes(self) -> int:
-        return self.encoding.nbytes
-
-    @property
-    def together(self) -> Hashable | None:
-        return self.encoding.together
 
     def begin(self, *others: _WeightJob) -> tuple[Sequence[Task], Callable[[], Sequence[dict[str, Any]]]]:
         jobs = (self, *others)

@@ -59,7 +59,6 @@ class Pipeline:
         Raises:
             WorkError: the computation failed; names the weight.
         """
-        self.batches.close()
         return self._walk().take(*self.batches.places[number], part)
 
     def run_all(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
@@ -111,7 +110,8 @@ class _Walk:
     def take(self, number: int, place: int, part: str) -> Any:
         run = self._runs.get(number)
         try:
-            if run is None or (run.over and run.error is None and part not in run.parts[place]):
+            lacks = run is not None and place >= len(run.jobs)  # it was added to its batch meanwhile
+            if run is None or lacks or (run.over and run.error is None and part not in run.parts[place]):
                 run = self._begin_anew(number)
             self._begin_ahead(number)
             self._pool.wait(run)

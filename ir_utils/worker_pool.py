@@ -83,10 +83,6 @@ class Batches:
         self.places.append((number, len(self.each[number])))
         self.each[number].append(job)
 
-    def close(self) -> None:
-        """Let jobs that are added later be in other batches than those that are there."""
-        self._open.clear()
-
 
 def default_threads() -> int:
     """Threads to compute with: OMP_NUM_THREADS where it is set, else the processors that this process may use."""

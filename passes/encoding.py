@@ -186,7 +186,6 @@ class WeightEncoding:
             encoded = self._encode(slab, tensor_scale, into)
             if slab.start == 0:
                 encoded = turn_over_first_group(encoded, self.spec, packed=self._packs)
-            self._check(encoded)
             if unpacked is not None:
                 target = layout.matrix_view(unpacked)[slab.index]
                 target[...] = encoded.codes.reshape(target.shape)
@@ -205,7 +204,9 @@ class WeightEncoding:
         return [partial(run, slab) for slab in layout.slabs(self._piece_rows(), layout.rows // experts)], finish
 
     def _beside_codes(self, scales: Array, zeros: Array | None) -> dict[str, Array]:
-        """The bytes of scales and zero points `[rows, groups]`."""
+        """The bytes of scales and zero points `[rows, groups]`, which are looked at for the last time."""
+        if unusable(scales, self.spec.scale_type):
+            raise WorkError(f"{self.name}: a scale is not finite: give it a rule or ignore it, and please report this")
         layout, group, parts = self.layout, self.spec.group_size, self.parts
         wide = scales.astype(np.float32) if parts["scale"].type == "f32" else scales
         found = {"scale": layout.scales_in_place(wide, group)}
@@ -213,11 +214,6 @@ class WeightEncoding:
             bits = element_type(parts["zero_point"].type).bitwidth
             found["zero_point"] = pack(layout.scales_in_place(zeros, group), bits)
         return found
-
-    def _check(self, encoded: Encoded) -> None:
-        """The last look, whatever made the scales."""
-        if unusable(encoded.scale, self.spec.scale_type):
-            raise WorkError(f"{self.name}: a scale is not finite: give it a rule or ignore it, and please report this")
 
     @property
     def _unpacked_type(self) -> type[np.unsignedinteger[Any]]:
@@ -301,7 +297,6 @@ def _encoded_together(weights: Sequence[tuple[WeightEncoding, Sink]]) -> list[di
     for place, (one, sink) in enumerate(weights):
         own = encoded.rows(place * rows, (place + 1) * rows)
         own = turn_over_first_group(own, one.spec, packed=True)
-        one._check(own)
         sink.write(0, own.codes.reshape(-1))
         found.append(one._beside_codes(own.scale, own.zero_point))
     return found

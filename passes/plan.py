@@ -114,36 +114,32 @@ class PlannedWeight:
     stored: StoredRows | None = None
     """Its codes, where they have been computed already."""
 
-    @property
-    def stored_scale_type(self) -> str:
-        """OpenVINO's name of the type that its scales are stored in."""
-        return "f32" if self.scales_in_f32 else self.spec.scale_type
+    stored_scale_type: str = field(init=False)
+    """OpenVINO's name of the type that its scales are stored in."""
+    expanded: bool = field(init=False)
+    """Whether the CPU plugin folds its chain because of a layer that reads it."""
+    has_unit_factor: bool = field(init=False)
+    """Whether what keeps CPUs from the codes is a constant one; with a tensor's scale it is that."""
+    is_low_bit: bool = field(init=False)
+    """Whether it is stored in 4 bits or fewer (or as a codebook's indices): what is worth calibrating for."""
+    beyond_f16: bool = field(init=False)
+    """Whether f16 cannot hold values of this size, a level or a power of two above included, or their scales."""
 
-    @property
-    def expanded(self) -> bool:
-        """Whether the CPU plugin folds its chain because of a layer that reads it."""
-        kinds = [consumer.kind for consumer in self.weight.consumers]
-        if Kind.GATHER in kinds:
-            # In groups the chain ends in a Reshape, which the CPU plugin of OpenVINO 2026.4 looks through in front of a
-            # Gather only where the table has two dimensions: left unfolded, others are expanded at every inference.
-            behind_reshape = self.spec.group_size != PER_CHANNEL and len(self.weight.shape) > 2
-            return self.spec.format.storage not in CPU_EXECUTED[GATHER] or behind_reshape
-        return Kind.CONVOLUTION in kinds
-
-    @property
-    def has_unit_factor(self) -> bool:
-        """Whether what keeps CPUs from the codes is a constant one; with a tensor's scale it is that."""
-        return self.kept_from_codes and not self.spec.format.tensor_scale
-
-    @property
-    def is_low_bit(self) -> bool:
-        """Whether it is stored in 4 bits or fewer (or as a codebook's indices): what is worth calibrating for."""
-        return self.spec.format.default_search > 0
-
-    @property
-    def beyond_f16(self) -> bool:
-        """Whether f16 cannot hold values of this size, or their scales."""
-        return (self.exact and self.spec.format.tensor_scale) or is_beyond_f16(self.spec.format, self.absmax)
+    def __post_init__(self) -> None:
+        format, kinds = self.spec.format, [consumer.kind for consumer in self.weight.consumers]
+        # In groups the chain ends in a Reshape, which the CPU plugin of OpenVINO 2026.4 looks through in front of a
+        # Gather only where the table has two dimensions: left unfolded, others are expanded at every inference.
+        behind_reshape = self.spec.group_size != PER_CHANNEL and len(self.weight.shape) > 2
+        gathered_in_floats = format.storage not in CPU_EXECUTED[GATHER] or behind_reshape
+        follows = {
+            "stored_scale_type": "f32" if self.scales_in_f32 else self.spec.scale_type,
+            "expanded": gathered_in_floats if Kind.GATHER in kinds else Kind.CONVOLUTION in kinds,
+            "has_unit_factor": self.kept_from_codes and not format.tensor_scale,
+            "is_low_bit": format.default_search > 0,
+            "beyond_f16": (self.exact and format.tensor_scale) or is_beyond_f16(format, self.absmax),
+        }
+        for name, value in follows.items():
+            object.__setattr__(self, name, value)
 
     @property
     def nbytes(self) -> int:

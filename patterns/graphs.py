@@ -33,22 +33,11 @@ class Graph:
     """Empty for the model itself; for a body the operations that lead to it, `loop/body` or `if/then`."""
     key: tuple[int, ...]
     """Where it lies: the positions of the operations that lead to it. Sorting by it gives graph order."""
+    position: dict[ov.Node, int] = field(repr=False)
+    constants: list[tuple[ov.Node, str]] = field(repr=False)
+    """The constants, postponed ones too, with the names of their element types."""
     given: frozenset[ov.Node] = field(repr=False)
     """The parameters that are not the same constant in every run."""
-
-    @cached_property
-    def position(self) -> dict[ov.Node, int]:
-        """Of each operation."""
-        return {node: index for index, node in enumerate(self.operations)}
-
-    @cached_property
-    def constants(self) -> list[tuple[ov.Node, str]]:
-        """The constants, postponed ones too, with the names of their element types."""
-        return [
-            (node, node.get_output_element_type(0).to_string())
-            for node, kind in zip(self.operations, self.types, strict=True)
-            if kind == "Constant" or is_postponed(node)
-        ]
 
     @cached_property
     def varying(self) -> frozenset[ov.Node]:
@@ -75,15 +64,21 @@ def graphs_of(model: ov.Model) -> list[Graph]:
         model, path, key, fixed = front.pop()
         operations = model.get_ordered_ops()
         types = [node.get_type_name() for node in operations]
-        given = (node for number, node in enumerate(model.get_parameters()) if number not in fixed)
-        graph = Graph(operations, types, path, key, frozenset(given))
+        position = {node: index for index, node in enumerate(operations)}
+        constants = [
+            (node, node.get_output_element_type(0).to_string())
+            for node, kind in zip(operations, types, strict=True)
+            if kind == "Constant" or isinstance(node, PostponedConstant)
+        ]
+        given = frozenset(node for number, node in enumerate(model.get_parameters()) if number not in fixed)
+        graph = Graph(operations, types, path, key, position, constants, given)
         found.append(graph)
         bodies = []
-        for place, (node, kind) in enumerate(zip(operations, types, strict=True)):
+        for node, kind in zip(operations, types, strict=True):
             for number, name in enumerate(_BODIES.get(kind, ())):
                 inner = "/".join(filter(None, (path, node.get_friendly_name(), name)))
                 body = node.get_function(number) if kind == "If" else node.get_function()
-                bodies.append((body, inner, (*key, place, number), _fixed(node, kind, number, graph.varying)))
+                bodies.append((body, inner, (*key, position[node], number), _fixed(node, kind, number, graph.varying)))
         front += reversed(bodies)
     return found
 

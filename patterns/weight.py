@@ -49,19 +49,15 @@ class Consumer:
 
     name: str = field(init=False)
     """The operation's friendly name."""
+    kind: Kind | None = field(init=False)
+    """The layer's sort; None where it is none."""
+    activation: Activation | None = field(init=False)
+    """What the layer multiplies the weight with; None where it is none, or multiplies nothing."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", str(self.node.get_friendly_name()))
-
-    @property
-    def kind(self) -> Kind | None:
-        """The layer's sort; None where it is none."""
-        return None if self.role is None else self.role.kind
-
-    @property
-    def activation(self) -> Activation | None:
-        """What the layer multiplies the weight with; None where it is none, or multiplies nothing."""
-        return None if self.role is None else self.role.activation
+        object.__setattr__(self, "kind", None if self.role is None else self.role.kind)
+        object.__setattr__(self, "activation", None if self.role is None else self.role.activation)
 
     @property
     def input(self) -> ov.Output | None:
