@@ -342,9 +342,10 @@ class TestJobsBegunTogether:
         with pytest.raises(WorkError, match="job 1: ArithmeticError: overflow"):
             with_jobs(*jobs, threads=1).take(0, "codes")
 
-    def test_a_job_that_is_added_later_is_in_another_batch(self) -> None:
+    def test_a_job_that_is_added_to_a_batch_under_way_has_it_begun_anew(self) -> None:
         first, second = self.small(2)
         pipeline = with_jobs(first, threads=1)
         assert pipeline.take(0, "codes") == [0, 1, 2, 3]
         assert pipeline.take(pipeline.add(second), "scale") == "job 1"
-        assert (first.begun, second.begun) == (1, 1)
+        assert first.beside == ["job 1"]
+        assert pipeline.take(0, "scale") == "job 0"
