@@ -17,9 +17,9 @@ import openvino as ov
 import ov_weight_compression
 from ov_weight_compression.ir_utils.device_facts import release_of
 from ov_weight_compression.ir_utils.errors import one_line
-from ov_weight_compression.ir_utils.wording import format_name, human_bytes, plain, with_error
+from ov_weight_compression.ir_utils.wording import human_bytes, plain, with_error
 from ov_weight_compression.passes.recipe import options_as_json
-from ov_weight_compression.passes.report import Report, explained, types_before
+from ov_weight_compression.passes.report import Report, explained, share_cells
 
 if TYPE_CHECKING:
     from ov_weight_compression.evaluation.comparison import Comparison
@@ -125,10 +125,7 @@ def _formats(name: str, report: Report) -> Iterator[str]:
     yield "| format | was | weights | before | after | bits a weight |"
     yield "|---|---|---:|---:|---:|---:|"
     for share in report.shares:
-        sizes = f"{human_bytes(share.bytes_before)} | {human_bytes(share.bytes_after)}"
-        bits = f"{8 * share.bytes_after / share.elements:.2f}"
-        what = format_name(share.mode, share.group_size)
-        yield f"| {what} | {types_before(report, share)} | {share.weights} | {sizes} | {bits} |"
+        yield f"| {' | '.join(share_cells(report, share))} |"
     sizes = f"{human_bytes(report.bytes_before)} | {human_bytes(report.bytes_after)}"
     yield f"| all | | {len(report.rows)} | {sizes} | {report.bits_per_weight:.2f} |"
     reasons = dict.fromkeys(explained(row.reason) for row in report.rows if row.reason)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from os import PathLike
@@ -300,10 +301,6 @@ def language_rows(comparison: Comparison) -> list[tuple[str, str]]:
     ]
 
 
-def _named(title: str, name: str, *numbers: str) -> Table:
-    return terminal_table(title, {name: "text", **dict.fromkeys(numbers, "number")})
-
-
 def _with_error(estimate: Estimate, scale: float = 1.0, unit: str = "") -> str:
     return with_error(estimate.value * scale, estimate.error * scale, unit)
 
@@ -321,35 +318,45 @@ def _print(comparison: Comparison, console: Console) -> None:
     console.print(f"data: {data.source}{windows}", highlight=False, soft_wrap=True)
     for note in comparison.notes:
         console.print(f"note: {note}", style="yellow", highlight=False, soft_wrap=True)
-    for table in (_language(comparison), _outputs(comparison), _compared_formats(comparison), _layers(comparison)):
-        if table is not None:
-            console.print(table)
+    for table in _tables(comparison):
+        console.print(table)
 
 
-def _language(comparison: Comparison) -> Table | None:
-    if comparison.language is None:
-        return None
-    table = _named("Predictions", "figure", "value")
-    for name, value in language_rows(comparison):
-        table.add_row(name, value)
-    return table
-
-
-def _outputs(comparison: Comparison) -> Table | None:
-    if not comparison.outputs:
-        return None
-    table = _named("Outputs", "output", "rows", "cos mean", "min", "1 %", "rel. L2", "SNR dB", "10-NN")
-    for one in comparison.outputs:
-        cosines = (plain(value, 5) for value in (one.cosine_mean, one.cosine_min, one.cosine_p1))
-        table.add_row(
-            one.name,
-            thousands(one.rows),
-            *cosines,
-            plain(one.relative_l2, 3),
-            db(one.snr_db),
-            percent(one.neighbours),
+def _tables(comparison: Comparison) -> Iterator[Table]:
+    """All that there is to show."""
+    if comparison.language is not None:
+        yield _named("Predictions", ("figure", "value"), language_rows(comparison))
+    if comparison.outputs:
+        cosines = ("cos mean", "min", "1 %")
+        yield _named(
+            "Outputs",
+            ("output", "rows", *cosines, "rel. L2", "SNR dB", "10-NN"),
+            map(_output_row, comparison.outputs),
         )
-    return table
+    if comparison.formats:
+        head = ("format", "weights", "elements", "bytes", "bits", "SNR dB", "lowest")
+        yield _named("Formats", head, format_rows(comparison))
+    worst = comparison.worst_layers()
+    if worst:
+        of = f"{len(worst)} of {len(comparison.layers)}"
+        title = f"Layers that lose most ({of}), SNR of weight, own output and output in dB"
+        yield _named(title, ("layer", "format", "weight", "own", "output"), map(_layer_row, worst))
+
+
+def _named(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table whose first column is names, and the others numbers."""
+    return terminal_table(title, {head[0]: "text", **dict.fromkeys(head[1:], "number")}, rows)
+
+
+def _output_row(one: OutputFigures) -> tuple[str, ...]:
+    cosines = (plain(value, 5) for value in (one.cosine_mean, one.cosine_min, one.cosine_p1))
+    error = plain(one.relative_l2, 3), db(one.snr_db), percent(one.neighbours)
+    return (one.name, thousands(one.rows), *cosines, *error)
+
+
+def _layer_row(one: LayerFigures) -> tuple[str, ...]:
+    name, format = short_name(layer_name(one.layer, one.name), 56), short_format(one.mode, one.group_size)
+    return (name, format, db(one.weight_snr_db), db(one.own_snr_db), db(one.output_snr_db))
 
 
 def format_rows(comparison: Comparison) -> list[tuple[str, ...]]:
@@ -366,26 +373,3 @@ def format_rows(comparison: Comparison) -> list[tuple[str, ...]]:
         )
         for one in comparison.formats
     ]
-
-
-def _compared_formats(comparison: Comparison) -> Table | None:
-    if not comparison.formats:
-        return None
-    table = _named("Formats", "format", "weights", "elements", "bytes", "bits", "SNR dB", "lowest")
-    for row in format_rows(comparison):
-        table.add_row(*row)
-    return table
-
-
-def _layers(comparison: Comparison) -> Table | None:
-    worst = comparison.worst_layers()
-    if not worst:
-        return None
-    title = (
-        f"Layers that lose most ({len(worst)} of {len(comparison.layers)}), SNR of weight, own output and output in dB"
-    )
-    table = _named(title, "layer", "format", "weight", "own", "output")
-    for one in worst:
-        row = (db(one.weight_snr_db), db(one.own_snr_db), db(one.output_snr_db))
-        table.add_row(short_name(layer_name(one.layer, one.name), 56), short_format(one.mode, one.group_size), *row)
-    return table

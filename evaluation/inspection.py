@@ -365,27 +365,17 @@ def _stored_formats(inspection: Inspection) -> Table:
     title = "Compressed weights (stored as: codes, scales, zero points)"
     table = terminal_table(title, {"format": "word", "layers": "word", "stored as": "text", **device, **numbers})
     everything = inspection.constants_bytes or 1
+
+    def add(*named: str, executed: str, count: int, size: int, bits: float) -> None:
+        told = (str(count), human_bytes(size), f"{size / everything:.1%}", f"{bits:.2f}")
+        table.add_row(*named, *([executed] if device else []), *told)
+
     for row in inspection.formats:
-        table.add_row(
-            short_format(row.mode, row.group_size),
-            row.kind,
-            _stored(row),
-            *([row.executed] if device else []),
-            str(row.weights),
-            human_bytes(row.bytes),
-            f"{row.bytes / everything:.1%}",
-            f"{row.bits_per_weight:.2f}",
-        )
+        named = short_format(row.mode, row.group_size), row.kind, _stored(row)
+        add(*named, executed=row.executed, count=row.weights, size=row.bytes, bits=row.bits_per_weight)
     table.add_section()
-    table.add_row(
-        "all",
-        *["", ""],
-        *([""] if device else []),
-        str(len(inspection.weights)),
-        human_bytes(inspection.bytes),
-        f"{inspection.bytes / everything:.1%}",
-        f"{inspection.bits_per_weight:.2f}",
-    )
+    total = {"count": len(inspection.weights), "size": inspection.bytes}
+    add("all", "", "", executed="", **total, bits=inspection.bits_per_weight)
     return table
 
 
@@ -397,9 +387,8 @@ def _stored(row: FormatRow) -> str:
 def _each(inspection: Inspection) -> Table:
     device = {f"on {inspection.device['device']}": "text"} if inspection.device is not None else {}
     numbers = dict.fromkeys(("shape", "bytes", "bits"), "number")
-    table = terminal_table("Each weight", {"weight": "text", "format": "word", **device, **numbers})
-    for one in inspection.weights:
-        table.add_row(
+    rows = [
+        (
             short_name(one.name.removesuffix("_compressed"), _NAME),
             short_format(one.mode, one.group_size),
             *([one.executed] if device else []),
@@ -407,19 +396,19 @@ def _each(inspection: Inspection) -> Table:
             human_bytes(one.bytes),
             f"{one.bits_per_weight:.2f}",
         )
-    return table
+        for one in inspection.weights
+    ]
+    return terminal_table("Each weight", {"weight": "text", "format": "word", **device, **numbers}, rows)
 
 
 def _float_table(inspection: Inspection) -> Table:
     numbers = dict.fromkeys(("constants", "elements", "bytes", "share"), "number")
-    table = terminal_table("Not compressed", {"type": "word", "reason": "text", **numbers})
     everything = inspection.constants_bytes or 1
+    rows = []
     for row in inspection.float_groups:
-        share = f"{row.bytes / everything:.1%}"
-        table.add_row(
-            row.element_type, row.reason, str(row.constants), thousands(row.elements), human_bytes(row.bytes), share
-        )
-    return table
+        sizes = (thousands(row.elements), human_bytes(row.bytes), f"{row.bytes / everything:.1%}")
+        rows.append((row.element_type, row.reason, str(row.constants), *sizes))
+    return terminal_table("Not compressed", {"type": "word", "reason": "text", **numbers}, rows)
 
 
 _SCALES = {"f8e8m0": "mx", "f8e4m3": "nv"}

@@ -22,7 +22,7 @@ from ov_weight_compression.evaluation.page import (
 )
 from ov_weight_compression.ir_utils.wording import format_name, human_bytes, layer_name, percent, plain, thousands
 from ov_weight_compression.passes.budget_outcome import BudgetOutcome, budget_lines
-from ov_weight_compression.passes.report import Report, Row, explained, ratio_line, types_before
+from ov_weight_compression.passes.report import Report, Row, exceptions, left_in_floats, ratio_line, share_cells
 
 _BLOCK = re.compile(r"^(.*?[./_]\d+)(?=[./_])")
 """The part of a layer's name that names its block."""
@@ -121,44 +121,19 @@ def _model(report: Report, colours: Mapping[tuple[str, int], str], planned: bool
 
 def _formats(report: Report) -> str:
     everything = sum(row.elements for row in report.rows) or 1
-    rows = [
-        (
-            format_name(share.mode, share.group_size),
-            types_before(report, share),
-            str(share.weights),
-            percent(share.elements / everything),
-            human_bytes(share.bytes_before),
-            human_bytes(share.bytes_after),
-            f"{8 * share.bytes_after / share.elements:.2f}",
-        )
-        for share in report.shares
-    ]
+    rows = []
+    for share in report.shares:
+        *named, before, after, bits = share_cells(report, share)
+        rows.append((*named, percent(share.elements / everything), before, after, bits))
     return html_table(("format", "was", "weights", "parameters", "before", "after", "bits a weight"), rows)
 
 
 def _reasons(report: Report) -> Iterator[str]:
-    grouped: dict[tuple[str, str], list[Row]] = {}
-    for row in report.rows:
-        if row.reason:
-            grouped.setdefault((format_name(row.mode, row.group_size), explained(row.reason)), []).append(row)
-    rows = [
-        (name, reason, str(len(own)), human_bytes(sum(row.bytes_before for row in own)), _after(own))
-        for (name, reason), own in sorted(grouped.items(), key=lambda item: -sum(row.bytes_after for row in item[1]))
-    ]
-    if rows:
+    if rows := exceptions(report):
         head = ("format", "why", "weights", "before", "after")
         yield section("Not in the format asked for, or not simply", html_table(head, rows, texts=(1,)))
-    left: dict[str, list[int]] = {}
-    for skip in report.skips:
-        left.setdefault(skip.reason, []).append(skip.bytes)
-    if left:
-        said = [(reason, str(len(own)), human_bytes(sum(own))) for reason, own in left.items()]
-        table = html_table(("why", "constants", "size"), sorted(said, key=lambda line: -sum(left[line[0]])), 0, (0,))
-        yield section("Left in floats", table)
-
-
-def _after(rows: Sequence[Row]) -> str:
-    return human_bytes(sum(row.bytes_after for row in rows))
+    if left := left_in_floats(report):
+        yield section("Left in floats", html_table(("why", "constants", "size"), left, 0, (0,)))
 
 
 def _row(row: Row) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import io
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -107,9 +107,9 @@ def layer_name(layer: str, weight: str) -> str:
     return name if "." in name else layer
 
 
-def terminal_table(title: str, columns: Mapping[str, str]) -> Table:
-    """An empty table for a terminal; `columns` says of each heading what stands below it: `text` may be broken,
-    a `word` and a `number` stay in one line."""
+def terminal_table(title: str, columns: Mapping[str, str], rows: Iterable[Sequence[str]] = ()) -> Table:
+    """A table for a terminal; `columns` says of each heading what stands below it: `text` may be broken, a `word` and a
+    `number` stay in one line."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -118,6 +118,8 @@ def terminal_table(title: str, columns: Mapping[str, str]) -> Table:
     )
     for heading, holds in columns.items():
         table.add_column(heading, **_COLUMNS[holds])
+    for row in rows:
+        table.add_row(*row)
     return table
 
 

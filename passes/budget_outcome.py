@@ -126,27 +126,22 @@ def budget_lines(outcome: BudgetOutcome) -> list[str]:
 
 def _curve_table(outcome: BudgetOutcome) -> Any:
     """Some points of the curve, evenly spaced, and the one that was chosen."""
-    table = terminal_table(
-        "What other sizes would cost", {"bits": "number", ".bin": "number", "predicted": "number", "": "word"}
-    )
     step = max(1, (len(outcome.curve) - 1) / (_SHOWN_POINTS - 1))
     places = sorted({round(number * step) for number in range(_SHOWN_POINTS) if number * step < len(outcome.curve)})
     rows = [(one.bytes, one.bits, one.divergence, "") for one in (outcome.curve[place] for place in places)]
     rows.append((outcome.bytes, outcome.bits, outcome.predicted, "chosen"))
-    for size, bits, divergence, mark in sorted(rows):
-        table.add_row(f"{bits:.2f}", human_bytes(size), plain(divergence, 3), mark)
-    return table
+    columns = {"bits": "number", ".bin": "number", "predicted": "number", "": "word"}
+    told = [(f"{bits:.2f}", human_bytes(size), plain(loss, 3), mark) for size, bits, loss, mark in sorted(rows)]
+    return terminal_table("What other sizes would cost", columns, told)
 
 
 def _shares_table(outcome: BudgetOutcome) -> Any:
-    table = terminal_table("Where the predicted divergence comes from", {"weight": "text", "share": "number"})
     largest = sorted(outcome.shares.items(), key=lambda pair: (-pair[1], pair[0]))[:_SHOWN_SHARES]
-    for name, share in largest:
-        table.add_row(name, percent(share))
+    rows = [(name, percent(share)) for name, share in largest]
     others = len(outcome.shares) - len(largest)
     if others:
-        table.add_row(f"{others} others", percent(max(0.0, 1 - sum(share for _, share in largest))))
-    return table
+        rows.append((f"{others} others", percent(max(0.0, 1 - sum(share for _, share in largest)))))
+    return terminal_table("Where the predicted divergence comes from", {"weight": "text", "share": "number"}, rows)
 
 
 def print_budget(outcome: BudgetOutcome, console: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,8 +24,6 @@ from ov_weight_compression.passes.plan import DecidedBy, Plan
 from ov_weight_compression.patterns import Skip
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from ov_weight_compression.passes.lora_correction import Correction
     from ov_weight_compression.passes.scale_folding import Scaling
 
@@ -261,38 +259,31 @@ def report_of(model: ov.Model) -> Report:
 _NAMED = 3
 
 
-def _shares_table(report: Report, title: str) -> Any:
-    columns = {"format": "word", "was": "word"}
-    numbers = ("weights", "params", "before", "after", "bits/weight")
-    table = terminal_table(title, {**columns, **dict.fromkeys(numbers, "number")})
-    everything = sum(row.elements for row in report.rows) or 1
-    for share in report.shares:
-        table.add_row(
-            format_name(share.mode, share.group_size),
-            types_before(report, share),
-            str(share.weights),
-            f"{share.elements / everything:.1%}",
-            human_bytes(share.bytes_before),
-            human_bytes(share.bytes_after),
-            f"{8 * share.bytes_after / share.elements:.2f}",
-        )
-    table.add_section()
-    table.add_row(
-        "all of them",
-        "",
-        str(len(report.rows)),
-        "100.0%",
-        human_bytes(report.bytes_before),
-        human_bytes(report.bytes_after),
-        f"{report.bits_per_weight:.2f}",
-    )
-    return table
-
-
-def types_before(report: Report, share: Share) -> str:
-    """What the weights of a share were: "f16"."""
+def share_cells(report: Report, share: Share) -> tuple[str, str, str, str, str, str]:
+    """What is said of a share: its format, what its weights were ("f16"), how many, bytes before and after, bits."""
     own = (row for row in report.rows if (row.mode, row.group_size) == (share.mode, share.group_size))
-    return ", ".join(sorted({row.element_type for row in own}))
+    return (
+        format_name(share.mode, share.group_size),
+        ", ".join(sorted({row.element_type for row in own})),
+        str(share.weights),
+        human_bytes(share.bytes_before),
+        human_bytes(share.bytes_after),
+        f"{8 * share.bytes_after / share.elements:.2f}",
+    )
+
+
+def _shares_table(report: Report, title: str) -> Any:
+    numbers = dict.fromkeys(("weights", "params", "before", "after", "bits/weight"), "number")
+    everything = sum(row.elements for row in report.rows) or 1
+    rows = []
+    for share in report.shares:
+        *named, before, after, bits = share_cells(report, share)
+        rows.append((*named, f"{share.elements / everything:.1%}", before, after, bits))
+    table = terminal_table(title, {"format": "word", "was": "word", **numbers}, rows)
+    table.add_section()
+    sizes = human_bytes(report.bytes_before), human_bytes(report.bytes_after)
+    table.add_row("all of them", "", str(len(report.rows)), "100.0%", *sizes, f"{report.bits_per_weight:.2f}")
+    return table
 
 
 def ratio_line(report: Report) -> str:
@@ -309,21 +300,18 @@ def ratio_line(report: Report) -> str:
     )
 
 
-def exceptions_table(report: Report) -> Table | None:
-    """Weights that got another format than the mode, or got it with something to be said, and why."""
-    rows = [row for row in report.rows if row.reason]
-    if not rows:
-        return None
-    columns = {"format": "word", "why": "text"}
-    numbers = dict.fromkeys(("weights", "before", "after"), "number")
-    table = terminal_table("Not in the format asked for, or not simply, and why", {**columns, **numbers})
+def exceptions(report: Report) -> list[tuple[str, str, str, str, str]]:
+    """Weights that got another format than the mode, or got it with something to be said: format, why, how many, bytes
+    before and after; the most bytes first."""
     grouped: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        grouped.setdefault((format_name(row.mode, row.group_size), explained(row.reason)), []).append(row)
+    for row in report.rows:
+        if row.reason:
+            grouped.setdefault((format_name(row.mode, row.group_size), explained(row.reason)), []).append(row)
+    found = []
     for (name, reason), own in sorted(grouped.items(), key=lambda item: -sum(row.bytes_after for row in item[1])):
-        sizes = (human_bytes(sum(getattr(row, key) for row in own)) for key in ("bytes_before", "bytes_after"))
-        table.add_row(name, reason, str(len(own)), *sizes)
-    return table
+        before, after = (human_bytes(sum(getattr(row, key) for row in own)) for key in ("bytes_before", "bytes_after"))
+        found.append((name, reason, str(len(own)), before, after))
+    return found
 
 
 def explained(reason: str) -> str:
@@ -340,22 +328,12 @@ _EXPLAINED = {
 }
 
 
-def _left_table(report: Report) -> Any:
-    table = terminal_table("Left in floats, and why", {"why": "text", "constants": "number", "size": "number"})
-    for reason, count, size in _by_reason((skip.reason, skip.bytes) for skip in report.skips):
-        table.add_row(reason, str(count), human_bytes(size))
-    return table
-
-
-def _by_reason(constants: Iterable[tuple[str, int]]) -> list[tuple[str, int, int]]:
-    """Constants, each with its reason and its bytes, counted by reason: reason, constants, bytes; the most bytes
-    first."""
-    counts: Counter[str] = Counter()
-    sizes: Counter[str] = Counter()
-    for reason, size in constants:
-        counts[reason] += 1
-        sizes[reason] += size
-    return [(reason, counts[reason], size) for reason, size in sizes.most_common()]
+def left_in_floats(report: Report) -> list[tuple[str, str, str]]:
+    """Constants that were left alone, by reason: why, how many, bytes; the most bytes first."""
+    counts, sizes = Counter(skip.reason for skip in report.skips), Counter[str]()
+    for skip in report.skips:
+        sizes[skip.reason] += skip.bytes
+    return [(reason, str(counts[reason]), human_bytes(size)) for reason, size in sizes.most_common()]
 
 
 def _scaling_lines(report: Report) -> list[str]:
@@ -398,10 +376,15 @@ def print_report(report: Report, console: Any, notes: bool = True, planned: bool
         console.print("No weight would be compressed." if planned else "No weight was compressed.")
     else:
         console.print(_shares_table(report, "What the weights would become" if planned else "What the weights became"))
-    exceptions = exceptions_table(report)
-    for part in (ratio_line(report), exceptions, _left_table(report) if report.skips else None):
-        if part:
-            console.print(part, highlight=False, soft_wrap=isinstance(part, str))
+    if ratio_line(report):
+        console.print(ratio_line(report), highlight=False, soft_wrap=True)
+    numbers = dict.fromkeys(("weights", "before", "after"), "number")
+    if rows := exceptions(report):
+        title = "Not in the format asked for, or not simply, and why"
+        console.print(terminal_table(title, {"format": "word", "why": "text", **numbers}, rows), highlight=False)
+    if left := left_in_floats(report):
+        columns = {"why": "text", "constants": "number", "size": "number"}
+        console.print(terminal_table("Left in floats, and why", columns, left), highlight=False)
     if report.budget is not None:
         from ov_weight_compression.passes.budget_outcome import print_budget
 

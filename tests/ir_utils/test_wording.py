@@ -51,10 +51,8 @@ def test_sizes_for_people(size: float, text: str) -> None:
 
 def test_a_table_as_text() -> None:
     def show(console: Any) -> None:
-        table = w.terminal_table("Things", {"thing": "text", "kind": "word", "bytes": "number"})
-        table.add_row("a" * 30, "some kind", "1 kB")
-        table.add_row("b", "other", "12 kB")
-        console.print(table)
+        rows = [("a" * 30, "some kind", "1 kB"), ("b", "other", "12 kB")]
+        console.print(w.terminal_table("Things", {"thing": "text", "kind": "word", "bytes": "number"}, rows))
 
     text = w.as_text(show, 30)
     assert text.splitlines()[0].rstrip() == "Things"
