@@ -30,7 +30,7 @@ def code_shared_tables(plan: Plan, data: Measurements, spool: Spool) -> dict[str
     method, tables = plan.method, [one for one in plan.weights if _is_shared(one, plan)]
     if method.steps is None or not tables:
         return {}
-    from ov_weight_compression.calibration.table_inputs import grams_of_inputs
+    from ov_weight_compression.calibration.collect import grams_of_inputs
 
     grams = grams_of_inputs(
         data.model,

@@ -9,7 +9,7 @@ import openvino as ov
 import openvino.opset13 as op
 
 from ov_weight_compression.calibration import make_samples
-from ov_weight_compression.calibration.table_inputs import grams_of_inputs
+from ov_weight_compression.calibration.collect import grams_of_inputs
 from ov_weight_compression.passes import WeightCompression
 from ov_weight_compression.passes.decompress import apply_weight_decompression
 from ov_weight_compression.patterns import find_weights
