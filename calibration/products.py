@@ -2,6 +2,7 @@
 
     x [n, in] ─▸ Σ x xᵀ      in tiles of the upper half     each row rounded to 8 bits of mantissa, sums in f32
     x̂, x      ─▸ Σ (x − x̂) x̂ᵀ       the difference is taken in f32
+    x̂, y      ─▸ Σ y x̂ᵀ             y [n, out] what the layer makes of x
 
 Rounding moves an element by at most one part in 256 of itself, and at random: to a Gram matrix that is a ridge of less
 than a hundred-thousandth of its diagonal, where GPTQ adds a tenth. Of the products of two streams' activations only the
@@ -22,7 +23,6 @@ from ov_weight_compression.ir_utils.types import Float32
 BATCH_ROWS = 1024
 """Rows that are multiplied at a time."""
 _TILE = 512
-_BF16 = {"INFERENCE_PRECISION_HINT": "bf16"}
 _NARROWEST, _WIDEST = 256, 4096
 """Channels: with fewer BLAS is as fast, with more the tiles would take as much memory again as the matrix."""
 
@@ -34,59 +34,59 @@ def computes_bf16() -> bool:
 
 
 class Kernels:
-    """The products of some numbers of channels, compiled when they are first asked for."""
+    """Products of activations, compiled when they are first asked for. Not for several threads at once."""
 
     def __init__(self) -> None:
-        self._found: dict[int, Products] = {}
+        self._found: dict[tuple[int, int | None, bool], Products] = {}
 
-    def of(self, width: int) -> Products | None:
-        """What multiplies activations of so many channels; None where BLAS does it better."""
+    def of(self, width: int, beside: int | None = None, *, drift: bool = False) -> Products | None:
+        """Those of so many channels, and of so many `beside` them; None where BLAS does it better. `drift` as in
+        `Products`."""
         if not (_NARROWEST <= width <= _WIDEST and computes_bf16()):
             return None
-        if width not in self._found:
-            self._found[width] = Products(width)
-        return self._found[width]
+        key = (width, beside, drift)
+        if key not in self._found:
+            self._found[key] = Products(*key)
+        return self._found[key]
 
 
 class Products:
-    """Compiled products for one number of channels. Not for several threads at once."""
+    """Compiled products for some numbers of channels."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, beside: int | None = None, drift: bool = False) -> None:
+        """Of x̂ with so many channels, and where there is something beside it, with so many, that one times x̂: with
+        `drift` its distance to x̂."""
         size = -(-width // -(-width // _TILE))
         self._tiles = [(begin, min(begin + size, width)) for begin in range(0, width, size)]
-        self._width = width
-        self._requests: dict[bool, Requests] = {}
+        model = _model(width, self._tiles, beside, drift)
+        self._requests = Requests(model, {"INFERENCE_PRECISION_HINT": "bf16"}, waiting=0)
 
-    def add(self, gram: Float32, hat: Float32, drift: Float32 | None = None, x: Float32 | None = None) -> None:
-        """Add Σ x̂ x̂ᵀ to `gram`, its upper tiles only, and Σ (x − x̂) x̂ᵀ to `drift`: at once, later, or with `finish`.
+    def add(self, gram: Float32, hat: Float32, cross: Float32 | None = None, beside: Float32 | None = None) -> None:
+        """Add Σ x̂ x̂ᵀ to `gram`, its upper tiles only, and the other product to `cross`: at once, later, or with
+        `finish`.
 
-        `hat` and `x` are `[BATCH_ROWS, in]`, not to be changed before `STREAMS` more have been added.
+        `hat` and `beside` are `[BATCH_ROWS, …]`, not to be changed before `STREAMS` more have been added.
         """
 
         def receive(request: ov.InferRequest) -> None:
             for number, (begin, end) in enumerate(self._tiles):
                 gram[begin:end, begin:] += request.get_output_tensor(number).data
-            if drift is not None:
-                np.add(drift, request.get_output_tensor(len(self._tiles)).data, out=drift)
+            if cross is not None:
+                np.add(cross, request.get_output_tensor(len(self._tiles)).data, out=cross)
 
-        pair = x is not None
-        if pair not in self._requests:
-            self._requests[pair] = Requests(_model(self._width, self._tiles, pair), _BF16, waiting=0)
-        rows = [np.ascontiguousarray(one) for one in (hat, x) if one is not None]
-        self._requests[pair].start(rows, receive)
+        self._requests.start([np.ascontiguousarray(one) for one in (hat, beside) if one is not None], receive)
 
     def finish(self) -> None:
         """Add what is still to be added."""
-        for requests in self._requests.values():
-            requests.finish()
+        self._requests.finish()
 
 
-def _model(width: int, tiles: list[tuple[int, int]], pair: bool) -> ov.Model:
-    hat, x = (ops.parameter([BATCH_ROWS, width], np.float32) for _ in range(2))
+def _model(width: int, tiles: list[tuple[int, int]], beside: int | None, drift: bool) -> ov.Model:
+    hat, other = (ops.parameter([BATCH_ROWS, size], np.float32) for size in (width, beside or width))
     found = []
     for begin, end in tiles:
         right = ops.slice(hat, [begin], [width], [1], [1])
         found.append(ops.matmul(ops.slice(hat, [begin], [end], [1], [1]), right, True, False))
-    if pair:
-        found.append(ops.matmul(ops.subtract(x, hat), hat, True, False))
-    return ov.Model([ops.result(one) for one in found], [hat, x] if pair else [hat])
+    if beside is not None:
+        found.append(ops.matmul(ops.subtract(other, hat) if drift else other, hat, True, False))
+    return ov.Model([ops.result(one) for one in found], [hat] if beside is None else [hat, other])

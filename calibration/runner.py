@@ -313,13 +313,14 @@ class Stream:
             self.forget(last, watched, since=begin)
 
     def forget(self, front: int, kept: Container[TensorKey], since: int | None = None) -> None:
-        """Drop tensors that nothing at or after the front reads, and replaced weights likewise.
+        """Drop tensors from before the front that nothing at or after it reads, and replaced weights likewise.
 
         Only tensors made at place `since` or later, where it is given: another stream may still stand there.
         """
-        for key in list(self.store):
-            done = self._graph.last_use.get(key, -1) < front and key not in kept
-            if done and (since is None or self._graph.place.get(key[0], -1) >= since):
+        for key in self.store:
+            place = self._graph.place.get(key[0], -1)
+            done = place < front and self._graph.last_use.get(key, -1) < front and key not in kept
+            if done and (since is None or place >= since):
                 self.store.drop(key)
         ahead = {name for place, names in self._graph.layers.items() if place >= front for name in names}
         self._replaced = {name: node for name, node in self._replaced.items() if name in ahead}

@@ -28,10 +28,11 @@ from functools import partial
 from math import prod
 from typing import Any
 
+import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from ov_weight_compression.calibration.activation_graph import ActivationGraph, Tap, TensorKey, read_graph
+from ov_weight_compression.calibration.activation_graph import ActivationGraph, LayerUse, Tap, TensorKey, read_graph
 from ov_weight_compression.calibration.collect import DEFAULT_MEMORY
 from ov_weight_compression.calibration.datasets import Samples
 from ov_weight_compression.calibration.gram_sums import GramSums, Seen
@@ -50,6 +51,11 @@ _TOGETHER = 1 << 26
 """Levels of a single stream are run at once for fewer compilations, and activations that are never stored."""
 
 
+_Outputs = tuple[TensorKey, int]
+"""The outputs of a layer in the float model, which may stand beside its input in place of what the input is there, and
+how many channels they have."""
+
+
 class LayerInput:
     """A tensor that some layers of a stage read. Its activations wait in the streams' stores until it is measured."""
 
@@ -61,6 +67,7 @@ class LayerInput:
         kernels: Kernels,
         measured: Callable[[], object],
         sums: GramSums | None = None,
+        outputs: _Outputs | None = None,
     ) -> None:
         """`measured` is called when it has been. `sums`: where they have been taken while the model ran."""
         self._tap = tap
@@ -69,6 +76,7 @@ class LayerInput:
         self._kernels = kernels
         self._measured = measured
         self._sums = sums
+        self._outputs = outputs
         self.left_out = False
         """After `measure`: whether rows were left out because the model gave values there that are not finite."""
 
@@ -88,18 +96,26 @@ class LayerInput:
         return self._tap.key not in self._compressed.store or self._compressed is self._exact
 
     def measure(self, *, drift: bool = False) -> Seen:
-        """Ĥ over all windows and, if asked for, D. Each takes in² floats until the caller drops it; once only."""
+        """Ĥ over all windows and, if asked for, D or Σ y x̂ᵀ. Each takes in² floats at most until the caller drops it;
+        once only."""
         sums = self._sums
         if sums is None:
-            pair = drift and not self.same
-            sums = GramSums(self.width, self._kernels)
+            beside = self._beside if drift and not self.same else None
+            sums = GramSums(self.width, self._kernels, None if self._outputs is None else self._outputs[1])
             for window in range(self._exact.windows):
                 hat = self._rows(self._exact if self.same else self._compressed, window)
-                sums.add(hat, self._rows(self._exact, window) if pair else None)
+                sums.add(hat, None if beside is None else beside(window))
         self._sums, seen = None, sums.result()
         self.left_out = sums.left_out
         self._measured()
         return seen
+
+    def _beside(self, window: int) -> Float32:
+        """The float model's input, or its outputs."""
+        if self._outputs is None:
+            return self._rows(self._exact, window)
+        key, channels = self._outputs
+        return np.asarray(self._exact.store.get(key, window), np.float32).reshape(1, -1, channels)
 
     def _rows(self, stream: Stream, window: int) -> Float32:
         return _rows(self._tap, stream.store.get(self._tap.key, window))
@@ -144,6 +160,7 @@ class Streams:
         measured: Container[str] | None,
         ahead: Executor,
         together: int,
+        outputs: Container[str] = (),
     ) -> None:
         self._graph = graph
         self._ahead = ahead
@@ -154,28 +171,36 @@ class Streams:
         self._measured = measured
         self._stages = _plan(graph)
         self._kernels, self._kernels_ahead = Kernels(), Kernels()
+        self._outputs = {} if compressed is None else self._find_outputs(outputs)
+        self._behind = self._stages_behind()
 
     def __len__(self) -> int:
-        return len(self._stages)
+        return len(self._stages) - self._behind
 
     def __iter__(self) -> Iterator[Stage]:
         with progress_bar(quiet=self._quiet) as bar:
-            advance = bar.start("Layer by layer", len(self._stages))
+            advance = bar.start("Layer by layer", len(self))
             runs = list(self._runs())
-            begun: set[int] = set()
-            running: dict[int, Future[dict[int, GramSums]]] = {}
+            begun: dict[int, Future[dict[int, GramSums]] | None] = {}
+            lead = 2 if self._outputs else 1  # a layer's outputs are made when the next level is
 
             def begin(number: int) -> None:
-                """Once, whoever asks first. What it gives is not kept here: Gram matrices are large."""
-                if number < len(runs) and number not in begun:
-                    begun.add(number)
-                    running[number] = self._start(runs[number])
+                """It and all before it, once, whoever asks first."""
+                for one in range(len(begun), min(number + 1, len(runs))):
+                    begun[one] = self._start(runs[one])
 
-            for number, levels in enumerate(runs):
+            def run(number: int) -> dict[int, GramSums]:
                 begin(number)
-                sums = running.pop(number).result()
+                started = begun[number]
+                return {} if started is None else started.result()
+
+            for number, levels in enumerate(runs[: len(runs) - self._behind]):
+                sums = run(number)
+                begun[number] = None  # Gram matrices are large: what has been given is not kept here
+                if any(tap.key in self._outputs for tap in self._taps(levels)):
+                    run(number + 1)
                 self._follow(levels)
-                begin_next = partial(begin, number + 1)
+                begin_next = partial(begin, number + lead)
                 if self._compressed is None or not self._taps(levels):  # there is nothing to be measured first
                     begin_next()
                 for level in levels:
@@ -185,7 +210,8 @@ class Streams:
                     advance(1)
 
     def _input(self, tap: Tap, measured: Callable[[], object], sums: GramSums | None) -> LayerInput:
-        return LayerInput(tap, self._exact, self._compressed or self._exact, self._kernels, measured, sums)
+        second, outputs = self._compressed or self._exact, self._outputs.get(tap.key)
+        return LayerInput(tap, self._exact, second, self._kernels, measured, sums, outputs)
 
     def _start(self, levels: Sequence[int]) -> Future[dict[int, GramSums]]:
         return self._ahead.submit(self._run_exact if self._compressed else self._run_one, levels)
@@ -238,9 +264,36 @@ class Streams:
 
     def _run_exact(self, levels: Sequence[int]) -> dict[int, GramSums]:
         """Take the float stream behind these levels, keeping what is looked at there."""
+        begin, end = self._span(levels)
         kept = [*(tap.key for tap in self._taps(levels)), *self._routes(levels)]
-        self._exact.advance(*self._span(levels), dict.fromkeys(kept))
+        made = {key: tap for tap, (key, _) in self._outputs.items() if begin <= self._graph.place[key[0]] < end}
+        self._exact.advance(begin, end, dict.fromkeys([*kept, *made]))
+        for tap in made.values():  # its outputs stand for it, and the compressed stream will have one of its own
+            if self._compressed is not None and self._compressed.changed and self._graph.last_use[tap] < end:
+                self._exact.store.drop(tap)
         return {}
+
+    def _find_outputs(self, allowed: Container[str]) -> dict[TensorKey, _Outputs]:
+        """By the tap's tensor."""
+        found: dict[TensorKey, _Outputs] = {}
+        graph = self._graph
+        for taps, _ in self._stages:
+            for tap in taps:
+                readers = [use for use in graph.uses if use.tap is not None and use.tap[0] == tap.key]
+                measured = [name for name in tap.weights if self._measured is None or name in self._measured]
+                if len(measured) == 1 and measured[0] in allowed and len({use.tap for use in readers}) == 1:
+                    own = [use for use in readers if use.weight.name == measured[0]]
+                    if len(own) == 1 and _is_plain(own[0], graph):
+                        found[tap.key] = ((own[0].layer, 0), own[0].weight.rows)
+        return found
+
+    def _stages_behind(self) -> int:
+        """How many stages there are behind those that the caller sees, with nothing to decide there, for outputs."""
+        end = self._end(len(self._stages) - 1)
+        if all(self._graph.place[key[0]] < end for key, _ in self._outputs.values()):
+            return 0
+        self._stages.append(([], []))
+        return 1
 
     def _is_made(self, tap: Tap, levels: Sequence[int]) -> bool:
         begin, end = self._span(levels)
@@ -265,6 +318,22 @@ class Streams:
         return self._measured is None or any(name in self._measured for name in tap.weights)
 
 
+def _is_plain(use: LayerUse, graph: ActivationGraph) -> bool:
+    """Whether it is `x Wᵀ`, with fewer outputs than inputs: the last dimension of each holds its channels."""
+    role, weight = use.consumer.role, use.weight
+    return (
+        graph.nodes[use.layer].get_type_name() == "MatMul"
+        and use.tap is not None
+        and use.tap[1] == (-1,)
+        and not use.tap[3]
+        and role is not None
+        and role.activation is not None
+        and role.activation.port == 0
+        and len(weight.shape) == 2
+        and weight.rows < weight.columns
+    )
+
+
 @contextmanager
 def open_streams(
     model: ov.Model,
@@ -278,6 +347,7 @@ def open_streams(
     measured: Container[str] | None = None,
     bf16: bool = False,
     together: int = _TOGETHER,
+    outputs: Container[str] = (),
 ) -> Iterator[Streams]:
     """Run `samples` through `model` stage by stage; see the module for how it is used.
 
@@ -285,7 +355,8 @@ def open_streams(
     the float stream only, at half the time: replacements change nothing and every `LayerInput` is `same`. `sources` say
     where the weights' values come from, the model's constants by default. `measured` names the weights whose inputs
     will be measured, all by default. With `bf16` layers are computed in it where the CPU is made for that.
-    `together`: bytes of weights and Gram matrices up to which levels of a single stream are run at once.
+    `together`: bytes of weights and Gram matrices up to which levels of a single stream are run at once. `outputs`:
+    weights for which Σ y x̂ᵀ will do in place of D, where they have fewer outputs than inputs.
     """
     graph = read_graph(model, weights, values=sources)
     half = max(default_threads() // 2, 1)
@@ -295,7 +366,7 @@ def open_streams(
         limit = calibration_memory // 6
         exact = Stream(graph, store, windows, limit, bf16=bf16, threads=half if compressed else 0)
         second = Stream(graph, Store(pool, parent=store), windows, limit, bf16=bf16) if compressed else None
-        yield Streams(graph, exact, second, quiet, measured, ahead, together)
+        yield Streams(graph, exact, second, quiet, measured, ahead, together, outputs)
 
 
 def _plan(graph: ActivationGraph) -> list[tuple[list[Tap], list[str]]]:

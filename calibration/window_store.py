@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import Any
 
@@ -26,7 +27,8 @@ _SMALL = 16
 
 
 class Pool:
-    """What several stores share: a memory limit in bytes, and the directory for what does not fit."""
+    """What several stores share: a memory limit in bytes, and the directory for what does not fit. Several threads may
+    use it at once, but no two of them one tensor."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -35,36 +37,40 @@ class Pool:
         self._idle_bytes = 0
         self._directory: TemporaryFolder | None = None
         self._files = 0
+        self._lock = Lock()
 
     def take(self, size: int) -> NDArray[np.uint8] | None:
         """Memory for so many bytes; None where that would be too much."""
-        if self._idle.get(size):
-            found = self._idle[size].pop()
-            self._idle_bytes -= size
-        elif self.used + size > self.limit and size > _TINY:
-            return None
-        else:
-            for other in [one for one, arrays in self._idle.items() for _ in arrays]:
-                if self.used + self._idle_bytes + size > self.limit:
-                    self._idle[other].pop()
-                    self._idle_bytes -= other
-            found = np.empty(size, np.uint8)
-        self.used += size
-        return found
+        with self._lock:
+            if self._idle.get(size):
+                found = self._idle[size].pop()
+                self._idle_bytes -= size
+            elif self.used + size > self.limit and size > _TINY:
+                return None
+            else:
+                for other in [one for one, arrays in self._idle.items() for _ in arrays]:
+                    if self.used + self._idle_bytes + size > self.limit:
+                        self._idle[other].pop()
+                        self._idle_bytes -= other
+                found = np.empty(size, np.uint8)
+            self.used += size
+            return found
 
     def give(self, memory: NDArray[np.uint8]) -> None:
         """Memory that nothing reads any more."""
-        self.used -= memory.size
-        if self._idle_bytes + memory.size <= self.limit // 2:
-            self._idle.setdefault(memory.size, []).append(memory)
-            self._idle_bytes += memory.size
+        with self._lock:
+            self.used -= memory.size
+            if self._idle_bytes + memory.size <= self.limit // 2:
+                self._idle.setdefault(memory.size, []).append(memory)
+                self._idle_bytes += memory.size
 
     def new_file(self) -> Path:
         """A path in the temporary directory that nothing uses yet."""
-        if self._directory is None:
-            self._directory = TemporaryFolder()
-        self._files += 1
-        return self._directory.path / f"{self._files}.bin"
+        with self._lock:
+            if self._directory is None:
+                self._directory = TemporaryFolder()
+            self._files += 1
+            return self._directory.path / f"{self._files}.bin"
 
     def __enter__(self) -> Pool:
         return self
@@ -149,8 +155,8 @@ class Store:
         return key in self._entries
 
     def __iter__(self) -> Iterator[TensorKey]:
-        """The tensors that this store holds itself."""
-        return iter(self._entries)
+        """The tensors that this store holds itself, now: another thread may put one there meanwhile."""
+        return iter(list(self._entries))
 
     def _find(self, key: TensorKey) -> _Entry:
         if key in self._entries or self._parent is None:

@@ -64,6 +64,7 @@ def encode_layer_by_layer(plan: Plan, data: Measurements) -> tuple[Plan, tuple[s
         quiet=data.quiet,
         sources=data.sources,
         measured=wanted,
+        outputs={name for name, one in wanted.items() if not plan.folding.touches(one.weight)},
         bf16=all(one.spec.format.bits <= _COARSE for one in wanted.values()),
     ) as streams:
         for stage in streams:
@@ -189,6 +190,8 @@ class HessianInfo:
     """K, [in, in]: the layer aims at `W + W K`; None where the streams are one, or K was not worth computing."""
     drift: Array | None = None
     """D, [in, in], in place of K where the layers have fewer rows than it."""
+    outputs: Array | None = None
+    """Σ y x̂ᵀ [rows, in] in place of both, with the outputs `y` of the one layer in the float model."""
     damping: float | None = None
     """What is added to the diagonal of H, as a share of its median; None for what is usual."""
 
@@ -205,8 +208,10 @@ class HessianInfo:
 
     def target(self, weight: Float32) -> Float32:
         """What the layer aims at, for rows of its weight."""
+        if self.outputs is not None:
+            return weight + input_correction(self.gram, self.outputs - weight @ self.gram)
         if self.drift is not None:
-            return weight + input_correction(self.gram, self.drift, weight)
+            return weight + input_correction(self.gram, weight @ self.drift)
         return weight if self.correction is None else weight + weight @ self.correction
 
 
@@ -221,6 +226,8 @@ def _hessian_info_of(
         each = np.atleast_2d(1 / factors)
         inverse = (each[:, :, None] * each[:, None, :]).astype(np.float32)
         grams, drifts = grams * inverse, None if drifts is None else drifts * inverse
+    if seen.outputs is not None:
+        return [HessianInfo(grams[0], outputs=seen.outputs, damping=damping)]
     few = elements < grams.size
     return [_of_one(one, None if drifts is None else drifts[number], few, damping) for number, one in enumerate(grams)]
 

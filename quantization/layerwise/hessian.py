@@ -114,20 +114,16 @@ def _factor(gram: Float32, backwards: npt.NDArray[np.intp]) -> Float32:
     raise ValueError("the Gram matrix of the layer's input is not positive semidefinite")
 
 
-def input_correction(
-    gram: Array, drift: Array, weight: Float32 | None = None, *, damping: float = TARGET_DAMPING
-) -> Float32:
-    """`K = D (Ĥ + λ̄ I)⁻¹` with D = C − Ĥ, [in, in] f32: the target of weight W [rows, in] is `W + W @ K`.
+def input_correction(gram: Array, drift: Array, *, damping: float = TARGET_DAMPING) -> Float32:
+    """`K = D (Ĥ + λ̄ I)⁻¹` with D = C − Ĥ, f32 of the shape of D: the target of weight W [rows, in] is `W + W @ K`.
 
     Args:
         gram: Ĥ [in, in], Gram matrix of the compressed prefix's activation.
-        drift: D [in, in], rows follow the float activation, columns the compressed one.
-        weight: W; with it `W @ K` [rows, in] is returned, which is less work than K itself where it has fewer rows.
+        drift: D [in, in], rows follow the float activation, columns the compressed one. Or `W @ D` [rows, in], which
+            gives `W @ K`, and is less work where the weight has fewer rows.
         damping: λ, in units of the mean diagonal of Ĥ.
     """
     damped, sides = np.array(gram, np.float32), np.asarray(drift, np.float32)
-    if weight is not None:
-        sides = weight @ sides
     mean = float(np.diagonal(damped).mean(dtype=np.float64))
     if not mean > 0:
         return np.zeros_like(sides)

@@ -30,14 +30,20 @@ def test_they_are_as_exact_as_their_elements() -> None:
     hat = activations(rows)
     x = hat * (1 + 1e-3 * np.random.default_rng(1).standard_normal(hat.shape)).astype(np.float32)
     hat, x = np.asfortranarray(hat), np.asfortranarray(x)  # as a transposed activation comes
-    kernel, gram, drift = Products(WIDTH), np.zeros((WIDTH, WIDTH), np.float32), np.zeros((WIDTH, WIDTH), np.float32)
-    for begin in range(0, rows, BATCH_ROWS):
-        span = slice(begin, begin + BATCH_ROWS)
-        kernel.add(gram, hat[span], *((drift, x[span]) if begin else ()))
-    kernel.finish()
-    upper = np.triu(gram)
-    assert relative(upper + np.triu(gram, 1).T, hat, hat) < 1e-3
-    assert relative(drift, (x - hat)[BATCH_ROWS:], hat[BATCH_ROWS:]) < 1e-3
+    y = x[:, :300] + x[:, 300:600]
+    for beside, expected, kernel in (
+        (x, x - hat, Products(WIDTH, WIDTH, drift=True)),
+        (y, y, Products(WIDTH, 300)),
+        (None, hat, Products(WIDTH)),
+    ):
+        gram, cross = np.zeros((WIDTH, WIDTH), np.float32), np.zeros((expected.shape[1], WIDTH), np.float32)
+        for begin in range(0, rows, BATCH_ROWS):
+            span = slice(begin, begin + BATCH_ROWS)
+            kernel.add(gram, hat[span], *(() if beside is None else (cross, beside[span])))
+        kernel.finish()
+        upper = np.triu(gram)
+        assert relative(upper + np.triu(gram, 1).T, hat, hat) < 1e-3
+        assert beside is None or relative(cross, expected, hat) < 1e-3
 
 
 @needs_bf16

@@ -40,14 +40,18 @@ def test_stages_follow_the_graph() -> None:
     assert found == [([], ["embedding", "positions"]), *((stage, []) for stage in expected), ([["head"]], [])]
 
 
+@pytest.mark.parametrize("outputs", [False, True])
 @pytest.mark.parametrize(("dtype", "memory"), [("f32", 1 << 30), ("f16", TINY)])
-def test_each_stage_sees_the_replacements_before_it(dtype: str, memory: int) -> None:
+def test_each_stage_sees_the_replacements_before_it(dtype: str, memory: int, outputs: bool) -> None:
+    """And what its layers make of the float model's input, where that will do and they have fewer channels of it."""
     model = small.language_model(dtype=dtype)
     weights = {weight.name: weight for weight in small.weights_of(model)}
     samples = make_samples(model, [TOKENS[:12], TOKENS[12:24], TOKENS[24:60]])
     exact = small.activations(model, weights.values(), samples)
     replaced: dict[str, np.ndarray] = {}
-    with open_streams(model, list(weights.values()), samples, calibration_memory=memory, quiet=True) as streams:
+    narrower = {"down_0", "down_1"} if outputs else {"gate_0"}  # gate_0 has more of them than its input
+    options = {"calibration_memory": memory, "quiet": True, "outputs": narrower}
+    with open_streams(model, list(weights.values()), samples, **options) as streams:
         for stage in streams:
             for one in stage.inputs:
                 seen = one.measure(drift=True)
@@ -57,8 +61,14 @@ def test_each_stage_sees_the_replacements_before_it(dtype: str, memory: int) -> 
                 assert not one.same
                 assert np.abs(x - hat).max() > 1e-3 * np.abs(x).max()
                 tolerance = 1e-4 * np.abs(x.T @ x).max()
-                for gram, expected in ((seen.gram, hat.T @ hat), (seen.drift, (x - hat).T @ hat)):
-                    np.testing.assert_allclose(gram, expected, atol=tolerance)
+                np.testing.assert_allclose(seen.gram, hat.T @ hat, atol=tolerance)
+                if outputs and name in narrower:
+                    expected = weights[name].constant.data.astype(np.float64) @ x.T @ hat
+                    np.testing.assert_allclose(seen.outputs, expected, atol=1e-4 * np.abs(expected).max())
+                    assert seen.drift is None
+                else:
+                    np.testing.assert_allclose(seen.drift, (x - hat).T @ hat, atol=tolerance)
+                    assert seen.outputs is None
             for name in stage.weights:
                 replaced[name] = coarse(weights[name].constant.data)
                 stage.replace(name, replaced[name])
