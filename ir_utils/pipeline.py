@@ -126,7 +126,8 @@ class _Walk:
         value = run.parts[place].pop(part)
         if not run.parts[place]:
             self._pipeline.files.handed_out(run.jobs[place].nbytes)
-        if not any(run.parts):
+            run.fetched += 1
+        if run.fetched == len(run.jobs):
             self._forget(number)
             self._taken.add(number)
             self._begin_ahead(number)

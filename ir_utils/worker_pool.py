@@ -109,6 +109,8 @@ class Run:
         self.jobs = (*jobs,)
         self.parts: Sequence[dict[str, Any]] = ()
         """Of each job, by name."""
+        self.fetched = 0
+        """Of how many jobs all parts have been fetched."""
         self.error: BaseException | None = None
         self.over = False
         self.tasks: deque[Task] = deque()

@@ -279,9 +279,9 @@ def test_many_weights_take_constant_work_each(writer: str, tmp_path: Path) -> No
 
     counts = []
     for weights in (40, 160):
-        x = hidden = op.parameter([-1, 16], np.float32)
+        x = hidden = op.parameter([-1, 96], np.float32)
         for number in range(weights):
-            values = np.random.default_rng(number).standard_normal((16, 16)).astype(np.float32)
+            values = np.random.default_rng(number).standard_normal((96, 96)).astype(np.float32)
             hidden = op.matmul(hidden, op.constant(values), False, True)
         model = apply_weight_compression(ov.Model([hidden], [x]), mode="int8_sym", threads=2)
         steps = 0
@@ -295,7 +295,9 @@ def test_many_weights_take_constant_work_each(writer: str, tmp_path: Path) -> No
         owner = next(node for node in model.get_ops() if node.get_type_name() == "PostponedConstant")
         found = owner.m_maker.func.__self__.pipeline
         assert isinstance(found, module.Pipeline)
-        found._jobs = Counting(found._jobs)
+        assert len(found.batches.each) >= weights / 15
+        found.batches.each = Counting(found.batches.each)
+        found.batches.places = Counting(found.batches.places)
         written(model, tmp_path, writer)
         counts.append(steps)
     assert counts[1] <= 4 * counts[0] + 64
