@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ov_weight_compression.ir_utils.errors import OptionError, one_line
 from ov_weight_compression.ir_utils.model_folder import PipelineKind, names_file, part_of, pipeline_of, split_file
@@ -30,6 +30,7 @@ from ov_weight_compression.patterns.graphs import graphs_of
 from ov_weight_compression.quantization.formats import FORMATS
 
 _ENTRIES = ("names", "patterns", "types")
+_Entry = TypeVar("_Entry", Rule, str)
 
 
 @dataclass(frozen=True)
@@ -156,57 +157,55 @@ def _rules(options: Mapping[str, Any]) -> tuple[Rule, ...]:
 
 def _share_rules(found: Mapping[str, FileOptions], models: _Models) -> None:
     """Leave each file the rules that are for it."""
-    several = len(found) > 1
     met: dict[Rule, bool] = {}
     for name, one in found.items():
-        if "rules" not in one.options:
-            continue
-        kept = []
-        for rule in _rules(one.options):
-            file, pattern = split_file(rule.pattern)
-            if file and not names_file(file, name):
-                met.setdefault(rule, False)
-                continue
-            matches = bool(file) or not several or models.has(name, pattern)
-            met[rule] = met.get(rule, False) or matches
-            if matches:
-                kept.append(replace(rule, pattern=pattern))
-        one.options["rules"] = tuple(kept)
+        if "rules" in one.options:
+            rules = {rule: rule.pattern for rule in _rules(one.options)}
+            kept = _kept(name, rules, met, partial(models.has, name) if len(found) > 1 else None)
+            one.options["rules"] = tuple(replace(rule, pattern=pattern) for rule, pattern in kept.items())
     for rule, matches in met.items():
-        _check_met(f"rules: {shown(rule.pattern)}", split_file(rule.pattern)[0], matches, found)
+        _check_met(f"rules: {shown(rule.pattern)}", rule.pattern, matches, found)
 
 
 def _share_scopes(found: Mapping[str, FileOptions], models: _Models) -> None:
     """Leave each file the entries of its ignored scope that are for it."""
-    several = len(found) > 1
-    met: dict[tuple[str, str], bool] = {}
+    met: dict[str, dict[str, bool]] = {kind: {} for kind in _ENTRIES}
     validate = True
     for name, one in found.items():
         scope = IgnoredScope.of(one.options.get("ignored_scope"))
         if scope is None:
             continue
-        kept: dict[str, list[str]] = {kind: [] for kind in _ENTRIES}
+        kept: dict[str, list[str]] = {}
         for kind in _ENTRIES:
-            for entry in getattr(scope, kind):
-                file, rest = split_file(entry)
-                if file and not names_file(file, name):
-                    met.setdefault((kind, entry), False)
-                    continue
-                matches = bool(file) or not several or models.ignores(name, kind, rest)
-                met[kind, entry] = met.get((kind, entry), False) or matches
-                if matches:
-                    kept[kind].append(rest)
+            matches = partial(models.ignores, name, kind) if len(found) > 1 else None
+            kept[kind] = [*_kept(name, {entry: entry for entry in getattr(scope, kind)}, met[kind], matches).values()]
         validate = validate and scope.validate
         if any(kept.values()) or scope.subgraphs:
             one.options["ignored_scope"] = {**kept, "subgraphs": scope.subgraphs, "validate": scope.validate}
         else:
             del one.options["ignored_scope"]
-    for (kind, entry), matches in met.items() if validate else ():
-        _check_met(f"ignored_scope: {kind[:-1]} {shown(entry)}", split_file(entry)[0], matches, found)
+    for kind in _ENTRIES if validate else ():
+        for entry, is_met in met[kind].items():
+            _check_met(f"ignored_scope: {kind[:-1]} {shown(entry)}", entry, is_met, found)
 
 
-def _check_met(what: str, file: str, met: bool, names: Iterable[str]) -> None:
-    if not met and file:
+def _kept(
+    name: str, texts: Mapping[_Entry, str], met: dict[_Entry, bool], matches: Callable[[str], bool] | None
+) -> dict[_Entry, str]:
+    """The entries that are for a file, without the file's name that they may begin with; `met` is told which are for
+    some file. `matches` says whether one that names no file is for this one; None where there is no other."""
+    kept = {}
+    for entry, text in texts.items():
+        file, rest = split_file(text)
+        own = names_file(file, name) if file else matches is None or matches(rest)
+        met[entry] = met.get(entry, False) or own
+        if own:
+            kept[entry] = rest
+    return kept
+
+
+def _check_met(what: str, text: str, met: bool, names: Iterable[str]) -> None:
+    if not met and split_file(text)[0]:
         raise OptionError(f"{what} is for a file that the folder does not have; its models: {_listed(names)}")
     if not met:
         raise OptionError(f"{what} matches nothing in any of the folder's models: {_listed(names)}")
