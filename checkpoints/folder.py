@@ -12,7 +12,6 @@ to do with them.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Set
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import Any
 
 from ov_weight_compression.checkpoints.safetensors_file import StoredTensor, read_header
 from ov_weight_compression.ir_utils.errors import ModelError
+from ov_weight_compression.ir_utils.model_folder import read_json
 from ov_weight_compression.ir_utils.option_kinds import shown
 
 _CONFIG = "config.json"
@@ -79,7 +79,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     """
     if not folder.is_dir():
         raise ModelError(f"{folder}: there is no such folder")
-    config = read_json(folder / _CONFIG)
+    config = _table_of(folder / _CONFIG)
     files, mapped = _files(folder)
     tensors: dict[str, StoredTensor] = {}
     metadata: dict[str, str] = {}
@@ -98,7 +98,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder, config, files, tensors, metadata, _quantization(folder, config))
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def _table_of(path: Path) -> dict[str, Any]:
     """A JSON file that holds a table.
 
     Raises:
@@ -107,15 +107,11 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _LARGEST_JSON:
             raise ModelError(f"{path}: {path.stat().st_size} bytes are too many for such a file")
-        read = json.loads(path.read_text(encoding="utf-8"))
+        read = read_json(path)
     except FileNotFoundError as error:
         raise ModelError(f"{path}: there is no such file; a checkpoint has one") from error
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
-    except RecursionError as error:
-        raise ModelError(f"{path}: not valid JSON: it is nested too deeply") from error
-    except ValueError as error:
-        raise ModelError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(read, dict):
         raise ModelError(f"{path}: holds no table")
     return read
@@ -134,7 +130,7 @@ def _files(folder: Path) -> tuple[tuple[Path, ...], dict[str, Path]]:
         reason = foreign_weights(folder) or f"neither {_WHOLE} nor {_INDEX} is there"
         raise ModelError(f"{folder}: {reason}")
     index = folder / _INDEX
-    weight_map = read_json(index).get("weight_map")
+    weight_map = _table_of(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError(f"{index}: has no weight_map that says which file a tensor is in")
     places = {name: _inside(index, name, file) for name, file in weight_map.items()}
@@ -164,7 +160,7 @@ def _quantization(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None
                 return dict(table[key])
     for name, method in _QUANTIZATION_FILES.items():
         if (folder / name).is_file():
-            said = read_json(folder / name)
+            said = _table_of(folder / name)
             nested = said.get("quantization")
             return {"quant_method": method, **(nested if isinstance(nested, dict) else said)}
     return None

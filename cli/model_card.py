@@ -17,6 +17,7 @@ import openvino as ov
 import ov_weight_compression
 from ov_weight_compression.ir_utils.device_facts import release_of
 from ov_weight_compression.ir_utils.errors import one_line
+from ov_weight_compression.ir_utils.model_folder import known_config
 from ov_weight_compression.ir_utils.wording import human_bytes, plain, with_error
 from ov_weight_compression.passes.recipe import options_as_json
 from ov_weight_compression.passes.report import Report, explained, share_cells
@@ -95,11 +96,7 @@ def _front_matter(folder: Path) -> str:
 
 def _base_model(folder: Path) -> str:
     """What the exporter's config.json calls the model: `owner/name`, or nothing."""
-    try:
-        said = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return ""
-    name = said.get("_name_or_path") if isinstance(said, dict) else None
+    name = known_config(folder).get("_name_or_path")
     return name if isinstance(name, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", name) else ""
 
 

@@ -18,7 +18,6 @@ unless `as_deployed` asks for the device's own defaults. What a device does not 
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from ov_weight_compression.calibration.model_inputs import ModelInputs
 from ov_weight_compression.calibration.runner import EXACT
 from ov_weight_compression.ir_utils.errors import ModelError, OptionError, WorkError
 from ov_weight_compression.ir_utils.ir_file import openvino_reason, read_model
+from ov_weight_compression.ir_utils.model_folder import known_config
 from ov_weight_compression.ir_utils.option_kinds import path as path_kind
 from ov_weight_compression.ir_utils.publish import TemporaryFolder
 from ov_weight_compression.ir_utils.types import Array
@@ -175,9 +175,10 @@ def load(source: ov.Model | str | PathLike[str], role: str, stack: ExitStack | N
         model = read_model(folder / "model.xml")
     inputs = ModelInputs(model, "data", f"the {role} model" + (f" {name}" if path else ""))
     language = inputs.language
-    limits = [] if language is None else [limit for limit in (language.positions, language.length) if limit]
-    longest = min([*limits, *(_limits_in(path.parent / "config.json") if path else ())], default=None)
-    return Loaded(model, name, path, inputs, _find_logits(model) if language else None, longest)
+    limits: list[Any] = [] if language is None else [limit for limit in (language.positions, language.length) if limit]
+    said = known_config(path.parent) if path else {}
+    limits += [said[key] for key in _LIMITS if isinstance(said.get(key), int) and said[key] > 1]
+    return Loaded(model, name, path, inputs, _find_logits(model) if language else None, min(limits, default=None))
 
 
 def _read(path: Path, role: str) -> ov.Model:
@@ -200,16 +201,6 @@ def _read(path: Path, role: str) -> ov.Model:
         raise ModelError(f"the {role} model {path} cannot be read: {reason}") from error
     except Exception as error:
         raise ModelError(f"the {role} model {path} cannot be read: {openvino_reason(error)}") from error
-
-
-def _limits_in(config: Path) -> list[int]:
-    """The numbers of positions that an exporter's config.json names, if it is there."""
-    try:
-        read = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return []
-    found = [read.get(key) for key in _LIMITS] if isinstance(read, dict) else []
-    return [limit for limit in found if isinstance(limit, int) and limit > 1]
 
 
 def _model_in(folder: Path, role: str) -> Path:

@@ -187,18 +187,35 @@ def edit_config(folder: Path, edit: Callable[[dict[str, Any]], None]) -> None:
         ModelError: the file is not valid JSON.
     """
     path = folder / _CONFIG_FILE
-    config: dict[str, Any] = {}
-    if path.exists():
-        try:
-            read = json.loads(path.read_text(encoding="utf-8"))
-        except RecursionError as error:
-            raise ModelError(f"{path}: not valid JSON: it is nested too deeply") from error
-        except ValueError as error:
-            raise ModelError(f"{path}: not valid JSON: {error}") from error
-        config = read if isinstance(read, dict) else {}
+    read = read_json(path) if path.exists() else None
+    config = read if isinstance(read, dict) else {}
     edit(config)
     if config:
         write_text(path, json.dumps(config, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        ModelError: it is not valid JSON; names the file.
+        OSError: it cannot be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ModelError(f"{path}: not valid JSON: it is nested too deeply") from error
+    except ValueError as error:
+        raise ModelError(f"{path}: not valid JSON: {error}") from error
+
+
+def known_config(folder: Path) -> dict[str, Any]:
+    """What the exporter's own file says about a folder; nothing where it cannot be read."""
+    try:
+        read = read_json(folder / _CONFIG_FILE)
+    except (OSError, ModelError):
+        return {}
+    return read if isinstance(read, dict) else {}
 
 
 _PREFIX = "openvino_"
