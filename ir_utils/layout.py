@@ -94,7 +94,11 @@ class Layout:
             return self.slabs(max(1, count))
         wanted = max(1, count // _SIDE_BY_SIDE)
         step = max(1, self.rows // _SIDE_BY_SIDE // wanted)
-        return islice(self.slabs(_SIDE_BY_SIDE), step // 2, None, step)
+        if not self.contiguous:
+            return islice(self.slabs(_SIDE_BY_SIDE), step // 2, None, step)
+        starts = range(0, self.rows, _SIDE_BY_SIDE)[step // 2 :: step]
+        ends = [min(start + _SIDE_BY_SIDE, self.rows) for start in starts]
+        return (Slab(start, stop, (slice(start, stop),)) for start, stop in zip(starts, ends, strict=True))
 
     def matrix_view(self, values: Array) -> Array:
         """`values` of the constant's shape, so that a slab's `index` picks `[n, columns]` (after a reshape)."""

@@ -34,8 +34,8 @@ PACKED_BITS = (1, 2, 3, 4, 6, 8, 16)
 # Elements and bytes of the smallest whole block of each width; a tensor's end is padded up to one.
 _BLOCKS = {1: (8, 1), 2: (4, 1), 3: (8, 3), 4: (2, 1), 6: (4, 3), 8: (1, 1), 16: (1, 2)}
 
-# Pairs of nibbles packed at a time.
-_CHUNK = 1 << 15
+# Pairs of nibbles packed at a time: the fewer the calls, the less two threads wait for each other's.
+_CHUNK = 1 << 17
 
 
 def packed_size(count: int, bits: int) -> int:

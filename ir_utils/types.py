@@ -36,6 +36,37 @@ def bf16_to_f32(bits: Array) -> Float32:
     return (bits.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
 
 
+_HALF_STEP = np.array([1 << 13], dtype=np.int32).view(np.float32)
+_HALF_UNIT = np.float32(2.0**112)
+_HALF_INFINITY = 0x7C00
+_IN_CACHE = 1 << 16  # elements
+
+
+def to_f32(values: Array) -> Float32:
+    """Values of any float type as float32: themselves where they are, else a new array.
+
+    numpy (2.4) widens halves one by one. Shifted to where float32 has its exponent and mantissa their bits are 2^-112
+    of what they stand for, subnormal ones too; that is exact, for whole vectors, and takes a quarter of the time. It
+    does not hold for NaN and infinity, nor where somebody lets this thread take subnormal numbers for zero.
+    """
+    if values.dtype != np.float16 or not (_HALF_STEP * _HALF_UNIT)[0]:
+        return values.astype(np.float32, copy=False)
+    wide = np.empty(values.shape, dtype=np.float32)
+    halves, flat = np.ascontiguousarray(values).reshape(-1).view(np.int16), wide.reshape(-1)
+    for start in range(0, halves.size, _IN_CACHE):
+        part, target = halves[start : start + _IN_CACHE], flat[start : start + _IN_CACHE]
+        lowest = int(part.view(np.uint16).max())  # the negative number of the largest magnitude, if there is one
+        if max(int(part.max()), lowest & 0x7FFF if lowest >> 15 else 0) >= _HALF_INFINITY:
+            target[:] = part.view(np.float16)
+            continue
+        bits = target.view(np.int32)
+        np.left_shift(part, 16, out=bits, dtype=np.int32)
+        bits >>= 3
+        bits &= np.int32(~0x70000000)
+        target *= _HALF_UNIT
+    return wide
+
+
 def float_values(constant: Any) -> Float32:
     """All values of a small float Constant as float32, in its own shape."""
     values: Array = constant.data

@@ -15,6 +15,7 @@ import threading
 import zlib
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,7 +23,7 @@ import numpy as np
 from ov_weight_compression.ir_utils.constant_values import ConstantValues, constants_behind, detached
 from ov_weight_compression.ir_utils.file_mappings import FileMappings, FileRows
 from ov_weight_compression.ir_utils.layout import Layout, Slab
-from ov_weight_compression.ir_utils.types import Array, Float32, bf16_to_f32
+from ov_weight_compression.ir_utils.types import Array, Float32, bf16_to_f32, to_f32
 
 _PIECE_ELEMENTS = 1 << 18
 _SCAN_BYTES = 1 << 20
@@ -83,26 +84,23 @@ class WeightSource(Protocol):
             block: no piece goes across a multiple of so many rows; 0 where any may.
             every: read only each so manieth piece, from the first on.
         """
-        for number, slab in enumerate(self.layout.slabs(max(1, elements // max(1, self.layout.columns)), block)):
-            if number % every == 0:
-                yield slab, self.read(slab)
-                self.release(slab)
+        for slab in islice(self.cut(elements, block), 0, None, every):
+            yield slab, self.read(slab)
+            self.release(slab)
+
+    def cut(self, elements: int = _PIECE_ELEMENTS, block: int = 0) -> Iterator[Slab]:
+        """The rows of `pieces`."""
+        return self.layout.slabs(max(1, elements // max(1, self.layout.columns)), block)
 
     def sample(self, count: int) -> Float32:
         """About `count` rows, evenly spread, as float32."""
-        slabs = list(self.layout.spread(count))
-        rows = np.empty((sum(slab.stop - slab.start for slab in slabs), self.layout.columns), dtype=np.float32)
-        place = 0
-        for slab in slabs:
-            rows[place : place + slab.stop - slab.start] = self.read(slab)
-            place += slab.stop - slab.start
-        return rows
+        return to_f32(np.concatenate([self.read(slab) for slab in self.layout.spread(count)]))
 
     def read_all(self) -> Float32:
         """The whole matrix as float32."""
         whole = np.empty((self.layout.rows, self.layout.columns), dtype=np.float32)
         for slab, values in self.pieces():
-            whole[slab.start : slab.stop] = values
+            whole[slab.start : slab.stop] = to_f32(values)
         return whole
 
     def scan(self) -> ValueRange:
@@ -169,8 +167,7 @@ class ConstantSource(WeightSource):
 
     def read_all(self) -> Float32:
         """The whole matrix as float32."""
-        whole = self._widen(self.layout.to_matrix(self._mappings.read(self._data)))
-        return np.asarray(whole, dtype=np.float32)
+        return to_f32(self._widen(self.layout.to_matrix(self._mappings.read(self._data))))
 
     def scan(self) -> ValueRange:
         """In the constant's own order, at the speed of memory."""
@@ -243,10 +240,9 @@ class ChainSource(WeightSource):
             row = data.size // self.layout.rows
             self._mappings.drop(data if done else data[slab.start * row : slab.stop * row])
 
-    def pieces(self, elements: int = _PIECE_ELEMENTS, block: int = 0, every: int = 1) -> Iterator[tuple[Slab, Array]]:
-        """All rows in order, eight or a multiple of eight at a time: no packed code is cut in the middle."""
-        rows = max(8, elements // max(1, self.layout.columns) // 8 * 8)
-        return super().pieces(rows * self.layout.columns, block, every)
+    def cut(self, elements: int = _PIECE_ELEMENTS, block: int = 0) -> Iterator[Slab]:
+        """Eight rows or a multiple of eight at a time: no packed code is cut in the middle."""
+        return super().cut(max(8, elements // max(1, self.layout.columns) // 8 * 8) * self.layout.columns, block)
 
     def read_all(self) -> Float32:
         """The whole matrix as float32."""

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ov_weight_compression.ir_utils.types import Array, Float32, float_values
+from ov_weight_compression.ir_utils.types import Array, Float32, float_values, to_f32
 from ov_weight_compression.ir_utils.weight_source import WeightSource
 from ov_weight_compression.passes.plan import Algorithm, Plan
 from ov_weight_compression.patterns import Kind, NormGain, RowNormProduct, RowNorms, Sources, Weight, importance_sources
@@ -156,8 +156,9 @@ class _RowSums:
         sums = np.empty(layout.rows, dtype=np.float32)
         if channel is None:
             channel = np.ones(layout.columns, dtype=np.float32)
-        for slab, piece in self.source.pieces(_PIECE_ELEMENTS):
-            sums[slab.start : slab.stop] = row_sums(piece, channel)
+        for slab in self.source.cut(_PIECE_ELEMENTS):
+            sums[slab.start : slab.stop] = row_sums(self.source.unread(slab), channel)
+            self.source.release(slab)
         return sums
 
 
@@ -222,8 +223,12 @@ def graph_energies(weights: Iterable[Weight], sources: Sources) -> dict[str, Gra
 
 def _lift(source: WeightSource) -> Float32 | None:
     """What small columns count for, f32 [columns], from some of the rows; None where no column is small."""
-    rows = source.sample(_SAMPLE_ROWS)
-    size = np.abs(rows, out=rows).mean(axis=0)
+    size, seen = np.zeros(source.layout.columns, dtype=np.float32), 0
+    for slab in source.layout.spread(_SAMPLE_ROWS):
+        rows = np.abs(to_f32(source.read(slab)))
+        rows[0] += size  # so that all are added in their order, however they are cut
+        size, seen = rows.sum(axis=0), seen + len(rows)
+    size /= np.float32(seen)
     usual = _median(size)
     small = size < _FAR_BELOW * usual
     if not small.any():

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from ov_weight_compression.ir_utils.file_mappings import FileRows
 from ov_weight_compression.ir_utils.packing import pack, packed_size
-from ov_weight_compression.ir_utils.types import Array, Float32
+from ov_weight_compression.ir_utils.types import Array, Float32, to_f32
 from ov_weight_compression.quantization.formats import PER_CHANNEL, Encoded, Spec, stored_codebook
 from ov_weight_compression.quantization.kernels import Kernel, Key, flip_mask, kernel_for, repeated
 from ov_weight_compression.quantization.reference import (
@@ -200,7 +200,7 @@ def _encode(
         return
     step = max(1, _REFERENCE_ELEMENTS // groups.shape[1])
     for start in range(0, len(groups), step):
-        block = np.asarray(groups[start : start + step]).astype(np.float32)
+        block = to_f32(np.asarray(groups[start : start + step]))
         weights = None if importance is None else repeated(importance, start, start + len(block))
         codes, scale, zero_point = encode_groups(block, spec, tensor_scale, weights, graph, starts)
         mask = code_dtype(spec.format)(flip_mask(spec.format))

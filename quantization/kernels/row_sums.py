@@ -13,6 +13,7 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as ops
 
+from ov_weight_compression.ir_utils.file_mappings import FileRows
 from ov_weight_compression.ir_utils.types import Array, Float32
 
 _BLOCK_ELEMENTS = 1 << 18
@@ -20,11 +21,12 @@ _COMPILE_FROM = 1 << 20
 """Elements below which numpy is done before a model is compiled."""
 
 
-def row_sums(values: Array, weights: Float32) -> Float32:
-    """[n] f32 for `values` [n, in] of f16 or f32 and `weights` [in]. Not for several threads at once."""
+def row_sums(values: Array | FileRows, weights: Float32) -> Float32:
+    """[n] f32 for `values` [n, in] of f16 or f32, which may lie in a file still, and `weights` [in]. Not for several
+    threads at once."""
     rows, columns = values.shape
     if values.size < _COMPILE_FROM or values.dtype != np.float16:
-        squares = np.square(values.astype(np.float32))
+        squares = np.square(np.asarray(values).astype(np.float32))
         return np.asarray(squares @ weights, dtype=np.float32)
     block = max(1, _BLOCK_ELEMENTS // columns)
     request = _request(block, columns)
@@ -33,7 +35,11 @@ def row_sums(values: Array, weights: Float32) -> Float32:
     sums = np.empty(rows, dtype=np.float32)
     for start in range(0, rows, block):
         size = min(block, rows - start)
-        target[:size] = values[start : start + size]
+        part = values[start : start + size]
+        if isinstance(part, FileRows):
+            part.read_into(target[:size])
+        else:
+            target[:size] = part
         request.infer()
         sums[start : start + size] = request.output_tensors[0].data[:size]
     return sums
