@@ -210,9 +210,9 @@ def read_json(path: Path) -> Any:
 
 
 def known_config(folder: Path) -> dict[str, Any]:
-    """What the exporter's own file says about a folder; nothing where it cannot be read."""
+    """What config.json says of the model that was exported into a folder; nothing where it cannot be read."""
     try:
-        read = read_json(folder / _CONFIG_FILE)
+        read = read_json(folder / "config.json")
     except (OSError, ModelError):
         return {}
     return read if isinstance(read, dict) else {}
