@@ -3,8 +3,7 @@
 The layers that write the residual stream, those of the last blocks and those in no block are probed to the model's end,
 all others to their block's border; in a model of few blocks, where that costs little, all are probed to the end. A
 block with many layers (experts) has those of one shape rounded together, and so are layers in no block where there are
-very many. Where nothing but the sum over the layers of blocks is asked for, those of several blocks are rounded
-together: losses add up, and one run to the end tells those of all.
+very many.
 """
 
 from __future__ import annotations
@@ -20,8 +19,6 @@ PASSES = 30
 """Through the whole model, for each window: what probing every layer to the end may cost."""
 _ONE_BY_ONE = 16
 """Layers of a block that are probed one by one."""
-_SUMS = 8
-"""Probes of all blocks where only their sum is asked for: few, and enough for several processes."""
 _FREE = 64
 """Layers outside of blocks that are probed one by one."""
 
@@ -43,13 +40,12 @@ class Probe:
     """What it shows there tells what an error at a border means to the outputs."""
 
 
-def plan_probes(graph: ActivationGraph, most_passes: int = PASSES, only_sum: bool = False) -> list[Probe]:
+def plan_probes(graph: ActivationGraph, most_passes: int = PASSES) -> list[Probe]:
     """Probes of all layers of a graph that was read with its outputs, by where they begin.
 
     Args:
         graph: the model's.
         most_passes: through the whole model, that probing every layer to the end may cost.
-        only_sum: what the layers of blocks lose together is enough.
     """
     blocks = find_blocks(graph)
     inside = {place for block in blocks for place in block.layers}
@@ -57,9 +53,7 @@ def plan_probes(graph: ActivationGraph, most_passes: int = PASSES, only_sum: boo
     probes = []
     groups = [list(_groups([use for place in block.layers for use in uses[place]], graph, block)) for block in blocks]
     passes = sum(len(found) * (len(blocks) - number) / len(blocks) for number, found in enumerate(groups))
-    if only_sum:
-        probes += list(_of_several_blocks(graph, blocks))
-    for number, block in enumerate(() if only_sum else blocks):
+    for number, block in enumerate(blocks):
         late = number >= len(blocks) - _LAST_BLOCKS or passes <= most_passes
         for group in groups[number]:
             writes = graph.place[group[0].layer] in block.writers
@@ -72,21 +66,6 @@ def plan_probes(graph: ActivationGraph, most_passes: int = PASSES, only_sum: boo
         group = free[first : first + size]
         probes.append(Probe(tuple(group), graph.place[group[0].layer], len(graph.order), None, True, False))
     return sorted(probes, key=lambda probe: probe.begin)
-
-
-def _of_several_blocks(graph: ActivationGraph, blocks: Sequence[Block]) -> Iterable[Probe]:
-    """The layers of some blocks in one probe to the end; tables and last layers, which are in no sum, alone."""
-    size = max(1, -(-len(blocks) // _SUMS))
-    for first in range(0, len(blocks), size):
-        some = blocks[first : first + size]
-        places = {place for block in some for place in block.layers}
-        here = [use for use in graph.uses if graph.place[use.layer] in places]
-        alone = [use for use in here if use.weight.backup_reason]
-        together = [use for use in here if not use.weight.backup_reason]
-        for uses in (*([use] for use in alone), together):
-            if uses:
-                begin = min(graph.place[use.layer] for use in uses)
-                yield Probe(tuple(uses), begin, len(graph.order), some[-1].border, True, False)
 
 
 def _groups(uses: Sequence[LayerUse], graph: ActivationGraph, block: Block) -> Iterable[list[LayerUse]]:

@@ -100,7 +100,6 @@ def run_probes(
     quiet: bool = False,
     share: tuple[int, int] = (0, 1),
     most_passes: int = PASSES,
-    only_sum: bool = False,
 ) -> list[ProbeShown]:
     """What the probes show, of each use of each weight (see `influences_of`).
 
@@ -115,14 +114,14 @@ def run_probes(
         quiet: show no progress.
         share: all of the probes, or the first of two, (0, 2), every other one. Each share runs the exact stream for
             itself.
-        most_passes, only_sum: see `plan_probes`.
+        most_passes: see `plan_probes`.
 
     Raises:
         WorkError: the model cannot be run on the samples.
     """
     outputs = scored_outputs(model)
     graph = read_graph(model, weights, values=sources, outputs=outputs.numbers)
-    every = plan_probes(graph, most_passes, only_sum)
+    every = plan_probes(graph, most_passes)
     probes = every[share[0] :: share[1]]
     with Pool(calibration_memory // 4) as pool, progress_bar(quiet=quiet) as bar:
         exact = Store(pool)

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import floor
+from math import floor, inf
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.weight_source import ValueRange
 from ov_weight_compression.ir_utils.wording import plain, thousands
 from ov_weight_compression.passes.budget_outcome import BudgetOutcome, CurvePoint, UniformChoice
-from ov_weight_compression.passes.candidates import candidates_for, last_resort, usual_formats
+from ov_weight_compression.passes.candidates import candidates_for, is_multiplied, last_resort, usual_formats
 from ov_weight_compression.passes.layer_losses import LayerLosses, layer_losses
 from ov_weight_compression.passes.measurements import Measurements
 from ov_weight_compression.passes.method import Method
@@ -106,6 +106,8 @@ class Survey:
     settled: tuple[PlannedWeight | Skip, ...]
     """Of every weight; what is chosen takes the place of some of them."""
     items: tuple[_Item, ...]
+    others: tuple[_Item, ...]
+    """With losses of the other kind, where nothing but trying tells which of two kinds of losses a model has."""
     held: _Bytes
     known: LayerLosses
     sources: Sources
@@ -144,10 +146,11 @@ def survey(
     """
     times = None if options.format_times is None else read_format_times(options.format_times)
     choices = options.formats or usual_formats(options.max_slowdown, options.device, times)
+    slow = [one for one in usual_formats(inf, options.device, times) if one not in choices]
     every: list[list[PlannedWeight]] = []
     settled: list[PlannedWeight | Skip] = []
     for weight, fixed, values in wanted:
-        found = [] if fixed is not None else candidates_for(weight, values, choices, options, data.method)
+        found = [] if fixed is not None else candidates_for(weight, values, choices, slow, options, data.method)
         only = found[0] if found else last_resort(weight, values, options, data.method) if fixed is None else fixed
         every.append(found if found or isinstance(only, Skip) else [only])
         settled.append(only)
@@ -161,12 +164,15 @@ def survey(
     if allowed is not None and _smallest(many) + held.other > allowed:
         raise OptionError(_too_small(options, held, _smallest(many)))
     known = layer_losses({every[place][0].weight.name: [one.spec for one in many[place]] for place in places}, data)
-    items = _items(places, many, known, options.tie_inputs)
-    return Survey(options, tuple(settled), tuple(items), held, known, data.sources, times)
+    items = _items(places, many, known.losses, options.tie_inputs)
+    others: list[_Item] = []
+    if known.evened is not None:
+        items, others = _items(places, many, known.evened, options.tie_inputs), items
+    return Survey(options, tuple(settled), tuple(items), tuple(others), held, known, data.sources, times)
 
 
 def share_out(
-    found: Survey, correction: float = 1.0, uniform: str = ""
+    found: Survey, correction: float = 1.0, uniform: str = "", other: bool = False
 ) -> tuple[list[PlannedWeight | Skip], BudgetOutcome]:
     """What becomes of each weight, and what is told of the choice.
 
@@ -175,6 +181,7 @@ def share_out(
         correction: measured over predicted divergence, of an earlier choice.
         uniform: the format of `UniformChoice` that all weights get, in place of a choice for each. What bytes that
             leaves are spent where they gain most, on weights that lose no more in a larger format.
+        other: by `Survey.others`.
 
     Where nothing was measured the choice begins at the best uniform format that fits, unless too many bytes are left
     then: a prior may be wrong about which layers matter, but not about which of two formats a layer loses less in.
@@ -182,6 +189,8 @@ def share_out(
     Raises:
         OptionError: not even the best formats reach the target.
     """
+    if other:
+        found = replace(found, items=found.others)
     options, items, held, known = found.options, found.items, found.held, found.known
     all_uniform, remarks = _uniform(found, correction), []
     chosen = _solved_from(found, uniform, correction) if uniform else _solved(found, correction).formats
@@ -225,7 +234,10 @@ def _smallest(every: Iterable[Sequence[PlannedWeight]]) -> int:
 
 
 def _items(
-    places: Sequence[int], every: Sequence[Sequence[PlannedWeight]], known: LayerLosses, tied: bool
+    places: Sequence[int],
+    every: Sequence[Sequence[PlannedWeight]],
+    losses: Mapping[str, Sequence[float]],
+    tied: bool,
 ) -> list[_Item]:
     """What is chosen for: each weight by itself, or those that read one input together, and the experts of a block that
     devices run as a whole. Of a block that none does each layer is run by itself, whatever the others have."""
@@ -238,7 +250,7 @@ def _items(
         groups.setdefault(key if len(every[place]) > 1 else place, []).append(place)
     items = []
     for group in groups.values():
-        tables = [_by_format(every[place], known.losses[every[place][0].weight.name]) for place in group]
+        tables = [_by_format(every[place], losses[every[place][0].weight.name]) for place in group]
         common = [key for key in tables[0] if all(key in table for table in tables)]
         parts = [group] if common else [[place] for place in group]
         for part in parts:
@@ -397,7 +409,7 @@ def _format_name(planned: PlannedWeight) -> str:
 
 def _time(planned: Iterable[PlannedWeight], times: FormatTimes | None, part: Any) -> float:
     """Of all layers that multiply, beside the same with every weight in int4_sym in groups of 128."""
-    multiplied = [one for one in planned if any(use.kind is not Kind.GATHER for use in one.weight.consumers)]
+    multiplied = [one for one in planned if is_multiplied(one.weight)]
     elements = sum(one.weight.elements for one in multiplied)
     taken = sum(
         one.weight.elements * part(time_of(one.spec.format.name, one.spec.group_size, times)) for one in multiplied

@@ -3,7 +3,8 @@
     target_divergence          measured / predicted ─▸ choose again by the corrected prediction, two rounds at most;
                                of what was measured the smallest that meets the target is kept
     target_bits, target_size   measured beside the uniform formats that fit; of those the best is kept, unless the
-                               choice moves predictions less by more than the error of the comparison
+                               choice moves predictions less by more than the error of the comparison; where there are
+                               losses of two kinds, the better choice by either
 
 Predictions are optimistic for what was chosen by them: the solver takes bits from where the probes happened to see
 little. A measured figure has no such preference. Codes that are fitted to data look better on those than they are, each
@@ -112,7 +113,12 @@ def _corrected(one: _Tried, tried: _Try) -> _Tried:
 
 
 def _beside_uniform(one: _Tried, tried: _Try) -> _Tried:
-    """The choice where it is surely better than every uniform format that fits, else the best of those."""
+    """The choice where it is surely better than every uniform format that fits, else the best of those. Where there are
+    losses of two kinds, the better of the choices by either."""
+    if one.chosen.survey is not None and one.chosen.survey.others:
+        other = with_choice(one.chosen, other=True)
+        if _fits(other) and other.weights != one.chosen.weights:
+            one = min((one, tried(other)), key=lambda each: (each.moved.total, each.outcome.bytes))
     plans = {each.format: with_choice(one.chosen, uniform=each.format) for each in _near(one.outcome.fitting())}
     plans = {name: plan for name, plan in plans.items() if _fits(plan)}
     others = {name: tried(plan) for name, plan in plans.items() if plan.weights != one.chosen.weights}

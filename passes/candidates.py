@@ -2,7 +2,8 @@
 
 Unless the caller names them they are what the device executes from codes in all of the weight's layers: 8 bits per
 channel, 4 and 2 bits in groups of 16 to 128, without those that take much longer than the fastest of as many bits. A
-layer for which the device executes no codes at all costs the same time whatever it holds, so it may have any of them.
+table that rows are picked from and nothing else costs hardly any time, and a layer for which the device executes no
+codes at all the same time whatever it holds, so these may have any of them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ov_weight_compression.passes.options import Options
 from ov_weight_compression.passes.plan import DecidedBy, FormatRequest, PlannedWeight
 from ov_weight_compression.passes.planning import fit
 from ov_weight_compression.passes.targets import FormatChoice
-from ov_weight_compression.patterns import Skip, Weight
+from ov_weight_compression.patterns import Kind, Skip, Weight
 from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL
 
 _LARGEST_GROUP = 128
@@ -44,14 +45,27 @@ def usual_formats(max_slowdown: float, devices: Devices, times: FormatTimes | No
     return [one for one in every if taken[one] <= max_slowdown * fastest[FORMATS[one.mode.value].bits] * (1 + 1e-9)]
 
 
+def is_multiplied(weight: Weight) -> bool:
+    """Whether a layer computes with it; none does with a table that rows are picked from and nothing else."""
+    return any(use.kind is not Kind.GATHER for use in weight.consumers)
+
+
 def candidates_for(
-    weight: Weight, values: ValueRange, choices: Sequence[FormatChoice], options: Options, method: Method
+    weight: Weight,
+    values: ValueRange,
+    choices: Sequence[FormatChoice],
+    slow: Sequence[FormatChoice],
+    options: Options,
+    method: Method,
 ) -> list[PlannedWeight]:
-    """The weight in each of the formats that it can have as they are, in their order; none where it can have none."""
+    """The weight in each of the formats that it can have as they are, in their order; none where it can have none.
+    `slow` are more of them, for weights whose layers take no longer with those."""
     wanted = [(one, FORMATS[one.mode.value]) for one in choices]
     if options.formats is None:
-        run = [pair for pair in wanted if runs_from_codes(options.device, weight, pair[1])]
-        wanted = run or wanted
+        every = [*wanted, *((one, FORMATS[one.mode.value]) for one in slow)]
+        run = [pair for pair in every if runs_from_codes(options.device, weight, pair[1])]
+        fast = [pair for pair in wanted if pair in run] if is_multiplied(weight) else []
+        wanted = fast or run or every
     if weight.fragile and options.fragile_layers is FragileLayers.BACKUP:
         wanted = [pair for pair in wanted if pair[1].bits >= _BITS_OF_FRAGILE]
     # What does not fit is no candidate, neither adjusted nor in another format.

@@ -9,10 +9,12 @@ error in it costs once later columns have made up for it: GPTQ leaves a twentiet
 for each weight but nearly alike in all formats.
 
 Where every layer then aims at what the exact model's layer gives, from the inputs that the compressed ones before it
-leave, most of what an error does is made up for behind it, and what stays goes with the number of weights, whatever
-layer they are in. Probes, behind which nothing is made up for, tell the sum there, and the weights share it by their
-elements; all but embeddings and last layers, behind which nothing is coded or comes. From format to format it goes with
-a power of the error then.
+leave, much of what an error does may be made up for behind it. Where that is most of it (SmolLM2, whose few massive
+activations errors are seen at) what stays goes with the number of weights, whatever layer they are in: the weights
+share the probes' sum by their elements, all but embeddings and last layers, behind which nothing is coded or comes, and
+from format to format it goes with a power of the error. Where it is little (three small models without such
+activations) probes tell each weight's loss nearly exactly. Nothing but trying tells which of the two a model is, so
+there are both losses then.
 
 Where there are no data, and none can be made up, a prior stands in: every weight counts with its share of the elements
 and its relative error, weighed with what the graph says of its input.
@@ -54,8 +56,11 @@ class LayerLosses:
     """Losses by the weight's name, one for each of its candidates; they add up over the weights."""
 
     losses: Mapping[str, tuple[float, ...]]
+    """As the probes tell them."""
     unit: str
     """ "nats", "relative L2", or "none" for a prior, which says nothing of outputs."""
+    evened: Mapping[str, tuple[float, ...]] | None = None
+    """As they are where later layers make up for most of it; None where none does."""
 
     def divergence(self, total: float) -> float:
         """What a sum of losses means: mean KL as it is, of squared relative L2 the root."""
@@ -76,7 +81,7 @@ def layer_losses(candidates: Mapping[str, Sequence[Spec]], data: Measurements) -
     every = sum(weight.elements for weight in weights)
     evened = _evened(weights, shown) if data.method.two_streams else {}
 
-    def losses(weight: Weight) -> tuple[float, ...]:
+    def losses(weight: Weight) -> tuple[tuple[float, ...], tuple[float, ...]]:
         specs = candidates[weight.name]
         uses = shown.get(weight.name)
         probed = probe_spec(weight)
@@ -85,18 +90,20 @@ def layer_losses(candidates: Mapping[str, Sequence[Spec]], data: Measurements) -
         if not shown:
             errors = _errors(rows, shares, specs, graph[weight.name].value(), graph[weight.name], quantiser)
             share = weight.elements / every / max(float(np.square(rows).sum()), _TINY)
-            return tuple(float(one) for one in errors * share)
+            return (prior := tuple(float(one) for one in errors * share)), prior
         if uses is None:
             uses = (Influence(usual.get(weight.shape, usual[None] * weight.elements), None),)
         for use in uses:
             errors = _errors(rows, shares, [probed, *specs], use.energy, graph[weight.name], quantiser)
             total += use.loss * errors[1:] / errors[0] if errors[0] > 0 else 0
+        even = total
         if weight in evened:
-            total = evened[weight] * (total / max(sum(use.loss for use in uses), _TINY)) ** _EVENED_POWER
-        return tuple(float(one) for one in total)
+            even = evened[weight] * (total / max(sum(use.loss for use in uses), _TINY)) ** _EVENED_POWER
+        return tuple(total.tolist()), tuple(even.tolist())
 
-    found = in_threads(losses, weights, data.threads)
-    return LayerLosses({weight.name: one for weight, one in zip(weights, found, strict=True)}, unit)
+    found = {weight.name: one for weight, one in zip(weights, in_threads(losses, weights, data.threads), strict=True)}
+    even = {name: pair[1] for name, pair in found.items()} if evened else None
+    return LayerLosses({name: pair[0] for name, pair in found.items()}, unit, even)
 
 
 def measured_divergence(plan: Plan, data: Measurements) -> MeasuredDivergence:

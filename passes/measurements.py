@@ -258,7 +258,6 @@ class Measurements:
                 sources=self.sources,
                 calibration_memory=self.memory,
                 quiet=self.quiet,
-                only_sum=quantiser.only_sum,
             )
         else:
             filled = filled_copy(self.model, weights, self.sources)
@@ -280,7 +279,6 @@ class Measurements:
             return None
         file = statistics_file(self._options.statistics_path)
         how = "gptq" if self.method.steps is not None else "weighted" if self.method.weighted else "plain"
-        how = "sums" if self.method.two_streams else how
         return file.with_name(f"{file.stem}.probes-{how}{file.suffix}")
 
     @cached_property

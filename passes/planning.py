@@ -103,12 +103,12 @@ def make_plan(
     return Plan(planned, (*left, *nonfinite), tuple(nonfinite), data.sources, data.method)
 
 
-def with_choice(plan: Plan, correction: float = 1.0, uniform: str = "") -> Plan:
+def with_choice(plan: Plan, correction: float = 1.0, uniform: str = "", other: bool = False) -> Plan:
     """A plan that a budget is chosen for, with the choice; see `budget.share_out`."""
     from ov_weight_compression.passes.budget import share_out
 
     assert plan.survey is not None
-    settled, outcome = share_out(plan.survey, correction, uniform)
+    settled, outcome = share_out(plan.survey, correction, uniform, other)
     weights = tuple(one for one in settled if isinstance(one, PlannedWeight))
     return replace(plan, weights=weights, budget=outcome)
 

@@ -47,15 +47,13 @@ class Quantiser:
     by_gptq: bool
     damping: float = DAMPING
     """Of GPTQ's Hessians."""
-    only_sum: bool = False
-    """What the layers of blocks lose is only asked for as a sum."""
 
 
 def quantiser_of(method: Method) -> Quantiser:
     """Of a run's method."""
     damping = method.tuning.gptq_damping
     damping = DAMPING if damping is None else damping
-    return Quantiser(method.weighted, method.steps is not None, damping, only_sum=method.two_streams)
+    return Quantiser(method.weighted, method.steps is not None, damping)
 
 
 def probe_spec(weight: Weight) -> Spec:
@@ -168,7 +166,6 @@ def _run_task(task: _ProbeTask) -> list[ProbeShown]:
         calibration_memory=task.calibration_memory,
         quiet=True,
         share=task.share,
-        only_sum=task.quantiser.only_sum,
     )
 
 

@@ -24,7 +24,7 @@ from ov_weight_compression.calibration import (
 from ov_weight_compression.calibration.activation_graph import read_graph
 from ov_weight_compression.calibration.blocks import find_blocks
 from ov_weight_compression.calibration.divergence import kl_divergence
-from ov_weight_compression.calibration.probe_plan import PASSES, plan_probes
+from ov_weight_compression.calibration.probe_plan import PASSES
 from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.patterns import sources_of
 from tests.calibration import small
@@ -133,31 +133,6 @@ def test_blocks_and_what_writes_the_stream() -> None:
     ]
     parts = ("down", "gate", "k", "o", "q", "up", "v")
     assert found[-3:] == [([f"{part}_{number}" for part in parts], [f"down_{number}"]) for number in range(3)]
-
-
-def test_where_only_the_sum_is_asked_for_several_blocks_are_one_probe() -> None:
-    model = small.language_model(blocks=10)
-    graph = read_graph(model, small.weights_of(model), outputs=(0,))
-    assert len(find_blocks(graph)) == 11  # one of the table of positions, which is probed alone
-    probes = [probe for probe in plan_probes(graph, only_sum=True) if len(probe.uses) > 1]
-    assert [len(probe.uses) for probe in probes] == [7, *[14] * 4, 7]
-    assert all(probe.to_the_end and probe.end == len(graph.order) for probe in probes)
-
-
-def test_a_sum_is_nearly_that_of_the_single_probes() -> None:
-    model = small.language_model(blocks=2)
-    weights, samples = small.weights_of(model), make_samples(model, TOKENS[:120])
-    found = {
-        only_sum: influences_of(
-            run_probes(model, weights, Coarse(), samples, sources=sources_of(weights), only_sum=only_sum)
-        )
-        for only_sum in (False, True)
-    }
-    assert found[True].keys() == found[False].keys()
-    sums = [sum(use.loss for uses in each.values() for use in uses) for each in found.values()]
-    assert sums[1] == pytest.approx(sums[0], rel=0.2)
-    for name in ("embedding", "positions", "head"):
-        assert found[True][name][0].loss == pytest.approx(found[False][name][0].loss)
 
 
 def test_a_plain_chain_has_no_blocks() -> None:

@@ -171,6 +171,15 @@ def test_slow_formats_are_kept_out_unless_any_may_be() -> None:
     assert "nf4" in modes(max_slowdown=None)
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_table_that_rows_are_picked_from_may_have_slow_formats(tied: bool) -> None:
+    """One that a head multiplies with may not."""
+    slow = {("int4_sym", 16), ("int4_asym", 16), ("int4_asym", 32)}
+    rows = made(network(tied=tied), target_bits=4.6)[0].rows
+    taken = {row.name for row in rows if (row.mode, row.group_size) in slow}
+    assert taken == (set() if tied else {"table"})
+
+
 def test_rules_win_and_their_bytes_are_counted() -> None:
     rules = [("left_0", "int8_sym"), ("right_*", ("int4_sym"))]
     report, outcome = made(network(), target_bits=4.6, rules=rules, ignored_scope=["down_0"])

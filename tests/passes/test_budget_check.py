@@ -161,6 +161,38 @@ def test_every_uniform_format_that_is_about_as_good_is_measured(measured: Use) -
     assert "for the uniform format int4_sym:64" in outcome.remarks[0]
 
 
+@pytest.mark.parametrize("better", [0, 1])
+def test_of_losses_of_two_kinds_those_whose_choice_is_better_count(
+    better: int, measured: Use, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = []
+
+    def measure(plan: Plan, predicted: float) -> float:
+        chosen.append({one.weight.name: one.spec.format.bits for one in plan.weights})
+        return [[0.3, 0.5], [0.5, 0.3]][better][len(chosen) - 1] if len(chosen) < 3 else 1.0 * len(chosen)
+
+    def losses(candidates: Mapping[str, Sequence[Spec]], data: Measurements) -> LayerLosses:
+        def table(loved: str) -> dict[str, tuple[float, ...]]:
+            return {
+                name: tuple((9.0 if loved in name else 1.0) * 4.0**-one.format.bits for one in own)
+                for name, own in candidates.items()
+            }
+
+        return LayerLosses(table("left"), "nats", table("right"))
+
+    measured(measure)
+    monkeypatch.setattr("ov_weight_compression.passes.budget.layer_losses", losses)
+    model = network()
+    apply_weight_compression(model, target_bits=5.4, formats=["int4_sym:64", "int8_sym"])
+    outcome = report_of(model).budget
+    assert outcome is not None
+    assert outcome.measured == 0.3
+    for loved, bits in zip(("right", "left"), chosen, strict=False):
+        assert {bits[f"{loved}_{block}"] for block in range(6)} == {8}
+    kept = {row.name for row in report_of(model).rows if row.mode == "int8_sym"}
+    assert {f"{('right', 'left')[better]}_{block}" for block in range(6)} <= kept
+
+
 def test_a_uniform_format_fits_into_its_own_bytes(measured: Use, tmp_path: Path) -> None:
     """Of the embedding, which has one scale a row, no shape is stored."""
     found = measured(lambda plan, predicted: 0.5 if found else 1.0)

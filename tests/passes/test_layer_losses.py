@@ -137,40 +137,37 @@ def test_a_second_target_reads_what_the_first_has_measured(tmp_path: Path) -> No
     )
 
 
-def test_what_is_made_up_for_behind_a_layer_is_shared_by_elements() -> None:
-    """By `best`; where nothing is made up for, behind the last layer and before the first, a weight has its own."""
+def test_what_may_be_made_up_for_behind_a_layer_is_told_in_two_ways() -> None:
+    """By `best`: as the probes say, and shared by elements, going with less than the error from format to format. Where
+    nothing can be made up for, behind the last layer and before the first, both are as `balanced` has them."""
     model = small.language_model()
     found = {}
     for accuracy in ("balanced", "best"):
         data = measurements(model, dataset=TOKENS, accuracy=accuracy)
-        losses = layer_losses({weight.name: [probe_spec(weight)] for weight in data.weights}, data).losses
-        found[accuracy] = {weight.name: losses[weight.name][0] / weight.elements for weight in data.weights}
+        found[accuracy] = layer_losses({weight.name: [probe_spec(weight), INT8] for weight in data.weights}, data)
+    probed, evened = found["best"].losses, found["best"].evened
+    assert found["balanced"].evened is None
+    assert evened is not None
+    assert probed == found["balanced"].losses
     inner = [weight for weight in data.weights if not weight.backup_reason]
     assert {weight.name for weight in data.weights} - {weight.name for weight in inner} == {
         "embedding",
         "positions",
         "head",
     }
-    assert np.ptp([found["best"][weight.name] for weight in inner]) < 1e-6 * found["best"][inner[0].name]
-    assert np.ptp([found["balanced"][weight.name] for weight in inner]) > found["best"][inner[0].name]
-    sums = [sum(each[weight.name] * weight.elements for weight in inner) for each in found.values()]
-    assert sums[0] == pytest.approx(sums[1], rel=0.1)  # rounded together, and one by one
-    for name in ("embedding", "positions", "head"):
-        assert found["best"][name] == pytest.approx(found["balanced"][name])
-
-
-def test_what_is_made_up_for_goes_with_less_than_the_error() -> None:
-    """From format to format, by `best`; the head's goes with the error itself, as everything does by `balanced`."""
-    model = small.language_model()
-    ratios = {}
-    for accuracy in ("balanced", "best"):
-        data = measurements(model, dataset=TOKENS, accuracy=accuracy)
-        losses = layer_losses({weight.name: [probe_spec(weight), INT8] for weight in data.weights}, data).losses
-        ratios[accuracy] = {name: eight / four for name, (four, eight) in losses.items()}
-    for weight in data.weights:
-        power = 1 if weight.backup_reason else 0.42
-        assert ratios["best"][weight.name] == pytest.approx(ratios["balanced"][weight.name] ** power, rel=1e-4)
-    assert max(ratios["balanced"].values()) < 0.05
+    assert {name: probed[name] for name in ("embedding", "positions", "head")} == {
+        name: evened[name] for name in ("embedding", "positions", "head")
+    }
+    shares = [evened[weight.name][0] / weight.elements for weight in inner]
+    assert np.ptp(shares) < 1e-6 * shares[0]
+    assert np.ptp([probed[weight.name][0] / weight.elements for weight in inner]) > shares[0]
+    assert sum(evened[weight.name][0] for weight in inner) == pytest.approx(
+        sum(probed[weight.name][0] for weight in inner)
+    )
+    for weight in inner:
+        (four, eight), (even_four, even_eight) = probed[weight.name], evened[weight.name]
+        assert eight < 0.05 * four
+        assert even_eight / even_four == pytest.approx((eight / four) ** 0.42, rel=1e-4)
 
 
 def test_a_table_that_a_head_shares_is_probed_as_it_will_be_rounded() -> None:
