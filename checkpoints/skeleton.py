@@ -21,12 +21,12 @@ import openvino as ov
 
 from ov_weight_compression.checkpoints.explain import FileSpans, Stretch, address_of
 from ov_weight_compression.checkpoints.safetensors_file import DTYPES, StoredTensor, mapped_constants
-from ov_weight_compression.ir_utils.deferral import FileSink, active_deferral, deferring
 from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.ir_file import read_model
 from ov_weight_compression.ir_utils.pipeline import Pipeline
 from ov_weight_compression.ir_utils.postponed_constants import postponed_constant
 from ov_weight_compression.ir_utils.saving import find_stubs, make_room
+from ov_weight_compression.ir_utils.stubs import FileSink, active_stubs, stubbing
 from ov_weight_compression.ir_utils.widened_constants import widened
 from ov_weight_compression.ir_utils.worker_pool import Job
 from ov_weight_compression.patterns.graphs import graphs_of, is_postponed
@@ -56,7 +56,7 @@ class Hole:
 
 @dataclass(eq=False)
 class _Room:
-    """What `save_model` leaves room for. Implements `DeferredWeight`, of which nobody asks to be computed."""
+    """What `save_model` leaves room for. Implements `StubbedWeight`, of which nobody asks to be computed."""
 
     name: str
     stretch: Stretch
@@ -94,17 +94,17 @@ def write_skeleton(
         hole = postponed_constant(kind, shape, partial(_stub, room, kind), name=room.name)
         constant.output(0).replace(hole.output(0))
     stubs = path.with_suffix(".stubs.bin")
-    with deferring() as deferral:
+    with stubbing() as stubbed:
         ov.save_model(model, path, compress_to_fp16=False)
     path.with_suffix(".bin").replace(stubs)
     text = path.read_bytes()
-    found = find_stubs(text, stubs, deferral.stubs)
-    text, offsets = make_room(text, stubs, path.with_suffix(".bin"), found, deferral.stubs, sparse=True)
+    found = find_stubs(text, stubs, stubbed.stubs)
+    text, offsets = make_room(text, stubs, path.with_suffix(".bin"), found, stubbed.stubs, sparse=True)
     path.write_bytes(text)
     stubs.unlink()
     placed = []
     for mark, offset in offsets.items():
-        owner = deferral.stubs[mark].owner
+        owner = stubbed.stubs[mark].owner
         assert isinstance(owner, _Room)
         stretch = owner.stretch
         placed.append(Placed(offset, stretch.tensor.name, stretch.begin, stretch.nbytes, owner.names, owner.turned))
@@ -112,9 +112,9 @@ def write_skeleton(
 
 
 def _stub(room: _Room, kind: ov.Type) -> ov.Tensor:
-    deferral = active_deferral()
-    assert deferral is not None
-    return deferral.stub(room, "weight", kind, room.shape)
+    stubbed = active_stubs()
+    assert stubbed is not None
+    return stubbed.stub(room, "weight", kind, room.shape)
 
 
 def read_skeleton(path: Path, placed: Sequence[Placed]) -> tuple[ov.Model, list[Hole]]:

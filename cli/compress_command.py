@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ov_weight_compression.cli.terminal import CommandParser, JsonPlace, add_json, json_place, of_models, say
-from ov_weight_compression.ir_utils.wording import human_bytes
+from ov_weight_compression.ir_utils.printing import human_bytes
 
 if TYPE_CHECKING:
     from ov_weight_compression.cli.compress_files import FileResult, Progress
@@ -377,7 +377,7 @@ def _weights_bar(quiet: bool) -> Iterator[Progress | None]:
 
 
 def _summarise(results: Sequence[FileResult], dry_run: bool) -> None:
-    from ov_weight_compression.ir_utils.wording import human_bytes, result_console
+    from ov_weight_compression.ir_utils.printing import human_bytes, result_console
     from ov_weight_compression.passes.report import print_report
 
     console = result_console()

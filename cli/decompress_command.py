@@ -30,7 +30,7 @@ def decompress_parser() -> CommandParser:
 
 def run_decompress(args: argparse.Namespace) -> int:
     """Run the command and return 0; what goes wrong is raised as a `CompressionError`."""
-    from ov_weight_compression.ir_utils.wording import human_bytes
+    from ov_weight_compression.ir_utils.printing import human_bytes
 
     if args.output is None:
         raise OptionError("output: say where to write with -o OUT")

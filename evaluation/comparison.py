@@ -49,8 +49,7 @@ from ov_weight_compression.evaluation.samples import (
     prepare,
 )
 from ov_weight_compression.ir_utils.errors import CompressionError, OptionError
-from ov_weight_compression.ir_utils.publish import write_text
-from ov_weight_compression.ir_utils.wording import (
+from ov_weight_compression.ir_utils.printing import (
     as_text,
     db,
     format_name,
@@ -65,6 +64,7 @@ from ov_weight_compression.ir_utils.wording import (
     thousands,
     with_error,
 )
+from ov_weight_compression.ir_utils.publish import write_text
 from ov_weight_compression.patterns import Roles
 from ov_weight_compression.patterns.graphs import constants_bytes
 

@@ -23,7 +23,7 @@ from ov_weight_compression.evaluation.page import (
     svg,
 )
 from ov_weight_compression.evaluation.predictions import LanguageFigures, Passage, Surprise
-from ov_weight_compression.ir_utils.wording import (
+from ov_weight_compression.ir_utils.printing import (
     db,
     format_name,
     human_bytes,

@@ -19,9 +19,7 @@ from ov_weight_compression.ir_utils import option_kinds
 from ov_weight_compression.ir_utils.ir_file import read_model
 from ov_weight_compression.ir_utils.metadata import read_metadata
 from ov_weight_compression.ir_utils.model_folder import the_model_of
-from ov_weight_compression.ir_utils.publish import expanded
-from ov_weight_compression.ir_utils.types import FLOAT_TYPES
-from ov_weight_compression.ir_utils.wording import (
+from ov_weight_compression.ir_utils.printing import (
     as_text,
     human_bytes,
     result_console,
@@ -30,6 +28,8 @@ from ov_weight_compression.ir_utils.wording import (
     terminal_table,
     thousands,
 )
+from ov_weight_compression.ir_utils.publish import expanded
+from ov_weight_compression.ir_utils.types import FLOAT_TYPES
 from ov_weight_compression.patterns import (
     CompressedWeight,
     Roles,

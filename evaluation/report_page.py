@@ -20,7 +20,7 @@ from ov_weight_compression.evaluation.page import (
     section,
     svg,
 )
-from ov_weight_compression.ir_utils.wording import format_name, human_bytes, layer_name, percent, plain, thousands
+from ov_weight_compression.ir_utils.printing import format_name, human_bytes, layer_name, percent, plain, thousands
 from ov_weight_compression.passes.budget_outcome import BudgetOutcome, budget_lines
 from ov_weight_compression.passes.report import Report, Row, exceptions, left_in_floats, ratio_line, share_cells
 

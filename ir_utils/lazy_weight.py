@@ -16,10 +16,10 @@ from typing import Any, Protocol
 import numpy as np
 import openvino as ov
 
-from ov_weight_compression.ir_utils.deferral import FileSink, active_deferral
 from ov_weight_compression.ir_utils.packing import tensor_bytes
 from ov_weight_compression.ir_utils.pipeline import Pipeline
 from ov_weight_compression.ir_utils.postponed_constants import postponed_constant
+from ov_weight_compression.ir_utils.stubs import FileSink, active_stubs
 from ov_weight_compression.ir_utils.types import Array, element_type
 from ov_weight_compression.ir_utils.worker_pool import Job, Task
 from ov_weight_compression.ir_utils.write_behind import reserve
@@ -118,7 +118,7 @@ class Encoding(Protocol):
 
 
 class LazyWeight:
-    """A weight of a pipeline, as the makers of its constants and `save_model` see it. Implements `DeferredWeight`."""
+    """A weight of a pipeline, as the makers of its constants and `save_model` see it. Implements `StubbedWeight`."""
 
     def __init__(self, pipeline: Pipeline, encoding: Encoding) -> None:
         self.pipeline, self.encoding = pipeline, encoding
@@ -127,16 +127,16 @@ class LazyWeight:
 
     @property
     def identity(self) -> Hashable | None:
-        """What the constants follow from (see `DeferredWeight`)."""
+        """What the constants follow from (see `StubbedWeight`)."""
         return self.encoding.identity
 
     def part(self, name: str) -> ov.Tensor:
         """A part, computed now or fetched if computed ahead; a stub where `save_model` computes the weight later."""
-        deferral = active_deferral()
-        if deferral is None:
+        stubbed = active_stubs()
+        if stubbed is None:
             return self.computed(name)
         part = self.encoding.parts[name]
-        return deferral.stub(self, name, element_type(part.type), part.shape)
+        return stubbed.stub(self, name, element_type(part.type), part.shape)
 
     def computed(self, name: str) -> ov.Tensor:
         """A part, computed now or fetched if computed ahead."""

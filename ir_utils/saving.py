@@ -1,7 +1,7 @@
 """Writing a model so that neither memory nor a crash matters.
 
 `ov.save_model` holds one weight at a time, but all of it: the table of a large vocabulary is hundreds of megabytes. And
-it writes on one thread. Here the graph is written first, with stubs for its weights (see `ir_utils.deferral`), and then
+it writes on one thread. Here the graph is written first, with stubs for its weights (see `ir_utils.stubs`), and then
 all weights are computed straight into their places in the .bin. For that the .xml is made into one that has room for
 what the stubs stand for:
 
@@ -29,11 +29,11 @@ from typing import Any
 import openvino as ov
 
 from ov_weight_compression.ir_utils import option_kinds
-from ov_weight_compression.ir_utils.deferral import STUB_BYTES, Deferral, Stub, deferring
 from ov_weight_compression.ir_utils.errors import CompressionError, OptionError, WorkError
 from ov_weight_compression.ir_utils.ir_file import openvino_reason, stored_constants
 from ov_weight_compression.ir_utils.positional_io import read_at, write_at
 from ov_weight_compression.ir_utils.publish import Publication, cannot_write
+from ov_weight_compression.ir_utils.stubs import STUB_BYTES, Stub, Stubs, stubbing
 from ov_weight_compression.ir_utils.write_behind import reserve
 
 _DATA = re.compile(rb'<data element_type="[^"]*" shape="[^"]*" offset="(\d+)" size="(\d+)" />')
@@ -63,10 +63,10 @@ def save_model(model: Any, path: str | Path, after_write: Callable[[], None] | N
     try:
         with Publication(path, [path.with_suffix(".bin").name]) as partial:
             weights, stubs = partial.with_suffix(".bin"), partial.with_suffix(".stubs.bin")
-            with deferring() as deferral:
+            with stubbing() as stubbed:
                 ov.serialize(model, str(partial), str(stubs))
             _check_complete(partial, stubs)
-            _fill(partial, stubs, weights, deferral)
+            _fill(partial, stubs, weights, stubbed)
             if after_write is not None:
                 after_write()
     except (OSError, ValueError) as error:
@@ -81,22 +81,22 @@ def save_model(model: Any, path: str | Path, after_write: Callable[[], None] | N
         raise WorkError(f"{path}: cannot be written: {_reason(error)}") from error
 
 
-def _fill(xml: Path, stubs: Path, weights: Path, deferral: Deferral) -> None:
+def _fill(xml: Path, stubs: Path, weights: Path, stubbed: Stubs) -> None:
     """Put what the stubs stand for in their place."""
-    if not deferral.stubs:
+    if not stubbed.stubs:
         stubs.replace(weights)
         return
     text = xml.read_bytes()
-    found = find_stubs(text, stubs, deferral.stubs)
-    for mark in deferral.stubs.keys() - set(found.values()):
-        stub = deferral.stubs[mark]
+    found = find_stubs(text, stubs, stubbed.stubs)
+    for mark in stubbed.stubs.keys() - set(found.values()):
+        stub = stubbed.stubs[mark]
         raise WorkError(f"{stub.owner.name}: its {stub.part} were not found in {stubs}")
-    text, places = make_room(text, stubs, weights, found, deferral.stubs)
+    text, places = make_room(text, stubs, weights, found, stubbed.stubs)
     stubs.unlink()
     xml.write_bytes(text)
     descriptor = os.open(weights, os.O_WRONLY | getattr(os, "O_BINARY", 0))
     try:
-        deferral.compute(descriptor, places)
+        stubbed.compute(descriptor, places)
     finally:
         os.close(descriptor)
 

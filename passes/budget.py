@@ -23,8 +23,8 @@ import numpy as np
 
 from ov_weight_compression.ir_utils.device_facts import FormatTimes, read_format_times, time_of
 from ov_weight_compression.ir_utils.errors import OptionError
+from ov_weight_compression.ir_utils.printing import plain, thousands
 from ov_weight_compression.ir_utils.weight_source import ValueRange
-from ov_weight_compression.ir_utils.wording import plain, thousands
 from ov_weight_compression.passes.budget_outcome import BudgetOutcome, CurvePoint, UniformChoice
 from ov_weight_compression.passes.candidates import candidates_for, is_multiplied, last_resort, usual_formats
 from ov_weight_compression.passes.layer_losses import LayerLosses, layer_losses

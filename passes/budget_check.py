@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ov_weight_compression.ir_utils.errors import OptionError
-from ov_weight_compression.ir_utils.wording import plain
+from ov_weight_compression.ir_utils.printing import plain
 from ov_weight_compression.passes.budget_outcome import BudgetOutcome, UniformChoice
 from ov_weight_compression.passes.layer_losses import measured_divergence
 from ov_weight_compression.passes.measurements import Measurements

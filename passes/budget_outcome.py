@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ov_weight_compression.ir_utils.wording import human_bytes, percent, plain, terminal_table, thousands
+from ov_weight_compression.ir_utils.printing import human_bytes, percent, plain, terminal_table, thousands
 
 
 @dataclass(frozen=True)

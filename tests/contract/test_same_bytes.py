@@ -10,7 +10,7 @@ import pytest
 from openvino import opset13 as op
 
 import ov_weight_compression
-from ov_weight_compression.ir_utils import deferral, lazy_weight
+from ov_weight_compression.ir_utils import lazy_weight, stubs
 from ov_weight_compression.ir_utils.saving import save_model
 from ov_weight_compression.ir_utils.write_behind import reserve
 from ov_weight_compression.passes import Mode, WeightCompression, apply_weight_compression
@@ -100,17 +100,17 @@ def test_one_copy_of_constants_that_lie_in_the_same_place(tmp_path: Path) -> Non
 
 
 def test_the_own_writer_computes_into_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stubs = []
-    original = deferral.Deferral.stub
+    made = []
+    original = stubs.Stubs.stub
     monkeypatch.setattr(
-        deferral.Deferral,
+        stubs.Stubs,
         "stub",
-        lambda self, owner, part, *rest: (stubs.append((owner.name, part)), original(self, owner, part, *rest))[1],
+        lambda self, owner, part, *rest: (made.append((owner.name, part)), original(self, owner, part, *rest))[1],
     )
     model = apply_weight_compression(ov.Core().read_model(REAL), mode="int4_asym", group_size=32)
     save_model(model, tmp_path / "m.xml")
-    assert len({name for name, _ in stubs}) == 43
-    assert {part for _, part in stubs} == {"codes", "scale", "zero_point"}
+    assert len({name for name, _ in made}) == 43
+    assert {part for _, part in made} == {"codes", "scale", "zero_point"}
 
 
 def test_a_second_run_changes_nothing(tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ import openvino as ov
 import pytest
 from openvino import opset13 as op
 
-from ov_weight_compression.ir_utils.deferral import FileSink, active_deferral
 from ov_weight_compression.ir_utils.errors import WorkError
 from ov_weight_compression.ir_utils.pipeline import Pipeline
 from ov_weight_compression.ir_utils.postponed_constants import postponed_constant
 from ov_weight_compression.ir_utils.saving import save_model
+from ov_weight_compression.ir_utils.stubs import FileSink, active_stubs
 from ov_weight_compression.ir_utils.worker_pool import Task
 from tests.models import in_if, in_loop, layers, linear
 from tests.running import run
@@ -34,9 +34,9 @@ class Piecewise:
         self.sinks: Mapping[str, FileSink] = {}
 
     def make(self) -> ov.Tensor:
-        deferral = active_deferral()
-        if deferral is not None:
-            return deferral.stub(self, "codes", ov.Type.f32, self.values.shape)
+        stubbed = active_stubs()
+        if stubbed is not None:
+            return stubbed.stub(self, "codes", ov.Type.f32, self.values.shape)
         tensor = ov.Tensor(ov.Type.f32, ov.Shape(list(self.values.shape)))
         tensor.data[:] = self.values
         return tensor
@@ -201,7 +201,7 @@ class TestFailures:
 
     def test_no_deferral_is_left_behind(self, there: tuple[Path, list[bytes]]) -> None:
         self.test_interrupted(there)
-        assert active_deferral() is None
+        assert active_stubs() is None
 
 
 def test_the_destination_is_whole_at_every_moment(tmp_path: Path) -> None:

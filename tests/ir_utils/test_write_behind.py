@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ov_weight_compression.ir_utils.deferral import FileSink
+from ov_weight_compression.ir_utils.stubs import FileSink
 from ov_weight_compression.ir_utils.write_behind import ForeignFiles, WriteBehind, reserve
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="needs posix_fadvise")

@@ -50,7 +50,7 @@ class FileSink:
             self._behind.note(start, len(view))
 
 
-class DeferredWeight(Protocol):
+class StubbedWeight(Protocol):
     """A weight whose constants can be written after the graph."""
 
     name: str
@@ -74,7 +74,7 @@ class DeferredWeight(Protocol):
 class Stub:
     """A constant to be: whose, and what it is stored as."""
 
-    owner: DeferredWeight
+    owner: StubbedWeight
     part: str
     kind: ov.Type
     shape: tuple[int, ...]
@@ -86,16 +86,16 @@ class Stub:
 
 
 @dataclass
-class Deferral:
+class Stubs:
     """The stubs of one `save_model`, by the bytes that stand for them."""
 
     stubs: dict[bytes, Stub] = field(default_factory=dict)
-    _alike: dict[Hashable, DeferredWeight] = field(default_factory=dict)
-    _first: dict[int, DeferredWeight] = field(default_factory=dict)
+    _alike: dict[Hashable, StubbedWeight] = field(default_factory=dict)
+    _first: dict[int, StubbedWeight] = field(default_factory=dict)
     """By the weight's id: the first one whose constants are the same bytes."""
     _marks: dict[tuple[int, str], bytes] = field(default_factory=dict)
 
-    def stub(self, owner: DeferredWeight, part: str, kind: ov.Type, shape: tuple[int, ...]) -> ov.Tensor:
+    def stub(self, owner: StubbedWeight, part: str, kind: ov.Type, shape: tuple[int, ...]) -> ov.Tensor:
         """What is serialised in place of a constant."""
         if id(owner) not in self._first:
             identity = owner.identity
@@ -116,7 +116,7 @@ class Deferral:
         """
         behind = WriteBehind(descriptor)
         sinks: dict[int, dict[str, FileSink]] = {}
-        owners: dict[int, DeferredWeight] = {}
+        owners: dict[int, StubbedWeight] = {}
         for mark, stub in self.stubs.items():
             owners[id(stub.owner)] = stub.owner
             sinks.setdefault(id(stub.owner), {})[stub.part] = FileSink(descriptor, places[mark], behind)
@@ -128,16 +128,16 @@ class Deferral:
             pipeline.run_all(each)
 
 
-def active_deferral() -> Deferral | None:
-    """The deferral of the `save_model` that is running in this thread, if there is one."""
-    return getattr(_local, "deferral", None)
+def active_stubs() -> Stubs | None:
+    """The stubbed of the `save_model` that is running in this thread, if there is one."""
+    return getattr(_local, "stubbed", None)
 
 
 @contextmanager
-def deferring() -> Iterator[Deferral]:
+def stubbing() -> Iterator[Stubs]:
     """Let makers that this thread calls hand over stubs."""
-    _local.deferral = Deferral()
+    _local.stubbed = Stubs()
     try:
-        yield _local.deferral
+        yield _local.stubbed
     finally:
-        _local.deferral = None
+        _local.stubbed = None

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ov_weight_compression.ir_utils import wording as w
+from ov_weight_compression.ir_utils import printing as w
 
 
 @pytest.mark.parametrize(
