@@ -5,12 +5,10 @@ Rows wait until there are enough of them: products of many rows are faster than 
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
 
-from ov_weight_compression.calibration.inference import STREAMS
 from ov_weight_compression.calibration.products import BATCH_ROWS, Kernels, Products
 from ov_weight_compression.calibration.sums import add_cross, add_gram, mirror, unfit
 from ov_weight_compression.ir_utils.types import Float32
@@ -42,8 +40,8 @@ class GramSums:
         self._count = 0
         self._gram: Float32 | None = None
         self._cross: Float32 | None = None
-        self._buffers: deque[list[Float32]] = deque()
-        """Rows wait in the first; products may be at work on the others."""
+        self._buffers: list[Float32] = []
+        """[experts, BATCH_ROWS, …]: where rows wait."""
         self._waiting = 0
         self._at_work = False
         self.left_out = False
@@ -53,11 +51,11 @@ class GramSums:
         """Add a window, [experts, rows, in]; in every window `x` or the outputs come `beside` it, or in none. Nothing
         keeps the arrays once this returns."""
         rows, begin = hat.shape[1], 0
-        if rows and not self._buffers:
-            self._prepare(len(hat), beside)
         while begin < rows:
+            if not self._buffers:
+                self._prepare(len(hat), beside)
             count = min(BATCH_ROWS - self._waiting, rows - begin)
-            for buffer, one in zip(self._buffers[0], (hat, beside), strict=False):
+            for buffer, one in zip(self._buffers, (hat, beside), strict=False):
                 if one is not None:
                     buffer[:, self._waiting : self._waiting + count] = one[:, begin : begin + count]
             self._waiting += count
@@ -70,7 +68,7 @@ class GramSums:
         if self._waiting:
             self._take_waiting()
         self._settle()
-        self._buffers.clear()
+        self._buffers = []
 
     def result(self) -> Seen:
         """What there is."""
@@ -89,34 +87,35 @@ class GramSums:
             self._kernel = self._kernels.of(self._width, second, drift=second is not None and self._outputs is None)
             self._gram = np.zeros((experts, self._width, self._width), np.float32)
             self._cross = None if second is None else np.zeros((experts, second, self._width), np.float32)
-        widths = [self._width] if second is None else [self._width, second]
-        alone = experts > 1 or self._kernel is None  # the rows of many experts are large
-        for _ in range(1 if alone else STREAMS + 1):
-            self._buffers.append([np.empty((experts, BATCH_ROWS, width), np.float32) for width in widths])
+        if experts == 1 and self._kernel is not None:
+            self._buffers = [one[None] for one in self._kernel.buffers()]
+        else:
+            widths = [self._width] if second is None else [self._width, second]
+            self._buffers = [np.empty((experts, BATCH_ROWS, width), np.float32) for width in widths]
 
     def _take_waiting(self) -> None:
-        hat, *others = (one[:, : self._waiting] for one in self._buffers[0])
+        hat, *others = (one[:, : self._waiting] for one in self._buffers)
         self._take(*self._fit(hat, others[0] if others else None))
         self._waiting = 0
-        self._buffers.rotate()
-        if len(self._buffers) == 1:
-            self._settle()
 
     def _take(self, hat: Float32, beside: Float32 | None) -> None:
         assert self._gram is not None
-        for expert, (gram, rows) in enumerate(zip(self._gram, hat, strict=True)):
-            cross, other = (
-                (None, None) if self._cross is None or beside is None else (self._cross[expert], beside[expert])
-            )
-            if self._kernel is not None and len(rows) == BATCH_ROWS:
-                self._kernel.add(gram, rows, cross, other)
+        pairs = [hat] if beside is None else [hat, beside]
+        for expert, gram in enumerate(self._gram):
+            rows, cross = [one[expert] for one in pairs], None if self._cross is None else self._cross[expert]
+            if self._kernel is not None and len(rows[0]) == BATCH_ROWS:
+                self._kernel.add(rows, gram, cross, spare=len(hat) == 1)
                 self._at_work = True
                 continue
             self._settle()
-            if len(rows):
-                add_gram(gram, rows)
-                if cross is not None and other is not None:
-                    add_cross(cross, other - rows if self._outputs is None else other, rows)
+            if len(rows[0]):
+                add_gram(gram, rows[0])
+                if cross is not None:
+                    add_cross(cross, rows[1] - rows[0] if self._outputs is None else rows[1], rows[0])
+        if len(hat) > 1:
+            self._settle()  # the rows of many experts are large: the same memory takes the next ones
+        elif self._at_work:
+            self._buffers = []
         self._count += hat.shape[1]
 
     def _settle(self) -> None:

@@ -25,8 +25,7 @@ from ov_weight_compression.ir_utils.ir_file import openvino_reason
 from ov_weight_compression.ir_utils.worker_pool import default_threads
 
 _Receive = Callable[[ov.InferRequest], None]
-STREAMS = 2
-"""Inputs that are computed side by side."""
+_STREAMS = 2
 
 
 @cache
@@ -43,7 +42,7 @@ class Requests:
 
         Raises WorkError where it cannot be compiled.
         """
-        streams = min(STREAMS, threads or default_threads())
+        streams = min(_STREAMS, threads or default_threads())
         # A thread that is tied to a processor waits for it while numpy has it and another one is idle.
         how = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": streams, "ENABLE_CPU_PINNING": False}
         try:

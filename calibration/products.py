@@ -60,12 +60,21 @@ class Products:
         self._tiles = [(begin, min(begin + size, width)) for begin in range(0, width, size)]
         model = _model(width, self._tiles, beside, drift)
         self._requests = Requests(model, {"INFERENCE_PRECISION_HINT": "bf16"}, waiting=0)
+        self._widths = (width,) if beside is None else (width, beside)
+        self._spare: list[list[Float32]] = []
 
-    def add(self, gram: Float32, hat: Float32, cross: Float32 | None = None, beside: Float32 | None = None) -> None:
+    def buffers(self) -> list[Float32]:
+        """Memory for what is to be added, `[BATCH_ROWS, …]` each."""
+        if self._spare:
+            return self._spare.pop()
+        return [np.empty((BATCH_ROWS, width), np.float32) for width in self._widths]
+
+    def add(self, rows: list[Float32], gram: Float32, cross: Float32 | None = None, *, spare: bool = False) -> None:
         """Add Σ x̂ x̂ᵀ to `gram`, its upper tiles only, and the other product to `cross`: at once, later, or with
         `finish`.
 
-        `hat` and `beside` are `[BATCH_ROWS, …]`, not to be changed before `STREAMS` more have been added.
+        `rows`: x̂, and what stands beside it, `[BATCH_ROWS, …]`, not to be changed before. With `spare` they are
+        `buffers`, and given back by this.
         """
 
         def receive(request: ov.InferRequest) -> None:
@@ -73,8 +82,10 @@ class Products:
                 gram[begin:end, begin:] += request.get_output_tensor(number).data
             if cross is not None:
                 np.add(cross, request.get_output_tensor(len(self._tiles)).data, out=cross)
+            if spare:
+                self._spare.append(rows)
 
-        self._requests.start([np.ascontiguousarray(one) for one in (hat, beside) if one is not None], receive)
+        self._requests.start([np.ascontiguousarray(one) for one in rows], receive)
 
     def finish(self) -> None:
         """Add what is still to be added."""

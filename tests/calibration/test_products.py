@@ -39,7 +39,10 @@ def test_they_are_as_exact_as_their_elements() -> None:
         gram, cross = np.zeros((WIDTH, WIDTH), np.float32), np.zeros((expected.shape[1], WIDTH), np.float32)
         for begin in range(0, rows, BATCH_ROWS):
             span = slice(begin, begin + BATCH_ROWS)
-            kernel.add(gram, hat[span], *(() if beside is None else (cross, beside[span])))
+            if beside is None:
+                kernel.add([hat[span]], gram)
+            else:
+                kernel.add([hat[span], beside[span]], gram, cross)
         kernel.finish()
         upper = np.triu(gram)
         assert relative(upper + np.triu(gram, 1).T, hat, hat) < 1e-3
