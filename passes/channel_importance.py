@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -100,6 +100,10 @@ class _Once:
         self._locks: dict[int, threading.RLock] = {}
         self._values: dict[object, Float32 | None] = {}
 
+    def has(self, owner: object) -> bool:
+        """Whether the owner's value is known."""
+        return owner in self._values
+
     def value(self, owner: object, compute: Callable[[], Float32 | None]) -> Float32 | None:
         """What `compute` returns, or has returned for the same owner."""
         if owner in self._values:
@@ -128,6 +132,13 @@ class _Told:
         energy = None if self.energy is None else self.energy.tobytes()
         rows = None if self.rows is None else (self.rows.weight.name, self.rows.offset, self.rows.pieces)
         return (energy, rows, *(factor.identity for factor in self.factors))
+
+    def behind(self) -> Iterator[GraphEnergy]:
+        """What it follows from."""
+        if self.sums is not None:
+            yield self.sums.energy
+        for factor in self.factors:
+            yield from factor.behind()
 
     def value(self) -> Float32:
         """f32 `[columns]`, up to a factor."""
@@ -173,6 +184,15 @@ class GraphEnergy:
 
     def value(self) -> Float32 | None:
         """f32 `[columns]` with a mean of 1, or None where nothing is known. From any thread."""
+        waiting = [] if self.once.has(self) else [self]
+        while waiting:  # the farthest first: a thousand layers are too deep a call
+            told = waiting[-1].told
+            unknown = [] if told is None else [one for one in told.behind() if not one.once.has(one)]
+            if unknown:
+                waiting += unknown
+            else:
+                last = waiting.pop()
+                last.once.value(last, last._found)
         return self.once.value(self, self._found)
 
     @property

@@ -7,14 +7,16 @@ from dataclasses import replace
 import numpy as np
 import openvino as ov
 import pytest
+from openvino import opset13 as op
 
 from ov_weight_compression.ir_utils.errors import WorkError
 from ov_weight_compression.ir_utils.layout import Layout
 from ov_weight_compression.ir_utils.lazy_weight import LazyWeight
 from ov_weight_compression.ir_utils.pipeline import Pipeline
 from ov_weight_compression.ir_utils.weight_source import ConstantSource
-from ov_weight_compression.passes.channel_importance import GraphEnergy, Importance
+from ov_weight_compression.passes.channel_importance import GraphEnergy, Importance, graph_energies
 from ov_weight_compression.passes.encoding import WeightEncoding
+from ov_weight_compression.patterns import find_weights, sources_of
 from ov_weight_compression.quantization.formats import FORMATS, Spec
 from ov_weight_compression.quantization.kernels import kept_kernels
 
@@ -101,3 +103,15 @@ def test_an_error_names_the_weight() -> None:
     weights = [LazyWeight(pipeline, one) for one in every]
     with pytest.raises(WorkError, match=r"^weight 30: OSError: the disk is gone$"):
         parts(weights)
+
+
+def test_a_weight_behind_a_thousand_layers() -> None:
+    """Its importance follows from theirs, which nobody has asked for before."""
+    x = hidden = op.parameter([-1, 16], np.float32)
+    for number in range(1000):
+        values = np.random.default_rng(number).standard_normal((16, 16)).astype(np.float32)
+        hidden = op.matmul(hidden, op.constant(values), False, True)
+    weights, _ = find_weights(ov.Model([hidden], [x]))
+    energy = graph_energies(weights, sources_of(weights))[weights[-1].name].value()
+    assert energy is not None
+    assert energy.mean() == pytest.approx(1, abs=1e-3)
