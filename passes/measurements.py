@@ -174,9 +174,10 @@ class Measurements:
             return self._held
         from ov_weight_compression.calibration import make_samples
 
-        cycle = _PARTED_INPUTS
+        cycle, count = _PARTED_INPUTS, _PARTED_WINDOWS
         if self._takes_tokens:
             cycle = _PARTED_TOKENS if self.method.steps is None else _PARTED_LOOKED
+            count *= self._windows_in_one
 
         def chosen(number: int, letter: str = part.value) -> bool:
             return cycle[number % len(cycle)] == letter
@@ -185,7 +186,7 @@ class Measurements:
             return make_samples(
                 self.model,
                 self._parted,
-                subset_size=_PARTED_WINDOWS,
+                subset_size=count,
                 context_length=_PARTED_LENGTH,
                 quiet=self.quiet,
                 which=chosen,
@@ -287,6 +288,16 @@ class Measurements:
 
         language = read_language_model(self.model)
         return language is not None and language.needs_only_ids
+
+    @cached_property
+    def _windows_in_one(self) -> int:
+        """How many windows of the caller's text have as many tokens as one that is parted: more than one where the
+        model, or the data, have short ones. What is measured on few tokens is hardly ever surely better."""
+        from ov_weight_compression.calibration import make_samples
+
+        first = make_samples(self.model, self._parted, subset_size=1, context_length=_PARTED_LENGTH, quiet=True)
+        longest = max((np.shape(array)[-1] for one in first for array in one.values() if np.ndim(array)), default=1)
+        return max(1, _PARTED_LENGTH // max(1, longest))
 
     @cached_property
     def _parted(self) -> Any:

@@ -89,6 +89,14 @@ def test_the_parts_of_the_data_do_not_meet() -> None:
     assert len(rows) == 48
 
 
+def test_of_short_windows_there_are_more_in_every_part() -> None:
+    """The model reads 40 tokens at most, a third of what windows are parted in."""
+    tokens = np.random.default_rng(5).integers(0, small.VOCABULARY, 96 * 40)
+    data = measurements(small.language_model(), dataset=tokens)
+    parts = [np.concatenate([window["input_ids"] for window in data.part(part)]) for part in DataPart]
+    assert [part.shape for part in parts[:2]] == [(8, 40), (48, 40)]
+
+
 def test_what_is_measured_on_is_neither_probed_nor_coded_with() -> None:
     data = measurements(small.language_model(batch=4), dataset=TOKENS, gptq=True)
     shown = data.for_checks()
