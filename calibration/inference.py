@@ -1,12 +1,11 @@
 """A compiled model that runs on one input after another, while its caller is at work on what the ones before gave.
 
-    start(a) ─┐        start(b) ─┐        start(c) ─┐         start(d): what a gave is received first
-     stream 0 └─ a ──────────────────┐  ─ c ─ …
-     stream 1               └─ b ─────────────┐
+    start(a) ─┐     start(b) ─┐     start(c): what a gave is received first
+     stream 0 └─ a ────────────────┐  ─ c ─ …
+     stream 1                 └─ b ──────────┐
 
 Two inputs are computed side by side, each on half of the processors: the two halves of one would have to wait for each
-other at every operation, and all of them for whatever the caller does between two inputs. One more input waits, so that
-no half is idle then.
+other at every operation, and both for whatever the caller does between two inputs.
 """
 
 from __future__ import annotations
@@ -36,9 +35,8 @@ def _core() -> ov.Core:
 class Requests:
     """Requests of one compiled model. Not for several threads at once."""
 
-    def __init__(self, model: ov.Model, config: Mapping[str, str | int], threads: int = 0, waiting: int = 1) -> None:
-        """Compile a model, to compute in so many `threads` in all, 0 for all that there are, and with memory for so
-        many inputs `waiting` beside those that are at work.
+    def __init__(self, model: ov.Model, config: Mapping[str, str | int], threads: int = 0) -> None:
+        """Compile a model, to compute in so many `threads` in all, 0 for all that there are.
 
         Raises WorkError where it cannot be compiled.
         """
@@ -50,7 +48,7 @@ class Requests:
         except RuntimeError as error:
             reason = openvino_reason(error)
             raise WorkError(f"calibration: the model cannot be compiled for the data: {reason}") from error
-        self._idle = [compiled.create_infer_request() for _ in range(streams + waiting)]
+        self._idle = [compiled.create_infer_request() for _ in range(streams)]
         self._running: deque[tuple[Sequence[NDArray[Any]], _Receive, str, ov.InferRequest]] = deque()
 
     def start(self, arrays: Sequence[NDArray[Any]], receive: _Receive, name: str = "the data") -> None:
