@@ -7,14 +7,13 @@ runs once by itself, and what counts is looked at wherever it comes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
-from typing import Any
+from typing import TypeAlias
 
 import openvino as ov
-from numpy.typing import NDArray
 
-from ov_weight_compression.calibration.activation_graph import Tap, TensorKey, read_graph
+from ov_weight_compression.calibration.activation_graph import ActivationGraph, Tap, TensorKey, read_graph
 from ov_weight_compression.calibration.datasets import Samples
 from ov_weight_compression.calibration.gram_sums import GramSums
 from ov_weight_compression.calibration.products import Kernels
@@ -26,6 +25,8 @@ from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.progress import progress_bar
 from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.patterns import Sources, Weight
+
+_Add: TypeAlias = Callable[[Float32], None]
 
 DEFAULT_MEMORY = 2 << 30
 """`calibration_memory` where a caller says nothing: 2 GiB."""
@@ -52,19 +53,7 @@ def collect(
     graph = read_graph(model, weights, values=sources)
     sums = {tap: Accumulator(tap.width) for tap in graph.taps}
     _check_memory(graph.taps, calibration_memory)
-    with Pool(calibration_memory // 4) as pool:
-        store = Store(pool)
-        windows = feed(graph, store, samples)
-        limit = calibration_memory // 6
-        readers = _readers(sums)
-        for key, receive in readers.items():
-            if key in store:
-                for window in range(windows):
-                    receive(window, key, store.get(key, window))
-        steps = windows * len(split(graph, 0, len(graph.order), limit))
-        with progress_bar(quiet=quiet) as bar:
-            tick = bar.start("Calibrating", steps)
-            Stream(graph, store, windows, limit, tick).advance(0, len(graph.order), dict(readers))
+    _run(graph, samples, {tap: one.add for tap, one in sums.items()}, calibration_memory, quiet, "Calibrating")
     left_out = [name for tap, one in sums.items() if one.left_out for name in tap.weights]
     return Statistics(_by_weight(sums), fingerprint(model), samples.description, left_out)
 
@@ -78,20 +67,36 @@ def _check_memory(taps: Sequence[Tap], limit: int) -> None:
         )
 
 
-def _readers(sums: Mapping[Tap, Accumulator]) -> dict[TensorKey, Receive]:
-    """One function for every tensor, which adds it to the sums of all taps that look at it."""
+def _run(
+    graph: ActivationGraph, samples: Samples, taps: Mapping[Tap, _Add], memory: int, quiet: bool, title: str
+) -> None:
+    """One pass, in which what each tap looks at is handed to its function, `[experts, sequences, tokens, in]`."""
+    readers = _readers(taps)
+    with Pool(memory // 4) as pool, progress_bar(quiet=quiet) as bar:
+        store, limit = Store(pool), memory // 6
+        windows = feed(graph, store, samples)
+        for key, receive in readers.items():
+            if key in store:
+                for window in range(windows):
+                    receive(window, key, store.get(key, window))
+        tick = bar.start(title, windows * len(split(graph, 0, len(graph.order), limit)))
+        Stream(graph, store, windows, limit, tick).advance(0, len(graph.order), dict(readers))
+
+
+def _readers(taps: Mapping[Tap, _Add]) -> dict[TensorKey, Receive]:
+    """One function for every tensor, which hands it to those of all taps that look at it."""
     by_key: dict[TensorKey, list[Tap]] = {}
-    for tap in sums:
+    for tap in taps:
         by_key.setdefault(tap.key, []).append(tap)
 
-    def reader(taps: list[Tap]) -> Receive:
+    def reader(here: list[Tap]) -> Receive:
         def receive(window: int, key: TensorKey, array: Array) -> None:
-            for tap in taps:
-                sums[tap].add(rows_by_expert(array, tap.reduction, tap.batch))
+            for tap in here:
+                taps[tap](rows_by_expert(array, tap.reduction, tap.batch))
 
         return receive
 
-    return {key: reader(taps) for key, taps in by_key.items()}
+    return {key: reader(here) for key, here in by_key.items()}
 
 
 def _by_weight(sums: Mapping[Tap, Accumulator]) -> dict[str, LayerStatistics]:
@@ -123,24 +128,17 @@ def grams_of_inputs(
         sources: where the weights' values come from, the model's constants by default.
     """
     graph = read_graph(model, weights, values=sources)
-    limit, kernels = calibration_memory // 6, Kernels()
-    sums = {name: GramSums(tap.width, kernels) for tap in graph.taps if not tap.batch for name in tap.weights}
+    kernels = Kernels()
+    taps = [tap for tap in graph.taps if not tap.batch]
+    sums = {name: GramSums(tap.width, kernels) for tap in taps for name in tap.weights}
 
-    def receive(window: int, key: TensorKey, array: NDArray[Any]) -> None:
-        for tap in graph.taps:
-            if tap.key == key and not tap.batch:
-                rows = rows_by_expert(array, tap.reduction, tap.batch)
-                for name in tap.weights:
-                    sums[name].add(rows.reshape(1, -1, tap.width))
+    def add_to(names: Sequence[str]) -> _Add:
+        def add(rows: Float32) -> None:
+            for name in names:
+                sums[name].add(rows.reshape(1, -1, rows.shape[-1]))
 
-    with Pool(calibration_memory // 4) as pool, progress_bar(quiet=quiet) as bar:
-        store = Store(pool)
-        windows = feed(graph, store, samples)
-        pieces = split(graph, 0, len(graph.order), limit)
-        tick = bar.start("Looking at what tables meet", windows * len(pieces))
-        stream = Stream(graph, store, windows, limit, tick)
-        for begin, end in pieces:
-            keys = [tap.key for tap in graph.taps if begin <= graph.place.get(tap.key[0], -1) < end]
-            stream.advance(begin, end, dict.fromkeys(keys, receive))
-            stream.forget(end, ())
+        return add
+
+    added = {tap: add_to(tap.weights) for tap in taps}
+    _run(graph, samples, added, calibration_memory, quiet, "Looking at what tables meet")
     return {name: one.result().gram for name, one in sums.items()}

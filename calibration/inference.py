@@ -4,8 +4,9 @@
      stream 0 └─ a ────────────────┐  ─ c ─ …
      stream 1                 └─ b ──────────┐
 
-Two inputs are computed side by side, each on half of the processors: the two halves of one would have to wait for each
-other at every operation, and both for whatever the caller does between two inputs.
+Beside another model that runs, or beside numpy, two inputs side by side, each on half of the processors, are done
+sooner: the halves of one wait for each other at every operation, and both for whatever the caller does between two
+inputs. Alone they are not: activations take twice the memory, and large weights are prepared by one thread.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from ov_weight_compression.ir_utils.ir_file import openvino_reason
 from ov_weight_compression.ir_utils.worker_pool import default_threads
 
 _Receive = Callable[[ov.InferRequest], None]
-_STREAMS = 2
 
 
 @cache
@@ -35,12 +35,15 @@ def _core() -> ov.Core:
 class Requests:
     """Requests of one compiled model. Not for several threads at once."""
 
-    def __init__(self, model: ov.Model, config: Mapping[str, str | int], threads: int = 0) -> None:
-        """Compile a model, to compute in so many `threads` in all, 0 for all that there are.
+    def __init__(
+        self, model: ov.Model, config: Mapping[str, str | int], threads: int = 0, side_by_side: int = 1
+    ) -> None:
+        """Compile a model, to compute in so many `threads` in all, 0 for all that there are, so many inputs
+        `side_by_side` at most.
 
         Raises WorkError where it cannot be compiled.
         """
-        streams = min(_STREAMS, threads or default_threads())
+        streams = min(side_by_side, threads or default_threads())
         # A thread that is tied to a processor waits for it while numpy has it and another one is idle.
         how = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": streams, "ENABLE_CPU_PINNING": False}
         try:

@@ -59,7 +59,7 @@ class Products:
         size = -(-width // -(-width // _TILE))
         self._tiles = [(begin, min(begin + size, width)) for begin in range(0, width, size)]
         model = _model(width, self._tiles, beside, drift)
-        self._requests = Requests(model, {"INFERENCE_PRECISION_HINT": "bf16"})
+        self._requests = Requests(model, {"INFERENCE_PRECISION_HINT": "bf16"}, side_by_side=2)
         self._widths = (width,) if beside is None else (width, beside)
         self._spare: list[list[Float32]] = []
 

@@ -56,6 +56,8 @@ class ModelPiece:
     """Whether it may be computed in bf16 where the CPU is made for that."""
     threads: int = 0
     """That it is computed with; 0 for all that there are."""
+    side_by_side: int = 1
+    """Windows that are computed at once (see `calibration.inference`)."""
     shifted: tuple[TensorKey, ...] = ()
     """Tensors made in the piece to which something is added that comes from outside, by Parameters after the others."""
 
@@ -133,11 +135,11 @@ def run_piece(
     CompiledPiece(piece, store).run(store, windows, receive_and_tick)
 
 
-def compiled_exactly(model: ov.Model, *, bf16: bool = False, threads: int = 0) -> Requests:
+def compiled_exactly(model: ov.Model, *, bf16: bool = False, threads: int = 0, side_by_side: int = 1) -> Requests:
     """What runs a model on the CPU with nothing rounded below f32, or below bf16 if that is said and the CPU is made
-    for it; in so many `threads`, 0 for all that there are. Raises WorkError where it cannot be compiled."""
+    for it; `threads` and `side_by_side` as in `Requests`. Raises WorkError where it cannot be compiled."""
     precision = {"INFERENCE_PRECISION_HINT": "bf16"} if bf16 and computes_bf16() else {}
-    return Requests(model, {**EXACT, "EXECUTION_MODE_HINT": "ACCURACY", **precision}, threads)
+    return Requests(model, {**EXACT, "EXECUTION_MODE_HINT": "ACCURACY", **precision}, threads, side_by_side)
 
 
 class CompiledPiece:
@@ -146,7 +148,9 @@ class CompiledPiece:
     def __init__(self, piece: ModelPiece, store: Store) -> None:
         model, self._keys, restore = cut_out(piece, store)
         self._outputs, self._shifted = piece.outputs, piece.shifted
-        self._requests = compiled_exactly(model, bf16=piece.bf16, threads=piece.threads)
+        self._requests = compiled_exactly(
+            model, bf16=piece.bf16, threads=piece.threads, side_by_side=piece.side_by_side
+        )
         restore()
         piece.graph.give_back(piece.begin, piece.end)
         self._shapes = [parameter.get_partial_shape() for parameter in model.get_parameters()[len(self._keys) :]]
@@ -241,12 +245,13 @@ class Stream:
         *,
         bf16: bool = False,
         threads: int = 0,
+        side_by_side: int = 1,
     ) -> None:
         """With `bf16` layers may be computed in it; what comes before the first one may not, for positions are larger
-        there than it can tell apart. `threads`: to compute with, 0 for all that there are."""
+        there than it can tell apart. `threads` and `side_by_side` as in `ModelPiece`."""
         self._graph = graph
         self._bf16 = bf16
-        self._threads = threads
+        self._threads, self._side_by_side = threads, side_by_side
         self._nodes: Sequence[ov.Node] = ()
         self._tick = tick
         self._limit = weight_limit
@@ -307,6 +312,7 @@ class Stream:
                 replaced=self._in_use(first, last),
                 bf16=self._bf16 and first >= middle,
                 threads=self._threads,
+                side_by_side=self._side_by_side,
             )
             run_piece(piece, self.store, self.windows, take, self._tick)
             self._graph.give_back(first, last)

@@ -365,7 +365,8 @@ def open_streams(
         windows = feed(graph, store, samples)
         limit = calibration_memory // 6
         exact = Stream(graph, store, windows, limit, bf16=bf16, threads=half if compressed else 0)
-        second = Stream(graph, Store(pool, parent=store), windows, limit, bf16=bf16) if compressed else None
+        own = Store(pool, parent=store)
+        second = Stream(graph, own, windows, limit, bf16=bf16, side_by_side=2) if compressed else None
         yield Streams(graph, exact, second, quiet, measured, ahead, together, outputs)
 
 

@@ -132,11 +132,11 @@ class LazyWeight:
 
     def part(self, name: str) -> ov.Tensor:
         """A part, computed now or fetched if computed ahead; a stub where `save_model` computes the weight later."""
-        stubbed = active_stubs()
-        if stubbed is None:
+        stubs = active_stubs()
+        if stubs is None:
             return self.computed(name)
         part = self.encoding.parts[name]
-        return stubbed.stub(self, name, element_type(part.type), part.shape)
+        return stubs.stub(self, name, element_type(part.type), part.shape)
 
     def computed(self, name: str) -> ov.Tensor:
         """A part, computed now or fetched if computed ahead."""

@@ -129,15 +129,15 @@ class Stubs:
 
 
 def active_stubs() -> Stubs | None:
-    """The stubbed of the `save_model` that is running in this thread, if there is one."""
-    return getattr(_local, "stubbed", None)
+    """The stubs of the `save_model` that is running in this thread, if there is one."""
+    return getattr(_local, "stubs", None)
 
 
 @contextmanager
 def stubbing() -> Iterator[Stubs]:
     """Let makers that this thread calls hand over stubs."""
-    _local.stubbed = Stubs()
+    _local.stubs = Stubs()
     try:
-        yield _local.stubbed
+        yield _local.stubs
     finally:
-        _local.stubbed = None
+        _local.stubs = None

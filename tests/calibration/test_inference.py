@@ -11,16 +11,18 @@ from ov_weight_compression.calibration.inference import Requests
 from ov_weight_compression.ir_utils.errors import WorkError
 
 
-def requests(threads: int = 0) -> Requests:
+def requests(threads: int = 0, side_by_side: int = 2) -> Requests:
     """Of a model that squares its input, which may have any number of rows, by a matrix of 4."""
     x = ops.parameter([-1, 4], np.float32)
     four = ops.constant(np.eye(4, dtype=np.float32))
-    return Requests(ov.Model([ops.result(ops.matmul(ops.multiply(x, x), four, False, False))], [x]), {}, threads)
+    return Requests(
+        ov.Model([ops.result(ops.matmul(ops.multiply(x, x), four, False, False))], [x]), {}, threads, side_by_side
+    )
 
 
-@pytest.mark.parametrize("threads", [0, 1])
-def test_what_is_started_is_received_once_and_in_order(threads: int) -> None:
-    running, found = requests(threads), []
+@pytest.mark.parametrize(("threads", "side_by_side"), [(0, 1), (0, 2), (1, 2)])
+def test_what_is_started_is_received_once_and_in_order(threads: int, side_by_side: int) -> None:
+    running, found = requests(threads, side_by_side), []
     for number in range(7):
         size = 1 if number % 2 else 3000  # a short one overtakes a long one
         x = np.full((size, 4), number, np.float32)

@@ -11,6 +11,7 @@ import openvino as ov
 import pytest
 
 from ov_weight_compression.calibration import make_samples, open_streams, runner
+from ov_weight_compression.calibration.inference import Requests
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.worker_pool import default_threads
 from tests import models
@@ -125,18 +126,19 @@ def test_the_float_stream_alone() -> None:
 
 
 def test_the_float_stream_goes_on_when_an_input_has_been_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In another thread, and on half of the processors: not while measuring needs them all."""
+    """In another thread, and on half of the processors: not while measuring needs them all. The other stream runs two
+    windows at once beside it."""
     model = small.language_model()
     weights = {weight.name: weight for weight in small.weights_of(model)}
-    compiled: list[tuple[bool, int]] = []
+    compiled: list[tuple[bool, int, int]] = []
     original, here, at_work = runner.compiled_exactly, threading.get_ident(), threading.Event()
 
-    def compile_piece(piece: ov.Model, bf16: bool = False, threads: int = 0) -> ov.InferRequest:
+    def compile_piece(piece: ov.Model, bf16: bool = False, threads: int = 0, side_by_side: int = 1) -> Requests:
         ahead = threading.get_ident() != here
-        compiled.append((ahead, threads))
+        compiled.append((ahead, threads, side_by_side))
         if ahead:
             at_work.set()
-        return original(piece, bf16=bf16, threads=threads)
+        return original(piece, bf16=bf16, threads=threads, side_by_side=side_by_side)
 
     monkeypatch.setattr(runner, "compiled_exactly", compile_piece)
     with open_streams(model, list(weights.values()), make_samples(model, TOKENS)) as streams:
@@ -149,20 +151,22 @@ def test_the_float_stream_goes_on_when_an_input_has_been_measured(monkeypatch: p
             for name in stage.weights:
                 stage.replace(name, coarse(weights[name].constant.data))
     half = max(default_threads() // 2, 1)
-    assert {threads for ahead, threads in compiled if ahead} == {half}
-    assert {threads for ahead, threads in compiled if not ahead} == {0}
+    assert {(threads, at_once) for ahead, threads, at_once in compiled if ahead} == {(half, 1)}
+    assert {(threads, at_once) for ahead, threads, at_once in compiled if not ahead} == {(0, 2)}
 
 
 @pytest.mark.parametrize("bf16", [False, True])
 def test_the_float_stream_alone_runs_several_levels_at_once(bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the same result, but for bf16; and what comes before the first layer, such as positions, is not in bf16."""
+    """With the same result, but for bf16; and what comes before the first layer, such as positions, is not in bf16. One
+    window at a time: two would take twice the memory, and large weights would be prepared by one thread."""
     model = small.language_model(blocks=2)
     weights, samples = small.weights_of(model), make_samples(model, TOKENS)
     asked: list[bool] = []
     original = runner.compiled_exactly
 
-    def compiled(piece, bf16=False, threads=0):
+    def compiled(piece, bf16=False, threads=0, side_by_side=1):
         asked.append(bf16)
+        assert side_by_side == 1
         return original(piece, bf16=bf16, threads=threads)
 
     monkeypatch.setattr(runner, "compiled_exactly", compiled)

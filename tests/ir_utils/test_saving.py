@@ -199,7 +199,7 @@ class TestFailures:
             save_model(linear(), tmp_path / "file" / "m.xml")
         assert names_in(tmp_path) == ["file"]
 
-    def test_no_deferral_is_left_behind(self, there: tuple[Path, list[bytes]]) -> None:
+    def test_no_stubs_are_left_behind(self, there: tuple[Path, list[bytes]]) -> None:
         self.test_interrupted(there)
         assert active_stubs() is None
 
