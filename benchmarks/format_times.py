@@ -27,7 +27,7 @@ from benchmarks.machine import describe
 from benchmarks.places import ROOT
 from benchmarks.tables import markdown
 from ov_weight_compression import apply_weight_compression
-from ov_weight_compression.passes.candidates import usual_formats
+from ov_weight_compression.passes.budget import usual_formats
 
 RESULT = ROOT / "benchmarks" / "results" / "format_times.md"
 REFERENCE = "int4_sym:128"

@@ -25,7 +25,7 @@ import numpy as np
 import openvino as ov
 import openvino.opset13 as ops
 
-from ov_weight_compression.calibration.language_model import input_label
+from ov_weight_compression.calibration.model_inputs import input_label
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.file_mappings import FileMappings
 from ov_weight_compression.ir_utils.option_kinds import shown

@@ -32,9 +32,8 @@ from numpy.typing import NDArray
 
 from ov_weight_compression.calibration.data_files import read_file, recorded_data, rows_of, sort_arrays
 from ov_weight_compression.calibration.generate import random_tokens, written_tokens
-from ov_weight_compression.calibration.language_model import LanguageModel, with_embeddings
-from ov_weight_compression.calibration.model_inputs import ModelInputs
-from ov_weight_compression.calibration.sums import check_sample
+from ov_weight_compression.calibration.model_inputs import LanguageModel, ModelInputs, with_embeddings
+from ov_weight_compression.calibration.statistics import check_sample
 from ov_weight_compression.ir_utils.errors import CompressionError, OptionError, one_line
 from ov_weight_compression.ir_utils.file_mappings import file_of
 from ov_weight_compression.ir_utils.option_kinds import count, path, shown

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from ov_weight_compression.calibration.activation_graph import TensorKey, read_graph
 from ov_weight_compression.calibration.collect import DEFAULT_MEMORY
 from ov_weight_compression.calibration.datasets import Samples
-from ov_weight_compression.calibration.language_model import read_language_model
+from ov_weight_compression.calibration.model_inputs import read_language_model
 from ov_weight_compression.calibration.runner import Stream, feed, split
 from ov_weight_compression.calibration.window_store import Pool, Store
-from ov_weight_compression.ir_utils.progress import progress_bar
+from ov_weight_compression.ir_utils.printing import progress_bar
 from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.ir_utils.worker_pool import default_threads, in_threads
 from ov_weight_compression.patterns import Sources, Weight

@@ -19,16 +19,16 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from ov_weight_compression.calibration.language_model import (
+from ov_weight_compression.calibration.model_inputs import (
     LanguageModel,
+    ModelInputs,
     has_open_axis,
     input_label,
     read_language_model,
     shapes_agree,
 )
-from ov_weight_compression.calibration.model_inputs import ModelInputs
 from ov_weight_compression.ir_utils.errors import OptionError
-from ov_weight_compression.ir_utils.progress import progress_bar
+from ov_weight_compression.ir_utils.printing import progress_bar
 from ov_weight_compression.ir_utils.types import Array
 
 _BLOCK = 256

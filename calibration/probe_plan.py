@@ -4,6 +4,19 @@ The layers that write the residual stream, those of the last blocks and those in
 all others to their block's border; in a model of few blocks, where that costs little, all are probed to the end. A
 block with many layers (experts) has those of one shape rounded together, and so are layers in no block where there are
 very many.
+
+**The blocks** of a model are found in its graph: where its residual stream passes, whatever its exporter called things.
+An operation *post-dominates* another where every way from that one to the outputs passes it. From a model's input on,
+the chain of immediate post-dominators is the main line. Where a tensor of it has several readers, the chain goes on at
+the place where all ways from there have met again:
+
+    h ─┬─ norm ─ q, k, v ─ attention ─ o ─┬─ Add = h′ ─┬─ norm ─ gate, up ─ down ─┬─ Add = h″ ─ …
+       └──────────────────────────────────┘            └──────────────────────────┘
+
+The layers between two tensors of the main line are a segment. In a transformer segments of two sorts take turns (three
+in a decoder that reads an encoder, one where attention and MLP stand side by side): a *block* is one period of that
+sequence, and its *border* the tensor behind its last segment. Layers that lie on the main line themselves (embeddings,
+the head, models that are a plain chain) are in no block.
 """
 
 from __future__ import annotations
@@ -12,7 +25,131 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ov_weight_compression.calibration.activation_graph import ActivationGraph, LayerUse, TensorKey
-from ov_weight_compression.calibration.blocks import Block, find_blocks
+
+_LONGEST_PERIOD = 8
+_MOSTLY = 0.6
+
+
+@dataclass(frozen=True)
+class Block:
+    """Layers between two tensors of the residual stream."""
+
+    layers: tuple[int, ...]
+    """Their places in the graph's order, rising."""
+    border: TensorKey
+    """The tensor at its end."""
+    writers: frozenset[int]
+    """Those of the layers with no other layer between them and the border: they write the residual stream."""
+
+
+def find_blocks(graph: ActivationGraph) -> list[Block]:
+    """The blocks of a graph that was read with its outputs, in their order; none where nothing branches and meets."""
+    readers = _readers(graph)
+    line, above = _main_line(graph, readers)
+    segments: dict[int, list[int]] = {}
+    for place in sorted(graph.layers):
+        number = graph.order[place]
+        while number not in line and number in above:
+            number = above[number]
+        if number in line and number != graph.order[place]:
+            segments.setdefault(number, []).append(place)
+    ends = sorted(segments, key=graph.place.__getitem__)
+    blocks = []
+    for group in _periods([_signature(graph, segments[end]) for end in ends]):
+        layers = tuple(sorted(place for which in group for place in segments[ends[which]]))
+        end = ends[group[-1]]
+        blocks.append(Block(layers, (end, 0), _writers(graph, layers, end, readers)))
+    return blocks
+
+
+def _readers(graph: ActivationGraph) -> dict[int, list[int]]:
+    """The operations of the order that read an operation's values, but not only its shape."""
+    found: dict[int, list[int]] = {}
+    for number in graph.order:
+        if graph.nodes[number].get_type_name() != "ShapeOf":
+            for source in dict.fromkeys(key[0] for key in graph.sources[number]):
+                found.setdefault(source, []).append(number)
+    return found
+
+
+_END = -1
+
+
+def _main_line(graph: ActivationGraph, readers: dict[int, list[int]]) -> tuple[set[int], dict[int, int]]:
+    """The operations on the chains of post-dominators of the model's inputs, and every operation's immediate one."""
+    above: dict[int, int] = {}
+    depth = {_END: 0}
+    ends = {key[0] for key in graph.outputs}
+    inputs = [key[0] for key in graph.parameters.values()]
+    for number in (*reversed(graph.order), *inputs):
+        found = [reader for reader in readers.get(number, ()) if reader in depth]
+        if number in ends:
+            found.append(_END)
+        if found:
+            meeting = found[0]
+            for other in found[1:]:
+                meeting = _meeting(meeting, other, above, depth)
+            above[number], depth[number] = meeting, depth[meeting] + 1
+    line: set[int] = set()
+    for number in inputs:
+        while number != _END and number in above:
+            number = above[number]
+            line.add(number)
+    return line - {_END}, above
+
+
+def _meeting(one: int, other: int, above: dict[int, int], depth: dict[int, int]) -> int:
+    while one != other:
+        if depth[one] >= depth[other]:
+            one = above[one]
+        else:
+            other = above[other]
+    return one
+
+
+def _signature(graph: ActivationGraph, places: Iterable[int]) -> tuple[object, ...]:
+    """Equal for segments with layers of the same sorts and sizes."""
+    return tuple(
+        sorted(
+            (graph.nodes[graph.order[place]].get_type_name(), tuple(graph.nodes[weight].get_output_shape(0)))
+            for place in places
+            for weight in (graph.weight_nodes[name] for name in graph.layers[place])
+        )
+    )
+
+
+def _periods(signatures: Sequence[object]) -> list[list[int]]:
+    """The numbers of the segments, in groups of one period each; by themselves where they do not repeat."""
+    count = len(signatures)
+    for period in range(1, min(_LONGEST_PERIOD, count // 2) + 1):
+        same = [signatures[number] == signatures[number + period] for number in range(count - period)]
+        if sum(same) >= _MOSTLY * (count - period):
+            first = same.index(True)
+            starts = range(first, count, period)
+            return [[number] for number in range(first)] + [
+                list(range(start, min(start + period, count))) for start in starts
+            ]
+    return [[number] for number in range(count)]
+
+
+def _writers(graph: ActivationGraph, layers: Sequence[int], end: int, readers: dict[int, list[int]]) -> frozenset[int]:
+    others = {graph.order[place] for place in layers}
+    return frozenset(place for place in layers if not _passes(graph.order[place], others, end, readers))
+
+
+def _passes(begin: int, others: set[int], end: int, readers: dict[int, list[int]]) -> bool:
+    """Whether one of the others lies on a way from `begin` to `end`."""
+    seen: set[int] = set()
+    pending = list(readers.get(begin, ()))
+    while pending:
+        number = pending.pop()
+        if number in others:
+            return True
+        if number != end and number not in seen:
+            seen.add(number)
+            pending.extend(readers.get(number, ()))
+    return False
+
 
 _LAST_BLOCKS = 2
 PASSES = 30

@@ -39,7 +39,7 @@ import numpy as np
 import openvino as ov
 
 from ov_weight_compression.calibration.data_files import RecordedSamples
-from ov_weight_compression.calibration.language_model import input_label
+from ov_weight_compression.calibration.model_inputs import input_label
 from ov_weight_compression.ir_utils.errors import CompressionWarning, OptionError
 from ov_weight_compression.ir_utils.model_folder import models_in
 from ov_weight_compression.ir_utils.option_kinds import by_name, count, path, shown

@@ -35,14 +35,12 @@ from numpy.typing import NDArray
 from ov_weight_compression.calibration.activation_graph import ActivationGraph, LayerUse, Tap, TensorKey, read_graph
 from ov_weight_compression.calibration.collect import DEFAULT_MEMORY
 from ov_weight_compression.calibration.datasets import Samples
-from ov_weight_compression.calibration.gram_sums import GramSums, Seen
-from ov_weight_compression.calibration.products import BATCH_ROWS, Kernels
+from ov_weight_compression.calibration.products import BATCH_ROWS, Kernels, blas_threads
 from ov_weight_compression.calibration.runner import Stream, feed
-from ov_weight_compression.calibration.sums import rows_by_expert
+from ov_weight_compression.calibration.statistics import GramSums, Seen, rows_by_expert
 from ov_weight_compression.calibration.window_store import Pool, Store
-from ov_weight_compression.ir_utils.blas_threads import blas_threads
 from ov_weight_compression.ir_utils.errors import OptionError
-from ov_weight_compression.ir_utils.progress import progress_bar
+from ov_weight_compression.ir_utils.printing import progress_bar
 from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.ir_utils.worker_pool import default_threads
 from ov_weight_compression.patterns import Sources, Weight

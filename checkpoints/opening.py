@@ -25,8 +25,7 @@ from ov_weight_compression.checkpoints.folder import Checkpoint, read_checkpoint
 from ov_weight_compression.checkpoints.insertion import insert_codes, turned_in_place
 from ov_weight_compression.checkpoints.layouts.layout_choice import is_of_activations, quantised_weights
 from ov_weight_compression.checkpoints.layouts.quantised_weight import QuantisedWeight
-from ov_weight_compression.checkpoints.skeleton import Placed, fill, read_skeleton
-from ov_weight_compression.checkpoints.virtual_folder import write_virtual_folder
+from ov_weight_compression.checkpoints.skeleton import Placed, fill, read_skeleton, write_virtual_folder
 from ov_weight_compression.ir_utils.errors import MissingExtraError, ModelError, OptionError, WorkError, one_line
 from ov_weight_compression.ir_utils.publish import TemporaryFolder, expanded
 from ov_weight_compression.passes.option_values import Devices

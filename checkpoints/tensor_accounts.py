@@ -31,8 +31,7 @@ from ov_weight_compression.checkpoints.explain import (
 )
 from ov_weight_compression.checkpoints.folder import Checkpoint, is_buffer, is_training_only, unused_head
 from ov_weight_compression.checkpoints.safetensors_file import DTYPES, StoredTensor
-from ov_weight_compression.checkpoints.skeleton import write_skeleton
-from ov_weight_compression.checkpoints.virtual_folder import HOLES, forget_reads, holes_read
+from ov_weight_compression.checkpoints.skeleton import HOLES, forget_reads, holes_read, write_skeleton
 from ov_weight_compression.checkpoints.widening import Widening
 from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.types import FLOAT_TYPES, bf16_to_f32, float_values

@@ -36,8 +36,7 @@ from ov_weight_compression.ir_utils.option_kinds import check_model, flag, shown
 from ov_weight_compression.ir_utils.publish import expanded
 from ov_weight_compression.ir_utils.types import bf16_to_f32
 from ov_weight_compression.passes.option_values import DEVICES, Device, Devices
-from ov_weight_compression.passes.rewrite import hold_small_constants
-from ov_weight_compression.passes.weight_transpose import take_over_transpose
+from ov_weight_compression.passes.rewrite import hold_small_constants, take_over_transpose
 from ov_weight_compression.patterns import Kind, Weight, find_compressed, find_weights
 
 _FLOATS = {"F16": "f16", "BF16": "bf16", "F32": "f32", "F64": "f64"}

@@ -28,7 +28,7 @@ import numpy as np
 
 from ov_weight_compression.checkpoints.explain import FileSpans, Stretch, TensorPlaces, is_written
 from ov_weight_compression.checkpoints.safetensors_file import StoredTensor
-from ov_weight_compression.checkpoints.virtual_folder import HOLES
+from ov_weight_compression.checkpoints.skeleton import HOLES
 from ov_weight_compression.ir_utils.errors import WorkError
 
 _BLOCK_BYTES = 4 << 20

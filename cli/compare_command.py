@@ -112,7 +112,7 @@ def run_compare(args: argparse.Namespace) -> int:
         _card_folder(args.compressed)
     from ov_weight_compression.evaluation.comparison import compare
     from ov_weight_compression.evaluation.samples import ComparisonProtocol
-    from ov_weight_compression.ir_utils.progress import progress_bar
+    from ov_weight_compression.ir_utils.printing import progress_bar
 
     place = json_place(args.json)
     protocol = ComparisonProtocol(

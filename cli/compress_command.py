@@ -362,7 +362,7 @@ def _keep_recipe(path: Path, asked: Recipe, source: Path, results: Sequence[File
 @contextmanager
 def _weights_bar(quiet: bool) -> Iterator[Progress | None]:
     """A bar on standard error while the block runs; nothing where that is not a terminal, None if `quiet`."""
-    from ov_weight_compression.ir_utils.progress import progress_bar
+    from ov_weight_compression.ir_utils.printing import progress_bar
 
     if quiet:
         yield None

@@ -17,7 +17,7 @@ from ov_weight_compression.ir_utils.ir_file import changed_since, read_model
 from ov_weight_compression.ir_utils.model_folder import build_folder, convert_path, edit_config, models_in
 from ov_weight_compression.ir_utils.publish import TemporaryFolder, expanded
 from ov_weight_compression.ir_utils.saving import save_model
-from ov_weight_compression.ir_utils.widened_constants import float_constants
+from ov_weight_compression.ir_utils.weight_source import float_constants
 from ov_weight_compression.ir_utils.worker_pool import default_threads
 from ov_weight_compression.passes.method import BY_LAYERS
 from ov_weight_compression.passes.option_values import DEVICES

@@ -32,10 +32,9 @@ from ov_weight_compression.ir_utils.errors import WorkError
 from ov_weight_compression.ir_utils.ir_file import openvino_reason
 from ov_weight_compression.passes.device_rules import layer_of
 from ov_weight_compression.patterns import CompressedWeight, Consumer, Roles, find_compressed
-from ov_weight_compression.patterns.device_layer import cut_rows, layer_kind, single_layer
+from ov_weight_compression.patterns.device_layer import PATTERNS, cut_rows, layer_kind, single_layer, unmatched
 from ov_weight_compression.patterns.experts import tiled_block_of
 from ov_weight_compression.patterns.graphs import graphs_of
-from ov_weight_compression.patterns.plugin_chains import PATTERNS, unmatched
 
 _SOURCES = frozenset({"Input", "MemoryInput", "ReadValue", "Parameter"})
 

@@ -27,8 +27,7 @@ import openvino as ov
 from ov_weight_compression.calibration.data_files import is_text, read_file, recorded_data, rows_of, sort_arrays
 from ov_weight_compression.calibration.datasets import Told, readable
 from ov_weight_compression.calibration.generate import fitting_window, random_inputs, random_tokens, written_tokens
-from ov_weight_compression.calibration.language_model import LanguageModel
-from ov_weight_compression.calibration.model_inputs import ModelInputs
+from ov_weight_compression.calibration.model_inputs import LanguageModel, ModelInputs
 from ov_weight_compression.evaluation.models import DEFAULT_WINDOW, Pair
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.option_kinds import OptionKind, count, flag, path, shapes, shown, word

@@ -2,7 +2,7 @@
 `inspect` read.
 
 What is in no row is not known. CPUs expand codebooks everywhere; the rows of GPU and NPU were read from the sources of
-their patterns and not measured (`patterns.plugin_chains` walks those link by link).
+their patterns and not measured (`patterns.device_layer` walks those link by link).
 
 The CPU multiplies something else than the codes say, without an error, in three cases; each by how many channels, which
 rows, which precision and which instruction set varies, so that only what is right everywhere counts as right:

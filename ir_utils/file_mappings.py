@@ -22,7 +22,7 @@ import numpy as np
 import openvino as ov
 
 from ov_weight_compression.ir_utils.errors import WorkError
-from ov_weight_compression.ir_utils.positional_io import read_into
+from ov_weight_compression.ir_utils.file_io import read_into
 from ov_weight_compression.ir_utils.types import Array
 
 _MADV_DONTNEED = 4

@@ -2,27 +2,306 @@
 
 What knows how to compute it is its `Encoding`; the pipeline that runs it is shared by all weights of a model, and by
 all clones of the model. Nothing here changes while models are saved and compiled: any number of threads may do that.
+
+**Stubs.** While `save_model` lets OpenVINO serialise a model, the maker of a postponed constant may hand over a stub: a
+few bytes that no other constant has. `save_model` then makes room in the .bin for what the stubs stand for, and the
+weights are computed straight into their places, by all threads and in any order: no tensor of a whole weight is ever
+held.
+
+**Postponed constants** are OpenVINO's own, or a variant that becomes a plain Constant in every clone of the model. The
+variant exists for embeddings. The CPU plugin recognises a compressed table in front of a Gather only if its codes
+are a plain Constant, and folds the chain to floats before it would fold a postponed one to codes; in groups it wants
+the scales and zero points plain as well, and refuses to compile the model where they are not. Each plugin compiles
+a clone of the model, so the clone is where the codes can become plain. `ov.save_model` clones as well: there the table
+is computed at once and kept until it is written (a large one in a temporary file).
+
+OpenVINO gives a clone the marks of the original, and of a plain Constant that is marked as postponed it makes a copy in
+memory when it saves. So the mark of a large one is taken away as soon as the next node is cloned.
+
+**Exceptions.** What is raised in a call out of `compile_model` is what `compile_model` raises, Ctrl-C included.
+
+OpenVINO (2026.4) makes a RuntimeError of several lines of any exception that is raised in Python while it compiles a
+model; saving hands them on as they are. So with the first call out of a `compile_model` a watch begins. It ends with
+the Python frame of that `compile_model`, of which a profile function is told, and which can still raise something else.
+
+A signal that arrives while OpenVINO computes is handled when Python code is next executed, in the first line of such a
+call at the latest, where nothing could catch what the handler raises. So for the time of the watch the handler of
+SIGINT is called by one that keeps that for later.
+
+Where somebody else profiles the thread OpenVINO's errors stay as they are.
 """
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import sys
 import tempfile
 import threading
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
+from types import FrameType
 from typing import Any, Protocol
 
 import numpy as np
 import openvino as ov
+from openvino.utils import postponed_constant as base
 
-from ov_weight_compression.ir_utils.packing import tensor_bytes
-from ov_weight_compression.ir_utils.pipeline import Pipeline
-from ov_weight_compression.ir_utils.postponed_constants import postponed_constant
-from ov_weight_compression.ir_utils.stubs import FileSink, active_stubs
-from ov_weight_compression.ir_utils.types import Array, element_type
-from ov_weight_compression.ir_utils.worker_pool import Job, Task
-from ov_weight_compression.ir_utils.write_behind import reserve
+from ov_weight_compression.ir_utils.file_io import WriteBehind, reserve, write_at
+from ov_weight_compression.ir_utils.types import Array, element_type, tensor_bytes
+from ov_weight_compression.ir_utils.worker_pool import Job, Pipeline, Task
+
+_DEEPEST = 64  # frames to look through for a compile_model
+_MARK = "postponed_constant"
+_MARKED_BYTES = 1 << 20
+
+_watching = threading.local()
+"""`marked`: the large Constant that this thread's last clone is."""
+
+
+class PostponedConstant(base.PostponedConstant):
+    # (The name is the type that OpenVINO shows.)
+    plain: Callable[[], Any] | None = None
+
+    def evaluate(self, outputs: Any, inputs: Any) -> bool:
+        with called_by_openvino():
+            _take_mark_away()
+            return bool(super().evaluate(outputs, inputs))
+
+    def clone_with_new_inputs(self, new_inputs: Any) -> Any:
+        with called_by_openvino():
+            _take_mark_away()
+            name = self.get_friendly_name()
+            if self.plain is None:
+                return postponed_constant(self.m_element_type, self.m_shape, self.m_maker, name=name)
+            constant = self.plain()
+            constant.set_friendly_name(name)
+            if constant.get_byte_size() >= _MARKED_BYTES:
+                _watching.marked = constant
+            return constant
+
+
+def postponed_constant(
+    kind: ov.Type,
+    shape: ov.Shape,
+    maker: Callable[[], ov.Tensor],
+    plain: Callable[[], Any] | None = None,
+    name: str | None = None,
+) -> Any:
+    """A constant whose value `maker` computes when it is serialised or folded; the tensor must own its memory.
+
+    `plain` returns the Constant that stands for it in clones; without it the clones are postponed as well.
+    """
+    node = PostponedConstant(kind, shape, maker, name)
+    node.plain = plain
+    return node
+
+
+def _take_mark_away() -> None:
+    marked = _watching.__dict__.pop("marked", None)
+    if marked is not None and _MARK in marked.get_rt_info():
+        del marked.get_rt_info()[_MARK]
+
+
+@contextmanager
+def called_by_openvino() -> Iterator[None]:
+    """Around all that happens in a call out of OpenVINO."""
+    watch = _present_watch()
+    if watch is None:
+        yield
+        return
+    try:
+        watch.inside = True
+        if watch.interrupt is not None:
+            raise watch.interrupt
+        yield
+    except BaseException as error:
+        watch.inside = False
+        watch.error = watch.error or error
+        if sys.getprofile() is not watch:  # Python drops a profile function that is interrupted
+            sys.setprofile(watch)
+        raise
+    finally:
+        watch.inside = False
+
+
+class _Watch:
+    """The profile function of a thread that compiles a model, until its `frame` ends."""
+
+    def __init__(self, frame: FrameType) -> None:
+        self.frame = frame
+        self.inside = False
+        """Whether what is raised now can be noted."""
+        self.error: BaseException | None = None
+        self.interrupt: BaseException | None = None
+        """What the handler of a signal has raised at a bad moment."""
+        self.handler: Any = None
+        if threading.current_thread() is threading.main_thread():
+            self.handler = signal.getsignal(signal.SIGINT)
+            if callable(self.handler):
+                signal.signal(signal.SIGINT, self.handle)
+        sys.setprofile(self)
+
+    def __call__(self, frame: FrameType, event: str, result: object) -> None:
+        if frame is not self.frame or event != "return":
+            return
+        sys.setprofile(None)
+        if callable(self.handler) and signal.getsignal(signal.SIGINT) == self.handle:
+            signal.signal(signal.SIGINT, self.handler)
+        error = self.interrupt or (self.error if result is None else None)
+        self.error = self.interrupt = None
+        if error is not None:
+            raise error
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """In place of the handler of SIGINT."""
+        if self.inside:
+            self.handler(number, frame)
+            return
+        try:
+            self.handler(number, frame)
+        except BaseException as caught:
+            self.interrupt = caught
+
+
+def _present_watch() -> _Watch | None:
+    """The watch over the `compile_model` that is running in this thread, if there is one."""
+    present = sys.getprofile()
+    if present is not None:
+        return present if isinstance(present, _Watch) else None
+    frame: FrameType | None = sys._getframe()
+    for _ in range(_DEEPEST):
+        if frame is None:
+            return None
+        if frame.f_code.co_name == "compile_model" and frame.f_globals.get("__name__", "").startswith("openvino"):
+            with contextlib.suppress(ValueError):  # a thread of another interpreter cannot handle signals
+                return _Watch(frame)
+            return None
+        frame = frame.f_back
+    return None
+
+
+STUB_BYTES = 16
+
+_stubbing = threading.local()
+
+
+class FileSink:
+    """A stretch of an open file that pieces are written into, from any thread."""
+
+    def __init__(self, descriptor: int, offset: int, behind: WriteBehind | None = None) -> None:
+        self._descriptor, self._offset, self._behind = descriptor, offset, behind
+
+    def room(self, offset: int, size: int) -> Array:
+        """Memory for bytes that are to be written: the calling thread's own, which its next call hands out again."""
+        buffer: Array | None = getattr(_stubbing, "buffer", None)
+        if buffer is None or buffer.size < size:
+            buffer = _stubbing.buffer = np.empty(size, dtype=np.uint8)
+        return buffer[:size]
+
+    def write(self, offset: int, data: Array) -> None:
+        """Put the bytes of `data` at byte `offset` of the stretch."""
+        view = np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
+        start = self._offset + offset
+        write_at(self._descriptor, view, start)
+        if self._behind is not None:
+            self._behind.note(start, len(view))
+
+
+class StubbedWeight(Protocol):
+    """A weight whose constants can be written after the graph."""
+
+    name: str
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """What computes it."""
+        ...
+
+    @property
+    def identity(self) -> Hashable | None:
+        """Equal for weights whose constants are the same bytes, which are then stored once; None is equal to none."""
+        ...
+
+    def job(self, sinks: Mapping[str, FileSink]) -> Job:
+        """What computes the weight and writes each of its parts into its sink; it returns no parts."""
+        ...
+
+
+@dataclass(frozen=True)
+class Stub:
+    """A constant to be: whose, and what it is stored as."""
+
+    owner: StubbedWeight
+    part: str
+    kind: ov.Type
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the .bin file."""
+        return tensor_bytes(self.shape, self.kind.bitwidth)
+
+
+@dataclass
+class Stubs:
+    """The stubs of one `save_model`, by the bytes that stand for them."""
+
+    stubs: dict[bytes, Stub] = field(default_factory=dict)
+    _alike: dict[Hashable, StubbedWeight] = field(default_factory=dict)
+    _first: dict[int, StubbedWeight] = field(default_factory=dict)
+    """By the weight's id: the first one whose constants are the same bytes."""
+    _marks: dict[tuple[int, str], bytes] = field(default_factory=dict)
+
+    def stub(self, owner: StubbedWeight, part: str, kind: ov.Type, shape: tuple[int, ...]) -> ov.Tensor:
+        """What is serialised in place of a constant."""
+        if id(owner) not in self._first:
+            identity = owner.identity
+            self._first[id(owner)] = owner if identity is None else self._alike.setdefault(identity, owner)
+        first = self._first[id(owner)]
+        mark = b"to be filled" + (len(self.stubs) + 1).to_bytes(STUB_BYTES - 12, "little")
+        mark = self._marks.setdefault((id(first), part), mark)
+        self.stubs.setdefault(mark, Stub(first, part, kind, shape))
+        tensor = ov.Tensor(ov.Type.u8, ov.Shape([STUB_BYTES]))
+        tensor.data[:] = np.frombuffer(mark, dtype=np.uint8)
+        return tensor
+
+    def compute(self, descriptor: int, places: Mapping[bytes, int]) -> None:
+        """Compute every weight into the open file; `places` are the offsets of the constants by their stubs.
+
+        Raises:
+            WorkError: a weight could not be computed, or not be written.
+        """
+        behind = WriteBehind(descriptor)
+        sinks: dict[int, dict[str, FileSink]] = {}
+        owners: dict[int, StubbedWeight] = {}
+        for mark, stub in self.stubs.items():
+            owners[id(stub.owner)] = stub.owner
+            sinks.setdefault(id(stub.owner), {})[stub.part] = FileSink(descriptor, places[mark], behind)
+        jobs: dict[int, tuple[Pipeline, list[Job]]] = {}
+        for number, owner in owners.items():
+            pipeline = owner.pipeline
+            jobs.setdefault(id(pipeline), (pipeline, []))[1].append(owner.job(sinks[number]))
+        for pipeline, each in jobs.values():
+            pipeline.run_all(each)
+
+
+def active_stubs() -> Stubs | None:
+    """The stubs of the `save_model` that is running in this thread, if there is one."""
+    return getattr(_stubbing, "stubs", None)
+
+
+@contextmanager
+def stubbing() -> Iterator[Stubs]:
+    """Let makers that this thread calls hand over stubs."""
+    _stubbing.stubs = Stubs()
+    try:
+        yield _stubbing.stubs
+    finally:
+        _stubbing.stubs = None
+
 
 _LARGE_BYTES = 32 << 20
 _MAPPED = {"u8": np.uint8, "i8": np.int8}
@@ -144,7 +423,7 @@ class LazyWeight:
         return tensor
 
     def constant(self, name: str, plain_in_clones: bool = False) -> Any:
-        """A part as a postponed constant; `plain_in_clones` as in `ir_utils.postponed_constants`."""
+        """A part as a postponed constant; `plain_in_clones` as in `ir_utils.lazy_weight`."""
         part = self.encoding.parts[name]
         plain = partial(self._plain, name) if plain_in_clones else None
         return postponed_constant(element_type(part.type), ov.Shape(list(part.shape)), partial(self.part, name), plain)

@@ -1,4 +1,5 @@
-"""How figures are written and tables are drawn, in reports, in terminals and on pages alike.
+"""How figures are written and tables are drawn, in reports, in terminals and on pages alike; and a progress bar for
+work that takes minutes, which is nothing at all where nobody looks at a terminal.
 
 `rich` is imported when something is drawn.
 """
@@ -9,12 +10,14 @@ import io
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+
 
 _WIDE = 120
 _COLUMNS: dict[str, dict[str, Any]] = {
@@ -139,3 +142,57 @@ def as_text(show: Callable[[Console], None], width: int) -> str:
     target = io.StringIO()
     show(Console(file=target, width=width, no_color=True, force_terminal=False))
     return target.getvalue().rstrip()
+
+
+class Bar:
+    """What is told of progress; `bar` is rich's, None where nobody looks."""
+
+    def __init__(self, bar: Any = None) -> None:
+        self._bar = bar
+        self._tasks: dict[str, Any] = {}
+
+    def start(self, stage: str, total: int | None) -> Callable[[int], None]:
+        """A line for a stage of so many steps; gives `advance(steps)`, which any thread may call."""
+        if self._bar is None:
+            return lambda steps: None
+        bar, task = self._bar, self._bar.add_task(stage, total=total)
+        self._tasks[stage] = task
+        return lambda steps: bar.advance(task, steps)
+
+    def show(self, stage: str, done: int, total: int | None) -> None:
+        """How far a stage is, whether it was started or not."""
+        if self._bar is not None:
+            if stage not in self._tasks:
+                self.start(stage, total)
+            self._bar.update(self._tasks[stage], completed=done, total=total)
+
+    def clear(self) -> None:
+        """Forget all stages."""
+        for task in self._tasks.values():
+            self._bar.remove_task(task)
+        self._tasks.clear()
+
+
+@contextmanager
+def progress_bar(*, quiet: bool = False, shares: bool = False) -> Iterator[Bar]:
+    """A bar on standard error while the block runs, in steps or (`shares`) in percent.
+
+    Silent when `quiet` or when standard error is not a terminal. `rich` is imported only when there is a bar to draw.
+    """
+    if quiet or not sys.stderr.isatty():
+        yield Bar()
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    amount = TaskProgressColumn() if shares else MofNCompleteColumn()
+    columns = (TextColumn("{task.description}"), BarColumn(), amount, TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        yield Bar(bar)

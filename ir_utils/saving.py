@@ -1,7 +1,7 @@
 """Writing a model so that neither memory nor a crash matters.
 
 `ov.save_model` holds one weight at a time, but all of it: the table of a large vocabulary is hundreds of megabytes. And
-it writes on one thread. Here the graph is written first, with stubs for its weights (see `ir_utils.stubs`), and then
+it writes on one thread. Here the graph is written first, with stubs for its weights (see `lazy_weight`), and then
 all weights are computed straight into their places in the .bin. For that the .xml is made into one that has room for
 what the stubs stand for:
 
@@ -30,11 +30,10 @@ import openvino as ov
 
 from ov_weight_compression.ir_utils import option_kinds
 from ov_weight_compression.ir_utils.errors import CompressionError, OptionError, WorkError
+from ov_weight_compression.ir_utils.file_io import read_at, reserve, write_at
 from ov_weight_compression.ir_utils.ir_file import openvino_reason, stored_constants
-from ov_weight_compression.ir_utils.positional_io import read_at, write_at
+from ov_weight_compression.ir_utils.lazy_weight import STUB_BYTES, Stub, Stubs, stubbing
 from ov_weight_compression.ir_utils.publish import Publication, cannot_write
-from ov_weight_compression.ir_utils.stubs import STUB_BYTES, Stub, Stubs, stubbing
-from ov_weight_compression.ir_utils.write_behind import reserve
 
 _DATA = re.compile(rb'<data element_type="[^"]*" shape="[^"]*" offset="(\d+)" size="(\d+)" />')
 _PORT = re.compile(rb'precision="U8"([^>]*)>(\s*)<dim>%d</dim>(\s*</port>)' % STUB_BYTES)

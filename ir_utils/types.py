@@ -1,7 +1,28 @@
-"""OpenVINO's element types beside numpy's, and the numbers in small constants and in tensors."""
+"""OpenVINO's element types beside numpy's: the numbers in small constants and tensors, and codes of less than a byte.
+
+A tensor of a sub-byte type is one run of bits over the flattened elements, whatever its shape; only the end of the
+whole tensor is padded (with zeros). Where the bits of element k go:
+
+=====  ======================================================================================================
+bits   layout
+=====  ======================================================================================================
+1      bit ``7 - k % 8`` of byte ``k // 8`` (first element in the highest bit)
+2      bits ``2 (k % 4)`` and up of byte ``k // 4`` (first element in the lowest bits)
+3      eight elements in three bytes: the low two bits of elements 0-3 in byte 0 and of 4-7 in byte 1, first
+       element highest; the high bits of 0-7 in byte 2, first element highest. The tail is a whole block.
+4      low nibble first (u4, i4, nf4, f4e2m1 alike)
+6      four elements in three bytes: the low nibbles of elements 0, 1 in byte 0 and of 2, 3 in byte 1, first element
+       highest; the high pairs of 0-3 in byte 2, first element highest. The tail is a whole block.
+8, 16  as numpy has them, little-endian
+=====  ======================================================================================================
+
+Only bit patterns are handled here; what a pattern means is the business of ``quantization``.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -92,3 +113,151 @@ def tensor_values(tensor: ov.Tensor) -> Array:
 # The bindings fill their table of numpy's types when an array is first asked for, under a lock at which two threads
 # that come at once wait for each other forever. While this module is imported there is one.
 _ = ov.op.Constant(ov.Type.f16, ov.Shape([1]), [0.0]).data
+
+
+Codes = npt.NDArray[Any]
+Bytes = npt.NDArray[np.uint8]
+
+PACKED_BITS = (1, 2, 3, 4, 6, 8, 16)
+
+# Elements and bytes of the smallest whole block of each width; a tensor's end is padded up to one.
+_BLOCKS = {1: (8, 1), 2: (4, 1), 3: (8, 3), 4: (2, 1), 6: (4, 3), 8: (1, 1), 16: (1, 2)}
+
+# Pairs of nibbles packed at a time: the fewer the calls, the less two threads wait for each other's.
+_CHUNK = 1 << 17
+
+
+def packed_size(count: int, bits: int) -> int:
+    """Bytes that an OpenVINO tensor of ``count`` elements of ``bits`` bits takes."""
+    elements, size = _block(bits)
+    return -(-count // elements) * size
+
+
+def tensor_bytes(shape: Iterable[int], bits: int) -> int:
+    """Bytes that an OpenVINO tensor takes, of any type: that of codes, or one of whole bytes."""
+    count = math.prod(shape)
+    return count * bits // 8 if bits % 8 == 0 else packed_size(count, bits)
+
+
+def pack(codes: Codes, bits: int, out: Bytes | None = None) -> Bytes:
+    """Pack bit patterns into the bytes of an OpenVINO tensor.
+
+    Args:
+        codes: integers of any shape, every value below ``2 ** bits`` (uint8, or uint16 for 16 bits). Not checked:
+            a value with higher bits set spoils its neighbour.
+        bits: one of ``PACKED_BITS``.
+        out: contiguous uint8 of the result's shape, to pack into.
+
+    Returns:
+        uint8 of shape ``[packed_size(codes.size, bits)]``: ``out``, or for 8 bits a view of ``codes`` where it can be
+        one.
+
+    Raises:
+        ValueError: ``bits`` is a width that no OpenVINO type has.
+    """
+    elements, _ = _block(bits)
+    if out is not None:
+        if bits == 4 and codes.size % elements == 0:
+            return _pack_nibbles(np.ascontiguousarray(codes, dtype=np.uint8).reshape(-1), out)
+        out[:] = pack(codes, bits)
+        return out
+    if bits == 16:
+        return np.ascontiguousarray(codes, dtype="<u2").reshape(-1).view(np.uint8)
+    flat = np.ascontiguousarray(codes, dtype=np.uint8).reshape(-1)
+    if bits == 8:
+        return flat
+    if bits == 1:
+        return np.packbits(flat)
+    if flat.size % elements:
+        flat = np.concatenate([flat, np.zeros(-flat.size % elements, dtype=np.uint8)])
+    if bits == 4:
+        return _pack_nibbles(flat)
+    if bits == 2:
+        return _gather(flat, _TWO_LOWEST_FIRST)
+    if bits == 3:
+        return _pack_three(flat)
+    return _pack_six(flat)
+
+
+def unpack(data: Bytes, bits: int, count: int) -> Codes:
+    """The inverse of ``pack``: ``count`` bit patterns, uint8 (uint16 for 16 bits), shape ``[count]``.
+
+    Raises:
+        ValueError: ``bits`` is a width that no OpenVINO type has, or ``data`` is too short for ``count`` elements.
+    """
+    data = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
+    if data.size < packed_size(count, bits):
+        raise ValueError(f"{count} elements of {bits} bits take {packed_size(count, bits)} bytes, not {data.size}")
+    if bits == 16:
+        return data.view("<u2")[:count]
+    if bits == 8:
+        return data[:count]
+    if bits == 1:
+        return np.unpackbits(data, count=count)
+    if bits in (2, 4):
+        shifts = np.arange(0, 8, bits, dtype=np.uint8)
+        return ((data[:, None] >> shifts) & np.uint8((1 << bits) - 1)).reshape(-1)[:count]
+    return _unpack_split(data, bits)[:count]
+
+
+def _block(bits: int) -> tuple[int, int]:
+    try:
+        return _BLOCKS[bits]
+    except KeyError:
+        raise ValueError(f"bits is {bits}, must be one of {', '.join(map(str, PACKED_BITS))}") from None
+
+
+def _pack_nibbles(flat: Bytes, out: Bytes | None = None) -> Bytes:
+    """[2n] of 4 bits -> [n]. A pair read as one little-endian uint16 is two vector operations for numpy, in cache."""
+    pairs = flat.view("<u2")
+    out = np.empty(pairs.size, dtype=np.uint8) if out is None else out
+    scratch = np.empty(min(_CHUNK, pairs.size), dtype=np.uint16)
+    for start in range(0, pairs.size, _CHUNK):
+        part = pairs[start : start + _CHUNK]
+        merged = scratch[: part.size]
+        np.right_shift(part, 4, out=merged)
+        np.bitwise_or(merged, part, out=merged)
+        out[start : start + _CHUNK] = merged
+    return out
+
+
+# One multiplication moves four two-bit numbers, a byte each, to their places in the highest byte: a factor has a bit
+# for each of them, 8 less per byte, and no two of the products' other bits meet.
+_TWO_LOWEST_FIRST = np.uint32(1 << 24 | 1 << 18 | 1 << 12 | 1 << 6)
+_TWO_HIGHEST_FIRST = np.uint32(1 << 30 | 1 << 20 | 1 << 10 | 1)
+_ONE_HIGHEST_FIRST = np.uint64(0x8040201008040201)
+
+
+def _gather(flat: Bytes, factor: np.uint32) -> Bytes:
+    """[4n] of 2 bits -> [n]."""
+    return np.asarray((flat.view("<u4") * factor) >> np.uint32(24), dtype=np.uint8)
+
+
+def _pack_three(flat: Bytes) -> Bytes:
+    """[8n] of 3 bits -> [3n]: two bytes of low pairs and one of high bits."""
+    high = (flat.view("<u8") >> np.uint64(2)) & np.uint64(0x0101010101010101)
+    out = np.empty((len(high), 3), dtype=np.uint8)
+    out[:, :2] = _gather(flat & np.uint8(3), _TWO_HIGHEST_FIRST).reshape(-1, 2)
+    out[:, 2] = (high * _ONE_HIGHEST_FIRST) >> np.uint64(56)
+    return out.reshape(-1)
+
+
+def _pack_six(flat: Bytes) -> Bytes:
+    """[4n] of 6 bits -> [3n]: two bytes of low nibbles and one of high pairs."""
+    low = (flat & np.uint8(15)).reshape(-1, 2)
+    out = np.empty((flat.size // 4, 3), dtype=np.uint8)
+    out[:, :2] = ((low[:, 0] << np.uint8(4)) | low[:, 1]).reshape(-1, 2)
+    out[:, 2] = _gather(flat >> np.uint8(4), _TWO_HIGHEST_FIRST)
+    return out.reshape(-1)
+
+
+def _unpack_split(data: Bytes, bits: int) -> Bytes:
+    low, high = (2, 1) if bits == 3 else (4, 2)
+    blocks = data[: data.size // 3 * 3].reshape(-1, 3)
+    out = np.empty((len(blocks), 8 // high), dtype=np.uint8)
+    half = out.shape[1] // 2
+    for k in range(out.shape[1]):
+        bottom = (blocks[:, k // half] >> np.uint8(8 - low - low * (k % half))) & np.uint8((1 << low) - 1)
+        top = (blocks[:, 2] >> np.uint8(8 - high - high * k)) & np.uint8((1 << high) - 1)
+        out[:, k] = bottom | (top << np.uint8(low))
+    return out.reshape(-1)

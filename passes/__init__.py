@@ -22,9 +22,9 @@ from ov_weight_compression.passes.option_values import (
     SensitivityMetric,
 )
 from ov_weight_compression.passes.report import Report, report_of
+from ov_weight_compression.passes.rewrite import FuseWeightTranspose
 from ov_weight_compression.passes.scale_folding import ScaleFolding
 from ov_weight_compression.passes.weight_compression import WeightCompression, apply_weight_compression
-from ov_weight_compression.passes.weight_transpose import FuseWeightTranspose
 from ov_weight_compression.patterns import Activation, IgnoredScope, Refusal, Role, Subgraph
 
 __all__ = [

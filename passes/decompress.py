@@ -26,10 +26,9 @@ from ov_weight_compression.ir_utils.file_mappings import FileMappings
 from ov_weight_compression.ir_utils.lazy_weight import LazyWeight, Part, Sink
 from ov_weight_compression.ir_utils.metadata import drop_metadata
 from ov_weight_compression.ir_utils.option_kinds import OptionKind, check_model, choice, flag
-from ov_weight_compression.ir_utils.pipeline import Pipeline
 from ov_weight_compression.ir_utils.types import F16_MAX, Array, sizes_of
 from ov_weight_compression.ir_utils.weight_source import source_at
-from ov_weight_compression.ir_utils.worker_pool import Task
+from ov_weight_compression.ir_utils.worker_pool import Pipeline, Task
 from ov_weight_compression.patterns import CompressedWeight, Roles, find_compressed, parse_roles
 from ov_weight_compression.patterns.graphs import graphs_of
 

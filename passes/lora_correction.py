@@ -24,12 +24,12 @@ from openvino.passes import ModelPass
 
 from ov_weight_compression.ir_utils.dequantization import ChainParts, build_dequantization, protect_from_folding
 from ov_weight_compression.ir_utils.errors import OptionError
+from ov_weight_compression.ir_utils.file_io import Spool
 from ov_weight_compression.ir_utils.layout import Layout
 from ov_weight_compression.ir_utils.lazy_weight import LazyWeight, Part
 from ov_weight_compression.ir_utils.option_kinds import shown
-from ov_weight_compression.ir_utils.pipeline import Pipeline
-from ov_weight_compression.ir_utils.spool import Spool
 from ov_weight_compression.ir_utils.types import Array, Float32
+from ov_weight_compression.ir_utils.worker_pool import Pipeline
 from ov_weight_compression.passes.encoding import StoredWeight, WeightEncoding, keep
 from ov_weight_compression.passes.plan import Algorithm, Plan, stored_parts
 from ov_weight_compression.patterns import Consumer, Kind, Roles, Weight, find_compressed, find_weights, parse_roles

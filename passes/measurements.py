@@ -26,7 +26,7 @@ from ov_weight_compression.passes.method import Method
 from ov_weight_compression.passes.options import Options
 from ov_weight_compression.passes.probing import WeightRounder, quantiser_of, run_on_executor
 from ov_weight_compression.patterns import Sources, Weight
-from ov_weight_compression.quantization.sensitivity import InputMeans
+from ov_weight_compression.quantization.allocation import InputMeans
 
 if TYPE_CHECKING:
     from ov_weight_compression.calibration import Influence, LayerStatistics, Samples, Statistics
@@ -284,7 +284,7 @@ class Measurements:
 
     @cached_property
     def _takes_tokens(self) -> bool:
-        from ov_weight_compression.calibration.language_model import read_language_model
+        from ov_weight_compression.calibration.model_inputs import read_language_model
 
         language = read_language_model(self.model)
         return language is not None and language.needs_only_ids

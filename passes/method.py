@@ -117,7 +117,7 @@ def method_of(options: Options, model: Any) -> Method:
 
 def _made_up(accuracy: Accuracy, model: Any) -> str | None:
     """The data that are made for a language model."""
-    from ov_weight_compression.calibration.language_model import read_language_model, with_embeddings
+    from ov_weight_compression.calibration.model_inputs import read_language_model, with_embeddings
 
     embedded = with_embeddings(model)
     language = read_language_model(model if embedded is None else embedded.model)

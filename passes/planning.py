@@ -42,8 +42,8 @@ from ov_weight_compression.passes.plan import (
 from ov_weight_compression.passes.rules import Rule, matching
 from ov_weight_compression.patterns import Kind, Skip, Weight
 from ov_weight_compression.patterns.experts import expert_blocks
+from ov_weight_compression.quantization.allocation import sensitivity, weight_noise
 from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL, Format, Spec
-from ov_weight_compression.quantization.sensitivity import sensitivity, weight_noise
 
 _PIECE_ELEMENTS = 1 << 19
 _EPSILON = {"f16": 2.0**-10, "bf16": 2.0**-10, "f32": 2.0**-23, "f64": 2.0**-52}

@@ -19,6 +19,13 @@ all chains, which are in f32 then, the smallest one that could be stores its sca
 the first adapters of LoRA correction are what tells. What remains are models of nothing but codebooks, weights in
 bodies and formats of which OpenVINO does not know that they are compressed: there `ov.save_model` makes f16 of the f32
 constants, lazily computed or not, and this package's `save_model` does not.
+
+**Transposes** between a weight and its MatMul: the MatMul turns the weight itself.
+
+    weight ─ Transpose ─ [Convert] ─ MatMul(transpose_b)     ─▸     weight ─ [Convert] ─ MatMul(not transpose_b)
+
+The CPU plugin of OpenVINO 2026.4 executes a MatMul on codes in either orientation, but not through a Transpose: it
+expands the weight, and where the chain is not folded first it does so at each inference.
 """
 
 from __future__ import annotations
@@ -30,20 +37,70 @@ from functools import partial
 from typing import Any
 
 import openvino as ov
+from openvino.passes import ModelPass
 
 from ov_weight_compression.ir_utils.dequantization import ChainParts, build_dequantization, replace_constant
 from ov_weight_compression.ir_utils.device_facts import EXPANDED_STORAGE
 from ov_weight_compression.ir_utils.file_mappings import FileMappings
-from ov_weight_compression.ir_utils.lazy_weight import LazyWeight
-from ov_weight_compression.ir_utils.pipeline import Pipeline
-from ov_weight_compression.ir_utils.postponed_constants import postponed_constant
+from ov_weight_compression.ir_utils.lazy_weight import LazyWeight, postponed_constant
 from ov_weight_compression.ir_utils.types import element_type
 from ov_weight_compression.ir_utils.weight_source import WeightSource
+from ov_weight_compression.ir_utils.worker_pool import Pipeline
 from ov_weight_compression.passes.encoding import WeightEncoding, encoding_of
 from ov_weight_compression.passes.plan import Plan, PlannedWeight
-from ov_weight_compression.passes.weight_transpose import take_over_transpose
-from ov_weight_compression.patterns import Kind
+from ov_weight_compression.patterns import Consumer, Kind, find_compressed, find_weights
 from ov_weight_compression.patterns.graphs import graphs_of, is_postponed
+
+
+class FuseWeightTranspose(ModelPass):
+    """Let the MatMuls of a model read their weights, float or compressed, from in front of any Transpose.
+
+    A pass for `openvino.passes.Manager`; compression does the same for the weights that it compresses. What several
+    operations read of a Transpose stays for the others.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def run_on_model(self, model: Any) -> bool:
+        """Rewrite `model` in place; whether anything changed."""
+        layers = [layer for weight in find_weights(model)[0] for layer in weight.consumers]
+        layers += [layer for weight in find_compressed(model) for layer in weight.consumers]
+        changed = [take_over_transpose(layer) for layer in layers]
+        return any(changed)
+
+
+def take_over_transpose(consumer: Consumer) -> bool:
+    """Let a MatMul read its weight from in front of a Transpose of the last two axes; whether there was one."""
+    layer: Any = consumer.node
+    if layer.get_type_name() != "MatMul":
+        return False
+    target = layer.input(consumer.port)
+    before = target.get_source_output().get_node()
+    converts: list[Any] = []
+    while before.get_type_name() == "Convert" and len(before.output(0).get_target_inputs()) == 1:
+        converts.insert(0, before)
+        target = before.input(0)
+        before = target.get_source_output().get_node()
+    if before.get_type_name() != "Transpose" or not _swaps(before):
+        return False
+    name = "transpose_b" if consumer.port == 1 else "transpose_a"
+    target.replace_source_output(before.input_value(0))
+    layer.set_attribute(name, not layer.get_attributes()[name])
+    for node in (*converts, layer):
+        node.validate_and_infer_types()
+    return True
+
+
+def _swaps(transpose: Any) -> bool:
+    """Whether it exchanges the last two axes and leaves the others where they are."""
+    order = transpose.input_value(1).get_node()
+    rank = len(transpose.get_output_partial_shape(0))
+    if order.get_type_name() != "Constant" or rank < 2:
+        return False
+    axes = [int(axis) for axis in order.data.reshape(-1)] or list(range(rank))[::-1]
+    return axes == [*range(rank - 2), rank - 1, rank - 2]
+
 
 _SMALL_BYTES = 64 << 10
 _ABOUT_THE_FILE = {"WeightlessCacheAttribute_0"}

@@ -29,8 +29,7 @@ import ov_weight_compression
 from ov_weight_compression.ir_utils.errors import OptionError, WorkError, warn_caller
 from ov_weight_compression.ir_utils.metadata import OWN_SECTION, read_metadata, write_metadata
 from ov_weight_compression.ir_utils.option_kinds import by_name, check_model, shown
-from ov_weight_compression.ir_utils.pipeline import Pipeline
-from ov_weight_compression.ir_utils.worker_pool import Job
+from ov_weight_compression.ir_utils.worker_pool import Job, Pipeline
 from ov_weight_compression.passes.channel_importance import weigh_channels
 from ov_weight_compression.passes.measurements import Measurements
 from ov_weight_compression.passes.method import method_of
@@ -375,7 +374,7 @@ def prepare_plan(plan: Plan, data: Measurements, options: Options) -> Plan:
     names = tuple(dict.fromkeys((*data.left_out, *left_out)))
     if not names:
         return replace(plan, of_data=())
-    from ov_weight_compression.calibration.sums import LARGEST
+    from ov_weight_compression.calibration.statistics import LARGEST
 
     more = f" and of {len(names) - 1} more" if len(names) > 1 else ""
     remark = (

@@ -26,7 +26,7 @@ import openvino as ov
 
 from ov_weight_compression.ir_utils.metadata import is_compressed
 from ov_weight_compression.ir_utils.types import FLOAT_TYPES, sizes_of
-from ov_weight_compression.ir_utils.widened_constants import stands_for_f32
+from ov_weight_compression.ir_utils.weight_source import stands_for_f32
 from ov_weight_compression.patterns.compressed import compressed_in
 from ov_weight_compression.patterns.follow import Use, View, follow, pieces_of, reshaped
 from ov_weight_compression.patterns.fragile import fragile_layers

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import openvino as ov
 
 from ov_weight_compression.ir_utils.types import sizes_of
-from ov_weight_compression.ir_utils.widened_constants import is_widened
+from ov_weight_compression.ir_utils.weight_source import is_widened
 from ov_weight_compression.patterns.graphs import Graph
 from ov_weight_compression.patterns.roles import ROLES, Refusal, Role, Roles, role_of
 

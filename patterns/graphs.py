@@ -13,8 +13,7 @@ from functools import cached_property
 import openvino as ov
 from openvino.utils.postponed_constant import PostponedConstant
 
-from ov_weight_compression.ir_utils.packing import tensor_bytes
-from ov_weight_compression.ir_utils.types import sizes_of
+from ov_weight_compression.ir_utils.types import sizes_of, tensor_bytes
 
 _BODIES = {"If": ("then", "else"), "Loop": ("body",), "TensorIterator": ("body",)}
 BODY_OPERATIONS = frozenset(_BODIES)

@@ -1,6 +1,7 @@
-"""Where the channels of an activation come from: which rows of which weights computed them.
+"""Where the channels of an activation come from, and what the graph alone says about how large they are.
 
-A value is followed backwards, through everything that keeps channels apart, to the layers that made it:
+Which rows of which weights computed them: a value is followed backwards, through everything that keeps channels apart,
+to the layers that made it:
 
     activation functions, scalars, biases     channels stay where they are
     Reshape, Transpose, Split, Slice, Gather   channels move; the layout of every dimension is tracked
@@ -11,6 +12,16 @@ A value is followed backwards, through everything that keeps channels apart, to 
 The result says for every dimension which digits of the row number it counts: the output of 4 query heads of 16 that
 share 2 key-value heads ends as `((2, 16), (2, 0), (16, 1))`, so channel `h·16 + j` comes from row `(h // 2)·16 + j`.
 Where anything is in doubt the answer is None.
+
+**How large** each input channel of a layer is, without any data:
+
+    behind a norm            x_j = γ_j n_j + β_j        n of unit size            NormGain
+    behind attention         x_j = Σ a_t V_j h_t        row j of V's weight       RowNorms
+    behind gate and up       x_j = act(G_j h) U_j h     both rows                 RowNormProduct
+    behind an activation     x_j = act(U_j h)           one row                   RowNorms
+
+Only structure is looked at here: each answer names constants and says which row belongs to which channel. No answer is
+given where that is not certain.
 """
 
 from __future__ import annotations
@@ -24,7 +35,8 @@ import openvino as ov
 from ov_weight_compression.ir_utils.types import sizes_of
 from ov_weight_compression.patterns.follow import Piece, View, cut, repeat, reshape_partly, transpose, whole_axis
 from ov_weight_compression.patterns.graphs import constant_of, dimensions
-from ov_weight_compression.patterns.weight import Weight
+from ov_weight_compression.patterns.norms import NormGain, norm_gain
+from ov_weight_compression.patterns.weight import Consumer, Weight
 
 ROWS = 0
 """The axis of pieces that count rows of the weight; other axes are of no interest but are tracked."""
@@ -346,3 +358,68 @@ _RULES: dict[str, _Rule] = {
     "ScaledDotProductAttention": Origins._attention,
     "MatMul": Origins._mixed_rows,
 }
+
+
+@dataclass(frozen=True)
+class RowNorms:
+    """Channel j is as large as one row of another weight: `rows()[j]` along that weight's channel axis."""
+
+    weight: Weight
+    offset: int
+    pieces: tuple[Piece, ...]
+    """Outermost first: j is read as digits of their sizes, and its row is the sum of offset and digit · stride."""
+
+    def rows(self) -> list[int]:
+        """The row of every channel."""
+        return row_numbers(self.offset, self.pieces)
+
+
+@dataclass(frozen=True)
+class RowNormProduct:
+    """Channel j is as large as the product of one row each of two weights (which may be the same one)."""
+
+    factors: tuple[RowNorms, RowNorms]
+
+
+ImportanceSource = NormGain | RowNorms | RowNormProduct
+
+
+def importance_sources(weights: Iterable[Weight]) -> dict[str, ImportanceSource]:
+    """For each MatMul or expert weight whose input the graph says something about, what it says; by the weight's name.
+
+    Args:
+        weights: as `find_weights` gives them. A producer that is not among them (an ignored one) is of unknown make.
+    """
+    weights = list(weights)
+    origins, known = Origins(weights), dict[str, ImportanceSource]()
+    for weight in weights:
+        layers = [consumer for consumer in weight.consumers if consumer.activation is not None]
+        if not layers or len(weight.input_axes) != 1:
+            continue
+        first, *others = (_said_of(layer, weight.columns, origins) for layer in layers)
+        if first is not None and all(one == first for one in others):
+            known[weight.name] = first
+    return known
+
+
+def _said_of(layer: Consumer, columns: int, origins: Origins) -> ImportanceSource | None:
+    """What the graph says of the channels that a layer sums over; one that gathers rows has none."""
+    value, sizes = layer.input, None if layer.input is None else dimensions(layer.input)
+    if layer.activation is None or value is None or sizes is None or len(layer.activation.reduction) != 1:
+        return None
+    place = len(sizes) + layer.activation.reduction[0]
+    if sizes[place] not in (columns, None):
+        return None
+    if place == len(sizes) - 1:
+        gain = norm_gain(value, columns)
+        if gain is not None:
+            return gain
+    rows: list[RowNorms] = []
+    for origin in origins.of_input(value, place, columns) or ():
+        pieces = origin.view[place]
+        if any(piece.axis != ROWS for piece in pieces) or prod(piece.size for piece in pieces) != columns:
+            break  # its rows do not make up the whole of the dimension
+        rows.append(RowNorms(origin.weight, origin.offset, pieces))
+    if len(rows) == 1:
+        return rows[0]
+    return RowNormProduct((rows[0], rows[1])) if len(rows) == 2 else None

@@ -12,8 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ov_weight_compression.ir_utils.file_mappings import FileRows
-from ov_weight_compression.ir_utils.packing import pack, packed_size
-from ov_weight_compression.ir_utils.types import Array, Float32, to_f32
+from ov_weight_compression.ir_utils.types import Array, Float32, pack, packed_size, to_f32
 from ov_weight_compression.quantization.formats import PER_CHANNEL, Encoded, Spec, stored_codebook
 from ov_weight_compression.quantization.kernels import Kernel, Key, flip_mask, kernel_for, repeated
 from ov_weight_compression.quantization.reference import (

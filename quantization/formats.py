@@ -331,7 +331,7 @@ class Spec:
 
 @dataclass(frozen=True)
 class Encoded:
-    """One weight, or some rows of it, as stored. Codes are unpacked: ``ir_utils.packing`` packs them.
+    """One weight, or some rows of it, as stored. Codes are unpacked: ``ir_utils.types`` packs them.
 
     Attributes:
         codes: [rows, in] uint8 bit patterns, one per element (i4 -8 is 0x8, i8 -1 is 0xff); uint16 for u16 indices.

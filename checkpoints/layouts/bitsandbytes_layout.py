@@ -24,13 +24,16 @@ import numpy.typing as npt
 from ov_weight_compression.checkpoints.layouts.quantised_weight import (
     LayoutRows,
     QuantisedWeight,
+    Tensors,
+    checked,
     counted_from_zero,
+    float_array,
     integer_weight,
     level_weight,
     plain_grouping,
     requantised,
+    required,
 )
-from ov_weight_compression.checkpoints.layouts.tensors import Tensors, checked, float_array, required
 from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.quantization.formats import FORMATS, Format, with_codebook

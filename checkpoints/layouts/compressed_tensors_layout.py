@@ -29,12 +29,16 @@ from ov_weight_compression.checkpoints.layouts.quantised_weight import (
     Grouping,
     LayoutRows,
     QuantisedWeight,
+    RawTensor,
+    Tensors,
+    checked,
+    codes_of,
     counted_from_zero,
     grouping_of,
     integer_weight,
     plain_grouping,
+    required,
 )
-from ov_weight_compression.checkpoints.layouts.tensors import RawTensor, Tensors, checked, codes_of, required
 from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.types import Array
 

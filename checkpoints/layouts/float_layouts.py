@@ -32,15 +32,13 @@ import numpy as np
 from ov_weight_compression.checkpoints.layouts.quantised_weight import (
     LayoutRows,
     QuantisedWeight,
-    level_weight,
-    plain_grouping,
-)
-from ov_weight_compression.checkpoints.layouts.tensors import (
     RawTensor,
     Tensors,
     checked,
     codes_of,
     float_array,
+    level_weight,
+    plain_grouping,
     required,
 )
 from ov_weight_compression.ir_utils.errors import ModelError

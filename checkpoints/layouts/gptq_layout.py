@@ -38,11 +38,15 @@ from ov_weight_compression.checkpoints.layouts.quantised_weight import (
     Grouping,
     LayoutRows,
     QuantisedWeight,
+    Tensors,
+    checked,
+    codes_of,
+    float_array,
     grouping_of,
     integer_weight,
     plain_grouping,
+    required,
 )
-from ov_weight_compression.checkpoints.layouts.tensors import Tensors, checked, codes_of, float_array, required
 from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.types import Array
 

@@ -22,8 +22,7 @@ from ov_weight_compression.checkpoints.layouts.compressed_tensors_layout import 
 )
 from ov_weight_compression.checkpoints.layouts.float_layouts import fp8_weight, gpt_oss_weight
 from ov_weight_compression.checkpoints.layouts.gptq_layout import WORD_BITS, GptqVariant, awq_weight, gptq_weight
-from ov_weight_compression.checkpoints.layouts.quantised_weight import QuantisedWeight
-from ov_weight_compression.checkpoints.layouts.tensors import Tensors
+from ov_weight_compression.checkpoints.layouts.quantised_weight import QuantisedWeight, Tensors
 from ov_weight_compression.checkpoints.layouts.torchao_layout import torchao_weight, torchao_weights
 from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.option_kinds import shown

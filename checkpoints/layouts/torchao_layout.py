@@ -25,11 +25,15 @@ from ov_weight_compression.checkpoints.layouts.float_layouts import fp8_weight, 
 from ov_weight_compression.checkpoints.layouts.quantised_weight import (
     LayoutRows,
     QuantisedWeight,
+    Tensors,
+    checked,
+    codes_of,
     counted_from_zero,
+    float_array,
     integer_weight,
     plain_grouping,
+    required,
 )
-from ov_weight_compression.checkpoints.layouts.tensors import Tensors, checked, codes_of, float_array, required
 from ov_weight_compression.ir_utils.errors import ModelError
 
 _KNOWN = ("Int8Tensor", "IntxUnpackedToInt8Tensor", "Int4Tensor", "Float8Tensor")

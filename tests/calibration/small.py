@@ -9,7 +9,7 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as op
 
-from ov_weight_compression.calibration.language_model import input_label
+from ov_weight_compression.calibration.model_inputs import input_label
 from ov_weight_compression.patterns import Weight, find_weights
 from tests.models import constant, in_f32
 

@@ -12,7 +12,7 @@ import openvino.opset13 as op
 import pytest
 
 from ov_weight_compression.calibration import make_samples
-from ov_weight_compression.calibration.sums import Accumulator, unfit
+from ov_weight_compression.calibration.statistics import Accumulator, unfit
 from ov_weight_compression.passes import CompressionWarning, OptionError, WeightCompression, apply_weight_compression
 from tests.models import layers
 

@@ -11,7 +11,7 @@ import openvino.opset13 as op
 import pytest
 
 from ov_weight_compression.calibration import make_samples
-from ov_weight_compression.calibration.language_model import read_language_model
+from ov_weight_compression.calibration.model_inputs import read_language_model
 from ov_weight_compression.evaluation.models import load
 
 WIDTH = 16

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ov_weight_compression.calibration import products
-from ov_weight_compression.calibration.gram_sums import GramSums
 from ov_weight_compression.calibration.products import BATCH_ROWS, Kernels, Products
+from ov_weight_compression.calibration.statistics import GramSums
 
 needs_bf16 = pytest.mark.skipif(not products.computes_bf16(), reason="this CPU does not multiply in bf16")
 WIDTH = 640

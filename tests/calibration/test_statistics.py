@@ -12,7 +12,7 @@ import openvino as ov
 import pytest
 
 from ov_weight_compression.calibration import Statistics, collect, load_statistics, make_samples, save_statistics
-from ov_weight_compression.calibration import sums as arithmetic
+from ov_weight_compression.calibration import statistics as arithmetic
 from ov_weight_compression.calibration.statistics import fingerprint
 from ov_weight_compression.ir_utils.errors import MissingExtraError, ModelError
 from tests.calibration import small

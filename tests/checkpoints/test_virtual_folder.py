@@ -25,8 +25,13 @@ from ov_weight_compression.checkpoints.opening import (
     open_exported,
 )
 from ov_weight_compression.checkpoints.safetensors_file import mapped_constants
-from ov_weight_compression.checkpoints.skeleton import write_skeleton
-from ov_weight_compression.checkpoints.virtual_folder import HOLES, forget_reads, holes_read, write_virtual_folder
+from ov_weight_compression.checkpoints.skeleton import (
+    HOLES,
+    forget_reads,
+    holes_read,
+    write_skeleton,
+    write_virtual_folder,
+)
 from ov_weight_compression.cli import main
 from ov_weight_compression.cli.compress_files import compress_path
 from ov_weight_compression.passes.recipe import Recipe

@@ -275,7 +275,7 @@ def test_kernels_are_freed_and_use_no_threads_of_their_own(tmp_path: Path, monke
 @pytest.mark.parametrize("writer", WRITERS)
 def test_many_weights_take_constant_work_each(writer: str, tmp_path: Path) -> None:
     """How often the size of a job is looked at while a model is saved grows with the weights, not with their square."""
-    from ov_weight_compression.ir_utils import pipeline as module
+    from ov_weight_compression.ir_utils import worker_pool as module
 
     counts = []
     for weights in (40, 160):

@@ -10,9 +10,9 @@ import pytest
 from openvino import opset13 as op
 
 import ov_weight_compression
-from ov_weight_compression.ir_utils import lazy_weight, stubs
+from ov_weight_compression.ir_utils import lazy_weight
+from ov_weight_compression.ir_utils.file_io import reserve
 from ov_weight_compression.ir_utils.saving import save_model
-from ov_weight_compression.ir_utils.write_behind import reserve
 from ov_weight_compression.passes import Mode, WeightCompression, apply_weight_compression
 from tests.models import embedding, llama
 from tests.running import files_of, run, stored
@@ -101,9 +101,9 @@ def test_one_copy_of_constants_that_lie_in_the_same_place(tmp_path: Path) -> Non
 
 def test_the_own_writer_computes_into_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
-    original = stubs.Stubs.stub
+    original = lazy_weight.Stubs.stub
     monkeypatch.setattr(
-        stubs.Stubs,
+        lazy_weight.Stubs,
         "stub",
         lambda self, owner, part, *rest: (made.append((owner.name, part)), original(self, owner, part, *rest))[1],
     )

@@ -15,8 +15,7 @@ from openvino import opset13 as op
 
 from ov_weight_compression.calibration import make_samples, read_data
 from ov_weight_compression.calibration.generate import fitting_window
-from ov_weight_compression.calibration.language_model import read_language_model
-from ov_weight_compression.calibration.model_inputs import ModelInputs
+from ov_weight_compression.calibration.model_inputs import ModelInputs, read_language_model
 from ov_weight_compression.evaluation import compare
 from ov_weight_compression.evaluation.models import Pair, choose, load
 from ov_weight_compression.evaluation.samples import CompareRequest, ComparisonProtocol, Data, open_data, prepare

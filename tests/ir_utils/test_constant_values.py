@@ -11,7 +11,7 @@ import pytest
 from openvino import opset13 as op
 
 from ov_weight_compression.ir_utils.constant_values import ConstantValues
-from ov_weight_compression.ir_utils.postponed_constants import postponed_constant
+from ov_weight_compression.ir_utils.lazy_weight import postponed_constant
 from tests.running import EXACT
 
 SEED = np.random.default_rng(3)

@@ -5,7 +5,7 @@ import openvino as ov
 import openvino.opset13 as op
 import pytest
 
-from ov_weight_compression.ir_utils.packing import PACKED_BITS, pack, packed_size, tensor_bytes, unpack
+from ov_weight_compression.ir_utils.types import PACKED_BITS, pack, packed_size, tensor_bytes, unpack
 
 TYPES = {"u1": 1, "u2": 2, "u3": 3, "u4": 4, "i4": 4, "nf4": 4, "f4e2m1": 4, "u6": 6, "u8": 8, "f8e4m3": 8, "u16": 16}
 

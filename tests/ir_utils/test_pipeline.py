@@ -18,8 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ov_weight_compression.ir_utils.errors import OptionError, WorkError
-from ov_weight_compression.ir_utils.pipeline import Pipeline
-from ov_weight_compression.ir_utils.worker_pool import Batches, default_threads
+from ov_weight_compression.ir_utils.worker_pool import Batches, Pipeline, default_threads
 
 
 @dataclass

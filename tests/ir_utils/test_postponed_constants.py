@@ -9,7 +9,7 @@ import openvino as ov
 import pytest
 from openvino import opset13 as op
 
-from ov_weight_compression.ir_utils.postponed_constants import postponed_constant
+from ov_weight_compression.ir_utils.lazy_weight import postponed_constant
 from tests.running import run
 
 VALUES = np.arange(12, dtype=np.float16).reshape(3, 4)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from ov_weight_compression.ir_utils.progress import progress_bar
+from ov_weight_compression.ir_utils.printing import progress_bar
 
 
 @pytest.mark.parametrize("shares", [False, True])

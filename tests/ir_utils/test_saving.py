@@ -12,11 +12,9 @@ import pytest
 from openvino import opset13 as op
 
 from ov_weight_compression.ir_utils.errors import WorkError
-from ov_weight_compression.ir_utils.pipeline import Pipeline
-from ov_weight_compression.ir_utils.postponed_constants import postponed_constant
+from ov_weight_compression.ir_utils.lazy_weight import FileSink, active_stubs, postponed_constant
 from ov_weight_compression.ir_utils.saving import save_model
-from ov_weight_compression.ir_utils.stubs import FileSink, active_stubs
-from ov_weight_compression.ir_utils.worker_pool import Task
+from ov_weight_compression.ir_utils.worker_pool import Pipeline, Task
 from tests.models import in_if, in_loop, layers, linear
 from tests.running import run
 

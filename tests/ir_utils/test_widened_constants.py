@@ -12,7 +12,7 @@ import pytest
 from ov_weight_compression.checkpoints import mapped_constants
 from ov_weight_compression.checkpoints.safetensors_file import read_header
 from ov_weight_compression.ir_utils.saving import save_model
-from ov_weight_compression.ir_utils.widened_constants import float_constants, stands_for_f32, widened
+from ov_weight_compression.ir_utils.weight_source import float_constants, stands_for_f32, widened
 from ov_weight_compression.passes import apply_weight_compression
 from ov_weight_compression.patterns import find_weights
 from ov_weight_compression.patterns.graphs import graphs_of

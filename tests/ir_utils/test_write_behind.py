@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ov_weight_compression.ir_utils.stubs import FileSink
-from ov_weight_compression.ir_utils.write_behind import ForeignFiles, WriteBehind, reserve
+from ov_weight_compression.ir_utils.file_io import ForeignFiles, WriteBehind, reserve
+from ov_weight_compression.ir_utils.lazy_weight import FileSink
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="needs posix_fadvise")
 

@@ -12,7 +12,7 @@ import pytest
 from openvino import opset13 as op
 from openvino.passes import Manager
 
-from ov_weight_compression.passes.weight_transpose import FuseWeightTranspose
+from ov_weight_compression.passes.rewrite import FuseWeightTranspose
 from tests.models import constant
 from tests.running import run, stored
 

@@ -11,7 +11,7 @@ import pytest
 from openvino import opset13 as op
 
 from ov_weight_compression.patterns import Weight, find_weights
-from ov_weight_compression.patterns.importance import (
+from ov_weight_compression.patterns.provenance import (
     ImportanceSource,
     NormGain,
     RowNormProduct,

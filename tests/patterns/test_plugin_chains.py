@@ -14,7 +14,7 @@ from openvino import opset13 as op
 from ov_weight_compression.evaluation import inspect
 from ov_weight_compression.passes import WeightCompression
 from ov_weight_compression.patterns import find_compressed
-from ov_weight_compression.patterns.plugin_chains import unmatched
+from ov_weight_compression.patterns.device_layer import unmatched
 from tests import expert_models, models
 
 

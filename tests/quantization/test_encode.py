@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from ov_weight_compression.ir_utils.file_mappings import FileMappings
-from ov_weight_compression.ir_utils.packing import pack
+from ov_weight_compression.ir_utils.types import pack
 from ov_weight_compression.quantization import (
     FORMATS,
     Spec,

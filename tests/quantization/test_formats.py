@@ -7,7 +7,7 @@ import openvino as ov
 import openvino.opset13 as op
 import pytest
 
-from ov_weight_compression.ir_utils.packing import pack
+from ov_weight_compression.ir_utils.types import pack
 from ov_weight_compression.quantization import FORMATS, PER_CHANNEL, Spec, stored_codebook, with_codebook
 from ov_weight_compression.quantization.formats import CB4, E2M1, E4M3, NF4, round_to_type
 from ov_weight_compression.quantization.reference import decode_codes

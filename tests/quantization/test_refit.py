@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ov_weight_compression.ir_utils.packing import pack
+from ov_weight_compression.ir_utils.types import pack
 from ov_weight_compression.quantization import FORMATS, Spec, decode_rows, encode_rows, tensor_scale_of
 from ov_weight_compression.quantization.formats import Encoded
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ov_weight_compression.quantization.sensitivity import METRICS, InputMeans, sensitivity, weight_noise
+from ov_weight_compression.quantization.allocation import METRICS, InputMeans, sensitivity, weight_noise
 
 EPSILON = float(np.finfo(np.float32).eps)
 MEANS = InputMeans(mean_square=2.0, mean_variance=3.0, max_variance=5.0, mean_max_abs=7.0)

@@ -1,10 +1,17 @@
-"""Large files leave memory while they are written, as their sources do while they are read.
+"""Reading and writing files by many threads in bounded memory: at a place, behind themselves, in a temporary one.
+
+**Write-behind.** Large files leave memory while they are written, as their sources do while they are read.
 
 What is written lies in the page cache until the kernel gets round to it. Told at once, a fast disk keeps up, and pages
 that have arrived there serve the next pieces: writing takes the memory of a few pieces, not of the file. Fresh pages
 are dear where the memory of a virtual machine has to be asked for again: 1.2 GB took 2.8 s there, and 0.35 s this way.
 
 Nobody waits for a slow disk: the first call that takes long is the last one, and the file stays in the cache.
+
+**At a place** of a file, from several threads at once: POSIX has calls for that. Elsewhere the file's own position is
+moved, by one thread at a time.
+
+**A spool.** Arrays kept in a temporary file until they are asked for: results that took long and must not fill memory.
 """
 
 from __future__ import annotations
@@ -13,11 +20,18 @@ import errno
 import os
 import stat
 import sys
+import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ov_weight_compression.ir_utils.types import Array
 
 KEPT_BYTES = 64 << 20  # on their way; given back when so much has been written after them
 _SMALL_BYTES = 1 << 16
@@ -130,3 +144,85 @@ def reserve(descriptor: int, size: int) -> bool:
                 raise
     os.ftruncate(descriptor, size)
     return False
+
+
+_moving = threading.Lock()
+
+
+def read_at(descriptor: int, size: int, place: int) -> bytes:
+    """At most `size` bytes from `place` on; none at the end of the file."""
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, size, place)
+    with _moving:
+        os.lseek(descriptor, place, os.SEEK_SET)
+        return os.read(descriptor, size)
+
+
+def read_into(descriptor: int, view: memoryview, place: int) -> int:
+    """Fill a view of bytes with what lies from `place` on: how many; fewer than it holds only where the file ends."""
+    filled = 0
+    while filled < len(view):
+        if hasattr(os, "preadv"):
+            count = os.preadv(descriptor, [view[filled:]], place + filled)
+        else:
+            data = read_at(descriptor, len(view) - filled, place + filled)
+            count = len(data)
+            view[filled : filled + count] = data
+        if not count:
+            break
+        filled += count
+    return filled
+
+
+def write_at(descriptor: int, data: bytes | memoryview, place: int) -> None:
+    """Write all of some bytes from `place` on."""
+    view = memoryview(data)
+    while view:
+        if hasattr(os, "pwrite"):
+            count = os.pwrite(descriptor, view, place)
+        else:
+            with _moving:
+                os.lseek(descriptor, place, os.SEEK_SET)
+                count = os.write(descriptor, view)
+        view, place = view[count:], place + count
+
+
+class Spool:
+    """A file without a name: it disappears with the last reference to it, however the process ends."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile(prefix="ov-weight-compression-")  # noqa: SIM115  (lives as long as the spool)
+        self._end = 0
+        self._lock = threading.Lock()
+
+    def put(self, values: Array) -> Spooled:
+        """Write an array; what is returned reads it, whole or by rows."""
+        values = np.ascontiguousarray(values)
+        with self._lock:
+            offset, self._end = self._end, self._end + values.nbytes
+        write_at(self._file.fileno(), values.reshape(-1).view(np.uint8).data, offset)
+        return Spooled(self, offset, values.shape, values.dtype)
+
+    def read(self, offset: int, count: int, dtype: np.dtype[Any]) -> Array:
+        """`count` elements from byte `offset`."""
+        values: Array = np.empty(count, dtype=dtype)
+        if read_into(self._file.fileno(), values.view(np.uint8).data, offset) < values.nbytes:
+            raise EOFError("the temporary file is shorter than what was written")
+        return values
+
+
+@dataclass(frozen=True, eq=False)
+class Spooled:
+    """An array in a spool."""
+
+    spool: Spool
+    offset: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    def rows(self, start: int = 0, stop: int | None = None) -> Array:
+        """The rows from `start` to `stop` (of the first axis), all by default."""
+        stop = self.shape[0] if stop is None else min(stop, self.shape[0])
+        width = int(np.prod(self.shape[1:], dtype=np.int64))
+        first = self.offset + start * width * self.dtype.itemsize
+        return self.spool.read(first, (stop - start) * width, self.dtype).reshape(stop - start, *self.shape[1:])
