@@ -64,8 +64,12 @@ _CONFIG = {
 }
 
 # OpenVINO (2026.4) makes one loop of element-wise operations, of reductions over the last axis too where it is not
-# asked to judge for itself whether that pays. Here it does: no intermediate tensor leaves the registers.
-_FUSED = {"SNIPPETS_MODE": "IGNORE_CALLBACK"}
+# asked to judge for itself whether that pays. Here it does: no intermediate tensor leaves the registers. A kernel with
+# more constants than a processor has vector registers (16 without AVX-512) is refused then, and so it is where OpenVINO
+# judges; it can be had without such loops.
+_LOOPS: tuple[dict[str, str], ...] = ({"SNIPPETS_MODE": "IGNORE_CALLBACK"}, {}, {"SNIPPETS_MODE": "DISABLE"})
+if platform.machine().lower() not in ("x86_64", "amd64"):
+    _LOOPS = ({},)
 
 
 class _Cache:
@@ -80,8 +84,6 @@ class _Cache:
 
 _usable = True
 """Whether the CPU plugin can be relied on in this process."""
-_fusing = platform.machine().lower() in ("x86_64", "amd64")
-"""Whether it takes `_FUSED`."""
 
 
 @contextmanager
@@ -172,6 +174,8 @@ class Kernel:
         self.block = block
         self._free: dict[int, list[_Compiled]] = {self.block: []}
         self._made: list[_Compiled] = []
+        self._refused = 0
+        """How many of `_LOOPS` cannot be had."""
         self._lock = threading.Lock()
 
     def run(
@@ -225,7 +229,16 @@ class Kernel:
         with self._lock:
             if self._free[block]:
                 return self._free[block].pop()
-        compiled = _Compiled(self.key, block)
+        model = build(self.key, block)
+        while True:
+            refused = self._refused
+            try:
+                compiled = _Compiled(_core().compile_model(model, "CPU", _CONFIG | _LOOPS[refused]))
+                break
+            except RuntimeError:
+                if refused + 1 == len(_LOOPS):
+                    raise
+                self._refused = max(self._refused, refused + 1)
         with self._lock:
             self._made.append(compiled)
         return compiled
@@ -238,8 +251,7 @@ class Kernel:
 class _Compiled:
     """A compiled kernel, its request, and its tensors as arrays: asking for them costs as much as small blocks do."""
 
-    def __init__(self, key: Key, block: int) -> None:
-        compiled = _compiled(build(key, block))
+    def __init__(self, compiled: ov.CompiledModel) -> None:
         self._request = compiled.create_infer_request()
         self.inputs = {port.get_any_name(): self._request.get_tensor(port).data for port in compiled.inputs}
         self._outputs = [self._request.get_tensor(port).data for port in compiled.outputs]
@@ -263,16 +275,6 @@ class _Compiled:
         """Run, and the outputs of the first ``size`` groups: the kernel's own memory (a copy costs a tenth)."""
         self._request.infer(share_outputs=True)
         return self._outputs if size == len(self._outputs[0]) else [output[:size] for output in self._outputs]
-
-
-def _compiled(model: ov.Model) -> ov.CompiledModel:
-    global _fusing
-    if _fusing:
-        try:
-            return _core().compile_model(model, "CPU", _CONFIG | _FUSED)
-        except RuntimeError:  # another version, or a processor for which it cannot make such loops
-            _fusing = False
-    return _core().compile_model(model, "CPU", _CONFIG)
 
 
 _cache = _Cache()

@@ -74,8 +74,8 @@ def test_less_error_without_data(mode: str) -> None:
 
 @pytest.mark.parametrize("more", [{"scale_estimation": True}, {"gptq": True}, {"accuracy": "best"}])
 def test_together_with_the_other_methods(more: dict[str, Any]) -> None:
-    options = {"dataset": windows(8), **more}
-    assert error(llama(), awq=True, **options) < error(llama(), dataset=windows(8), awq=True) * 1.05
+    options = {"dataset": windows(32), **more}
+    assert error(llama(), awq=True, **options) < error(llama(), dataset=windows(32), awq=True) * 1.05
     assert error(llama(), awq=True, **options) < 0.6 * error(llama())
 
 

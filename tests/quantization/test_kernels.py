@@ -141,6 +141,14 @@ def test_importance_is_repeated_in_small_blocks(rows: int) -> None:
 
 
 @pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="made for these processors")
+def test_a_kernel_that_cannot_be_a_loop_changes_no_other() -> None:
+    """A table of sixteen levels has more constants than a processor without AVX-512 has vector registers."""
+    groups, weights = nasty_groups(96, 32), np.ones((1, 32), np.float32)
+    key = Key(spec_of(FORMATS["nf4"], 9), 32, "f32", importance=True, starts=(1.0, 0.9))
+    Kernel(key, 96).run(groups, weights, None, lambda start, outputs: None)
+    test_reductions_are_part_of_a_loop()
+
+
 def test_reductions_are_part_of_a_loop() -> None:
     """A third of the time goes with them where they are not."""
     kernel = Kernel(Key(spec_of(FORMATS["int4_asym"]), 64, "f16"), 96)
