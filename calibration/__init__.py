@@ -23,7 +23,7 @@ from ov_weight_compression.calibration.saved_measurements import (
     statistics_file,
 )
 from ov_weight_compression.calibration.statistics import LayerStatistics, Seen, Statistics
-from ov_weight_compression.calibration.two_streams import LayerInput, Stage, Streams, open_streams
+from ov_weight_compression.calibration.two_streams import LayerInput, Stage, open_streams
 
 __all__ = [
     "CONTEXT_LENGTH",
@@ -40,7 +40,6 @@ __all__ = [
     "Seen",
     "Stage",
     "Statistics",
-    "Streams",
     "collect",
     "divergence_of",
     "filled_copy",

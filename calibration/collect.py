@@ -16,7 +16,7 @@ import openvino as ov
 from ov_weight_compression.calibration.activation_graph import ActivationGraph, Tap, TensorKey, read_graph
 from ov_weight_compression.calibration.datasets import Samples
 from ov_weight_compression.calibration.products import Kernels
-from ov_weight_compression.calibration.runner import Receive, Stream, feed, split
+from ov_weight_compression.calibration.runner import Pool, Receive, Store, Stream, feed, split
 from ov_weight_compression.calibration.statistics import (
     Accumulator,
     GramSums,
@@ -25,7 +25,6 @@ from ov_weight_compression.calibration.statistics import (
     fingerprint,
     rows_by_expert,
 )
-from ov_weight_compression.calibration.window_store import Pool, Store
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.printing import progress_bar
 from ov_weight_compression.ir_utils.types import Array, Float32

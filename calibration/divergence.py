@@ -21,8 +21,7 @@ from ov_weight_compression.calibration.activation_graph import TensorKey, read_g
 from ov_weight_compression.calibration.collect import DEFAULT_MEMORY
 from ov_weight_compression.calibration.datasets import Samples
 from ov_weight_compression.calibration.model_inputs import read_language_model
-from ov_weight_compression.calibration.runner import Stream, feed, split
-from ov_weight_compression.calibration.window_store import Pool, Store
+from ov_weight_compression.calibration.runner import Pool, Store, Stream, feed, split
 from ov_weight_compression.ir_utils.printing import progress_bar
 from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.ir_utils.worker_pool import default_threads, in_threads
@@ -210,7 +209,7 @@ def divergence_of(
         pieces = split(graph, 0, len(graph.order), limit)
         tick = bar.start("Measuring the divergence", 2 * windows * len(pieces))
         exact = Stream(graph, store, windows, limit, tick)
-        other = Stream(graph, Store(pool, parent=store), windows, limit, tick)
+        other = Stream(graph, Store(pool, store), windows, limit, tick)
         asked: set[str] = set()
         for begin, end in pieces:
             ready = {name for place in range(begin, end) for name in graph.layers.get(place, ())} - asked

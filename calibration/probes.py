@@ -43,14 +43,15 @@ from ov_weight_compression.calibration.divergence import DivergenceSum, scored_o
 from ov_weight_compression.calibration.probe_plan import PASSES, Probe, plan_probes
 from ov_weight_compression.calibration.runner import (
     CompiledPiece,
-    ModelPiece,
+    Pool,
+    Store,
     compiled_exactly,
+    entrance,
     feed,
-    put_in_place,
+    in_place_of,
     split,
 )
 from ov_weight_compression.calibration.statistics import add_gram, mirror, rows_by_expert, unfit
-from ov_weight_compression.calibration.window_store import Pool, Store
 from ov_weight_compression.ir_utils.printing import progress_bar
 from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.ir_utils.weight_source import WeightSource
@@ -172,31 +173,20 @@ def _computed(
     graph: ActivationGraph, nodes: Sequence[ov.Node], use: LayerUse, difference: Array, store: Store, windows: int
 ) -> list[Array]:
     """By the operation, with the difference in place of the weight."""
-    layer = nodes[use.layer]
-    keys = [(port, key) for port, key in enumerate(graph.sources[use.layer]) if not graph.constant[key[0]]]
-    parameters = []
-    for port, key in keys:
-        shape = store.shape(key)
-        own = graph.nodes[key[0]].output(key[1])
-        half = own.get_element_type().to_string() in ("f16", "bf16")
-        parameter = ops.parameter(
-            own.get_partial_shape() if shape is None else ov.PartialShape([size or -1 for size in shape]),
-            ov.Type.f32 if half else own.get_element_type(),
-        )
-        parameters.append(parameter)
-        entry = ops.convert(parameter, own.get_element_type().to_string()) if half else parameter
-        layer.input(port).replace_source_output(entry.output(0))
-    restore = put_in_place(nodes[graph.weight_nodes[use.weight.name]], ops.constant(difference))
-    requests = compiled_exactly(ov.Model([ops.result(ops.convert(layer, "f32"))], parameters))
-    restore()
+    layer, keys, parameters = nodes[use.layer], [], []
+    for port, key in enumerate(graph.sources[use.layer]):
+        if not graph.constant[key[0]]:
+            entry, parameter = entrance(graph.nodes[key[0]].output(key[1]), store, key)
+            layer.input(port).replace_source_output(entry)
+            if parameter is not None:
+                parameters.append(parameter)
+                keys.append(key)
+    with in_place_of(nodes[graph.weight_nodes[use.weight.name]], ops.constant(difference)):
+        requests = compiled_exactly(ov.Model([ops.result(ops.convert(layer, "f32"))], parameters))
     found: list[Array] = []
-
-    def receive(request: ov.InferRequest) -> None:
-        found.append(np.array(request.get_output_tensor(0).data))
-
     for window in range(windows):
-        requests.start([np.ascontiguousarray(store.get(key, window)) for _, key in keys], receive)
-    requests.finish()
+        requests.start(window, [np.asarray(store.get(key, window), order="C") for key in keys])
+        found += [np.array(output) for _, (output,) in requests.received()]
     return found
 
 
@@ -286,7 +276,7 @@ def run_probes(
         exact = Store(pool)
         windows = list(samples)
         total = feed(graph, exact, [*windows, *more])
-        seen = [_Seen(probe, Store(pool, parent=exact), DivergenceSum(outputs)) for probe in probes]
+        seen = [_Seen(probe, Store(pool, exact), DivergenceSum(outputs)) for probe in probes]
         pieces = _pieces(graph, every, calibration_memory // 6)
         runs = sum(probe.begin < end and begin < probe.end for begin, end in pieces for probe in probes)
         tick = bar.start("Probing", len(pieces) * total + runs * len(windows))
@@ -360,24 +350,21 @@ class _Run:
         graph = self.graph
         here = [use for use in graph.uses if begin <= graph.place[use.layer] < end]
         cut = _Cut.of(graph, begin, end, here, {one.probe.border for one in every if one.probe.border})
-        piece = ModelPiece(
+        compiled = CompiledPiece(
             graph,
             self.pieces_of,
             begin,
             end,
-            outputs=tuple(sorted(cut.wanted)),
+            self.exact,
+            sorted(cut.wanted),
             replaced={name: graph.given[name]() for name in sorted(cut.given)},
             shifted=tuple(dict.fromkeys((use.layer, 0) for use in here)),
         )
-        compiled = CompiledPiece(piece, self.exact)
-
-        def keep(window: int, outputs: Mapping[TensorKey, Array]) -> None:
+        for window, outputs in compiled.run(self.exact, self.windows):
             for key, array in outputs.items():
                 if key in cut.crossing or key in cut.inputs or window < self.probed:
                     self.exact.put(key, window, array)
             self.tick(1)
-
-        compiled.run(self.exact, self.windows, keep)
         for one in every:
             if one.probe.begin < end and begin < one.probe.end:
                 self._advance(one, compiled, self._shifts(one, begin, end), cut)
@@ -422,7 +409,7 @@ class _Run:
         return self.rounder.prepare(use.weight.name, seen)
 
     def _advance(self, one: _Seen, compiled: CompiledPiece, shifts: dict[TensorKey, list[Array]], cut: _Cut) -> None:
-        def compare(window: int, outputs: Mapping[TensorKey, Array]) -> None:
+        for window, outputs in compiled.run(one.store, self.probed, shifts):
             for key, array in outputs.items():
                 if key == one.probe.border:
                     one.at_border += _relative(self.exact.get(key, window), array)
@@ -431,8 +418,6 @@ class _Run:
                 if key in cut.crossing:
                     one.store.put(key, window, array)
             self.tick(1)
-
-        compiled.run(one.store, self.probed, compare, shifts)
 
 
 @dataclass(frozen=True)

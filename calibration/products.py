@@ -30,7 +30,7 @@ import numpy as np
 import openvino as ov
 import openvino.opset13 as ops
 
-from ov_weight_compression.calibration.inference import Requests
+from ov_weight_compression.calibration.runner import Requests, computes_bf16
 from ov_weight_compression.ir_utils.types import Float32
 
 BATCH_ROWS = 1024
@@ -38,12 +38,6 @@ BATCH_ROWS = 1024
 _TILE = 512
 _NARROWEST, _WIDEST = 256, 4096
 """Channels: with fewer BLAS is as fast, with more the tiles would take as much memory again as the matrix."""
-
-
-@cache
-def computes_bf16() -> bool:
-    """Whether this CPU multiplies in bf16 by itself."""
-    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 class Kernels:
@@ -90,19 +84,19 @@ class Products:
         `buffers`, and given back by this.
         """
 
-        def receive(request: ov.InferRequest) -> None:
-            for number, (begin, end) in enumerate(self._tiles):
-                gram[begin:end, begin:] += request.get_output_tensor(number).data
+        self.finish(room=1)
+        job = gram, cross, rows if spare else None
+        self._requests.start(job, [np.ascontiguousarray(one) for one in rows])
+
+    def finish(self, room: int | None = None) -> None:
+        """Add what is still to be added, or as much of it as makes room."""
+        for (gram, cross, spare), found in self._requests.received(room):
+            for (begin, end), tile in zip(self._tiles, found, strict=False):
+                gram[begin:end, begin:] += tile
             if cross is not None:
-                np.add(cross, request.get_output_tensor(len(self._tiles)).data, out=cross)
-            if spare:
-                self._spare.append(rows)
-
-        self._requests.start([np.ascontiguousarray(one) for one in rows], receive)
-
-    def finish(self) -> None:
-        """Add what is still to be added."""
-        self._requests.finish()
+                np.add(cross, found[-1], out=cross)
+            if spare is not None:
+                self._spare.append(spare)
 
 
 def _model(width: int, tiles: list[tuple[int, int]], beside: int | None, drift: bool) -> ov.Model:

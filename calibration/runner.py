@@ -1,9 +1,8 @@
 """Running a model piece by piece, window by window, in bounded memory.
 
 The front is a place in `ActivationGraph.order`; the store holds what is made before it and read after it, for every
-window: in memory while it lasts, then on disk. To advance, the next operations are cut out, compiled, run on every
-window, and forgotten. A piece ends where its weights would exceed the limit, so that no more than one piece's weights
-are compiled at a time.
+window. To advance, the next operations are cut out, compiled, run on every window, and forgotten. A piece ends where
+its weights would exceed the limit, so that no more than one piece's weights are compiled at a time.
 
     whole     … ─ A ─┬─ MatMul ─ B ─ MatMul ─ C …          piece     Parameter(A) ─┬─ MatMul ─ B ─ Result
                      └───────── Add ──────────                       Result(A + …) ┘
@@ -12,13 +11,34 @@ In a copy of the graph, one for each stream, which shares all constants with it,
 to a Parameter (or to a Constant, for a shape that is the same in every window); what lies between there and the Results
 is the piece, and only that is compiled. Tensors of a half precision cross a border as f32, because that is what they
 are in a model that is executed in f32.
+
+**Requests** run a compiled model on one input after another, while their caller is at work on what the ones before
+gave.
+
+    start(a) ─┐     start(b) ─┐     what a gave is received before c is started
+     stream 0 └─ a ────────────────┐  ─ c ─ …
+     stream 1                 └─ b ──────────┐
+
+Beside another model that runs, or beside numpy, two inputs side by side, each on half of the processors, are done
+sooner: the halves of one wait for each other at every operation, and both for whatever the caller does between two
+inputs. Alone they are not: activations take twice the memory, and large weights are prepared by one thread.
+
+**Tensors of every window** between the piece that makes them and the last one that reads them are in memory while it
+lasts, then on disk: in a temporary directory (`TMPDIR` decides where) that is removed when the pool is closed, whatever
+happens. Memory that a tensor no longer needs goes to the next one of its size, as blocks of a model have tensors of the
+same few sizes: having new pages mapped takes several times as long as copying a tensor into them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache
+from pathlib import Path
+from threading import Lock
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -27,75 +47,362 @@ import openvino.opset13 as ops
 from numpy.typing import NDArray
 
 from ov_weight_compression.calibration.activation_graph import ActivationGraph, TensorKey
-from ov_weight_compression.calibration.inference import Requests
-from ov_weight_compression.calibration.products import computes_bf16
-from ov_weight_compression.calibration.window_store import Store
+from ov_weight_compression.ir_utils.errors import WorkError
+from ov_weight_compression.ir_utils.ir_file import openvino_reason
+from ov_weight_compression.ir_utils.publish import TemporaryFolder
+from ov_weight_compression.ir_utils.worker_pool import default_threads
+
+_TINY = 128
+"""Bytes of a tensor that never goes to disk."""
+_SMALL = 16
+"""Integer vectors of at most so many elements are compared between windows: shapes that are always the same."""
+
+
+@dataclass(eq=False)
+class Pool:
+    """What several stores share: a memory limit in bytes, and the directory for what does not fit. Several threads may
+    use it at once, but no two of them one tensor."""
+
+    limit: int
+    used: int = 0
+    _idle: dict[int, list[NDArray[np.uint8]]] = field(default_factory=dict)
+    _idle_bytes: int = 0
+    _directory: TemporaryFolder | None = None
+    _files: int = 0
+    _lock: Lock = field(default_factory=Lock)
+
+    def take(self, size: int) -> NDArray[np.uint8] | None:
+        """Memory for so many bytes; None where that would be too much."""
+        with self._lock:
+            if self._idle.get(size):
+                found = self._idle[size].pop()
+                self._idle_bytes -= size
+            elif self.used + size > self.limit and size > _TINY:
+                return None
+            else:
+                for other in [one for one, arrays in self._idle.items() for _ in arrays]:
+                    if self.used + self._idle_bytes + size > self.limit:
+                        self._idle[other].pop()
+                        self._idle_bytes -= other
+                found = np.empty(size, np.uint8)
+            self.used += size
+            return found
+
+    def give(self, memory: NDArray[np.uint8]) -> None:
+        """Memory that nothing reads any more."""
+        with self._lock:
+            self.used -= memory.size
+            if self._idle_bytes + memory.size <= self.limit // 2:
+                self._idle.setdefault(memory.size, []).append(memory)
+                self._idle_bytes += memory.size
+
+    def new_file(self) -> Path:
+        """A path in the temporary directory that nothing uses yet."""
+        with self._lock:
+            if self._directory is None:
+                self._directory = TemporaryFolder()
+            self._files += 1
+            return self._directory.path / f"{self._files}.bin"
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._directory is not None:
+            self._directory.discard()
+            self._directory = None
+
+
+@dataclass
+class _Entry:
+    """One tensor: an array for each window, or where in the file it lies."""
+
+    shape: tuple[int, ...] | None
+    """That of all windows so far; None where they differ."""
+    value: NDArray[Any] | None
+    """The value of all windows so far, of a short vector of integers; None where they differ."""
+    arrays: dict[int, NDArray[Any]] = field(default_factory=dict)
+    memory: list[NDArray[np.uint8]] = field(default_factory=list)
+    """What the arrays lie in."""
+    places: dict[int, tuple[int, tuple[int, ...], np.dtype[Any]]] = field(default_factory=dict)
+    path: Path | None = None
+    size: int = 0
+
+
+@dataclass(eq=False)
+class Store:
+    """The tensors of one stream. A stream that has left another one reads from it what it has not made itself."""
+
+    pool: Pool
+    parent: Store | None = None
+    _entries: dict[TensorKey, _Entry] = field(default_factory=dict)
+
+    def put(self, key: TensorKey, window: int, array: NDArray[Any]) -> None:
+        """Keep a copy of a window's tensor. The windows of a tensor are put once each, in any order."""
+        entry = self._entries.get(key)
+        if entry is None:
+            small = array.size <= _SMALL and array.ndim <= 1 and array.dtype.kind in "iu"
+            entry = self._entries[key] = _Entry(array.shape, np.array(array) if small else None)
+        if array.shape != entry.shape:
+            entry.shape = entry.value = None
+        if entry.value is not None and not np.array_equal(array, entry.value):
+            entry.value = None
+        memory = self.pool.take(array.nbytes)
+        if memory is not None:
+            entry.memory.append(memory)
+            entry.arrays[window] = memory.view(array.dtype).reshape(array.shape)
+            np.copyto(entry.arrays[window], array)
+            return
+        if entry.path is None:
+            entry.path = self.pool.new_file()
+        with entry.path.open("ab") as file:
+            file.write(np.ascontiguousarray(array).data)
+        entry.places[window] = (entry.size, array.shape, array.dtype)
+        entry.size += array.nbytes
+
+    def get(self, key: TensorKey, window: int) -> NDArray[Any]:
+        """A window's tensor; not to be written to, nor read once the tensor has been dropped."""
+        entry = self._find(key)
+        if window in entry.arrays:
+            return entry.arrays[window]
+        offset, shape, dtype = entry.places[window]
+        assert entry.path is not None
+        count = int(np.prod(shape, dtype=np.int64))
+        return np.fromfile(entry.path, dtype, count, offset=offset).reshape(shape)
+
+    def of_all_windows(self, key: TensorKey) -> tuple[tuple[int, ...] | None, NDArray[Any] | None]:
+        """The tensor's shape where it is the same in all windows, and its value where it is a short vector of integers
+        that is the same in all windows; None where they differ."""
+        entry = self._find(key)
+        return entry.shape, entry.value
+
+    def drop(self, key: TensorKey) -> None:
+        """Forget a tensor of this store; nothing happens where it has none."""
+        entry = self._entries.pop(key, None)
+        if entry is not None:
+            for memory in entry.memory:
+                self.pool.give(memory)
+            if entry.path is not None:
+                entry.path.unlink(missing_ok=True)
+
+    def __contains__(self, key: object) -> bool:
+        """Whether this store holds the tensor itself."""
+        return key in self._entries
+
+    def __iter__(self) -> Iterator[TensorKey]:
+        """The tensors that this store holds itself, now: another thread may put one there meanwhile."""
+        return iter(list(self._entries))
+
+    def _find(self, key: TensorKey) -> _Entry:
+        if key in self._entries or self.parent is None:
+            return self._entries[key]
+        return self.parent._find(key)
+
 
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0", "KV_CACHE_PRECISION": "f32"}
 """How a model is compiled whose activations are measured: nothing rounded below f32."""
 
+
+@cache
+def _core() -> ov.Core:
+    return ov.Core()
+
+
+@cache
+def computes_bf16() -> bool:
+    """Whether this CPU multiplies in bf16 by itself."""
+    return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+class Requests:
+    """Requests of one compiled model. Not for several threads at once."""
+
+    def __init__(
+        self, model: ov.Model, config: Mapping[str, str | int], threads: int = 0, side_by_side: int = 1
+    ) -> None:
+        """Compile a model, to compute in so many `threads` in all, 0 for all that there are, so many inputs
+        `side_by_side` at most.
+
+        Raises WorkError where it cannot be compiled.
+        """
+        streams = min(side_by_side, threads or default_threads())
+        # A thread that is tied to a processor waits for it while numpy has it and another one is idle.
+        how = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": streams, "ENABLE_CPU_PINNING": False}
+        try:
+            compiled = _core().compile_model(model, "CPU", {"PERFORMANCE_HINT": "LATENCY", **config, **how})
+        except RuntimeError as error:
+            reason = openvino_reason(error)
+            raise WorkError(f"calibration: the model cannot be compiled for the data: {reason}") from error
+        self._idle = [compiled.create_infer_request() for _ in range(streams)]
+        self._running: deque[tuple[Any, Sequence[NDArray[Any]], str, ov.InferRequest]] = deque()
+
+    def start(self, job: Any, arrays: Sequence[NDArray[Any]], name: str = "the data") -> None:
+        """Run the model on these inputs, contiguous and not to be changed until the `job` has been received;
+        `received(1)` makes room for it.
+
+        Raises WorkError where the model cannot run on them, by their `name`.
+        """
+        request = self._idle.pop()
+        self._running.append((job, arrays, name, request))
+        with _blamed_on(name):
+            request.start_async(dict(enumerate(arrays)), share_inputs=True)
+
+    def received(self, room: int | None = None) -> Iterator[tuple[Any, list[NDArray[Any]]]]:
+        """The jobs that ran and their outputs, in the order in which they were started, until there is `room` for so
+        many; by default until none runs. The outputs are the runtime's memory, to be used or copied before the next are
+        asked for.
+
+        Raises WorkError where the model cannot run on an input, by that one's name.
+        """
+        while self._running and (room is None or len(self._idle) < room):
+            running = self._running.popleft()  # with its inputs
+            job, _, name, request = running
+            try:
+                with _blamed_on(name):
+                    request.wait()
+                yield job, [tensor.data for tensor in request.output_tensors]
+            finally:
+                self._idle.append(request)
+
+    def stop(self) -> None:
+        """Wait for what is still running, which nobody receives, so that its inputs can go."""
+        while self._running:
+            *_, request = self._running.popleft()
+            with suppress(RuntimeError):
+                request.wait()
+            self._idle.append(request)
+
+
+@contextmanager
+def _blamed_on(name: str) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        reason = openvino_reason(error)
+        raise WorkError(f"calibration: the model fails on {name}: {reason}") from error
+
+
+def compiled_exactly(model: ov.Model, *, bf16: bool = False, threads: int = 0, side_by_side: int = 1) -> Requests:
+    """What runs a model on the CPU with nothing rounded below f32, or below bf16 if that is said and the CPU is made
+    for it; `threads` and `side_by_side` as in `Requests`. Raises WorkError where it cannot be compiled."""
+    precision = {"INFERENCE_PRECISION_HINT": "bf16"} if bf16 and computes_bf16() else {}
+    return Requests(model, {**EXACT, "EXECUTION_MODE_HINT": "ACCURACY", **precision}, threads, side_by_side)
+
+
 _HALF = ("f16", "bf16")
 
 
-@dataclass(frozen=True, eq=False)
-class ModelPiece:
-    """The operations `[begin, end)` of a graph's order, and how they are to be run."""
+class CompiledPiece:
+    """The operations `[begin, end)` of a graph's order, to be run on any window of a stream or of one that left it."""
 
-    graph: ActivationGraph
-    nodes: Sequence[ov.Node]
-    """The graph's operations in a copy of which every operation is cut out once (see `cut_out`)."""
-    begin: int
-    end: int
-    outputs: tuple[TensorKey, ...]
-    """Tensors made in the piece that are wanted."""
-    forced: tuple[TensorKey, ...] = ()
-    """Tensors made in the piece that are taken from the store all the same."""
-    replaced: Mapping[str, ov.Node] = field(default_factory=dict)
-    """What stands in for a weight's constant, by the weight's name."""
-    bf16: bool = False
-    """Whether it may be computed in bf16 where the CPU is made for that."""
-    threads: int = 0
-    """That it is computed with; 0 for all that there are."""
-    side_by_side: int = 1
-    """Windows that are computed at once (see `calibration.inference`)."""
-    shifted: tuple[TensorKey, ...] = ()
-    """Tensors made in the piece to which something is added that comes from outside, by Parameters after the others."""
+    def __init__(
+        self,
+        graph: ActivationGraph,
+        nodes: Sequence[ov.Node],
+        begin: int,
+        end: int,
+        store: Store,
+        outputs: Sequence[TensorKey],
+        *,
+        forced: Sequence[TensorKey] = (),
+        replaced: Mapping[str, ov.Node] | None = None,
+        shifted: Sequence[TensorKey] = (),
+        bf16: bool = False,
+        threads: int = 0,
+        side_by_side: int = 1,
+    ) -> None:
+        """Cut the piece out and compile it.
+
+        Args:
+            nodes: the graph's operations in a copy of which every operation is cut out once: what enters the piece
+                stays cut off; it gets its own constants back, so that the copy does not keep what stood in for them.
+            store: tells the shapes of what enters the piece.
+            outputs: tensors made in the piece that are wanted.
+            forced: tensors made in the piece that are taken from the store all the same.
+            replaced: what stands in for a weight's constant, by the weight's name.
+            shifted: tensors made in the piece to which something is added that comes from outside.
+            bf16, threads, side_by_side: as in `compiled_exactly`.
+        """
+        within = {nodes[index].get_name() for index in graph.order[begin:end]}
+        parameters: list[ov.Node] = []
+        self._keys: list[TensorKey] = []
+        for key in (*graph.inputs_of(begin, end), *forced):
+            tensor = nodes[key[0]].output(key[1])
+            entry, parameter = entrance(tensor, store, key)
+            if parameter is not None:
+                parameters.append(parameter)
+                self._keys.append(key)
+            for port in list(tensor.get_target_inputs()):
+                if port.get_node().get_name() in within:
+                    port.replace_source_output(entry)
+        with ExitStack() as stack:
+            for name, constant in (replaced or {}).items():
+                stack.enter_context(in_place_of(nodes[graph.weight_nodes[name]], constant))
+            if shifted:  # the shapes are known only now that the Parameters have theirs
+                ends = [_exit(nodes[index].output(port)) for index, port in shifted]
+                ov.Model(ends, parameters).validate_nodes_and_infer_types()
+            sums = {key: _shifted(nodes[key[0]].output(key[1]), within) for key in shifted}
+            added = [parameter for _, parameter in sums.values()]
+            results = [_exit(sums[key][0] if key in sums else nodes[key[0]].output(key[1])) for key in outputs]
+            model = ov.Model(results, parameters + added)
+            self._requests = compiled_exactly(model, bf16=bf16, threads=threads, side_by_side=side_by_side)
+        graph.give_back(begin, end)
+        self._outputs = outputs
+        self._shifted = {key: one.get_partial_shape() for key, one in zip(shifted, added, strict=True)}
+
+    def run(
+        self, store: Store, windows: int, shifts: Mapping[TensorKey, Sequence[NDArray[Any]]] | None = None
+    ) -> Iterator[tuple[int, dict[TensorKey, NDArray[Any]]]]:
+        """Run the first `windows`; each in turn with its outputs, which are the runtime's own memory: to be used or
+        copied before the next is asked for.
+
+        `shifts` are what is added to the tensors that the piece shifts, window by window; nothing where none is given.
+        Raises WorkError where the model cannot run on the data.
+        """
+        try:
+            for window in range(windows):
+                arrays = [np.asarray(store.get(key, window), order="C") for key in self._keys]
+                for key, shape in self._shifted.items():
+                    zeros = [dim.get_length() if dim.is_static else 1 for dim in shape]  # what is open is broadcast
+                    arrays.append(shifts[key][window] if shifts and key in shifts else np.zeros(zeros, np.float32))
+                for done, found in self._requests.received(room=1):
+                    yield done, dict(zip(self._outputs, found, strict=True))
+                self._requests.start(window, arrays, f"window {window} of the data")
+            for done, found in self._requests.received():
+                yield done, dict(zip(self._outputs, found, strict=True))
+        finally:
+            self._requests.stop()
 
 
-def cut_out(piece: ModelPiece, store: Store) -> tuple[ov.Model, list[TensorKey], Callable[[], None]]:
-    """A piece as a model of its own, and the tensors that its Parameters stand for. Its Results are the outputs.
+def entrance(tensor: ov.Output, store: Store, key: TensorKey) -> tuple[ov.Output, ov.Node | None]:
+    """What a tensor from outside comes in by, brought to the tensor's own type: a Parameter, or a Constant for a value
+    that is the same in all windows and no input of the model."""
+    own, (shape, value) = tensor.get_element_type().to_string(), store.of_all_windows(key)
+    if value is not None and tensor.get_node().get_type_name() != "Parameter":
+        node, parameter = ops.constant(value), None
+    else:
+        node = parameter = ops.parameter(
+            # A dimension that is 0 in every window is left open: the CPU plugin divides by it when it compiles.
+            ov.PartialShape([size or -1 for size in shape]) if shape is not None else tensor.get_partial_shape(),
+            ov.Type.f32 if own in _HALF else tensor.get_element_type(),
+        )
+    return (ops.convert(node, own) if own in _HALF else node).output(0), parameter
 
-    Its operations are the copy's own: what enters them stays cut off. The third value is a function that gives them
-    their own constants back, so that what stood in for those is not kept by the copy.
-    """
-    graph, nodes = piece.graph, piece.nodes
-    within = {nodes[index].get_name() for index in graph.order[piece.begin : piece.end]}
-    parameters: list[ov.Node] = []
-    keys: list[TensorKey] = []
-    for key in (*graph.inputs_of(piece.begin, piece.end), *piece.forced):
-        tensor = nodes[key[0]].output(key[1])
-        is_input = nodes[key[0]].get_type_name() == "Parameter"
-        entry, parameter = _entrance(tensor, None if is_input else store.value(key), store.shape(key))
-        if parameter is not None:
-            parameters.append(parameter)
-            keys.append(key)
-        for port in list(tensor.get_target_inputs()):
-            if port.get_node().get_name() in within:
-                port.replace_source_output(entry)
-    undo = [put_in_place(nodes[graph.weight_nodes[name]], constant) for name, constant in piece.replaced.items()]
 
-    def restore() -> None:
-        for one in undo:
-            one()
-
-    if piece.shifted:  # the shapes are known only now that the Parameters have theirs
-        ov.Model(
-            [_exit(nodes[index].output(port)) for index, port in piece.shifted], parameters
-        ).validate_nodes_and_infer_types()
-    sums = {key: _shifted(nodes[key[0]].output(key[1]), within) for key in piece.shifted}
-    parameters += [parameter for _, parameter in sums.values()]
-    results = [_exit(sums[key][0] if key in sums else nodes[key[0]].output(key[1])) for key in piece.outputs]
-    return ov.Model(results, parameters), keys, restore
+@contextmanager
+def in_place_of(constant: ov.Node, other: ov.Node) -> Iterator[None]:
+    """While the block runs the readers of `constant` read `other`; its type may be another only where a Convert follows
+    anyway."""
+    own = constant.get_output_element_type(0).to_string()
+    readers = list(constant.output(0).get_target_inputs())
+    for port in readers:
+        fits = other.get_output_element_type(0).to_string() == own or port.get_node().get_type_name() == "Convert"
+        port.replace_source_output((other if fits else ops.convert(other, own)).output(0))
+    try:
+        yield
+    finally:
+        for port in readers:
+            port.replace_source_output(constant.output(0))
 
 
 def _shifted(tensor: ov.Output, within: Container[str]) -> tuple[ov.Output, ov.Node]:
@@ -113,210 +420,100 @@ def _shifted(tensor: ov.Output, within: Container[str]) -> tuple[ov.Output, ov.N
     return total, parameter
 
 
-def run_piece(
-    piece: ModelPiece,
-    store: Store,
-    windows: int,
-    receive: Callable[[int, TensorKey, NDArray[Any]], None],
-    tick: Callable[[int], None],
-) -> None:
-    """Compile a piece, run it on every window and hand each output to `receive(window, key, array)`.
-
-    After each window `tick(1)` is called, for a progress bar.
-    The array is the runtime's own memory: it has to be used or copied before `receive` returns.
-    Raises WorkError where the model cannot run on the data.
-    """
-
-    def receive_and_tick(window: int, outputs: Mapping[TensorKey, NDArray[Any]]) -> None:
-        for key, array in outputs.items():
-            receive(window, key, array)
-        tick(1)
-
-    CompiledPiece(piece, store).run(store, windows, receive_and_tick)
-
-
-def compiled_exactly(model: ov.Model, *, bf16: bool = False, threads: int = 0, side_by_side: int = 1) -> Requests:
-    """What runs a model on the CPU with nothing rounded below f32, or below bf16 if that is said and the CPU is made
-    for it; `threads` and `side_by_side` as in `Requests`. Raises WorkError where it cannot be compiled."""
-    precision = {"INFERENCE_PRECISION_HINT": "bf16"} if bf16 and computes_bf16() else {}
-    return Requests(model, {**EXACT, "EXECUTION_MODE_HINT": "ACCURACY", **precision}, threads, side_by_side)
-
-
-class CompiledPiece:
-    """A piece that can be run on any window of its stream, or of one that has left it; `store` tells the shapes."""
-
-    def __init__(self, piece: ModelPiece, store: Store) -> None:
-        model, self._keys, restore = cut_out(piece, store)
-        self._outputs, self._shifted = piece.outputs, piece.shifted
-        self._requests = compiled_exactly(
-            model, bf16=piece.bf16, threads=piece.threads, side_by_side=piece.side_by_side
-        )
-        restore()
-        piece.graph.give_back(piece.begin, piece.end)
-        self._shapes = [parameter.get_partial_shape() for parameter in model.get_parameters()[len(self._keys) :]]
-
-    def run(
-        self,
-        store: Store,
-        windows: int,
-        receive: Callable[[int, Mapping[TensorKey, NDArray[Any]]], None],
-        shifts: Mapping[TensorKey, Sequence[NDArray[Any]]] | None = None,
-    ) -> None:
-        """Run the first `windows` and call `receive(window, outputs)` for each in turn. The outputs are in the
-        runtime's own memory: to be used or copied before it returns.
-
-        `shifts` are what is added to the tensors that the piece shifts, window by window; nothing where none is given.
-        Raises WorkError where the model cannot run on the data.
-        """
-
-        def received(window: int, request: ov.InferRequest) -> None:
-            receive(window, {key: request.get_output_tensor(port).data for port, key in enumerate(self._outputs)})
-
-        try:
-            for window in range(windows):
-                arrays = [_contiguous(store.get(key, window)) for key in self._keys]
-                for key, shape in zip(self._shifted, self._shapes, strict=True):
-                    arrays.append(shifts[key][window] if shifts and key in shifts else _nothing(shape))
-                self._requests.start(arrays, partial(received, window), f"window {window} of the data")
-            self._requests.finish()
-        finally:
-            self._requests.stop()
-
-
-def _nothing(shape: ov.PartialShape) -> NDArray[Any]:
-    """Zeros to be added: of a tensor's shape where that is fixed, else one that is broadcast."""
-    return np.zeros([dim.get_length() if dim.is_static else 1 for dim in shape], np.float32)
-
-
-def _entrance(
-    tensor: ov.Output, value: NDArray[Any] | None, shape: tuple[int, ...] | None
-) -> tuple[ov.Output, ov.Node | None]:
-    """What a tensor from outside comes in by: a Constant or a Parameter, brought to the tensor's own type."""
-    own = tensor.get_element_type().to_string()
-    if value is not None:
-        node, parameter = ops.constant(value), None
-    else:
-        node = parameter = ops.parameter(
-            # A dimension that is 0 in every window is left open: the CPU plugin divides by it when it compiles.
-            ov.PartialShape([size or -1 for size in shape]) if shape is not None else tensor.get_partial_shape(),
-            ov.Type.f32 if own in _HALF else tensor.get_element_type(),
-        )
-    return (ops.convert(node, own) if own in _HALF else node).output(0), parameter
-
-
-def put_in_place(constant: ov.Node, other: ov.Node) -> Callable[[], None]:
-    """Let the readers of `constant` read `other`; its type may be another only where a Convert follows anyway. Returns
-    what gives them back what they read before."""
-    own = constant.get_output_element_type(0).to_string()
-    readers = list(constant.output(0).get_target_inputs())
-    for port in readers:
-        fits = other.get_output_element_type(0).to_string() == own or port.get_node().get_type_name() == "Convert"
-        port.replace_source_output((other if fits else ops.convert(other, own)).output(0))
-
-    def restore() -> None:
-        for port in readers:
-            port.replace_source_output(constant.output(0))
-
-    return restore
-
-
 def _exit(tensor: ov.Output) -> ov.Node:
     half = tensor.get_element_type().to_string() in _HALF
     return ops.result(ops.convert(tensor, "f32") if half else tensor)
 
 
-def _contiguous(array: NDArray[Any]) -> NDArray[Any]:
-    return array if array.flags.c_contiguous else np.ascontiguousarray(array)
-
-
 Receive = Callable[[int, TensorKey, NDArray[Any]], None]
 
 
+@dataclass(eq=False)
 class Stream:
     """A prefix of the model that has run, with some of its weights replaced."""
 
-    def __init__(
-        self,
-        graph: ActivationGraph,
-        store: Store,
-        windows: int,
-        weight_limit: int,
-        tick: Callable[[int], None] = lambda steps: None,
-        *,
-        bf16: bool = False,
-        threads: int = 0,
-        side_by_side: int = 1,
-    ) -> None:
-        """With `bf16` layers may be computed in it; what comes before the first one may not, for positions are larger
-        there than it can tell apart. `threads` and `side_by_side` as in `ModelPiece`."""
-        self._graph = graph
-        self._bf16 = bf16
-        self._threads, self._side_by_side = threads, side_by_side
-        self._nodes: Sequence[ov.Node] = ()
-        self._tick = tick
-        self._limit = weight_limit
-        self.store = store
-        self.windows = windows
-        self._replaced: dict[str, ov.Node] = {}
-        self.changed = False
-        """Whether any weight has ever been replaced."""
+    graph: ActivationGraph
+    store: Store
+    windows: int
+    limit: int
+    """Bytes of the weights of one piece."""
+    tick: Callable[[int], None] = lambda steps: None
+    """Called with 1 after each window of a piece, for a progress bar."""
+    bf16: bool = False
+    """Layers may be computed in it; what comes before the first one may not, for positions are larger there than it can
+    tell apart."""
+    threads: int = 0
+    side_by_side: int = 1
+    """As in `Requests`."""
+    changed: bool = False
+    """Whether any weight has ever been replaced."""
+    _nodes: Sequence[ov.Node] = ()
+    _replaced: dict[str, ov.Node] = field(default_factory=dict)
 
     def replace(self, name: str, values: NDArray[Any]) -> None:
         """From here on the constant of weight `name` is `values`, in the constant's own shape, f32 or f16."""
-        constant = self._graph.nodes[self._graph.weight_nodes[name]]
+        constant = self.graph.nodes[self.graph.weight_nodes[name]]
         if tuple(values.shape) != tuple(constant.get_output_shape(0)):
             raise ValueError(f"weight '{name}': {values.shape} in place of {constant.get_output_shape(0)}")
         self._replaced[name] = ops.constant(np.ascontiguousarray(values))
         self.changed = True
 
     def advance(
-        self,
-        begin: int,
-        end: int,
-        watched: Mapping[TensorKey, Receive | None],
-        forced: Sequence[TensorKey] = (),
+        self, begin: int, end: int, watched: Mapping[TensorKey, Receive | None], forced: Sequence[TensorKey] = ()
     ) -> None:
         """Run the operations `[begin, end)` of the order on every window.
 
         What later operations read is kept in the store. The `watched` tensors are handed to their function, or are
         kept as well where it is None. The `forced` ones are not computed but taken from the store.
         """
-        self._nodes = self._nodes or self._graph.model.clone().get_ordered_ops()
-        middle = min(max(self._graph.level_ends[0], begin), end) if self._bf16 and self._graph.level_ends else begin
-        for first, last in (
-            *split(self._graph, begin, middle, self._limit),
-            *split(self._graph, middle, end, self._limit),
-        ):
-            made = {
-                (index, port)
-                for index in self._graph.order[first:last]
-                for port in range(self._graph.nodes[index].get_output_size())
-            }
-            kept = set(self._graph.outputs_of(first, last)) - set(forced)
-            kept |= {key for key, receive in watched.items() if receive is None} & made
+        self._nodes = self._nodes or self.graph.model.clone().get_ordered_ops()
+        ends = self.graph.level_ends
+        middle = min(max(ends[0], begin), end) if self.bf16 and ends else begin
+        before = split(self.graph, begin, middle, self.limit)
+        for first, last in (*before, *split(self.graph, middle, end, self.limit)):
+            self._run(first, last, watched, forced, bf16=self.bf16 and first >= middle)
+            self.graph.give_back(first, last)
+            self.forget(last, watched, since=begin)
 
-            def take(window: int, key: TensorKey, array: NDArray[Any], kept: set[TensorKey] = kept) -> None:
+    def _run(
+        self,
+        begin: int,
+        end: int,
+        watched: Mapping[TensorKey, Receive | None],
+        forced: Sequence[TensorKey],
+        bf16: bool,
+    ) -> None:
+        """The operations of one piece; see `advance`."""
+        graph = self.graph
+        sizes = {index: graph.nodes[index].get_output_size() for index in graph.order[begin:end]}
+        made = {(index, port) for index, size in sizes.items() for port in range(size)}
+        kept = set(graph.outputs_of(begin, end)) - set(forced)
+        kept |= {key for key, receive in watched.items() if receive is None} & made
+        # What stands for weights that are read here, where it is not the model's constant.
+        read, given = (
+            {name for place in range(begin, end) for name in at.get(place, ())} for at in (graph.layers, graph.given_at)
+        )
+        replaced = {name: graph.given[name]() for name in sorted(given - self._replaced.keys())}
+        piece = CompiledPiece(
+            graph,
+            self._nodes,
+            begin,
+            end,
+            self.store,
+            sorted(kept | (made & watched.keys())),
+            forced=[key for key in forced if key in made],
+            replaced=replaced | {name: node for name, node in self._replaced.items() if name in read},
+            bf16=bf16,
+            threads=self.threads,
+            side_by_side=self.side_by_side,
+        )
+        for window, outputs in piece.run(self.store, self.windows):
+            for key, array in outputs.items():
                 if key in kept:
                     self.store.put(key, window, array)
-                receive = watched.get(key)
-                if receive is not None:
+                if receive := watched.get(key):
                     receive(window, key, array)
-
-            piece = ModelPiece(
-                self._graph,
-                self._nodes,
-                first,
-                last,
-                outputs=tuple(sorted(kept | (made & set(watched)))),
-                forced=tuple(key for key in forced if key in made),
-                replaced=self._in_use(first, last),
-                bf16=self._bf16 and first >= middle,
-                threads=self._threads,
-                side_by_side=self._side_by_side,
-            )
-            run_piece(piece, self.store, self.windows, take, self._tick)
-            self._graph.give_back(first, last)
-            self.forget(last, watched, since=begin)
+            self.tick(1)
 
     def forget(self, front: int, kept: Container[TensorKey], since: int | None = None) -> None:
         """Drop tensors from before the front that nothing at or after it reads, and replaced weights likewise.
@@ -324,19 +521,12 @@ class Stream:
         Only tensors made at place `since` or later, where it is given: another stream may still stand there.
         """
         for key in self.store:
-            place = self._graph.place.get(key[0], -1)
-            done = place < front and self._graph.last_use.get(key, -1) < front and key not in kept
+            place = self.graph.place.get(key[0], -1)
+            done = place < front and self.graph.last_use.get(key, -1) < front and key not in kept
             if done and (since is None or place >= since):
                 self.store.drop(key)
-        ahead = {name for place, names in self._graph.layers.items() if place >= front for name in names}
+        ahead = {name for place, names in self.graph.layers.items() if place >= front for name in names}
         self._replaced = {name: node for name, node in self._replaced.items() if name in ahead}
-
-    def _in_use(self, begin: int, end: int) -> dict[str, ov.Node]:
-        """What stands for weights that operations in `[begin, end)` read, where it is not the model's constant."""
-        names = {name for place in range(begin, end) for name in self._graph.layers.get(place, ())}
-        given = {name for place in range(begin, end) for name in self._graph.given_at.get(place, ())}
-        made = {name: self._graph.given[name]() for name in sorted(given - self._replaced.keys())}
-        return {**made, **{name: node for name, node in self._replaced.items() if name in names}}
 
 
 def feed(graph: ActivationGraph, store: Store, inputs: Iterable[Mapping[str, NDArray[Any]]]) -> int:

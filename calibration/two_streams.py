@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from typing import Any
@@ -36,9 +36,8 @@ from ov_weight_compression.calibration.activation_graph import ActivationGraph, 
 from ov_weight_compression.calibration.collect import DEFAULT_MEMORY
 from ov_weight_compression.calibration.datasets import Samples
 from ov_weight_compression.calibration.products import BATCH_ROWS, Kernels, blas_threads
-from ov_weight_compression.calibration.runner import Stream, feed
+from ov_weight_compression.calibration.runner import Pool, Store, Stream, feed
 from ov_weight_compression.calibration.statistics import GramSums, Seen, rows_by_expert
-from ov_weight_compression.calibration.window_store import Pool, Store
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.printing import progress_bar
 from ov_weight_compression.ir_utils.types import Array, Float32
@@ -54,84 +53,63 @@ _Outputs = tuple[TensorKey, int]
 how many channels they have."""
 
 
+@dataclass(eq=False)
 class LayerInput:
     """A tensor that some layers of a stage read. Its activations wait in the streams' stores until it is measured."""
 
-    def __init__(
-        self,
-        tap: Tap,
-        exact: Stream,
-        compressed: Stream,
-        kernels: Kernels,
-        measured: Callable[[], object],
-        sums: GramSums | None = None,
-        outputs: _Outputs | None = None,
-    ) -> None:
-        """`measured` is called when it has been. `sums`: where they have been taken while the model ran."""
-        self._tap = tap
-        self._exact = exact
-        self._compressed = compressed
-        self._kernels = kernels
-        self._measured = measured
-        self._sums = sums
-        self._outputs = outputs
-        self.left_out = False
-        """After `measure`: whether rows were left out because the model gave values there that are not finite."""
-
-    @property
-    def weights(self) -> tuple[str, ...]:
-        """Names of the weights that are multiplied with it."""
-        return self._tap.weights
-
-    @property
-    def width(self) -> int:
-        """Number of input channels."""
-        return self._tap.width
+    weights: tuple[str, ...]
+    """Names of the weights that are multiplied with it."""
+    tap: Tap
+    exact: Stream
+    compressed: Stream
+    kernels: Kernels
+    measured: Callable[[], object]
+    """Called when it has been."""
+    sums: GramSums | None = None
+    """Where they have been taken while the model ran."""
+    outputs: _Outputs | None = None
+    left_out: bool = False
+    """After `measure`: whether rows were left out because the model gave values there that are not finite."""
 
     @property
     def same(self) -> bool:
         """Both streams hold the same tensor: nothing that it depends on has been replaced."""
-        return self._tap.key not in self._compressed.store or self._compressed is self._exact
+        return self.tap.key not in self.compressed.store or self.compressed is self.exact
 
     def measure(self, *, drift: bool = False) -> Seen:
         """Ĥ over all windows and, if asked for, D or Σ y x̂ᵀ. Each takes in² floats at most until the caller drops it;
         once only."""
-        sums = self._sums
+        sums, tap, exact, hat = self.sums, self.tap, self.exact, self.exact if self.same else self.compressed
         if sums is None:
-            beside = self._beside if drift and not self.same else None
-            sums = GramSums(self.width, self._kernels, None if self._outputs is None else self._outputs[1])
-            for window in range(self._exact.windows):
-                hat = self._rows(self._exact if self.same else self._compressed, window)
-                sums.add(hat, None if beside is None else beside(window))
-        self._sums, seen = None, sums.result()
+            sums = GramSums(tap.width, self.kernels, None if self.outputs is None else self.outputs[1])
+            for window in range(exact.windows):
+                beside = None
+                if drift and not self.same and self.outputs is None:
+                    beside = _rows(tap, exact.store.get(tap.key, window))
+                elif drift and not self.same and self.outputs is not None:
+                    key, channels = self.outputs
+                    beside = np.asarray(exact.store.get(key, window), np.float32).reshape(1, -1, channels)
+                sums.add(_rows(tap, hat.store.get(tap.key, window)), beside)
+        self.sums, seen = None, sums.result()
         self.left_out = sums.left_out
-        self._measured()
+        self.measured()
         return seen
-
-    def _beside(self, window: int) -> Float32:
-        """The float model's input, or its outputs."""
-        if self._outputs is None:
-            return self._rows(self._exact, window)
-        key, channels = self._outputs
-        return np.asarray(self._exact.store.get(key, window), np.float32).reshape(1, -1, channels)
-
-    def _rows(self, stream: Stream, window: int) -> Float32:
-        return _rows(self._tap, stream.store.get(self._tap.key, window))
 
 
 def _rows(tap: Tap, array: Array) -> Float32:
+    """What a tap looks at, [experts, rows, in]."""
     x = rows_by_expert(array, tap.reduction, tap.batch)
     return x.reshape(len(x), -1, tap.width)
 
 
+@dataclass(frozen=True, eq=False)
 class Stage:
     """What can be decided at one place of the graph, given everything before it."""
 
-    def __init__(self, inputs: Sequence[LayerInput], others: Sequence[str], compressed: Stream | None) -> None:
-        self.inputs = tuple(inputs)
-        self.others = tuple(others)
-        """Weights that meet no activation, first read here."""
-        self._compressed = compressed
+    inputs: tuple[LayerInput, ...]
+    others: tuple[str, ...]
+    """Weights that meet no activation, first read here."""
+    _compressed: Stream | None
 
     @property
     def weights(self) -> tuple[str, ...]:
@@ -146,174 +124,165 @@ class Stage:
             self._compressed.replace(name, values)
 
 
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """Operations that are run at once: of one level of the graph or of several."""
+
+    begin: int
+    end: int
+    """Their places in the graph's order."""
+    stages: list[tuple[list[Tap], tuple[str, ...]]]
+    """For each level the taps that layers above it read, and the weights there that have no tap; each weight once."""
+    routes: list[TensorKey]
+    """Choices of rows that are made here; see `ActivationGraph.routes`."""
+
+    @property
+    def taps(self) -> list[Tap]:
+        return [tap for taps, _ in self.stages for tap in taps]
+
+
+@dataclass(eq=False)
 class Streams:
     """Iterates over the stages of a model. Use `open_streams`."""
 
-    def __init__(
-        self,
-        graph: ActivationGraph,
-        exact: Stream,
-        compressed: Stream | None,
-        quiet: bool,
-        measured: Container[str] | None,
-        ahead: Executor,
-        together: int,
-        outputs: Container[str] = (),
-    ) -> None:
-        self._graph = graph
-        self._ahead = ahead
-        self._together = together
-        self._exact = exact
-        self._compressed = compressed
-        self._quiet = quiet
-        self._measured = measured
-        self._stages = _plan(graph)
+    graph: ActivationGraph
+    exact: Stream
+    compressed: Stream | None
+    quiet: bool
+    measured: Container[str] | None
+    ahead: Executor
+    together: int
+    outputs: Container[str]
+
+    def __post_init__(self) -> None:
+        levels = _plan(self.graph)
+        self._stages = max((number for number, level in enumerate(levels, 1) if any(level.stages[0])), default=0)
+        seen, behind = levels[: self._stages], levels[self._stages : self._stages + 1]
         self._kernels, self._kernels_ahead = Kernels(), Kernels()
-        self._outputs = {} if compressed is None else self._find_outputs(outputs)
-        self._behind = self._stages_behind()
+        self._outputs = {} if self.compressed is None else self._find_outputs(seen)
+        """By the tap's tensor."""
+        # One level more, where nothing is decided, if the outputs of a layer are made there.
+        here = all(self.graph.place[key[0]] < seen[-1].end for key, _ in self._outputs.values())
+        self._runs, self._behind = list(self._joined(seen)), [] if here else behind
 
     def __len__(self) -> int:
-        return len(self._stages) - self._behind
+        return self._stages
 
     def __iter__(self) -> Iterator[Stage]:
-        with progress_bar(quiet=self._quiet) as bar:
+        runs = [*self._runs, *self._behind]
+        begun: list[Future[dict[Tap, GramSums]]] = []
+        lead = 2 if self._outputs else 1  # a layer's outputs are made when the next level is
+
+        def begin(number: int) -> None:
+            """It and all before it, once, whoever asks first."""
+            for one in runs[len(begun) : number + 1]:
+                begun.append(self.ahead.submit(self._run_exact if self.compressed else self._run_one, one))
+
+        with progress_bar(quiet=self.quiet) as bar:
             advance = bar.start("Layer by layer", len(self))
-            runs = list(self._runs())
-            begun: dict[int, Future[dict[int, GramSums]] | None] = {}
-            lead = 2 if self._outputs else 1  # a layer's outputs are made when the next level is
-
-            def begin(number: int) -> None:
-                """It and all before it, once, whoever asks first."""
-                for one in range(len(begun), min(number + 1, len(runs))):
-                    begun[one] = self._start(runs[one])
-
-            def run(number: int) -> dict[int, GramSums]:
+            for number, run in enumerate(self._runs):
                 begin(number)
-                started = begun[number]
-                return {} if started is None else started.result()
-
-            for number, levels in enumerate(runs[: len(runs) - self._behind]):
-                sums = run(number)
-                begun[number] = None  # Gram matrices are large: what has been given is not kept here
-                if any(tap.key in self._outputs for tap in self._taps(levels)):
-                    run(number + 1)
-                self._follow(levels)
+                sums = begun[number].result()
+                if any(tap.key in self._outputs for tap in run.taps):
+                    begin(number + 1)
+                    begun[number + 1].result()
+                self._follow(run)
                 begin_next = partial(begin, number + lead)
-                if self._compressed is None or not self._taps(levels):  # there is nothing to be measured first
+                if self.compressed is None or not run.taps:  # there is nothing to be measured first
                     begin_next()
-                for level in levels:
-                    taps, others = self._stages[level]
-                    inputs = [self._input(tap, begin_next, sums.get(id(tap))) for tap in taps]
-                    yield Stage(inputs, others, self._compressed)
+                for taps, others in run.stages:
+                    inputs = tuple(
+                        LayerInput(
+                            tap.weights,
+                            tap,
+                            self.exact,
+                            self.compressed or self.exact,
+                            self._kernels,
+                            begin_next,
+                            sums.pop(tap, None),  # Gram matrices are large: what has been given is not kept here
+                            self._outputs.get(tap.key),
+                        )
+                        for tap in taps
+                    )
+                    yield Stage(inputs, others, self.compressed)
                     advance(1)
 
-    def _input(self, tap: Tap, measured: Callable[[], object], sums: GramSums | None) -> LayerInput:
-        second, outputs = self._compressed or self._exact, self._outputs.get(tap.key)
-        return LayerInput(tap, self._exact, second, self._kernels, measured, sums, outputs)
+    def _joined(self, levels: Sequence[_Run]) -> Iterator[_Run]:
+        """What is run at once: one level where its weights may be replaced, else as many as are not large."""
+        run: _Run | None = None
+        for level in levels:
+            if run is None:
+                run = level
+                continue
+            both = _Run(run.begin, level.end, [*run.stages, *level.stages], [*run.routes, *level.routes])
+            if self.compressed is not None or run is levels[0] or self._size(both) > self.together:
+                yield run
+                both = level
+            run = both
+        if run is not None:
+            yield run
 
-    def _start(self, levels: Sequence[int]) -> Future[dict[int, GramSums]]:
-        return self._ahead.submit(self._run_exact if self._compressed else self._run_one, levels)
+    def _size(self, run: _Run) -> int:
+        """Bytes of the weights that the operations take, and of the sums of what is looked at behind them."""
+        weights = {key: size for place in range(run.begin, run.end) for key, size in self.graph.loads.get(place, ())}
+        rows = [prod(size for _, size in tap.batch) * (tap.width + BATCH_ROWS) for tap in run.taps]
+        return sum(weights.values()) + sum(4 * tap.width * each for tap, each in zip(run.taps, rows, strict=True))
 
-    def _end(self, level: int) -> int:
-        ends = self._graph.level_ends
-        return ends[level] if level < len(ends) else len(self._graph.order)
-
-    def _runs(self) -> Iterator[list[int]]:
-        """The levels that are run at once: one where its weights may be replaced, else as many as are not large."""
-        together: list[int] = []
-        for level in range(len(self._stages)):
-            alone = self._compressed is not None or together == [0]
-            if together and (alone or self._size([*together, level]) > self._together):
-                yield together
-                together = []
-            together.append(level)
-        if together:
-            yield together
-
-    def _size(self, levels: Sequence[int]) -> int:
-        """Bytes of the weights that the levels take, and of the sums of what is looked at behind them."""
-        places = range(*self._span(levels))
-        weights = {key: size for place in places for key, size in self._graph.loads.get(place, ())}
-        taps = self._taps(levels)
-        rows = [prod(size for _, size in tap.batch) * (tap.width + BATCH_ROWS) for tap in taps]
-        return sum(weights.values()) + sum(4 * tap.width * each for tap, each in zip(taps, rows, strict=True))
-
-    def _span(self, levels: Sequence[int]) -> tuple[int, int]:
-        return self._end(levels[0] - 1) if levels[0] else 0, self._end(levels[-1])
-
-    def _taps(self, levels: Sequence[int]) -> list[Tap]:
-        return [tap for level in levels for tap in self._stages[level][0]]
-
-    def _routes(self, levels: Sequence[int]) -> list[TensorKey]:
-        begin, end = self._span(levels)
-        return [key for key in self._graph.routes if begin <= self._graph.place[key[0]] < end]
-
-    def _follow(self, levels: Sequence[int]) -> None:
-        """The float stream is behind these levels: take the compressed one there too, and forget what nothing reads."""
-        (begin, end), taps = self._span(levels), self._taps(levels)
-        watched = dict.fromkeys([tap.key for tap in taps])
-        if self._compressed is None:
-            self._exact.forget(end, watched.keys() - {tap.key for tap in taps if self._is_made(tap, levels)})
+    def _follow(self, run: _Run) -> None:
+        """The float stream is behind these operations: take the compressed one there too, and forget what nothing
+        reads."""
+        watched = dict.fromkeys([tap.key for tap in run.taps])
+        if self.compressed is None:
+            self.exact.forget(run.end, watched.keys() - {tap.key for tap in self._made(run)})
             return
-        if self._compressed.changed:
-            self._compressed.advance(begin, end, watched, forced=self._routes(levels))
-            self._compressed.forget(end, watched)
-        self._exact.forget(end, watched)
+        if self.compressed.changed:
+            self.compressed.advance(run.begin, run.end, watched, forced=run.routes)
+            self.compressed.forget(run.end, watched)
+        self.exact.forget(run.end, watched)
 
-    def _run_exact(self, levels: Sequence[int]) -> dict[int, GramSums]:
-        """Take the float stream behind these levels, keeping what is looked at there."""
-        begin, end = self._span(levels)
-        kept = [*(tap.key for tap in self._taps(levels)), *self._routes(levels)]
-        made = {key: tap for tap, (key, _) in self._outputs.items() if begin <= self._graph.place[key[0]] < end}
-        self._exact.advance(begin, end, dict.fromkeys([*kept, *made]))
+    def _run_exact(self, run: _Run) -> dict[Tap, GramSums]:
+        """Take the float stream behind these operations, keeping what is looked at there."""
+        place = self.graph.place
+        made = {key: tap for tap, (key, _) in self._outputs.items() if run.begin <= place[key[0]] < run.end}
+        self.exact.advance(run.begin, run.end, dict.fromkeys([*(tap.key for tap in run.taps), *run.routes, *made]))
         for tap in made.values():  # its outputs stand for it, and the compressed stream will have one of its own
-            if self._compressed is not None and self._compressed.changed and self._graph.last_use[tap] < end:
-                self._exact.store.drop(tap)
+            if self.compressed is not None and self.compressed.changed and self.graph.last_use[tap] < run.end:
+                self.exact.store.drop(tap)
         return {}
 
-    def _find_outputs(self, allowed: Container[str]) -> dict[TensorKey, _Outputs]:
-        """By the tap's tensor."""
-        found: dict[TensorKey, _Outputs] = {}
-        graph = self._graph
-        for taps, _ in self._stages:
-            for tap in taps:
-                readers = [use for use in graph.uses if use.tap is not None and use.tap[0] == tap.key]
-                measured = [name for name in tap.weights if self._measured is None or name in self._measured]
-                if len(measured) == 1 and measured[0] in allowed and len({use.tap for use in readers}) == 1:
-                    own = [use for use in readers if use.weight.name == measured[0]]
-                    if len(own) == 1 and _is_plain(own[0], graph):
-                        found[tap.key] = ((own[0].layer, 0), own[0].weight.rows)
-        return found
-
-    def _stages_behind(self) -> int:
-        """How many stages there are behind those that the caller sees, with nothing to decide there, for outputs."""
-        end = self._end(len(self._stages) - 1)
-        if all(self._graph.place[key[0]] < end for key, _ in self._outputs.values()):
-            return 0
-        self._stages.append(([], []))
-        return 1
-
-    def _is_made(self, tap: Tap, levels: Sequence[int]) -> bool:
-        begin, end = self._span(levels)
-        return begin <= self._graph.place.get(tap.key[0], -1) < end
-
-    def _run_one(self, levels: Sequence[int]) -> dict[int, GramSums]:
+    def _run_one(self, run: _Run) -> dict[Tap, GramSums]:
         """The same where there is no other stream: what is kept are the sums of what is measured, by the tap."""
-        made = [tap for tap in self._taps(levels) if self._is_made(tap, levels)]
-        sums = {id(tap): GramSums(tap.width, self._kernels_ahead) for tap in made if self._is_measured(tap)}
+        sums = {
+            tap: GramSums(tap.width, self._kernels_ahead)
+            for tap in self._made(run)
+            if self.measured is None or any(name in self.measured for name in tap.weights)
+        }
 
         def receive(window: int, key: TensorKey, array: Array) -> None:
-            for tap in made:
-                if tap.key == key and id(tap) in sums:
-                    sums[id(tap)].add(_rows(tap, array))
+            for tap, one in sums.items():
+                if tap.key == key:
+                    one.add(_rows(tap, array))
 
-        self._exact.advance(*self._span(levels), {tap.key: receive for tap in made if id(tap) in sums})
+        self.exact.advance(run.begin, run.end, {tap.key: receive for tap in sums})
         for one in sums.values():
             one.finish()
         return sums
 
-    def _is_measured(self, tap: Tap) -> bool:
-        return self._measured is None or any(name in self._measured for name in tap.weights)
+    def _made(self, run: _Run) -> list[Tap]:
+        """The taps whose tensors these operations make."""
+        return [tap for tap in run.taps if run.begin <= self.graph.place.get(tap.key[0], -1) < run.end]
+
+    def _find_outputs(self, levels: Sequence[_Run]) -> dict[TensorKey, _Outputs]:
+        """By the tap's tensor."""
+        found: dict[TensorKey, _Outputs] = {}
+        for tap in [tap for level in levels for tap in level.taps]:
+            readers = [use for use in self.graph.uses if use.tap is not None and use.tap[0] == tap.key]
+            measured = [name for name in tap.weights if self.measured is None or name in self.measured]
+            if len(measured) == 1 and measured[0] in self.outputs and len({use.tap for use in readers}) == 1:
+                own = [use for use in readers if use.weight.name == measured[0]]
+                if len(own) == 1 and _is_plain(own[0], self.graph):
+                    found[tap.key] = ((own[0].layer, 0), own[0].weight.rows)
+        return found
 
 
 def _is_plain(use: LayerUse, graph: ActivationGraph) -> bool:
@@ -363,27 +332,24 @@ def open_streams(
         windows = feed(graph, store, samples)
         limit = calibration_memory // 6
         exact = Stream(graph, store, windows, limit, bf16=bf16, threads=half if compressed else 0)
-        own = Store(pool, parent=store)
-        second = Stream(graph, own, windows, limit, bf16=bf16, side_by_side=2) if compressed else None
+        second = Stream(graph, Store(pool, store), windows, limit, bf16=bf16, side_by_side=2) if compressed else None
         yield Streams(graph, exact, second, quiet, measured, ahead, together, outputs)
 
 
-def _plan(graph: ActivationGraph) -> list[tuple[list[Tap], list[str]]]:
-    """For each level, the taps that layers above it read, and the weights there that have no tap; each weight once."""
-    stages: list[tuple[list[Tap], list[str]]] = []
-    seen: set[str] = set()
-    for level in range(len(graph.level_ends)):
-        end = graph.level_ends[level + 1] if level + 1 < len(graph.level_ends) else len(graph.order)
+def _plan(graph: ActivationGraph) -> list[_Run]:
+    """The levels of the graph."""
+    levels, seen, begin = [], set[str](), 0
+    for level, end in enumerate(graph.level_ends):
+        following = (*graph.level_ends, len(graph.order))[level + 1]
         taps = []
-        first = {name for place in range(graph.level_ends[level], end) for name in graph.layers.get(place, ())}
         for tap in graph.taps:
             names = tuple(name for name in tap.weights if name not in seen)
             if tap.level == level and names:
                 taps.append(replace(tap, weights=names))
                 seen.update(names)
-        others = sorted(first - seen)
-        seen.update(others)
-        stages.append((taps, others))
-    while stages and not stages[-1][0] and not stages[-1][1]:
-        stages.pop()
-    return stages
+        read = {name for place in range(end, following) for name in graph.layers.get(place, ())}
+        routes = [key for key in graph.routes if begin <= graph.place[key[0]] < end]
+        levels.append(_Run(begin, end, [(taps, tuple(sorted(read - seen)))], routes))
+        seen |= read
+        begin = end
+    return levels

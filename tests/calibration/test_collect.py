@@ -10,7 +10,7 @@ import openvino as ov
 import openvino.opset13 as opset
 import pytest
 
-from ov_weight_compression.calibration import LayerStatistics, Samples, collect, make_samples, window_store
+from ov_weight_compression.calibration import LayerStatistics, Samples, collect, make_samples, runner
 from ov_weight_compression.ir_utils.errors import OptionError, WorkError
 from tests import models
 from tests.calibration import small
@@ -99,8 +99,8 @@ def test_pieces_on_disk_give_the_same_and_the_same_run_gives_the_same_bits(
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     written = []
-    new_file = window_store.Pool.new_file
-    monkeypatch.setattr(window_store.Pool, "new_file", lambda pool: written.append(new_file(pool)) or written[-1])
+    new_file = runner.Pool.new_file
+    monkeypatch.setattr(runner.Pool, "new_file", lambda pool: written.append(new_file(pool)) or written[-1])
     model = small.language_model()
     weights = small.weights_of(model)
     samples = make_samples(model, TOKENS, context_length=20)

@@ -7,7 +7,7 @@ import openvino as ov
 import openvino.opset13 as ops
 import pytest
 
-from ov_weight_compression.calibration.inference import Requests
+from ov_weight_compression.calibration.runner import Requests
 from ov_weight_compression.ir_utils.errors import WorkError
 
 
@@ -25,25 +25,36 @@ def test_what_is_started_is_received_once_and_in_order(threads: int, side_by_sid
     running, found = requests(threads, side_by_side), []
     for number in range(7):
         size = 1 if number % 2 else 3000  # a short one overtakes a long one
-        x = np.full((size, 4), number, np.float32)
-        running.start([x], lambda request: found.append(float(request.get_output_tensor(0).data[-1, 0])))
-    running.finish()
-    assert found == [0, 1, 4, 9, 16, 25, 36]
+        for job, (output,) in running.received(room=1):
+            found.append((job, float(output[-1, 0])))
+        running.start(number, [np.full((size, 4), number, np.float32)])
+    found += [(job, float(output[-1, 0])) for job, (output,) in running.received()]
+    assert found == [(number, number**2) for number in range(7)]
 
 
 def test_an_input_that_cannot_be_run_is_named_and_what_runs_is_waited_for() -> None:
     running, found = requests(), []
-    running.start([np.ones((2, 4), np.float32)], found.append)
+    running.start(0, [np.ones((2, 4), np.float32)])
 
     def run_both() -> None:
-        running.start([np.ones((2, 3), np.float32)], found.append, "window 1 of the data")
-        running.finish()
+        running.start(1, [np.ones((2, 3), np.float32)], "window 1 of the data")
+        found.extend(job for job, _ in running.received())
 
     with pytest.raises(WorkError, match="the model fails on window 1 of the data: "):
         run_both()
     running.stop()
-    running.finish()
-    assert len(found) <= 1
-    running.start([np.ones((2, 4), np.float32)], found.append)  # every request is free again
-    running.finish()
-    assert found
+    assert not list(running.received())
+    assert found in ([], [0])
+    for number in range(2):  # every request is free again
+        running.start(number, [np.ones((2, 4), np.float32)])
+    assert [job for job, _ in running.received()] == [0, 1]
+
+
+def test_what_runs_is_waited_for_where_a_reader_stops() -> None:
+    running = requests()
+    for number in range(2):
+        running.start(number, [np.ones((2, 4), np.float32)])
+    for _ in running.received():
+        break
+    running.stop()
+    assert not list(running.received(room=2))

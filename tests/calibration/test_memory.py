@@ -13,7 +13,7 @@ import pytest
 from openvino import opset13 as op
 
 from ov_weight_compression.calibration import make_samples, open_streams
-from ov_weight_compression.calibration.window_store import Pool, Store
+from ov_weight_compression.calibration.runner import Pool, Store
 from ov_weight_compression.patterns import find_weights
 from tests.running import linux, resident_of
 

@@ -11,7 +11,7 @@ import openvino as ov
 import pytest
 
 from ov_weight_compression.calibration import make_samples, open_streams, runner
-from ov_weight_compression.calibration.inference import Requests
+from ov_weight_compression.calibration.runner import Requests
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.worker_pool import default_threads
 from tests import models
