@@ -155,92 +155,71 @@ def read_graph(
     nodes = tuple(clone.get_ordered_ops())
     index = {node.get_name(): number for number, node in enumerate(nodes)}
     sources = tuple(tuple(_key(value, index) for value in node.input_values()) for node in nodes)
-    constant = _constants(nodes, sources)
     twin = {name: index[copied.get_name()] for name, copied in twins.items() if copied.get_name() in index}
     uses = [use for weight in weights if not weight.body for use in _uses_of(weight, twin, nodes, sources)]
-    levels = _levels(sources, constant, {use.layer for use in uses})
+    layers = {use.layer for use in uses}
+    constant: list[bool] = []  # whether an operation depends on nothing but constants
+    levels: list[int] = []
+    for number, (node, keys) in enumerate(zip(nodes, sources, strict=True)):
+        constant.append(node.get_type_name() not in _NEVER_CONSTANT and all(constant[source] for source, _ in keys))
+        below = max((levels[source] for source, _ in keys if not constant[source]), default=0)
+        levels.append(below + (number in layers))
     taps = _taps([use for use in uses if use.tap and not constant[use.tap[0][0]]], nodes, levels)
     results = [result.input_value(0) for result in clone.get_results()]
-    wanted = tuple(_key(results[number], index) for number in outputs)
-    order = _order([*(tap.key for tap in taps), *wanted], sources, constant, levels, nodes)
+    ends = tuple(_key(results[number], index) for number in outputs)
+
+    wanted: set[int] = set()  # everything that the taps and the outputs depend on
+    pending = [*(tap.key[0] for tap in taps), *(key[0] for key in ends)]
+    while pending:
+        number = pending.pop()
+        if number not in wanted and not constant[number]:
+            wanted.add(number)
+            pending.extend(source for source, _ in sources[number])
+    computed = [number for number in wanted if nodes[number].get_type_name() != "Parameter"]
+    order = tuple(sorted(computed, key=lambda number: (levels[number], number)))
     place = {number: position for position, number in enumerate(order)}
-    layers: dict[int, tuple[str, ...]] = {}
-    for use in uses:
-        if use.layer in place:
-            layers[place[use.layer]] = (*layers.get(place[use.layer], ()), use.weight.name)
     top = max((levels[number] for number in order), default=0)
+
     weight_nodes = {
         weight.name: twin[weight.constant.get_name()] for weight in weights if weight.constant.get_name() in twin
     }
-    given = _given(weights, values)
-    return ActivationGraph(
-        model=clone,
-        nodes=nodes,
-        sources=sources,
-        constant=constant,
-        order=order,
-        place=place,
-        level_ends=tuple(sum(levels[number] <= level for number in order) for level in range(top + 1)),
-        taps=taps,
-        layers=layers,
-        uses=tuple(sorted((use for use in uses if use.layer in place), key=lambda use: place[use.layer])),
-        weight_nodes=weight_nodes,
-        loads=_loads(order, nodes, sources, constant),
-        parameters={input_label(node): (index[node.get_name()], 0) for node in clone.get_parameters()},
-        last_use={key: position for position, number in enumerate(order) for key in sources[number]},
-        outputs=wanted,
-        routes=tuple((number, 0) for number in order if nodes[number].get_type_name() == "NonZero"),
-        given=given,
-        given_at=_needed(given.keys() & weight_nodes.keys(), weight_nodes, order, sources, constant),
-    )
-
-
-def _given(weights: Iterable[Weight], values: Sources | None) -> dict[str, Callable[[], ov.Node]]:
-    if values is None:
-        return {}
-    found = [weight for weight in weights if weight.name in values.given]
-    for weight in found:
+    given = {weight.name: weight for weight in weights if values is not None and weight.name in values.given}
+    for weight in given.values():
         if weight.body:
             raise OptionError(
                 f"sources: {shown(weight.name)} lies inside {shown(weight.body)}, where data meets the constant of the "
                 "model alone: compress without data, or put its values into the model"
             )
-    return {weight.name: partial(values.constant, weight) for weight in found}
-
-
-def _needed(
-    names: Iterable[str],
-    weight_nodes: Mapping[str, int],
-    order: Sequence[int],
-    sources: Sequence[Sequence[TensorKey]],
-    constant: Sequence[bool],
-) -> dict[int, frozenset[str]]:
-    """By place in `order`: those of the named weights that the operation there reads, through constants or not."""
-    owners = {weight_nodes[name]: name for name in names}
-    needed: dict[int, frozenset[str]] = {}
-    for place, number in enumerate(order if owners else ()):
-        pending, found = [source for source, _ in sources[number] if constant[source]], set()
-        while pending:
-            source = pending.pop()
-            if source in owners:
-                found.add(owners[source])
-            else:
-                pending.extend(below for below, _ in sources[source])
-        if found:
-            needed[place] = frozenset(found)
-    return needed
+    owners = {weight_nodes[name]: name for name in given.keys() & weight_nodes.keys()}
+    loads, given_at = _constants_of(order, nodes, sources, constant, owners)
+    uses = sorted((use for use in uses if use.layer in place), key=lambda use: place[use.layer])
+    read: dict[int, tuple[str, ...]] = {}
+    for use in uses:
+        read[place[use.layer]] = (*read.get(place[use.layer], ()), use.weight.name)
+    return ActivationGraph(
+        model=clone,
+        nodes=nodes,
+        sources=sources,
+        constant=tuple(constant),
+        order=order,
+        place=place,
+        level_ends=tuple(sum(levels[number] <= level for number in order) for level in range(top + 1)),
+        taps=taps,
+        layers=read,
+        uses=tuple(uses),
+        weight_nodes=weight_nodes,
+        loads=loads,
+        parameters={input_label(node): (index[node.get_name()], 0) for node in clone.get_parameters()},
+        last_use={key: position for position, number in enumerate(order) for key in sources[number]},
+        outputs=ends,
+        routes=tuple((number, 0) for number in order if nodes[number].get_type_name() == "NonZero"),
+        given={name: partial(values.constant, weight) for name, weight in given.items() if values is not None},
+        given_at=given_at,
+    )
 
 
 def _key(value: ov.Output, index: dict[str, int]) -> TensorKey:
     return index[value.get_node().get_name()], int(value.get_index())
-
-
-def _constants(nodes: Sequence[ov.Node], sources: Sequence[Sequence[TensorKey]]) -> tuple[bool, ...]:
-    """Which operations depend on nothing but constants."""
-    constant: list[bool] = []
-    for node, keys in zip(nodes, sources, strict=True):
-        constant.append(node.get_type_name() not in _NEVER_CONSTANT and all(constant[source] for source, _ in keys))
-    return tuple(constant)
 
 
 def _uses_of(
@@ -263,14 +242,6 @@ def _uses_of(
     return found
 
 
-def _levels(sources: Sequence[Sequence[TensorKey]], constant: Sequence[bool], layers: set[int]) -> list[int]:
-    levels: list[int] = []
-    for number, keys in enumerate(sources):
-        below = max((levels[source] for source, _ in keys if not constant[source]), default=0)
-        levels.append(below + (number in layers))
-    return levels
-
-
 def _taps(uses: Sequence[LayerUse], nodes: Sequence[ov.Node], levels: Sequence[int]) -> tuple[Tap, ...]:
     """One tap for all layers that read the same tensor in the same way."""
     readers: dict[_Reading, list[str]] = {}
@@ -286,47 +257,37 @@ def _taps(uses: Sequence[LayerUse], nodes: Sequence[ov.Node], levels: Sequence[i
     return tuple(sorted(taps, key=lambda tap: (tap.level, tap.key)))
 
 
-def _order(
-    ends: Sequence[TensorKey],
-    sources: Sequence[Sequence[TensorKey]],
-    constant: Sequence[bool],
-    levels: Sequence[int],
-    nodes: Sequence[ov.Node],
-) -> tuple[int, ...]:
-    """Everything that the tensors at the `ends` depend on, by level."""
-    wanted: set[int] = set()
-    pending = [key[0] for key in ends]
-    while pending:
-        number = pending.pop()
-        if number not in wanted and not constant[number]:
-            wanted.add(number)
-            pending.extend(source for source, _ in sources[number])
-    found = [number for number in sorted(wanted) if nodes[number].get_type_name() != "Parameter"]
-    return tuple(sorted(found, key=lambda number: (levels[number], number)))
-
-
-def _loads(
+def _constants_of(
     order: Sequence[int],
     nodes: Sequence[ov.Node],
     sources: Sequence[Sequence[TensorKey]],
     constant: Sequence[bool],
-) -> dict[int, tuple[tuple[int, int], ...]]:
-    """The memory that constants take in a piece that holds an operation: f32, but as stored for a Gather."""
+    owners: Mapping[int, str],
+) -> tuple[dict[int, tuple[tuple[int, int], ...]], dict[int, frozenset[str]]]:
+    """By place in `order`, of the constants that the operation there reads, through others or not: the larger ones,
+    with the memory that they take in a piece (f32, but as stored for a Gather); and the names of those that have
+    `owners`."""
     loads: dict[int, tuple[tuple[int, int], ...]] = {}
+    named: dict[int, frozenset[str]] = {}
     for place, number in enumerate(order):
         pending = [source for source, _ in sources[number] if constant[source]]
-        found: dict[int, int] = {}
+        large: dict[int, int] = {}
+        names: set[str] = set()
         while pending:
             source = pending.pop()
             pending.extend(below for below, _ in sources[source])
+            if source in owners:
+                names.add(owners[source])
             if nodes[source].get_type_name() == "Constant" and nodes[source].get_byte_size() >= _LARGE:
                 stored = int(nodes[source].get_byte_size())
                 real = nodes[source].get_output_element_type(0).is_real()
                 wide = real and nodes[number].get_type_name() != "Gather"
-                found[source] = max(stored, 4 * prod(nodes[source].get_output_shape(0))) if wide else stored
-        if found:
-            loads[place] = tuple(found.items())
-    return loads
+                large[source] = max(stored, 4 * prod(nodes[source].get_output_shape(0))) if wide else stored
+        if large:
+            loads[place] = tuple(large.items())
+        if names:
+            named[place] = frozenset(names)
+    return loads, named
 
 
 def filled_copy(model: ov.Model, weights: Iterable[Weight], sources: Sources) -> ov.Model:
@@ -354,10 +315,12 @@ def stateless_copy(model: ov.Model) -> tuple[ov.Model, dict[str, ov.Node]]:
         for original, copied in zip(model.get_ordered_ops(), clone.get_ordered_ops(), strict=True)
     }
     for node in clone.get_ordered_ops():
-        if node.get_type_name() == "ReadValue":
-            _bypass(node, _initial_value(node))
-        elif node.get_type_name() == "Assign":
+        if node.get_type_name() == "Assign" or (node.get_type_name() == "ReadValue" and node.get_input_size()):
             _bypass(node, node.input_value(0))
+        elif node.get_type_name() == "ReadValue":  # zeros, and none along a dynamic dimension
+            shape = [dim.get_length() if dim.is_static else 0 for dim in node.get_output_partial_shape(0)]
+            zeros = ops.constant(np.zeros(shape, np.float32))
+            _bypass(node, ops.convert(zeros, node.get_output_element_type(0).to_string()).output(0))
     for sink in list(clone.get_sinks()):
         if sink.get_type_name() == "Assign":
             clone.remove_sink(sink)
@@ -365,8 +328,14 @@ def stateless_copy(model: ov.Model) -> tuple[ov.Model, dict[str, ov.Node]]:
         clone.remove_variable(variable)
     clone.validate_nodes_and_infer_types()
     for node in clone.get_ordered_ops():
-        if node.get_type_name() == "Concat":
-            _drop_empty(node)
+        if node.get_type_name() == "Concat":  # of which all parts but one are known to be empty
+            axis, parts = node.get_attributes()["axis"], []
+            for value in node.input_values():
+                shape = value.get_partial_shape()
+                if shape.rank.is_dynamic or shape[axis].is_dynamic or shape[axis].get_length():
+                    parts.append(value)
+            if len(parts) == 1 < node.get_input_size():
+                _bypass(node, parts[0])
     return clone, twins
 
 
@@ -374,24 +343,3 @@ def _bypass(node: ov.Node, value: ov.Output) -> None:
     """Let everything that reads `node` read `value` instead."""
     for target in list(node.output(0).get_target_inputs()):
         target.replace_source_output(value)
-
-
-def _drop_empty(concat: ov.Node) -> None:
-    """Bypass a Concat of which all parts but one are known to be empty."""
-    axis = concat.get_attributes()["axis"]
-    parts = [value for value in concat.input_values() if not _is_empty(value.get_partial_shape(), axis)]
-    if len(parts) == 1 < concat.get_input_size():
-        _bypass(concat, parts[0])
-
-
-def _is_empty(shape: ov.PartialShape, axis: int) -> bool:
-    return bool(shape.rank.is_static and shape[axis].is_static and shape[axis].get_length() == 0)
-
-
-def _initial_value(read: ov.Node) -> ov.Output:
-    """What the variable holds before the first run: its initialiser, else zeros (none along a dynamic dimension)."""
-    if read.get_input_size():
-        return read.input_value(0)
-    shape = [dim.get_length() if dim.is_static else 0 for dim in read.get_output_partial_shape(0)]
-    zeros = np.zeros(shape, np.float32)
-    return ops.convert(ops.constant(zeros), read.get_output_element_type(0).to_string()).output(0)

@@ -100,14 +100,14 @@ def make_samples(
         tokens = _made(model, inputs, dataset, subset_size, context_length, seed, quiet)
         how = "random tokens" if dataset == "random" else "tokens that the model wrote itself"
         assert language is not None
-        return _language_samples(language, _chosen(list(tokens), which), how)
+        return _language_samples(language, list(tokens), how, which)
     limit = subset_size or SUBSET_SIZE
     dataset = readable(dataset, "dataset")
     arrays = _arrays(dataset, inputs)
     if isinstance(arrays, tuple):
         assert language is not None
         cut = [window for array in arrays for window in as_windows(array, language, context_length, limit)]
-        return _language_samples(language, _chosen(cut[:limit], which), "tokens of given data")
+        return _language_samples(language, cut[:limit], "tokens of given data", which)
     if arrays is not None:
         dataset = Again(partial(rows_of, arrays, inputs, 1))
     if not isinstance(dataset, Iterable):
@@ -127,7 +127,7 @@ def make_samples(
     if language is not None and _is_tokens(inputs, first):
         given = dataset.source if isinstance(dataset.source, np.ndarray) else dataset
         cut = as_windows(given, language, context_length, limit)
-        return _language_samples(language, _chosen(cut, which), "tokens of given data")
+        return _language_samples(language, cut, "tokens of given data", which)
     windows = Again(
         lambda: (
             _window(inputs, number, item)
@@ -158,25 +158,24 @@ def readable(dataset: Any, option: str) -> Any:
     Raises OptionError, which names the option that it was given for, where the caller's own code raises.
     """
     try:
-        return _readable(dataset)
+        if isinstance(dataset, (str, Mapping)):
+            return dataset
+        if hasattr(dataset, "get_inference_data"):
+            # What NNCF's Dataset was made of tells whether it can be read again; where it does not say, samples are
+            # kept.
+            source = getattr(dataset, "_data_source", None)
+            if isinstance(source, Iterable) and not reads_once(source):
+                return Again(dataset.get_inference_data)
+            return Replay(dataset.get_inference_data())
+        if isinstance(dataset, Iterable):
+            return Replay(dataset) if reads_once(dataset) else dataset
+        if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
+            return Again(lambda: (dataset[number] for number in range(len(dataset))))
+        return dataset
     except (CompressionError, MemoryError):
         raise
     except Exception as error:
         raise OptionError(f"{option}: it cannot be read: {_said(error)}") from error
-
-
-def _readable(dataset: Any) -> Any:
-    if isinstance(dataset, (str, Mapping)):
-        return dataset
-    if hasattr(dataset, "get_inference_data"):
-        # What NNCF's Dataset was made of tells whether it can be read again; where it does not say, samples are kept.
-        source = getattr(dataset, "_data_source", None)
-        if isinstance(source, Iterable) and not reads_once(source):
-            return Again(dataset.get_inference_data)
-        return Replay(dataset.get_inference_data())
-    if not isinstance(dataset, Iterable) and hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
-        return Again(lambda: (dataset[number] for number in range(len(dataset))))
-    return read_again(dataset) if isinstance(dataset, Iterable) else dataset
 
 
 class Replay:
@@ -207,26 +206,22 @@ def reads_once(source: Iterable[Any]) -> bool:
     return isinstance(source, Iterator) or iter(source) is iter(source)
 
 
-def read_again(source: Iterable[Any]) -> Iterable[Any]:
-    """The source itself where it can be read again, else what keeps its items."""
-    return Replay(source) if reads_once(source) else source
-
-
+@dataclass(frozen=True, eq=False)
 class Again:
     """Iterates over a fresh iterator each time."""
 
-    def __init__(self, make: Callable[[], Iterable[Any]]) -> None:
-        self._make = make
+    make: Callable[[], Iterable[Any]]
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self._make())
+        return iter(self.make())
 
 
+@dataclass(frozen=True, eq=False)
 class Told:
     """A caller's samples; what their own code raises becomes an error that says which of them could not be read."""
 
-    def __init__(self, source: Iterable[Any], option: str) -> None:
-        self.source, self._option = source, option
+    source: Iterable[Any]
+    option: str
 
     def __iter__(self) -> Iterator[Any]:
         number = 1
@@ -237,7 +232,7 @@ class Told:
         except (CompressionError, MemoryError):
             raise
         except Exception as error:
-            raise OptionError(f"{self._option}: sample {number} cannot be read: {_said(error)}") from error
+            raise OptionError(f"{self.option}: sample {number} cannot be read: {_said(error)}") from error
 
 
 def _said(error: Exception) -> str:
@@ -296,18 +291,16 @@ def _only_tokens(dataset: Any) -> bool:
 _TOO_FEW = "dataset: it has too few windows to be parted: give more"
 
 
-def _chosen(windows: list[NDArray[Any]], which: Callable[[int], bool] | None) -> list[NDArray[Any]]:
-    found = [window for number, window in enumerate(windows) if which is None or which(number)]
-    if windows and not found:
+def _language_samples(
+    language: LanguageModel, windows: Sequence[NDArray[Any]], how: str, which: Callable[[int], bool] | None
+) -> Samples:
+    chosen = [window for number, window in enumerate(windows) if which is None or which(number)]
+    if windows and not chosen:
         raise OptionError(_TOO_FEW)
-    return found
-
-
-def _language_samples(language: LanguageModel, windows: list[NDArray[Any]], how: str) -> Samples:
-    total = sum(window.size for window in windows)
-    groups = list(batches(windows, language.batch))
+    groups = list(batches(chosen, language.batch))
     language.inputs(groups[0])  # refuses a model with inputs that do not follow from token ids
-    return Samples(lambda: (language.inputs(group) for group in groups), f"{len(windows)} windows, {total} {how}")
+    total = sum(window.size for window in chosen)
+    return Samples(lambda: (language.inputs(group) for group in groups), f"{len(chosen)} windows, {total} {how}")
 
 
 def _is_tokens(inputs: ModelInputs, first: Any) -> bool:
@@ -376,8 +369,20 @@ def as_windows(
         windows = list(whole[taken])
     else:
         windows = [line for row in rows for line in np.atleast_2d(np.asarray(row, np.int64))][:limit]
+    longest = language.length or language.positions
     for window in windows:
-        _check(window, language)
+        if window.ndim != 1 or window.size == 0:
+            raise OptionError(f"dataset: a window of token ids has the shape {list(window.shape)}: give [length]")
+        low, high = int(window.min()), int(window.max())
+        if low < 0 or high >= language.vocabulary:
+            raise OptionError(
+                f"dataset: token id {low if low < 0 else high}: the model's vocabulary has ids 0 to "
+                f"{language.vocabulary - 1}. Was the text tokenised for another model?"
+            )
+        if longest and window.size > longest:
+            raise OptionError(f"dataset: a window of {window.size} tokens: the model takes at most {longest}")
+        if language.length and window.size != language.length:
+            raise OptionError(f"dataset: a window of {window.size} tokens: the model's input takes {language.length}")
     return windows
 
 
@@ -397,19 +402,3 @@ def batches(windows: Iterable[NDArray[Any]], batch: int | None) -> Iterator[NDAr
             part = group[begin : begin + size]
             if batch is None or len(part) == batch:
                 yield np.stack(part)
-
-
-def _check(window: NDArray[np.int64], language: LanguageModel) -> None:
-    if window.ndim != 1 or window.size == 0:
-        raise OptionError(f"dataset: a window of token ids has the shape {list(window.shape)}: give [length]")
-    low, high = int(window.min()), int(window.max())
-    if low < 0 or high >= language.vocabulary:
-        raise OptionError(
-            f"dataset: token id {low if low < 0 else high}: the model's vocabulary has ids 0 to "
-            f"{language.vocabulary - 1}. Was the text tokenised for another model?"
-        )
-    longest = language.length or language.positions
-    if longest and window.size > longest:
-        raise OptionError(f"dataset: a window of {window.size} tokens: the model takes at most {longest}")
-    if language.length and window.size != language.length:
-        raise OptionError(f"dataset: a window of {window.size} tokens: the model's input takes {language.length}")

@@ -55,17 +55,29 @@ def written_tokens(
     """
     if not language.predicts:
         raise OptionError("dataset='self': the model does not write text (no cache and no output over a vocabulary)")
-    rng = np.random.default_rng(seed)
-    size = language.batch or windows
-    parts = []
+    stateful = bool(model.get_variables())
+    request = ov.Core().compile_model(model, "CPU", {"PERFORMANCE_HINT": "LATENCY"}).create_infer_request()
+    ports = {input_label(node): port for port, node in enumerate(model.get_parameters())}
+    logits = next(
+        port
+        for port, result in enumerate(model.get_results())
+        if len(shape := result.get_input_partial_shape(0)) == 3
+        and shape[2].is_static
+        and 2 * shape[2].get_length() > language.vocabulary
+    )
+    rng, parts, size = np.random.default_rng(seed), [], language.batch or windows
     with progress_bar(quiet=quiet) as bar:
         advance = bar.start("Writing calibration text", -(-windows // size) * length)
-        writer = _Writer(model, language)
         for _ in range(-(-windows // size)):
             tokens = rng.integers(0, language.vocabulary, (size, 1), dtype=np.int64)
-            writer.start()
+            if stateful:
+                request.reset_state()
             while tokens.shape[1] < length:
-                following = _drawn(writer.next_logits(tokens)[:, : language.vocabulary], rng)
+                # A model without variables reads everything again.
+                ids, past = (tokens[:, -1:], tokens.shape[1] - 1) if stateful else (tokens, 0)
+                request.infer({ports[name]: array for name, array in language.inputs(ids, past=past).items()})
+                last = np.array(request.get_output_tensor(logits).data[:, -1], np.float32)
+                following = _drawn(last[:, : language.vocabulary], rng)
                 tokens = np.concatenate([tokens, following[:, None]], axis=1)
                 advance(1)
             parts.append(tokens)
@@ -82,35 +94,6 @@ def written_windows(model: ov.Model, windows: int, length: int, *, quiet: bool =
     if not language.predicts:
         return random_tokens(language.vocabulary, windows, length, _SEED)
     return written_tokens(model, language, windows, length, _SEED, quiet=quiet)
-
-
-class _Writer:
-    """A compiled model with what it has read so far."""
-
-    def __init__(self, model: ov.Model, language: LanguageModel) -> None:
-        self._language = language
-        self._stateful = bool(model.get_variables())
-        self._request = ov.Core().compile_model(model, "CPU", {"PERFORMANCE_HINT": "LATENCY"}).create_infer_request()
-        self._names = {input_label(node): port for port, node in enumerate(model.get_parameters())}
-        self._logits = next(
-            port
-            for port, result in enumerate(model.get_results())
-            if len(shape := result.get_input_partial_shape(0)) == 3
-            and shape[2].is_static
-            and 2 * shape[2].get_length() > language.vocabulary
-        )
-
-    def start(self) -> None:
-        if self._stateful:
-            self._request.reset_state()
-
-    def next_logits(self, tokens: NDArray[np.int64]) -> NDArray[Any]:
-        """Logits after the last token, `[batch, vocabulary]`. A model without variables reads everything again."""
-        length = tokens.shape[1]
-        ids, past = (tokens[:, -1:], length - 1) if self._stateful else (tokens, 0)
-        inputs = self._language.inputs(ids, past=past)
-        self._request.infer({self._names[name]: array for name, array in inputs.items()})
-        return np.array(self._request.get_output_tensor(self._logits).data[:, -1], np.float32)
 
 
 def _drawn(logits: NDArray[Any], rng: np.random.Generator) -> NDArray[np.int64]:

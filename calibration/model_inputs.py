@@ -28,7 +28,7 @@ write some.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +45,8 @@ from ov_weight_compression.patterns.graphs import constant_of
 _IDS = ("input_ids", "decoder_input_ids")
 _EXPORTED = (*_IDS, "attention_mask", "position_ids", "token_type_ids", "beam_idx", "cache_position")
 _PASSING = ("Convert", "Reshape", "Unsqueeze", "Squeeze", "Add", "Clamp", "Maximum")
+_OPERATIONS = 4
+"""So many of them at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +67,7 @@ class LanguageModel:
     """It has an output `[batch, length, vocabulary]`: it can write text itself."""
     parameters: tuple[ov.Node, ...]
     conv_taps: int | None
+    """Of a state space model's convolution."""
 
     @property
     def needs_only_ids(self) -> bool:
@@ -141,6 +144,11 @@ def read_language_model(model: ov.Model) -> LanguageModel | None:
         return None
     past = any(name.startswith("past") for node in parameters for name in input_names(node))
     keeps_past = past or bool(model.get_variables())  # as only a model that writes does
+    windows = [  # of the convolution of a state space model
+        node.get_output_partial_shape(0)[-1]
+        for node in model.get_ordered_ops()
+        if node.get_type_name() == "ReadValue" and ".conv" in node.get_attributes()["variable_id"]
+    ]
     batch, length = (dim.get_length() if dim.is_static else None for dim in ids.get_output_partial_shape(0))
     return LanguageModel(
         ids=input_label(ids),
@@ -151,7 +159,7 @@ def read_language_model(model: ov.Model) -> LanguageModel | None:
         # Vocabularies are padded to round numbers at one end or the other, so the two need not agree to the last id.
         predicts=any(2 * head > vocabulary for head in heads) and keeps_past,
         parameters=parameters,
-        conv_taps=_conv_taps(model),
+        conv_taps=int(windows[0].get_length()) if windows and windows[0].is_static else None,
     )
 
 
@@ -163,36 +171,26 @@ def input_label(node: ov.Node) -> str:
 
 
 def _table(node: ov.Node) -> int | None:
-    """Rows of the table that a Gather looks the values of this input up in, less a constant added on the way."""
-    for gather, offset in _gathers(node.output(0), 0, 4):
-        shape = gather.get_input_partial_shape(0)
-        if shape.is_static and len(shape) == 2:
-            return int(shape[0].get_length()) - offset
-    return None
-
-
-def _gathers(value: ov.Output, offset: int, depth: int) -> Iterator[tuple[ov.Node, int]]:
-    """The Gathers that use a tensor as their indices, behind a few operations that keep the values."""
-    for port in value.get_target_inputs():
-        node = port.get_node()
-        if node.get_type_name() == "Gather" and port.get_index() == 1:
-            yield node, offset
-        elif depth and node.get_type_name() in _PASSING:
-            added = 0
-            if node.get_type_name() == "Add":
-                other = node.input_value(1 - port.get_index()).get_node()
-                if other.get_type_name() != "Constant" or other.data.size != 1:
-                    continue
-                added = int(other.data.reshape(-1)[0])
-            yield from _gathers(node.output(0), offset + added, depth - 1)
-
-
-def _conv_taps(model: ov.Model) -> int | None:
-    """Taps of a state space model's convolution: the last dimension of the state that holds its window."""
-    for node in model.get_ordered_ops():
-        if node.get_type_name() == "ReadValue" and ".conv" in node.get_attributes()["variable_id"]:
-            last = node.get_output_partial_shape(0)[-1]
-            return int(last.get_length()) if last.is_static else None
+    """Rows of the table that a Gather looks the values of this input up in, less a constant added on the way, behind a
+    few operations that keep the values."""
+    pending = [(node.output(0), 0, _OPERATIONS)]
+    while pending:
+        value, offset, depth = pending.pop()
+        behind = []
+        for port in value.get_target_inputs():
+            reader, added = port.get_node(), 0
+            if reader.get_type_name() == "Gather" and port.get_index() == 1:
+                shape = reader.get_input_partial_shape(0)
+                if shape.is_static and len(shape) == 2:
+                    return int(shape[0].get_length()) - offset
+            elif depth and reader.get_type_name() in _PASSING:
+                if reader.get_type_name() == "Add":
+                    other = reader.input_value(1 - port.get_index()).get_node()
+                    if other.get_type_name() != "Constant" or other.data.size != 1:
+                        continue
+                    added = int(other.data.reshape(-1)[0])
+                behind.append((reader.output(0), offset + added, depth - 1))
+        pending += reversed(behind)
     return None
 
 
@@ -208,20 +206,6 @@ _DEPTH = 16
 def input_names(node: ov.Node) -> set[str]:
     """All names that a model input answers to: its friendly name and those of its tensor."""
     return {str(node.get_friendly_name()), *map(str, node.output(0).get_names())}
-
-
-def _tables(model: ov.Model) -> Iterator[int]:
-    """The windows that end at the end of a table that is looked up by position."""
-    for node in model.get_ordered_ops():
-        if node.get_type_name() != "Gather":
-            continue
-        axis, shape = node.input_value(2).get_node(), node.get_input_partial_shape(0)
-        if axis.get_type_name() != "Constant" or shape.rank.is_dynamic or len(shape) < 2:
-            continue
-        rows = shape[int(axis.data.reshape(-1)[0])]
-        above = _above_length(node.input_value(1), 0, _DEPTH) if rows.is_static and shape.is_static else None
-        if above is not None and rows.get_length() - 1 - above > 1:
-            yield int(rows.get_length()) - 1 - above
 
 
 def _above_length(value: ov.Output, added: int, depth: int) -> int | None:
@@ -264,7 +248,18 @@ def _shifted(node: ov.Node, added: int, depth: int) -> int | None:
 def _longest_window(model: ov.Model, parameters: tuple[ov.Node, ...], ids: ov.Node) -> int | None:
     """The most tokens that a window may have, as far as the graph tells: what its tables of positions have, and what
     OpenVINO can work out all shapes with; None where it names no limit. `ids` has an open length."""
-    below = min(_tables(model), default=None)
+    below: int | None = None
+    for node in model.get_ordered_ops():  # windows that end at the end of a table that is looked up by position
+        if node.get_type_name() != "Gather":
+            continue
+        axis, shape = node.input_value(2).get_node(), node.get_input_partial_shape(0)
+        if axis.get_type_name() != "Constant" or shape.rank.is_dynamic or len(shape) < 2:
+            continue
+        rows = shape[int(axis.data.reshape(-1)[0])]
+        above = _above_length(node.input_value(1), 0, _DEPTH) if rows.is_static and shape.is_static else None
+        if above is not None and rows.get_length() - 1 - above > 1:
+            window = int(rows.get_length()) - 1 - above
+            below = window if below is None else min(below, window)
     inputs = {
         number: node.get_output_partial_shape(0)[0]
         for number, node in enumerate(parameters)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from ov_weight_compression.calibration.datasets import Replay, read_again, reads_once
+from ov_weight_compression.calibration.datasets import Replay, readable, reads_once
 
 
 class Shared:
@@ -27,13 +27,13 @@ class Fresh:
 
 @pytest.mark.parametrize("source", [[0, 1, 2], (0, 1, 2), range(3), np.arange(3), Fresh()])
 def test_what_can_be_read_again_is_left_as_it_is(source: object) -> None:
-    assert read_again(source) is source  # type: ignore[arg-type]
+    assert readable(source, "dataset") is source
 
 
 @pytest.mark.parametrize("source", [iter([0, 1, 2]), (n for n in range(3)), Shared()])
 def test_what_cannot_is_kept(source: object) -> None:
     assert reads_once(source)  # type: ignore[arg-type]
-    again = read_again(source)  # type: ignore[arg-type]
+    again = readable(source, "dataset")
     assert [list(again), list(again)] == [[0, 1, 2], [0, 1, 2]]
 
 
