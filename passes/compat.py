@@ -38,7 +38,7 @@ from typing import Any
 
 import openvino as ov
 
-from ov_weight_compression.calibration.datasets import read_again
+from ov_weight_compression.calibration.datasets import Replay, reads_once
 from ov_weight_compression.ir_utils.errors import (
     CompressionError,
     MissingExtraError,
@@ -127,7 +127,8 @@ class Dataset:
     generator, is kept as far as it was read."""
 
     def __init__(self, data_source: Iterable[Any], transform_func: Callable[[Any], Any] | None = None) -> None:
-        self._data_source = read_again(data_source) if isinstance(data_source, Iterable) else data_source
+        once = isinstance(data_source, Iterable) and reads_once(data_source)
+        self._data_source = Replay(data_source) if once else data_source
         self._transform = transform_func
 
     def get_data(self, indices: Sequence[int] | None = None) -> Iterator[Any]:
