@@ -119,7 +119,8 @@ class ActivationGraph:
         compiled piece has its own copy of most, and reads the others once more."""
         for index in {index for place in range(begin, end) for index, _ in self.loads.get(place, ())}:
             if self.nodes[index].get_output_element_type(0) != ov.Type.string:
-                self.mappings.drop(self.nodes[index].get_tensor_view().data)
+                data = self.nodes[index].get_tensor_view().data
+                self.mappings.around(data).advise(data)
 
     def inputs_of(self, begin: int, end: int) -> list[TensorKey]:
         """Tensors made before place `begin` and read in `[begin, end)`."""

@@ -14,6 +14,7 @@ import os
 import sys
 import weakref
 from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,103 +26,94 @@ from ov_weight_compression.ir_utils.errors import WorkError
 from ov_weight_compression.ir_utils.file_io import read_into
 from ov_weight_compression.ir_utils.types import Array
 
+_madvise: Any = ctypes.CDLL(None).madvise if sys.platform.startswith("linux") else None
 _MADV_DONTNEED = 4
 _MADV_POPULATE_READ = 22
 
 
 @dataclass(eq=False)
-class _Range:
-    """A mapping of a part of a file."""
+class FileRange:
+    """A mapping of a part of a file; or, without a path, all memory that is no file's."""
 
-    start: int
-    stop: int
-    offset: int
-    inode: int
-    path: str
-    _file: int | None = None
-    _known: bool = False
+    start: int = 0
+    stop: int = 0
+    offset: int = 0
+    inode: int = 0
+    path: str = ""
+    file: int | None = None
+    """The file itself, whoever has its name later; None where it had lost its name before."""
+    known: bool = False
+    """Whether that has been looked at."""
 
-    def check(self, size: int) -> None:
-        """Raise where the file does not have the first `size` bytes of the mapping."""
-        if not self.opened() or self._file is None:
+    def check(self, values: Array) -> None:
+        """Whether the file still has what is about to be read.
+
+        Raises:
+            WorkError: it does not; names the file.
+        """
+        if self.file is None:
             return
-        there = os.fstat(self._file).st_size
-        if there < self.offset + size:
+        there = os.fstat(self.file).st_size
+        needed = self.offset + values.__array_interface__["data"][0] - self.start + values.nbytes
+        if there < needed:
             raise WorkError(
-                f"{self.path}: became shorter while it was read ({there} bytes, {self.offset + size} are needed); a "
-                "model must not be written over the file that it was read from, except by save_model of this package"
+                f"{self.path}: became shorter while it was read ({there} bytes, {needed} are needed); a model must not "
+                "be written over the file that it was read from, except by save_model of this package"
             )
 
-    def opened(self) -> bool:
-        """Whether the file can be asked and read: it itself is kept, whoever has its name later, unless it has lost its
-        name already."""
-        if not self._known:
-            with contextlib.suppress(OSError):
-                flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
-                descriptor = os.open(self.path, flags)
-                if os.fstat(descriptor).st_ino == self.inode:
-                    self._file = descriptor
-                    weakref.finalize(self, os.close, descriptor)
-                else:
-                    os.close(descriptor)
-            self._known = True
-        return self._file is not None
+    def read(self, values: Array, buffer: Array | None = None) -> Array:
+        """The values, read from the file and not through the mapping where that is possible: in a copy, or in `buffer`.
 
-    def read(self, address: int, values: Array) -> None:
-        """Read what lies at an address of the mapping from the file. Raises where the file no longer has it."""
-        assert self._file is not None
-        view, place = values.reshape(-1).view(np.uint8).data, self.offset + address - self.start
-        if read_into(self._file, view, place) < values.nbytes:
-            self.check(address - self.start + values.nbytes)
+        Raises:
+            WorkError: the file is shorter than it was; names it.
+        """
+        if not self.path:
+            return values
+        if not values.flags.c_contiguous or not values.nbytes or self.file is None:
+            self.check(values)
+            self.advise(values, _MADV_POPULATE_READ)  # one call instead of a fault for every few pages
+            return values
+        copy = np.empty(values.shape, values.dtype) if buffer is None else buffer[: values.size].reshape(values.shape)
+        self.read_into(copy, values)
+        return copy
+
+    def read_into(self, target: Array, values: Array) -> None:
+        """Put contiguous values of a file that can be read into a contiguous array of the same shape and type.
+
+        Raises:
+            WorkError: the file is shorter than it was; names it.
+        """
+        assert self.file is not None
+        place = self.offset + values.__array_interface__["data"][0] - self.start
+        if read_into(self.file, target.reshape(-1).view(np.uint8).data, place) < values.nbytes:
+            self.check(values)
             raise WorkError(f"{self.path}: cannot be read any more")
+
+    def advise(self, values: Array, advice: int = _MADV_DONTNEED) -> None:
+        """`madvise` for the whole pages under `values`: by default they are given back, and the file keeps them, so
+        that a later read finds them again. A kernel that does not know the advice refuses: no harm done."""
+        if not self.path or not values.flags.c_contiguous:
+            return
+        address = values.__array_interface__["data"][0]
+        first = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
+        last = (address + values.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        if first < last <= self.stop:
+            _madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), advice)
+
+
+OWN_MEMORY = FileRange()
+"""Of this process."""
 
 
 @dataclass(frozen=True, eq=False)
 class FileRows:
     """Rows of numbers that are still in their file: read into the memory of whoever computes with them, once, and not
-    into an array that is copied from. As much of an array as that takes."""
+    into an array that is copied from."""
 
-    _values: Array
-    """Where they are mapped: nothing of it is touched."""
-    _range: _Range
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """As an array's."""
-        return self._values.shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """As an array's."""
-        return self._values.dtype
-
-    @property
-    def size(self) -> int:
-        """How many numbers there are."""
-        return self._values.size
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def __getitem__(self, rows: slice) -> FileRows:
-        return FileRows(self._values[rows], self._range)
-
-    def reshape(self, rows: int, columns: int) -> FileRows:
-        """The same numbers in rows of another length."""
-        return FileRows(self._values.reshape(rows, columns), self._range)
-
-    def read_into(self, target: Array) -> None:
-        """Put all of them into a contiguous array of the same shape and type.
-
-        Raises:
-            WorkError: the file is shorter than it was; names it.
-        """
-        self._range.read(self._values.__array_interface__["data"][0], target)
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
-        values = np.empty(self.shape, self.dtype)
-        self.read_into(values)
-        return values if dtype is None else values.astype(dtype, copy=False)
+    mapped: Array
+    """Where they are mapped, contiguous `[rows, columns]`: shape and type tell, nothing of it is touched."""
+    read_into: Callable[[Array, Array], None]
+    """Puts some of them into an array, as `FileRange.read_into` does."""
 
 
 class FileMappings:
@@ -135,94 +127,39 @@ class FileMappings:
     the file and not through the mapping, which costs 3 to 6 % of a run's processor time. Where that is not possible (a
     weight whose axes are permuted, a chain of constants) the file is asked for its size before each piece; what is left
     is the moment until the piece has been read, and what OpenVINO reads itself.
-
-    Args:
-        listing: where the kernel lists the mappings; None for none, so that all memory is taken for the process's own.
     """
 
-    def __init__(self, listing: str | None = "/proc/self/maps") -> None:
-        self._ranges: list[_Range] = []
+    def __init__(self) -> None:
+        self._ranges: list[FileRange] = []
         self._starts: list[int] = []
-        if listing is None or not sys.platform.startswith("linux"):
+        if not sys.platform.startswith("linux"):
             return
-        self._madvise = ctypes.CDLL(None).madvise
-        with open(listing) as lines:
+        with open("/proc/self/maps") as lines:
             for line in lines:
                 span, permissions, offset, _, inode, *path = line.split(maxsplit=5)
                 if permissions[:2] == "r-" and inode != "0" and path:
                     start, stop = (int(end, 16) for end in span.split("-"))
-                    self._ranges.append(_Range(start, stop, int(offset, 16), int(inode), path[0].rstrip("\n")))
+                    self._ranges.append(FileRange(start, stop, int(offset, 16), int(inode), path[0].rstrip("\n")))
                     self._starts.append(start)
 
-    def check(self, values: Array) -> None:
-        """Whether the file still has what is about to be read.
-
-        Raises:
-            WorkError: it does not; names the file.
-        """
-        one = self._around(values)
-        if one is not None:
-            one.check(values.__array_interface__["data"][0] - one.start + values.nbytes)
-
-    def _around(self, values: Array) -> _Range | None:
-        """The mapping that values begin in; they do not overlap, and the kernel lists them rising."""
+    def around(self, values: Array) -> FileRange:
+        """The mapping that values begin in (they do not overlap, and the kernel lists them rising), or `OWN_MEMORY`."""
         address = values.__array_interface__["data"][0]
         place = bisect_right(self._starts, address) - 1
-        return self._ranges[place] if place >= 0 and address < self._ranges[place].stop else None
-
-    def fetch(self, values: Array) -> None:
-        """Map the pages under `values`, which are about to be read, in one call instead of a fault for every few.
-
-        Raises:
-            WorkError: the file is shorter than it was; names it.
-        """
-        self.check(values)
-        self._advise(values, _MADV_POPULATE_READ)
-
-    def path_of(self, values: Array) -> str | None:
-        """The file that an array's memory is."""
-        one = self._around(values)
-        return None if one is None else one.path
-
-    def holds(self, values: Array) -> bool:
-        """Whether an array's memory is a file's."""
-        return self._around(values) is not None
-
-    def read(self, values: Array, buffer: Array | None = None) -> Array:
-        """The values, read from the file and not through the mapping where that is possible: in a copy, or in `buffer`.
-
-        Raises:
-            WorkError: the file is shorter than it was; names it.
-        """
-        one = self._around(values)
-        if one is None:
-            return values
-        if not values.flags.c_contiguous or not values.nbytes or not one.opened():
-            self.fetch(values)
-            return values
-        copy = np.empty(values.shape, values.dtype) if buffer is None else buffer[: values.size].reshape(values.shape)
-        one.read(values.__array_interface__["data"][0], copy)
-        return copy
-
-    def rows(self, values: Array) -> FileRows | None:
-        """Contiguous values `[rows, columns]` to be read from the file later; None where that is not possible."""
-        one = self._around(values) if values.flags.c_contiguous and values.nbytes else None
-        return FileRows(values, one) if one is not None and one.opened() else None
-
-    def drop(self, values: Array) -> None:
-        """Give back the whole pages under `values`; the file keeps them, so a later read finds them again."""
-        self._advise(values, _MADV_DONTNEED)
-
-    def _advise(self, values: Array, advice: int) -> None:
-        """`madvise` for whole pages of a mapped file. A kernel that does not know the advice refuses: no harm done."""
-        if not values.flags.c_contiguous:
-            return
-        address = values.__array_interface__["data"][0]
-        first = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
-        last = (address + values.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-        one = self._around(values)
-        if last > first and one is not None and last <= one.stop:
-            self._madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), advice)
+        if place < 0 or address >= self._ranges[place].stop:
+            return OWN_MEMORY
+        found = self._ranges[place]
+        if not found.known:
+            found.known = True
+            with contextlib.suppress(OSError):
+                flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
+                descriptor = os.open(found.path, flags)
+                if os.fstat(descriptor).st_ino == found.inode:
+                    found.file = descriptor
+                    weakref.finalize(found, os.close, descriptor)
+                else:
+                    os.close(descriptor)
+        return found
 
 
 def file_of(model: ov.Model) -> Path | None:
@@ -230,10 +167,9 @@ def file_of(model: ov.Model) -> Path | None:
     mappings = FileMappings()
     constants = (node for node in model.get_ops() if node.get_type_name() == "Constant" and node.get_byte_size())
     for constant in sorted(constants, key=lambda node: -int(node.get_byte_size()))[:_ASKED]:
-        path = mappings.path_of(np.asarray(constant.data).view())
-        file = None if path is None else Path(path).with_suffix(".xml")
-        if file is not None and file.is_file():
-            return file
+        path = mappings.around(np.asarray(constant.data).view()).path
+        if path and Path(path).with_suffix(".xml").is_file():
+            return Path(path).with_suffix(".xml")
     return None
 
 

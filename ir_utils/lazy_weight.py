@@ -34,6 +34,7 @@ Where somebody else profiles the thread OpenVINO's errors stay as they are.
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import sys
 import tempfile
@@ -242,7 +243,7 @@ class Stub:
     @property
     def nbytes(self) -> int:
         """Bytes in the .bin file."""
-        return tensor_bytes(self.shape, self.kind.bitwidth)
+        return tensor_bytes(math.prod(self.shape), self.kind.bitwidth)
 
 
 @dataclass
@@ -317,7 +318,7 @@ class Part:
     @property
     def nbytes(self) -> int:
         """Its bytes in the .bin file."""
-        return tensor_bytes(self.shape, element_type(self.type).bitwidth)
+        return tensor_bytes(math.prod(self.shape), element_type(self.type).bitwidth)
 
     def tensor(self) -> ov.Tensor:
         """An empty tensor that owns its memory."""

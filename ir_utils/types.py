@@ -21,8 +21,6 @@ Only bit patterns are handled here; what a pattern means is the business of ``qu
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -120,23 +118,25 @@ Bytes = npt.NDArray[np.uint8]
 
 PACKED_BITS = (1, 2, 3, 4, 6, 8, 16)
 
+
+class _Blocks(dict[int, tuple[int, int]]):
+    def __missing__(self, bits: int) -> tuple[int, int]:
+        raise ValueError(f"bits is {bits}, must be one of {', '.join(map(str, PACKED_BITS))}")
+
+
 # Elements and bytes of the smallest whole block of each width; a tensor's end is padded up to one.
-_BLOCKS = {1: (8, 1), 2: (4, 1), 3: (8, 3), 4: (2, 1), 6: (4, 3), 8: (1, 1), 16: (1, 2)}
+_BLOCKS = _Blocks({1: (8, 1), 2: (4, 1), 3: (8, 3), 4: (2, 1), 6: (4, 3), 8: (1, 1), 16: (1, 2)})
 
 # Pairs of nibbles packed at a time: the fewer the calls, the less two threads wait for each other's.
 _CHUNK = 1 << 17
 
 
-def packed_size(count: int, bits: int) -> int:
-    """Bytes that an OpenVINO tensor of ``count`` elements of ``bits`` bits takes."""
-    elements, size = _block(bits)
+def tensor_bytes(count: int, bits: int) -> int:
+    """Bytes that an OpenVINO tensor of ``count`` elements takes, of any type: that of codes, or one of whole bytes."""
+    if bits % 8 == 0:
+        return count * bits // 8
+    elements, size = _BLOCKS[bits]
     return -(-count // elements) * size
-
-
-def tensor_bytes(shape: Iterable[int], bits: int) -> int:
-    """Bytes that an OpenVINO tensor takes, of any type: that of codes, or one of whole bytes."""
-    count = math.prod(shape)
-    return count * bits // 8 if bits % 8 == 0 else packed_size(count, bits)
 
 
 def pack(codes: Codes, bits: int, out: Bytes | None = None) -> Bytes:
@@ -149,34 +149,39 @@ def pack(codes: Codes, bits: int, out: Bytes | None = None) -> Bytes:
         out: contiguous uint8 of the result's shape, to pack into.
 
     Returns:
-        uint8 of shape ``[packed_size(codes.size, bits)]``: ``out``, or for 8 bits a view of ``codes`` where it can be
+        uint8 of shape ``[tensor_bytes(codes.size, bits)]``: ``out``, or for 8 bits a view of ``codes`` where it can be
         one.
 
     Raises:
         ValueError: ``bits`` is a width that no OpenVINO type has.
     """
-    elements, _ = _block(bits)
-    if out is not None:
-        if bits == 4 and codes.size % elements == 0:
-            return _pack_nibbles(np.ascontiguousarray(codes, dtype=np.uint8).reshape(-1), out)
-        out[:] = pack(codes, bits)
-        return out
-    if bits == 16:
-        return np.ascontiguousarray(codes, dtype="<u2").reshape(-1).view(np.uint8)
-    flat = np.ascontiguousarray(codes, dtype=np.uint8).reshape(-1)
-    if bits == 8:
-        return flat
-    if bits == 1:
-        return np.packbits(flat)
-    if flat.size % elements:
+    elements, _ = _BLOCKS[bits]
+    flat = np.ascontiguousarray(codes, dtype="<u2" if bits == 16 else np.uint8).reshape(-1)
+    if bits > 1 and flat.size % elements:
         flat = np.concatenate([flat, np.zeros(-flat.size % elements, dtype=np.uint8)])
-    if bits == 4:
-        return _pack_nibbles(flat)
-    if bits == 2:
-        return _gather(flat, _TWO_LOWEST_FIRST)
-    if bits == 3:
-        return _pack_three(flat)
-    return _pack_six(flat)
+    if bits == 4:  # a pair read as one little-endian uint16 is two vector operations for numpy, in cache
+        pairs = flat.view("<u2")
+        packed = np.empty(pairs.size, dtype=np.uint8) if out is None else out
+        scratch = np.empty(min(_CHUNK, pairs.size), dtype=np.uint16)
+        for start in range(0, pairs.size, _CHUNK):
+            part = pairs[start : start + _CHUNK]
+            merged = scratch[: part.size]
+            np.right_shift(part, 4, out=merged)
+            np.bitwise_or(merged, part, out=merged)
+            packed[start : start + _CHUNK] = merged
+        return packed
+    if bits >= 8:
+        packed = flat.view(np.uint8)
+    elif bits == 1:
+        packed = np.packbits(flat)
+    elif bits == 2:
+        packed = _gather(flat, _TWO_LOWEST_FIRST)
+    else:
+        packed = _pack_three(flat) if bits == 3 else _pack_six(flat)
+    if out is None:
+        return packed
+    out[:] = packed
+    return out
 
 
 def unpack(data: Bytes, bits: int, count: int) -> Codes:
@@ -186,8 +191,9 @@ def unpack(data: Bytes, bits: int, count: int) -> Codes:
         ValueError: ``bits`` is a width that no OpenVINO type has, or ``data`` is too short for ``count`` elements.
     """
     data = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
-    if data.size < packed_size(count, bits):
-        raise ValueError(f"{count} elements of {bits} bits take {packed_size(count, bits)} bytes, not {data.size}")
+    needed = -(-count // _BLOCKS[bits][0]) * _BLOCKS[bits][1]
+    if data.size < needed:
+        raise ValueError(f"{count} elements of {bits} bits take {needed} bytes, not {data.size}")
     if bits == 16:
         return data.view("<u2")[:count]
     if bits == 8:
@@ -198,27 +204,6 @@ def unpack(data: Bytes, bits: int, count: int) -> Codes:
         shifts = np.arange(0, 8, bits, dtype=np.uint8)
         return ((data[:, None] >> shifts) & np.uint8((1 << bits) - 1)).reshape(-1)[:count]
     return _unpack_split(data, bits)[:count]
-
-
-def _block(bits: int) -> tuple[int, int]:
-    try:
-        return _BLOCKS[bits]
-    except KeyError:
-        raise ValueError(f"bits is {bits}, must be one of {', '.join(map(str, PACKED_BITS))}") from None
-
-
-def _pack_nibbles(flat: Bytes, out: Bytes | None = None) -> Bytes:
-    """[2n] of 4 bits -> [n]. A pair read as one little-endian uint16 is two vector operations for numpy, in cache."""
-    pairs = flat.view("<u2")
-    out = np.empty(pairs.size, dtype=np.uint8) if out is None else out
-    scratch = np.empty(min(_CHUNK, pairs.size), dtype=np.uint16)
-    for start in range(0, pairs.size, _CHUNK):
-        part = pairs[start : start + _CHUNK]
-        merged = scratch[: part.size]
-        np.right_shift(part, 4, out=merged)
-        np.bitwise_or(merged, part, out=merged)
-        out[start : start + _CHUNK] = merged
-    return out
 
 
 # One multiplication moves four two-bit numbers, a byte each, to their places in the highest byte: a factor has a bit

@@ -29,7 +29,7 @@ import numpy as np
 from openvino import opset13 as ops
 
 from ov_weight_compression.ir_utils.constant_values import ConstantValues, constants_behind, detached
-from ov_weight_compression.ir_utils.file_mappings import FileMappings, FileRows
+from ov_weight_compression.ir_utils.file_mappings import OWN_MEMORY, FileMappings, FileRows
 from ov_weight_compression.ir_utils.layout import Layout, Slab
 from ov_weight_compression.ir_utils.lazy_weight import LazyWeight, Part, Sink
 from ov_weight_compression.ir_utils.types import Array, Float32, bf16_to_f32, sizes_of, to_f32
@@ -132,25 +132,29 @@ class ConstantSource(WeightSource):
         self.layout = layout
         self._stored = str(constant.get_output_element_type(0).get_type_name())
         self.element_type = element_type or self._stored
-        self._constant, self._mappings = constant, mappings or FileMappings(None)
+        self._as_stored = self._stored == self.element_type and self._stored in ("f16", "f32")
+        self._constant = constant
         self._data: Array = constant.data  # asked for once: it costs as much as reading a small weight
+        self._file = OWN_MEMORY if mappings is None else mappings.around(self._data)
+        self._matrix = self._data.reshape(layout.shape).transpose(layout.order)
+        if layout.contiguous:
+            self._matrix = self._matrix.reshape(layout.rows, layout.columns)
 
     def read(self, slab: Slab) -> Array:
         """float16 as it is (a view where possible), else float32."""
-        view = self.layout.matrix_view(self._data.reshape(self.layout.shape))[slab.index]
-        return self._widen(np.ascontiguousarray(self._mappings.read(view)).reshape(-1, self.layout.columns))
+        values = np.ascontiguousarray(self._file.read(self._matrix[slab.index])).reshape(-1, self.layout.columns)
+        return values if self._as_stored else self._widen(values)
 
     def unread(self, slab: Slab) -> Array | FileRows:
         """From the file where they lie together there, in a type that is computed with."""
-        found, as_stored = None, self.element_type == self._stored
-        if self.layout.contiguous and as_stored and self._stored in ("f16", "f32"):
-            found = self._mappings.rows(self._data.reshape(self.layout.rows, self.layout.columns)[slab.index])
-        return self.read(slab) if found is None else found
+        if self._file.file is None or not self.layout.contiguous or not self._as_stored or not self._data.nbytes:
+            return self.read(slab)
+        return FileRows(self._matrix[slab.index], self._file.read_into)
 
     def release(self, slab: Slab) -> None:
         """Give back the file's pages under the slab."""
         if self.layout.contiguous:
-            self._mappings.drop(self._data.reshape(self.layout.rows, self.layout.columns)[slab.index])
+            self._file.advise(self._matrix[slab.index])
 
     @property
     def identity(self) -> Hashable | None:
@@ -162,7 +166,7 @@ class ConstantSource(WeightSource):
         """Of a few stretches of the bits."""
         flat, found = self._bytes(), 0
         for start in sorted({0, flat.size // 2, max(0, flat.size - _STRETCH_BYTES)}):
-            found = zlib.crc32(self._mappings.read(flat[start : start + _STRETCH_BYTES]).tobytes(), found)
+            found = zlib.crc32(self._file.read(flat[start : start + _STRETCH_BYTES]).tobytes(), found)
         return found
 
     def equals(self, other: WeightSource) -> bool:
@@ -173,11 +177,11 @@ class ConstantSource(WeightSource):
         if mine.size != theirs.size or mine.__array_interface__["data"] == theirs.__array_interface__["data"]:
             return mine.size == theirs.size
         places = (slice(start, start + _SCAN_BYTES) for start in range(0, mine.size, _SCAN_BYTES))
-        return all(np.array_equal(self._mappings.read(mine[at]), other._mappings.read(theirs[at])) for at in places)
+        return all(np.array_equal(self._file.read(mine[at]), other._file.read(theirs[at])) for at in places)
 
     def read_all(self) -> Float32:
         """The whole matrix as float32."""
-        return to_f32(self._widen(self.layout.to_matrix(self._mappings.read(self._data))))
+        return to_f32(self._widen(self.layout.to_matrix(self._file.read(self._data))))
 
     def scan(self) -> ValueRange:
         """In the constant's own order, at the speed of memory."""
@@ -188,17 +192,17 @@ class ConstantSource(WeightSource):
         for first in range(0, flat.size, step * _SCAN_BLOCKS):
             window = flat[first : first + step * _SCAN_BLOCKS]
             for start in range(0, window.size, step):
-                block = self._mappings.read(window[start : start + step], buffer)
+                block = self._file.read(window[start : start + step], buffer)
                 peak, count = _scan_half(block) if self._stored == "f16" else _scan_wide(self._widen(block))
                 absmax, bad = max(absmax, peak), bad + count
-            self._mappings.drop(window)
+            self._file.advise(window)
         return ValueRange(absmax, bad)
 
     def _bytes(self) -> Array:
         return self._data.reshape(-1).view(np.uint8)
 
     def _widen(self, values: Array) -> Array:
-        if self._stored == self.element_type and self._stored in ("f16", "f32"):
+        if self._as_stored:
             return values
         if self._stored == "bf16":
             return bf16_to_f32(values)
@@ -218,8 +222,9 @@ class ChainSource(WeightSource):
 
     def __init__(self, last: Any, layout: Layout, mappings: FileMappings | None = None) -> None:
         self.layout = layout
-        self._end, self._mappings = detached(last.output(0)), mappings or FileMappings(None)
-        self._stored = [_bytes_of(node) for node in constants_behind(self._end)]
+        self._end = detached(last.output(0))
+        stored = [_bytes_of(node) for node in constants_behind(self._end)]
+        self._stored = [(data, OWN_MEMORY if mappings is None else mappings.around(data)) for data in stored]
         self._values: ConstantValues | None = None
         self._matrix: Float32 | None = None
         self._released = 0
@@ -227,8 +232,8 @@ class ChainSource(WeightSource):
 
     def read(self, slab: Slab) -> Array:
         """float32 `[n, columns]`."""
-        for data in self._stored:
-            self._mappings.check(data)
+        for data, file in self._stored:
+            file.check(data)
         with self._lock:
             if self._values is None:
                 self._values = ConstantValues(self._end, max(1, len(self.layout.lead)))
@@ -246,9 +251,9 @@ class ChainSource(WeightSource):
             done = self._released >= self.layout.rows
             if done:
                 self._released, self._matrix, self._values = 0, None, None
-        for data in self._stored:  # rows one after another, most often: what is dropped too early is read again
+        for data, file in self._stored:  # rows one after another, most often: what is dropped too early is read again
             row = data.size // self.layout.rows
-            self._mappings.drop(data if done else data[slab.start * row : slab.stop * row])
+            file.advise(data if done else data[slab.start * row : slab.stop * row])
 
     def cut(self, elements: int = _PIECE_ELEMENTS, block: int = 0) -> Iterator[Slab]:
         """Eight rows or a multiple of eight at a time: no packed code is cut in the middle."""

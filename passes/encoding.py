@@ -20,7 +20,7 @@ from ov_weight_compression.ir_utils.worker_pool import Task
 from ov_weight_compression.passes.channel_importance import Importance
 from ov_weight_compression.passes.plan import Plan, PlannedWeight, stored_parts
 from ov_weight_compression.quantization.encode import decode_rows, encode_rows, turn_over_first_group
-from ov_weight_compression.quantization.formats import Encoded, Spec, stored_codebook
+from ov_weight_compression.quantization.formats import Encoded, Spec
 from ov_weight_compression.quantization.reference import tensor_scale_of, unusable
 
 _BLOCK_ELEMENTS = 1 << 19  # of the quantiser: what is cut into whole blocks leaves none half empty
@@ -273,7 +273,7 @@ class WeightEncoding:
         tensor_scale = self._tensor_scale
         if tensor_scale is not None:
             values["tensor_scale"] = np.array([tensor_scale], dtype=np.float32)
-        table = stored_codebook(format)
+        table = format.table
         if table is not None:
             values["table"] = table
         return {name: filled(parts[name], data) for name, data in values.items()}

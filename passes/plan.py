@@ -22,7 +22,7 @@ from ov_weight_compression.passes.option_values import Mode
 from ov_weight_compression.passes.scale_folding import Folding
 from ov_weight_compression.passes.targets import BudgetOutcome
 from ov_weight_compression.patterns import Kind, Skip, Sources, Weight
-from ov_weight_compression.quantization.formats import PER_CHANNEL, Format, Spec, stored_codebook
+from ov_weight_compression.quantization.formats import PER_CHANNEL, Format, Spec
 
 if TYPE_CHECKING:
     from ov_weight_compression.passes.budget import Survey
@@ -209,7 +209,7 @@ def stored_parts(layout: Layout, spec: Spec, scale_type: str | None = None) -> d
     parts["scale"] = Part(scale_type or spec.scale_type, scales)
     if stored.tensor_scale:
         parts["tensor_scale"] = Part("f32", ())
-    table = stored_codebook(stored)
+    table = stored.table
     if table is not None and stored.codebook_type is not None:
         parts["table"] = Part(stored.codebook_type, (table.size,))
     return parts

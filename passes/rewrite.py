@@ -174,7 +174,7 @@ def hold_small_constants(model: Any) -> None:
             if kind == "string" or is_postponed(constant) or not 0 < constant.get_byte_size() <= _SMALL_BYTES:
                 continue
             tensor = constant.get_tensor_view()
-            if not mappings.holds(tensor.data) or set(constant.get_rt_info()) - _ABOUT_THE_FILE:
+            if not mappings.around(tensor.data).path or set(constant.get_rt_info()) - _ABOUT_THE_FILE:
                 continue
             copy = ov.Tensor(tensor.element_type, tensor.shape)
             tensor.copy_to(copy)

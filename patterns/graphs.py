@@ -6,6 +6,7 @@ small questions that the bindings answer only at length: what a tensor's dimensi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Set
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -107,7 +108,7 @@ def bytes_of(constant: ov.Node) -> int:
     """Bytes of a constant of either kind."""
     if not is_postponed(constant):
         return int(constant.get_byte_size())
-    return tensor_bytes(sizes_of(constant.shape), int(constant.get_output_element_type(0).bitwidth))
+    return tensor_bytes(math.prod(sizes_of(constant.shape)), int(constant.get_output_element_type(0).bitwidth))
 
 
 def constants_bytes(model: ov.Model) -> int:

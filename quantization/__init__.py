@@ -11,7 +11,6 @@ from ov_weight_compression.quantization.formats import (
     Encoded,
     Format,
     Spec,
-    stored_codebook,
     with_codebook,
 )
 from ov_weight_compression.quantization.reference import (
@@ -38,7 +37,6 @@ __all__ = [
     "plain_scales",
     "scale_values",
     "store_scales",
-    "stored_codebook",
     "tensor_scale_of",
     "with_codebook",
 ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -78,17 +79,42 @@ class Format:
     """Largest integer level, counted as ``low`` is."""
     top: float = field(init=False, repr=False, compare=False)
     """The level of a group's largest magnitude: ``scale = absmax / top`` (``range / top`` where asymmetric)."""
+    reach: float = field(init=False, repr=False, compare=False)
+    """Of a search: the largest error of one weight, in levels, that is told apart; beyond it all errors count alike."""
+    code_dtype: type[np.unsignedinteger[Any]] = field(init=False, repr=False, compare=False)
+    """numpy's type of unpacked codes."""
+    flip: int = field(init=False, repr=False, compare=False)
+    """Codes counted from the lowest level up are stored XORed with this: signed ones in two's complement."""
+    table: Array | None = field(init=False, repr=False, compare=False)
+    """A codebook's levels as they are stored, in code order: uint8 bit patterns for f8e4m3; None for other formats."""
 
     def __post_init__(self) -> None:
         asymmetric = self.zero_point == "group"
         low = 0 if asymmetric else -(1 << (self.bits - 1))
         high = low + (1 << self.bits) - 1
-        top = float(high if asymmetric else -low)
-        if self.unit is not None:
+        top, reach, table = float(high if asymmetric else -low), 2.0, None
+        if self.levels is not None:
+            levels = np.array(self.levels, dtype=np.float32)
+            finite = np.unique(levels[np.isfinite(levels)])
+            top = max(abs(level) for level in self.levels if level == level) if self.unit is None else self.unit
+            reach = max(float(np.diff(finite).max(initial=0.0)), top / 4)
+            if self.codebook_type is not None:
+                types = {"f16": np.float16, "f32": np.float32, "i8": np.int8, "u8": np.uint8}
+                kind = types.get(self.codebook_type)
+                table = e4m3_codes(levels) if kind is None else levels.astype(kind)
+        elif self.unit is not None:
             top = self.unit
-        elif self.levels is not None:
-            top = max(abs(level) for level in self.levels if level == level)
-        for name, value in {"asymmetric": asymmetric, "low": low, "high": high, "top": top}.items():
+        follows = {
+            "asymmetric": asymmetric,
+            "low": low,
+            "high": high,
+            "top": top,
+            "reach": reach,
+            "code_dtype": np.uint16 if self.bits > 8 else np.uint8,
+            "flip": 1 << (self.bits - 1) if self.levels is None and self.zero_point is None else 0,
+            "table": table,
+        }
+        for name, value in follows.items():
             object.__setattr__(self, name, value)
 
 
@@ -273,16 +299,6 @@ def round_to_type(values: Float32, codebook_type: str) -> Float32:
     if codebook_type == "f8e4m3":
         rounded = E4M3_VALUES[e4m3_codes(values)]
     return np.asarray(rounded, dtype=np.float32)
-
-
-def stored_codebook(format: Format) -> Array | None:
-    """A codebook's levels as they are stored, in code order: uint8 bit patterns for f8e4m3; None for other formats."""
-    if format.codebook_type is None:
-        return None
-    levels = np.array(format.levels, dtype=np.float32)
-    if format.codebook_type == "f8e4m3":
-        return e4m3_codes(levels)
-    return levels.astype({"f16": np.float16, "f32": np.float32, "i8": np.int8, "u8": np.uint8}[format.codebook_type])
 
 
 @dataclass(frozen=True)

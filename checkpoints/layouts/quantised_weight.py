@@ -46,7 +46,7 @@ import numpy.typing as npt
 from ov_weight_compression.ir_utils.errors import ModelError, WorkError
 from ov_weight_compression.ir_utils.types import Array, Float32, bf16_to_f32
 from ov_weight_compression.quantization.encode import decode_rows, encode_rows
-from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL, Encoded, Format, Spec, stored_codebook
+from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL, Encoded, Format, Spec
 from ov_weight_compression.quantization.reference import scale_values, unusable
 
 Rows = Callable[[int, int], Encoded]
@@ -323,7 +323,7 @@ def level_weight(
         raise ModelError(f"{name}: groups of {grouping.size}, where {row.name} has groups of {row.default_group}")
     blocks = row_blocks(prod(shape[:-1]), grouping.columns)
     scale_type, largest = _look_at_scales(name, source, blocks, row, tensor_scale)
-    table = stored_codebook(row)
+    table = row.table
 
     def read(first: int, last: int) -> Encoded:
         codes = grouping.ordered(source.codes(first, last))

@@ -1,6 +1,6 @@
 """The whole kernel for one kind of weight as a graph: a block of groups in, codes and scales out.
 
-It computes what ``quantization.reference`` and ``quantization.scale_search`` define, to the bit: read it beside them.
+It computes what ``quantization.reference`` and ``quantization.reference`` define, to the bit: read it beside them.
 The few operations that it is made of are chosen so that any IEEE machine computes the same bits as numpy.
 What the CPU plugin may do to a graph, and how the kernels keep clear of it:
 
@@ -22,6 +22,7 @@ where a lookup in equal cells, each with one threshold at most, does the same.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -30,15 +31,14 @@ import openvino.opset13 as op
 
 from ov_weight_compression.ir_utils.types import F16_MAX, Array
 from ov_weight_compression.quantization.formats import E2M1, E4M3, Format, Spec
-from ov_weight_compression.quantization.reference import level_grid
-from ov_weight_compression.quantization.scale_search import (
+from ov_weight_compression.quantization.reference import (
     LARGEST_CHANGE,
     MARGIN,
     REFITS,
+    SUM_LIMIT,
     candidate_factors,
-    reach,
+    level_grid,
     refit_units,
-    summand_limit,
 )
 
 Node = Any  # a node or output of openvino: its opset functions are untyped
@@ -138,7 +138,7 @@ def with_shape(x: Node, shape: Sequence[int]) -> Node:
     return op.reshape(x, op.constant(np.array(shape, dtype=np.int64)), special_zero=False)
 
 
-_SMALL = 16  # levels up to which a sum of steps is used
+SMALL = 16  # levels up to which a sum of steps is used
 _CELLS = 1 << 16  # most cells of a lookup
 _LIMIT, _TINY = 2.0**100, 2.0**-100
 
@@ -168,8 +168,8 @@ def build(key: Key, block: int) -> ov.Model:
     """A model over ``block`` groups.
 
     Inputs: ``groups`` [block, g]; ``importance`` [block, g] f32; ``tensor_scale`` [1] f32; the last two only where
-    used. Outputs: codes u8 (u16) [block, g], ``flip_mask`` still to be applied; scales as stored [block]; for an
-    asymmetric format zero points u8 [block].
+    used. Outputs: codes u8 (u16) [block, g], ``flip`` still to be applied; scales as stored [block]; for an asymmetric
+    format zero points u8 [block].
     """
     spec = key.spec
     format = spec.format
@@ -200,25 +200,8 @@ def build(key: Key, block: int) -> ov.Model:
     return ov.Model([op.result(output) for output in outputs], inputs, f"{format.name}_{key.group}")
 
 
-def supported(format: Format) -> bool:
-    """Whether a kernel can be built: not for a large table whose thresholds lie too close together for its cells."""
-    return format.levels is None or len(format.levels) <= _SMALL or format.levels == E4M3 or _cells(format) is not None
-
-
-def searchable(format: Format) -> bool:
-    """Whether ``_distance`` can be built: integers and tables of up to 16 levels."""
-    return format.levels is None or len(format.levels) <= _SMALL
-
-
-def flip_mask(format: Format) -> int:
-    """What ``_patterns`` must still be XORed with: kernels count signed codes from the lowest, storage is two's
-    complement."""
-    signed = format.levels is None and format.zero_point is None
-    return 1 << (format.bits - 1) if signed else 0
-
-
 def _patterns(ratio: Node, zero_point: Node | None, format: Format) -> Node:
-    """Codes, as f32 numbers, of ``ratio = w / s`` [n, g]; ``flip_mask`` of them still to be applied.
+    """Codes, as f32 numbers, of ``ratio = w / s`` [n, g]; the format's ``flip`` still to be applied.
 
     ``zero_point`` is [n, 1]. Integers: ``clip(rint(w / s) + z, low, high) - low``.
     """
@@ -235,7 +218,7 @@ def _patterns(ratio: Node, zero_point: Node | None, format: Format) -> Node:
         code, _ = _e4m3(op.minimum(op.abs(ratio), constant(448)))
         return op.add(code, step(op.negative(ratio), 2.0**-10, 128))
     grid = level_grid(format)
-    if len(grid.values) > _SMALL:
+    if len(grid.values) > SMALL:
         return _lookup(ratio, format)
     return _steps(ratio, grid.thresholds, grid.codes)
 
@@ -280,7 +263,8 @@ def _e2m1(magnitude: Node) -> Node:
     return op.minimum(op.minimum(half, one), op.minimum(two, constant(7)))
 
 
-def _cells(format: Format) -> tuple[Array, Array, float, float] | None:
+@lru_cache(maxsize=64)
+def cells(format: Format) -> tuple[Array, Array, float, float] | None:
     """Equal cells over the thresholds, each holding one at most: threshold in it (or infinity) and level index below
     it.
 
@@ -305,9 +289,9 @@ def _cells(format: Format) -> tuple[Array, Array, float, float] | None:
 
 
 def _lookup(ratio: Node, format: Format) -> Node:
-    cells = _cells(format)
-    assert cells is not None
-    held, below, left, inverse = cells
+    found = cells(format)
+    assert found is not None
+    held, below, left, inverse = found
     place = op.floor(op.multiply(op.subtract(ratio, constant(left)), constant(inverse)))
     place = op.convert(op.clamp(place, 0.0, float(len(held) - 1)), "i32")
     axis = op.constant(np.int64(0))
@@ -317,9 +301,9 @@ def _lookup(ratio: Node, format: Format) -> Node:
     # one: its index is then one off, which the thresholds on either side of it tell.
     thresholds = level_grid(format).thresholds
     ends = np.concatenate([[-np.inf], thresholds, [np.inf]]).astype(np.float32)
-    found = op.convert(index, "i32")
-    low = op.greater(ratio, op.gather(constant(ends[1:]), found, axis))
-    high = op.less_equal(ratio, op.gather(constant(ends[:-1]), found, axis))
+    near = op.convert(index, "i32")
+    low = op.greater(ratio, op.gather(constant(ends[1:]), near, axis))
+    high = op.less_equal(ratio, op.gather(constant(ends[:-1]), near, axis))
     index = op.subtract(op.add(index, op.convert(low, "f32")), op.convert(high, "f32"))
     codes = level_grid(format).codes.astype(np.float32)
     if (codes == np.arange(len(codes))).all():
@@ -406,7 +390,7 @@ def _e4m3_scale(scale: Node, tensor_scale: Node | None) -> tuple[Node, Node]:
 def _error_weights(
     groups: Node, absmax: Node, group: int, importance: Node | None, graph: bool, format: Format
 ) -> Node:
-    """[n, g] weights of the elements' errors (``scale_search.group_weights``); ``absmax`` is [n]."""
+    """[n, g] weights of the elements' errors (``reference.group_weights``); ``absmax`` is [n]."""
     result = importance
     if graph:
         fraction = column(divide(constant(1024), op.maximum(absmax, constant(2.0**-100))))
@@ -416,7 +400,7 @@ def _error_weights(
         mean = divide(total(squares), constant(np.float32(group) * unit))
         shaped = op.add(magnitude, op.sqrt(mean))
         result = shaped if result is None else op.multiply(result, shaped)
-    limit = np.float32(summand_limit(group) / reach(format) ** 2)
+    limit = np.float32(SUM_LIMIT // group / format.reach**2)
     if result is None:
         return constant([[limit]])
     return op.multiply(result, divide(constant(limit), op.maximum(largest(result), constant(2.0**-60))))
@@ -425,7 +409,7 @@ def _error_weights(
 def _best_scales(
     groups: Node, group: int, scale: Node, zero_point: Node | None, weight: Node, spec: Spec, tensor_scale: Node | None
 ) -> Node:
-    """[n] unrounded scale of each group's best candidate (``scale_search.best_scales``)."""
+    """[n] unrounded scale of each group's best candidate (``reference.best_scales``)."""
     factors = candidate_factors(spec)
     count = len(factors)
     # Rounded as [count, n], so that vectors run along the long axis, then turned round: they are few.
@@ -435,7 +419,7 @@ def _best_scales(
     ratio = op.multiply(unsqueeze(groups, 1), unsqueeze(divide(constant(1), values), 2))  # [n, count, g]
     apart = _distance(ratio, low, spec.format)
     summands = op.multiply(op.multiply(apart, apart), unsqueeze(weight, 1))
-    summands = rint(op.minimum(summands, constant(summand_limit(group))))
+    summands = rint(op.minimum(summands, constant(SUM_LIMIT // group)))
     relative = divide(values, column(_stored_value(scale, spec, tensor_scale)))
     errors = op.multiply(op.multiply(flat(total(summands)), relative), relative)
     errors = op.multiply(errors, constant(np.where(np.arange(count) == 0, 1, MARGIN)[None]))
@@ -460,7 +444,7 @@ def _refit(
     tensor_scale: Node | None,
     starts: Sequence[float],
 ) -> Node:
-    """[n] unrounded scales (``scale_search.refit``). What belongs to a start of a group is [n * starts], where vectors
+    """[n] unrounded scales (``reference.refit``). What belongs to a start of a group is [n * starts], where vectors
     run on, and [n, starts, 1] beside the groups."""
     format, count = spec.format, len(starts)
     far, finer, unit = refit_units(format)

@@ -36,7 +36,8 @@ from openvino import opset13 as ops
 
 from ov_weight_compression.ir_utils.file_mappings import FileRows
 from ov_weight_compression.ir_utils.types import Array, Float32
-from ov_weight_compression.quantization.kernels.graph import Key, build, searchable, supported
+from ov_weight_compression.quantization.formats import E4M3
+from ov_weight_compression.quantization.kernels.graph import SMALL, Key, build, cells
 
 # Weights of one key that the reference works off before a kernel is compiled.
 COMPILE_AFTER = 1 << 17
@@ -114,9 +115,11 @@ def block_of(key: Key) -> int:
 
 def kernel_for(key: Key, elements: int) -> Kernel | None:
     """The kernel to use for ``elements`` more weights of this kind, or None where the reference is better."""
-    if not _usable or key.group > _PLAIN_ELEMENTS or not supported(key.spec.format):
+    if not _usable or key.group > _PLAIN_ELEMENTS:
         return None
-    if key.spec.search > 1 and not searchable(key.spec.format):
+    format = key.spec.format
+    large = format.levels is not None and len(format.levels) > SMALL
+    if large and (key.spec.search > 1 or (format.levels != E4M3 and cells(format) is None)):
         return None
     cache = _cache
     with cache.lock:
@@ -161,11 +164,6 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def repeated(importance: Float32, start: int, stop: int) -> Float32:
-    """[stop - start, g]: the importance [groups of a row, g] of input channels, for these groups of the weight."""
-    return importance[np.arange(start, stop) % len(importance)]
-
-
 class Kernel:
     """A kernel, and what is compiled of it: for each thread that runs it at the same time as others, of each size."""
 
@@ -180,19 +178,21 @@ class Kernel:
 
     def run(
         self,
-        groups: Array | FileRows,
+        groups: Array,
+        copy: Callable[[Array, Array], None],
         importance: Float32 | None,
         tensor_scale: np.float32 | None,
-        take: Callable[[int, list[Array]], None],
-    ) -> None:
+    ) -> Iterator[tuple[int, list[Array]]]:
         """Run over all groups, block by block.
 
         Args:
-            groups: [n, g] of the key's source type.
+            groups: [n, g] of the key's source type, perhaps mapped from a file and not to be touched.
+            copy: puts some of them into an array.
             importance: [groups of a row, g] f32, for a key that has it.
             tensor_scale: for a format that has one.
-            take: called with each block's start and its outputs, cut to the groups it holds; they are the kernel's own
-                memory, to be read before ``take`` returns.
+
+        Returns:
+            Each block's start and its outputs, cut to the groups it holds: the kernel's own memory, until the next.
         """
         block = self._block_for(len(groups))
         compiled = self._acquire(block)
@@ -205,11 +205,11 @@ class Kernel:
                 step, refill = block // len(importance) * len(importance), False
                 compiled.repeat("importance", importance, min(step, len(groups)))
             for start in range(0, len(groups), step):
-                size = min(step, len(groups) - start)
-                compiled.fill("groups", groups[start : start + size])
+                size = min(step, len(groups) - start)  # the rest of the block keeps what it held: nobody looks at it
+                copy(compiled.inputs["groups"][:size], groups[start : start + size])
                 if importance is not None and refill:
-                    compiled.fill("importance", repeated(importance, start, start + size))
-                take(start, compiled.infer(size))
+                    compiled.inputs["importance"][:size] = importance[np.arange(start, start + size) % len(importance)]
+                yield start, compiled.infer(size)
         finally:
             self._release(block, compiled)
 
@@ -256,14 +256,6 @@ class _Compiled:
         self.inputs = {port.get_any_name(): self._request.get_tensor(port).data for port in compiled.inputs}
         self._outputs = [self._request.get_tensor(port).data for port in compiled.outputs]
 
-    def fill(self, name: str, rows: Array | FileRows) -> None:
-        """Put rows into an input. What is left of the block keeps what it held: nobody looks at its outputs."""
-        target = self.inputs[name][: len(rows)]
-        if isinstance(rows, FileRows):
-            rows.read_into(target)
-        else:
-            target[:] = rows
-
     def repeat(self, name: str, rows: Array, count: int) -> None:
         """Copy rows into an input again and again, until `count` are filled."""
         whole = count // len(rows)
@@ -288,10 +280,14 @@ _COMPILE_FROM = 1 << 20
 def row_sums(values: Array | FileRows, weights: Float32) -> Float32:
     """[n] f32 for `values` [n, in] of f16 or f32, which may lie in a file still, and `weights` [in]. Not for several
     threads at once."""
+    copy: Callable[[Array, Array], None] = np.copyto
+    if isinstance(values, FileRows):
+        copy, values = values.read_into, values.mapped
     rows, columns = values.shape
     if values.size < _COMPILE_FROM or values.dtype != np.float16:
-        squares = np.square(np.asarray(values).astype(np.float32))
-        return np.asarray(squares @ weights, dtype=np.float32)
+        read = np.empty(values.shape, values.dtype)
+        copy(read, values)
+        return np.asarray(np.square(read.astype(np.float32)) @ weights, dtype=np.float32)
     block = max(1, _BLOCK_ELEMENTS // columns)
     request = _request(block, columns)
     request.get_tensor("weights").data[:] = weights
@@ -299,11 +295,7 @@ def row_sums(values: Array | FileRows, weights: Float32) -> Float32:
     sums = np.empty(rows, dtype=np.float32)
     for start in range(0, rows, block):
         size = min(block, rows - start)
-        part = values[start : start + size]
-        if isinstance(part, FileRows):
-            part.read_into(target[:size])
-        else:
-            target[:size] = part
+        copy(target[:size], values[start : start + size])
         request.infer()
         sums[start : start + size] = request.output_tensors[0].data[:size]
     return sums

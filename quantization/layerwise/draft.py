@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.quantization.encode import encode_rows
-from ov_weight_compression.quantization.formats import Encoded, Spec, stored_codebook
+from ov_weight_compression.quantization.formats import Encoded, Spec
 from ov_weight_compression.quantization.layerwise.hessian import Hessian
 from ov_weight_compression.quantization.reference import (
     LevelGrid,
@@ -143,7 +143,7 @@ class Grid:
             scale=np.ascontiguousarray(stored.T),
             zero_point=None if zero is None else np.ascontiguousarray(zero.T),
             tensor_scale=self.tensor_scale,
-            codebook=stored_codebook(format),
+            codebook=format.table,
         )
 
 

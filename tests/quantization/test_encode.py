@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ov_weight_compression.ir_utils.file_mappings import FileMappings
+from ov_weight_compression.ir_utils.file_mappings import FileMappings, FileRows
 from ov_weight_compression.ir_utils.types import pack
 from ov_weight_compression.quantization import (
     FORMATS,
@@ -182,8 +182,7 @@ def test_rows_that_are_in_a_file_still(
     values = weights(40, 192).astype(np.float16)
     (tmp_path / "values").write_bytes(values.tobytes())
     mapped = np.memmap(tmp_path / "values", np.float16, "r", shape=values.shape)
-    rows = FileMappings().rows(mapped)
-    assert rows is not None
+    rows = FileRows(mapped, FileMappings().around(mapped).read_into)
     spec, importance = spec_of("int4_asym", 64, 4), np.random.default_rng(3).random(192).astype(np.float32)
     monkeypatch.setattr(run, "COMPILE_AFTER", compile_after)
     monkeypatch.setattr(run, "block_of", lambda key: 32)

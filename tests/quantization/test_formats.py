@@ -8,7 +8,7 @@ import openvino.opset13 as op
 import pytest
 
 from ov_weight_compression.ir_utils.types import pack
-from ov_weight_compression.quantization import FORMATS, PER_CHANNEL, Spec, stored_codebook, with_codebook
+from ov_weight_compression.quantization import FORMATS, PER_CHANNEL, Spec, with_codebook
 from ov_weight_compression.quantization.formats import CB4, E2M1, E4M3, NF4, round_to_type
 from ov_weight_compression.quantization.reference import decode_codes
 
@@ -81,9 +81,9 @@ def test_tables_of_one_s_own() -> None:
     assert with_codebook(row, np.linspace(-1, 1, 257), "f16").bits == 16
     rounded = with_codebook(row, [-1.03, 0.2, 500, -1e9], "f8e4m3").levels
     assert rounded == (-1.0, 0.203125, 448.0, -448.0)
-    assert stored_codebook(with_codebook(row, [-1.0, 0.203125, 448], "f8e4m3")).tolist() == [0xB8, 0x25, 0x7E]
-    assert stored_codebook(with_codebook(row, [-3, 100], "i8")).dtype == np.int8
-    assert stored_codebook(FORMATS["nf4"]) is None
+    assert with_codebook(row, [-1.0, 0.203125, 448], "f8e4m3").table.tolist() == [0xB8, 0x25, 0x7E]
+    assert with_codebook(row, [-3, 100], "i8").table.dtype == np.int8
+    assert FORMATS["nf4"].table is None
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from ov_weight_compression.quantization import FORMATS, Format, Spec, tensor_scale_of, with_codebook
-from ov_weight_compression.quantization.encode import encode_groups
-from ov_weight_compression.quantization.kernels import Kernel, Key, flip_mask, repeated
-from ov_weight_compression.quantization.scale_search import STARTS
+from ov_weight_compression.quantization.kernels import Kernel, Key
+from ov_weight_compression.quantization.reference import STARTS, encode_groups
 from tests.quantization.groups import nasty_groups
 
 TABLES = {
@@ -36,14 +35,13 @@ def check(
     source = "f16" if groups.dtype == np.float16 else "f32"
     scalar = tensor_scale_of(float(np.abs(groups).max()), spec.format)
     kernel = compiled(Key(spec, groups.shape[1], source, graph, importance is not None, starts))
-    blocks: list[list[np.ndarray]] = []
-    kernel.run(groups, importance, scalar, lambda start, outputs: blocks.append([np.array(part) for part in outputs]))
+    blocks = [[np.array(part) for part in one] for _, one in kernel.run(groups, np.copyto, importance, scalar)]
     got = [np.concatenate(parts) for parts in zip(*blocks, strict=True)]
-    energy = None if importance is None else repeated(importance, 0, len(groups))
+    energy = None if importance is None else importance[np.arange(len(groups)) % len(importance)]
     with np.errstate(over="ignore"):
         codes, scale, zero_point = encode_groups(groups.astype(np.float32), spec, scalar, energy, graph, starts)
     np.testing.assert_array_equal(got[1].view(np.uint8), scale.view(np.uint8))
-    np.testing.assert_array_equal(got[0] ^ got[0].dtype.type(flip_mask(spec.format)), codes)
+    np.testing.assert_array_equal(got[0] ^ got[0].dtype.type(spec.format.flip), codes)
     if zero_point is not None:
         np.testing.assert_array_equal(got[2], zero_point)
 
@@ -152,7 +150,7 @@ def test_a_kernel_that_cannot_be_a_loop_changes_no_other() -> None:
 def test_reductions_are_part_of_a_loop() -> None:
     """A third of the time goes with them where they are not."""
     kernel = Kernel(Key(spec_of(FORMATS["int4_asym"]), 64, "f16"), 96)
-    kernel.run(nasty_groups(96, 64, dtype=np.float16), None, None, lambda start, outputs: None)
+    list(kernel.run(nasty_groups(96, 64, dtype=np.float16), np.copyto, None, None))
     model = kernel._made[0]._request.get_compiled_model().get_runtime_model()
     kinds = {node.get_rt_info()["layerType"].astype(str) for node in model.get_ops()}
     assert "Subgraph" in kinds

@@ -34,7 +34,7 @@ def test_outlying_channels_are_met(name: str, monkeypatch: pytest.MonkeyPatch) -
     values, energy = layer()
     spec = spec_of(name)
     refitted = error(values, energy, encode_rows(values, spec, importance=energy, weighting="data"), spec)
-    monkeypatch.setattr("ov_weight_compression.quantization.encode.refit", lambda groups, scale, *others: scale)
+    monkeypatch.setattr("ov_weight_compression.quantization.reference.refit", lambda groups, scale, *others: scale)
     searched = error(values, energy, encode_rows(values, spec, importance=energy, weighting="data"), spec)
     assert refitted < GAINS.get(name, 0.9) * searched
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ov_weight_compression.ir_utils.file_mappings import FileMappings
+from ov_weight_compression.ir_utils.file_mappings import FileMappings, FileRows
 from ov_weight_compression.quantization.kernels import row_sums
 from tests.running import linux
 
@@ -29,6 +29,5 @@ def test_rows_that_lie_in_a_file_are_summed_from_there(shape: tuple[int, int], t
     values, weights = rng.standard_normal(shape).astype(np.float16), rng.random(shape[1]).astype(np.float32)
     values.tofile(tmp_path / "rows")
     mapped = np.memmap(tmp_path / "rows", np.float16, "r", shape=shape)
-    rows = FileMappings().rows(np.asarray(mapped))
-    assert rows is not None
+    rows = FileRows(np.asarray(mapped), FileMappings().around(mapped).read_into)
     np.testing.assert_array_equal(row_sums(rows, weights), row_sums(values, weights))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ov_weight_compression.quantization import FORMATS, Spec, decode_rows, encode_rows, tensor_scale_of
-from ov_weight_compression.quantization.scale_search import candidate_factors, group_weights, summand_limit
+from ov_weight_compression.quantization.reference import SUM_LIMIT, candidate_factors, group_weights
 from tests.quantization.groups import nasty_groups
 
 SEARCHED = [name for name, row in FORMATS.items() if row.default_search]
@@ -93,7 +93,7 @@ def test_the_plain_scale_is_the_first_candidate(name: str) -> None:
 @pytest.mark.parametrize("group", [3, 16, 128, 5000])
 def test_sums_are_exact_in_f32(group: int) -> None:
     """The largest summand the search allows, in every place: f32 holds each partial sum, in any order."""
-    limit = summand_limit(group)
+    limit = SUM_LIMIT // group
     assert limit * group <= 1 << 24
     groups = nasty_groups(30, group).astype(np.float32)
     weights = group_weights(groups, None, True, FORMATS["int4_sym"])
