@@ -22,33 +22,18 @@ from typing import TYPE_CHECKING, Any
 
 import openvino as ov
 
-from ov_weight_compression.calibration.data_files import find_tokenizer, tokenizer_files
 from ov_weight_compression.evaluation.layers import FormatFigures, LayerFigures, compare_layers
-from ov_weight_compression.evaluation.logits_file import base_logits
-from ov_weight_compression.evaluation.models import Arithmetic, OnProgress, Pair, Runner, choose, open_pair
+from ov_weight_compression.evaluation.models import Arithmetic, OnProgress, Pair, choose, load
 from ov_weight_compression.evaluation.outputs import OutputFigures, compare_outputs
-from ov_weight_compression.evaluation.predictions import (
-    Estimate,
-    LanguageFigures,
-    Passage,
-    Scores,
-    Surprise,
-    run_language,
-    summarise,
-    with_text,
-    worst_passages,
-    worst_positions,
-)
+from ov_weight_compression.evaluation.predictions import Estimate, LanguageFigures, Passage, Surprise, compare_text
 from ov_weight_compression.evaluation.samples import (
     CompareData,
     CompareRequest,
     ComparisonProtocol,
     DataFigures,
-    InputSets,
-    batches_of,
     prepare,
 )
-from ov_weight_compression.ir_utils.errors import CompressionError, OptionError
+from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.printing import (
     as_text,
     db,
@@ -71,9 +56,6 @@ from ov_weight_compression.patterns.graphs import constants_bytes
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
-
-_WORST_POSITIONS = 10
-_WORST_PASSAGES = 3
 
 
 def compare(
@@ -129,9 +111,13 @@ def compare(
     protocol = ComparisonProtocol() if protocol is None else protocol
     request = CompareRequest(window, windows, tokenizer, device, as_deployed, layers, protocol, roles)
     with ExitStack() as stack:
-        pair = open_pair(base, compressed, choose(request.device, request.as_deployed), stack)
+        arithmetic = choose(request.device, request.as_deployed)
+        pair = Pair(load(base, "base", stack), load(compressed, "compressed", stack), arithmetic)
+        names = [", ".join(sorted(one.inputs.names)) for one in (pair.base, pair.compressed)]
+        if names[0] != names[1]:
+            raise ModelError(f"the models take different inputs: base {names[0]}; compressed {names[1]}")
         samples = prepare(pair, data, request)
-        text = _compare_text(pair, samples, request, progress) if samples.is_text else None
+        text = compare_text(pair, samples, protocol, progress) if samples.is_text else None
         outputs, count = ((), text.count) if text else compare_outputs(pair, samples.sets, progress)
         weights, formats = compare_layers(pair, samples.first, request, progress)
         ours, theirs = (
@@ -147,46 +133,10 @@ def compare(
         outputs=outputs,
         formats=formats,
         layers=weights,
-        worst_positions=text.positions if text else (),
-        worst_passages=text.passages if text else (),
-        notes=(*samples.notes, *(text.notes if text else ())),
+        worst_positions=tuple(text.positions) if text else (),
+        worst_passages=tuple(text.passages) if text else (),
+        notes=(*samples.notes, *((text.note,) if text and text.note else ())),
     )
-
-
-@dataclass(frozen=True)
-class _TextFound:
-    """What running text found."""
-
-    figures: LanguageFigures
-    positions: tuple[Surprise, ...]
-    passages: tuple[Passage, ...]
-    count: int
-    notes: tuple[str, ...]
-
-
-def _compare_text(pair: Pair, samples: InputSets, request: CompareRequest, progress: OnProgress) -> _TextFound:
-    """Predictions of both models, over all windows."""
-    compressed = Runner(pair.compressed, pair.arithmetic)
-    cut, protocol = samples.windows, request.protocol
-    context = cut.context if cut else protocol.context or 0
-    batches = batches_of(samples.sets, samples.ids, context, protocol.score_last)
-    total = len(cut.tokens) if cut else None
-    with base_logits(pair, samples.windows, request.protocol) as base:
-        scored = run_language(base, compressed, batches, total, progress)
-    if not any((one.batch.following >= 0).any() for one in scored):
-        raise OptionError("data: it has no token with a next one to predict")
-    figures = summarise(Scores.concatenate([one.scores for one in scored]))
-    positions, passages = worst_positions(scored, _WORST_POSITIONS), worst_passages(scored, _WORST_PASSAGES)
-    notes = []
-    places = pair.tokenizer_places(request.tokenizer)
-    try:
-        if tokenizer_files(places):
-            positions, passages = with_text(positions, passages, find_tokenizer(places))
-        else:
-            notes.append("Tokens are shown as ids: there is no tokenizer beside the models.")
-    except (CompressionError, ImportError) as error:
-        notes.append(f"Tokens are shown as ids: {error}")
-    return _TextFound(figures, tuple(positions), tuple(passages), len(scored), tuple(notes))
 
 
 @dataclass(frozen=True)

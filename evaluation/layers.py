@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,19 +42,18 @@ from openvino import opset13 as ops
 
 from ov_weight_compression.evaluation.inspection import mode_of
 from ov_weight_compression.evaluation.models import OnProgress, Pair, Runner
-from ov_weight_compression.evaluation.outputs import SignalNoise
 from ov_weight_compression.evaluation.samples import CompareRequest
 from ov_weight_compression.ir_utils.constant_values import depends_on_constants
-from ov_weight_compression.ir_utils.types import Float32
+from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.ir_utils.weight_source import WeightSource, source_at
-from ov_weight_compression.patterns import CompressedWeight, Role, Roles, find_compressed
+from ov_weight_compression.patterns import CompressedWeight, Roles, find_compressed
 from ov_weight_compression.patterns.graphs import graphs_of
 
 if TYPE_CHECKING:
     from ov_weight_compression.evaluation.samples import Inputs
 
-_GAIN_DB = 2.0
-"""What factors must gain at least: rounding to any format, two bits included, leaves them less to find."""
+_GAIN = 10**0.2
+"""What factors must take of the noise, 2 dB: rounding to any format, two bits included, leaves them less to find."""
 _ROUNDS = 4
 _BUDGET = 128 << 20
 """Bytes of outputs that are kept at a time."""
@@ -64,6 +63,31 @@ _PIECE = 1 << 21
 """Elements of a weight that are read at a time."""
 _SAMPLE = 512
 """Rows that show whether a weight is scaled."""
+
+
+@dataclass
+class SignalNoise:
+    """Running sums of squares of a signal and of its error."""
+
+    signal: float = 0.0
+    noise: float = 0.0
+
+    def add(self, base: Array, compressed: Array) -> None:
+        """Add some values of the base and the same values of the compressed model."""
+        step = 1 << 20
+        a, b = base.reshape(-1), compressed.reshape(-1)
+        for start in range(0, a.size, step):
+            x = a[start : start + step].astype(np.float64)
+            difference = x - b[start : start + step]
+            self.signal += float(x @ x)
+            self.noise += float(difference @ difference)
+
+    @property
+    def snr_db(self) -> float | None:
+        """10 log10(signal / noise); infinite without noise, None where there was nothing but zeros."""
+        if self.signal > 0 and self.noise != 0:
+            return 10 * math.log10(self.signal / self.noise)
+        return math.inf if self.signal > 0 else None if self.noise == 0 else -math.inf
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,66 +101,6 @@ class ChannelFactors:
     """[rows, 1]"""
     columns: Float32
     """[1, columns]"""
-
-    def apply(self, values: Float32, start: int) -> Float32:
-        """Rows of the compressed weight, from row `start` on, in the base model's units."""
-        return values * self.columns * self.rows[start : start + len(values)]
-
-
-def factors_between(base: WeightSource, compressed: WeightSource) -> ChannelFactors | None:
-    """The factors between two weights of one shape; None where they are not scaled or not 2-D."""
-    shape = base.layout.shape
-    if len(shape) != 2 or min(shape) < 2:
-        return None
-    if not _gains(*(next(source.pieces())[1][:_SAMPLE] for source in (base, compressed))):
-        return None
-    columns = np.ones((1, shape[1]))
-    rows = np.ones((shape[0], 1))
-    for _ in range(_ROUNDS):
-        above, below = np.zeros(shape[1]), np.zeros(shape[1])
-        for (slab, left), (_, right) in zip(base.pieces(_PIECE), compressed.pieces(_PIECE), strict=True):
-            w, q = left.astype(np.float64), right.astype(np.float64)
-            span = slice(slab.start, slab.stop)
-            rows[span] = _fit((w * (q * columns)).sum(1), np.square(q * columns).sum(1))[:, None]
-            q *= rows[span]
-            above, below = above + (w * q).sum(0), below + (q * q).sum(0)
-        columns = _fit(above, below)[None]
-    return ChannelFactors(rows.astype(np.float32), columns.astype(np.float32))
-
-
-def _gains(w: Float32, q: Float32) -> bool:
-    """Whether factors bring these rows together."""
-    plain, scaled = SignalNoise(), SignalNoise()
-    plain.add(w, q)
-    columns = np.ones((1, w.shape[1]), np.float32)
-    for _ in range(2):
-        rows = _fit((w * (q * columns)).sum(1), np.square(q * columns).sum(1))[:, None]
-        columns = _fit((w * (q * rows)).sum(0), np.square(q * rows).sum(0))[None]
-    scaled.add(w, q * rows * columns)
-    return scaled.snr_db > plain.snr_db + _GAIN_DB
-
-
-def _fit(above: Any, below: Any) -> Any:
-    """`above / below`, 1 where there is nothing."""
-    usable = (below > 0) & (above > 0)
-    return np.where(usable, above / np.where(usable, below, 1), 1)
-
-
-_SCALED = "channels scaled (AWQ), compared as if they were not"
-
-
-@dataclass(frozen=True, eq=False)
-class PairedLayer:
-    """A compressed weight and the layer that reads its original."""
-
-    weight: CompressedWeight
-    base: ov.Node | None
-    """The same layer in the base model; None where it is not found."""
-    base_port: int
-    note: str = ""
-    """Why something cannot be measured."""
-    factors: ChannelFactors | None = None
-    """Of a weight whose channels were scaled."""
 
 
 @dataclass(frozen=True)
@@ -178,22 +142,61 @@ class FormatFigures:
     weight_snr_db_min: float | None
 
 
+@dataclass(eq=False)
+class PairedLayer:
+    """A compressed weight beside its original, and what has been measured of it and of the layer that reads it."""
+
+    weight: CompressedWeight
+    original: ov.Node | None = None
+    """What comes to the same weight in the base model, as far as it is found."""
+    read_alike: bool = False
+    """Whether `original` is what the layer of the same name reads there: outputs can be compared too."""
+    note: str = ""
+    """Why something is not measured, or is measured otherwise."""
+    factors: ChannelFactors | None = None
+    """Of a weight whose channels were scaled."""
+    energy: SignalNoise = field(default_factory=SignalNoise)
+    """Of the weight."""
+    output: SignalNoise = field(default_factory=SignalNoise)
+    own: SignalNoise = field(default_factory=SignalNoise)
+    across: float = 0.0
+    """Base times compressed output, and the latter's square, where the layer is scaled."""
+    square: float = 0.0
+    comparable: bool = True
+    """False once the layer has put out other shapes in the two models, as an expert does that got other tokens."""
+
+    def figures(self) -> LayerFigures:
+        """What was measured; None for what was not, or where nothing passed through the layer."""
+        weight = self.weight
+        return LayerFigures(
+            name=weight.name,
+            layer=weight.consumers[0].name,
+            kind=weight.kind.value,
+            mode=mode_of(weight),
+            group_size=weight.group_size,
+            shape=weight.shape,
+            elements=weight.elements,
+            bytes=weight.bytes,
+            weight_snr_db=self.energy.snr_db,
+            output_snr_db=self.output.snr_db if self.comparable else None,
+            own_snr_db=self.own.snr_db,
+            note=self.note if self.comparable else "the two models gave it different rows: its output is not compared",
+        )
+
+
 def compare_layers(
     pair: Pair, samples: Sequence[Inputs], request: CompareRequest, progress: OnProgress
 ) -> tuple[tuple[LayerFigures, ...], tuple[FormatFigures, ...]]:
     """Every compressed weight, and all constants by format; the layers' outputs on `samples`, where there are any."""
-    pairs = pair_layers(pair.base.model, pair.compressed.model, request.roles)
-    figures, energies = [], []
-    for number, one in enumerate(pairs):
-        progress("weights", number, len(pairs))
-        pairs[number], found, energy = weigh(one, request.layers)
-        figures.append(found)
-        energies.append(energy)
-    progress("weights", len(pairs), len(pairs))
-    formats = formats_of(pair.compressed.model, figures, energies, [one.weight for one in pairs])
+    layers = pair_layers(pair.base.model, pair.compressed.model, request.roles)
+    for number, layer in enumerate(layers):
+        progress("weights", number, len(layers))
+        if request.layers:
+            weigh(layer)
+    progress("weights", len(layers), len(layers))
     if samples:
-        figures = _measure_outputs(pair, pairs, figures, samples, progress)
-    return tuple(figures), formats
+        _measure_outputs(pair, layers, samples, progress)
+    return tuple(layer.figures() for layer in layers), formats_of(pair.compressed.model, layers)
 
 
 def pair_layers(base: ov.Model, compressed: ov.Model, roles: Roles | None = None) -> list[PairedLayer]:
@@ -205,74 +208,92 @@ def pair_layers(base: ov.Model, compressed: ov.Model, roles: Roles | None = None
             nodes.setdefault((graph.path, node.get_friendly_name()), node)
             if kind == "Constant":
                 constants.setdefault(node.get_friendly_name(), node)
-    return [_pair(weight, nodes, constants) for weight in find_compressed(compressed, roles)]
+    layers = []
+    for weight in find_compressed(compressed, roles):
+        layers.append(layer := PairedLayer(weight))
+        consumer = weight.consumers[0]
+        node = nodes.get((weight.body, consumer.name))
+        if node is not None and node.get_type_name() == consumer.node.get_type_name():
+            value, theirs = (one.input_value(consumer.port) for one in (node, consumer.node))
+            if not depends_on_constants(value.get_node()):
+                layer.note = "in the base model its weight is not a constant"
+                continue
+            if value.get_partial_shape() == theirs.get_partial_shape():
+                layer.original, layer.read_alike = value.get_node(), True
+                continue
+        names = (weight.name, weight.name.removesuffix("_compressed"))
+        called = (constants[name] for name in names if name in constants)
+        layer.original = next((one for one in called if tuple(one.get_output_shape(0)) == weight.shape), None)
+        if layer.original is None:
+            layer.note = "not found in the base model"
+        else:
+            layer.note = "paired by the constant's name: its layer is called otherwise"
+    return layers
 
 
-def _pair(
-    weight: CompressedWeight, nodes: dict[tuple[str, str], ov.Node], constants: dict[str, ov.Node]
-) -> PairedLayer:
-    consumer = weight.consumers[0]
-    node = nodes.get((weight.body, consumer.name))
-    if node is not None and node.get_type_name() == consumer.node.get_type_name():
-        value = node.input_value(consumer.port)
-        if not depends_on_constants(value.get_node()):
-            return PairedLayer(weight, None, 0, "in the base model its weight is not a constant")
-        theirs = consumer.node.input_value(consumer.port)
-        if value.get_partial_shape() == theirs.get_partial_shape():
-            return PairedLayer(weight, node, consumer.port)
-    for name in (weight.name, weight.name.removesuffix("_compressed")):
-        constant = constants.get(name)
-        if constant is not None and tuple(constant.get_output_shape(0)) == weight.shape:
-            return PairedLayer(weight, constant, -1, "paired by the constant's name: its layer is called otherwise")
-    return PairedLayer(weight, None, 0, "not found in the base model")
-
-
-def weigh(pair: PairedLayer, measured: bool = True) -> tuple[PairedLayer, LayerFigures, SignalNoise | None]:
-    """A pair, now with the factors of channels that were scaled, its figures without any data, and its energies, to be
-    summed by format; with `measured=False` only what the weight is stored as."""
-    weight, energy = pair.weight, None
-    if measured and pair.base is not None:
-        ends = pair.base, weight.last
-        if pair.base_port >= 0:  # as their layers read them
-            consumer, value = weight.consumers[0], pair.base.input_value(pair.base_port)
-            ends = value.get_node(), consumer.node.input_value(consumer.port).get_node()
-        base, compressed = map(source_at, ends)
-        factors, energy = factors_between(base, compressed), SignalNoise()
+def weigh(layer: PairedLayer) -> None:
+    """Measure a weight's error, and find the factors of channels that were scaled."""
+    if layer.original is None:
+        return
+    consumer, last = layer.weight.consumers[0], layer.weight.last
+    if layer.read_alike:  # as their layers read them
+        last = consumer.node.input_value(consumer.port).get_node()
+    base, compressed = source_at(layer.original), source_at(last)
+    factors = layer.factors = factors_between(base, compressed)
+    if factors is not None:
+        layer.note = layer.note or "channels scaled (AWQ), compared as if they were not"
+    for (slab, left), (_, right) in zip(base.pieces(_PIECE), compressed.pieces(_PIECE), strict=True):
         if factors is not None:
-            pair = replace(pair, factors=factors, note=pair.note or _SCALED)
+            right = right * factors.columns * factors.rows[slab.start : slab.stop]
+        layer.energy.add(left, right)
+
+
+def factors_between(base: WeightSource, compressed: WeightSource) -> ChannelFactors | None:
+    """The factors between two weights of one shape; None where they are not scaled or not 2-D."""
+    shape = base.layout.shape
+    if len(shape) != 2 or min(shape) < 2:
+        return None
+    plain, scaled = SignalNoise(), SignalNoise()
+    w, q = (next(source.pieces())[1][:_SAMPLE] for source in (base, compressed))
+    columns: Array = np.ones((1, shape[1]), np.float32)
+    for _ in range(2):
+        rows = _fit((w * (q * columns)).sum(1), np.square(q * columns).sum(1))[:, None]
+        columns = _fit((w * (q * rows)).sum(0), np.square(q * rows).sum(0))[None]
+    plain.add(w, q)
+    scaled.add(w, q * rows * columns)
+    if not plain.noise > _GAIN * scaled.noise:
+        return None
+    columns, rows = np.ones((1, shape[1])), np.ones((shape[0], 1))
+    for _ in range(_ROUNDS):
+        above, below = np.zeros(shape[1]), np.zeros(shape[1])
         for (slab, left), (_, right) in zip(base.pieces(_PIECE), compressed.pieces(_PIECE), strict=True):
-            energy.add(left, right if factors is None else factors.apply(right, slab.start))
-    figures = LayerFigures(
-        name=weight.name,
-        layer=weight.consumers[0].name,
-        kind=weight.kind.value,
-        mode=mode_of(weight),
-        group_size=weight.group_size,
-        shape=weight.shape,
-        elements=weight.elements,
-        bytes=weight.bytes,
-        weight_snr_db=energy.known_db if energy else None,
-        note=pair.note,
-    )
-    return pair, figures, energy
+            w, q = left.astype(np.float64), right.astype(np.float64)
+            span = slice(slab.start, slab.stop)
+            rows[span] = _fit((w * (q * columns)).sum(1), np.square(q * columns).sum(1))[:, None]
+            q *= rows[span]
+            above, below = above + (w * q).sum(0), below + (q * q).sum(0)
+        columns = _fit(above, below)[None]
+    return ChannelFactors(rows.astype(np.float32), columns.astype(np.float32))
 
 
-def formats_of(
-    model: ov.Model, layers: list[LayerFigures], energies: list[SignalNoise | None], weights: list[CompressedWeight]
-) -> tuple[FormatFigures, ...]:
+def _fit(above: Any, below: Any) -> Any:
+    """`above / below`, 1 where there is nothing."""
+    usable = (below > 0) & (above > 0)
+    return np.where(usable, above / np.where(usable, below, 1), 1)
+
+
+def formats_of(model: ov.Model, layers: Sequence[PairedLayer]) -> tuple[FormatFigures, ...]:
     """Constants summed by format, the most elements first; those that are not compressed by element type."""
+    formats: dict[tuple[str, int], list[PairedLayer]] = {}
+    for layer in layers:
+        formats.setdefault((mode_of(layer.weight), layer.weight.group_size), []).append(layer)
     rows = []
-    for mode, group in sorted({(layer.mode, layer.group_size) for layer in layers}):
-        chosen = [place for place, layer in enumerate(layers) if (layer.mode, layer.group_size) == (mode, group)]
-        total = SignalNoise()
-        for energy in (energies[place] for place in chosen):
-            if energy is not None:
-                total.signal, total.noise = total.signal + energy.signal, total.noise + energy.noise
-        known = [snr for snr in (layers[place].weight_snr_db for place in chosen) if snr is not None]
-        elements, size = (sum(getattr(layers[place], field) for place in chosen) for field in ("elements", "bytes"))
-        bits, worst = 8 * size / elements, min(known, default=None)
-        rows.append(FormatFigures(mode, group, len(chosen), elements, size, bits, total.known_db, worst))
-    stored = {part for weight in weights for part in weight.constants}
+    for (mode, group), members in sorted(formats.items(), key=lambda entry: entry[0]):
+        total = SignalNoise(sum(one.energy.signal for one in members), sum(one.energy.noise for one in members))
+        worst = min((one.energy.snr_db for one in members if one.energy.snr_db is not None), default=None)
+        elements, size = (sum(getattr(one.weight, name) for one in members) for name in ("elements", "bytes"))
+        rows.append(FormatFigures(mode, group, len(members), elements, size, 8 * size / elements, total.snr_db, worst))
+    stored = {part for layer in layers for part in layer.weight.constants}
     plain: dict[str, list[int]] = {}
     for graph in graphs_of(model):
         for node, kind in graph.constants:
@@ -285,138 +306,99 @@ def formats_of(
     return tuple(sorted(rows, key=lambda row: -row.elements))
 
 
-@dataclass
-class _Tap:
-    """What is measured of one layer."""
-
-    place: int
-    name: str
-    output: SignalNoise = field(default_factory=SignalNoise)
-    own: SignalNoise = field(default_factory=SignalNoise)
-    across: float = 0.0
-    """Base times compressed output, and the latter's square, where the layer is scaled."""
-    square: float = 0.0
-    comparable: bool = True
-    """False once the layer has put out other shapes in the two models, as an expert does that got other tokens."""
-
-    def figures(self, known: LayerFigures) -> LayerFigures:
-        """The layer's figures with what was measured; nothing where nothing passed through it."""
-        note = known.note if self.comparable else "the two models gave it different rows: its output is not compared"
-        if self.square > 0:  # the common factor that the weights do not tell: the one that fits best
-            self.output.noise = max(self.output.signal - self.across**2 / self.square, 0.0)
-        output = self.output.known_db if self.comparable else None
-        return replace(known, output_snr_db=output, own_snr_db=self.own.known_db, note=note)
-
-
 def _measure_outputs(
-    pair: Pair,
-    layers: Sequence[PairedLayer],
-    figures: list[LayerFigures],
-    samples: Sequence[Inputs],
-    progress: OnProgress,
-) -> list[LayerFigures]:
-    """The same figures with `output_snr_db` and `own_snr_db`.
+    pair: Pair, layers: Sequence[PairedLayer], samples: Sequence[Inputs], progress: OnProgress
+) -> None:
+    """Measure the outputs of the layers, and what each of them does alone.
 
     Args:
         pair: the models, of which neither is changed, and what both are compiled with.
-        layers: all compressed weights, `figures` theirs.
+        layers: all compressed weights.
         samples: sets of inputs to run, as few as will do.
         progress: called after each chunk of layers.
     """
-    found, open_layers, done = list(figures), [], 0
-    for place, layer in enumerate(layers):
-        if layer.base is not None and layer.base_port >= 0 and not layer.weight.body:
-            open_layers.append(place)
-        if layer.weight.body and not found[place].note:
-            found[place] = replace(found[place], note=f"inside '{layer.weight.body}': its output is not measured")
-    for chunk in _chunks(open_layers, layers, samples):
-        taps = [_Tap(place, layers[place].weight.consumers[0].name) for place in chunk]
-        _run(pair, layers, taps, samples)
-        for tap in taps:
-            found[tap.place] = tap.figures(found[tap.place])
+    for layer in layers:
+        if layer.weight.body and not layer.note:
+            layer.note = f"inside '{layer.weight.body}': its output is not measured"
+    measured, done = [layer for layer in layers if layer.read_alike and not layer.weight.body], 0
+    for chunk in _chunks(measured, samples):
+        _run(pair, chunk, samples)
+        for layer in chunk:
+            if layer.square > 0:  # the common factor that the weights do not tell: the one that fits best
+                layer.output.noise = max(layer.output.signal - layer.across**2 / layer.square, 0.0)
         done += len(chunk)
-        progress("layers", done, len(open_layers))
-    return found
+        progress("layers", done, len(measured))
 
 
-def _chunks(places: list[int], pairs: Sequence[PairedLayer], samples: Sequence[Inputs]) -> Iterator[list[int]]:
+def _chunks(layers: Sequence[PairedLayer], samples: Sequence[Inputs]) -> Iterator[list[PairedLayer]]:
     """Layers whose outputs, three of each, fit into the budget together; about, for a layer puts out rows of its last
     axis."""
     rows = max((max((value.size for value in sample.values()), default=1) for sample in samples), default=1)
-    chunk: list[int] = []
+    chunk: list[PairedLayer] = []
     size = 0
-    for place in places:
-        weight = pairs[place].weight
-        shape = weight.consumers[0].node.get_output_partial_shape(0)
+    for layer in layers:
+        shape = layer.weight.consumers[0].node.get_output_partial_shape(0)
         last = shape[shape.rank.get_length() - 1] if shape.rank.is_static and shape.rank.get_length() else None
         width = last.get_length() if last is not None and last.is_static else _UNKNOWN_WIDTH
-        experts = weight.shape[0] if len(weight.shape) == 3 else 1
+        experts = layer.weight.shape[0] if len(layer.weight.shape) == 3 else 1
         own = 12 * rows * width * experts
         if chunk and size + own > _BUDGET:
             yield chunk
             chunk, size = [], 0
-        chunk.append(place)
+        chunk.append(layer)
         size += own
     if chunk:
         yield chunk
 
 
-def _run(pair: Pair, layers: Sequence[PairedLayer], taps: list[_Tap], samples: Sequence[Inputs]) -> None:
+def _run(pair: Pair, layers: Sequence[PairedLayer], samples: Sequence[Inputs]) -> None:
+    """Run both models with the layers' outputs added, and sum up how these differ."""
     ours, theirs, donor = pair.base.model.clone(), pair.compressed.model.clone(), pair.compressed.model.clone()
-    own_nodes, their_nodes, donors = _by_name(ours), _by_name(theirs), _by_name(donor)
-    plain, grafted = len(ours.outputs), []
-    for tap in taps:
-        consumer = layers[tap.place].weight.consumers[0]
-        port = consumer.port
-        ours.add_results([ops.result(own_nodes[tap.name])])  # add_outputs would skip what is an output already
-        factors = layers[tap.place].factors
-        theirs.add_results([ops.result(_unscaled(their_nodes[tap.name], consumer.role, factors))])
-        grafted.append(_graft(donors[tap.name], own_nodes[tap.name], port, factors))
-    ours.add_results([ops.result(node) for node in grafted])
+    # Of operations of one name the first, as `pair_layers` takes it.
+    own_nodes, their_nodes, donors = (
+        {node.get_friendly_name(): node for node in reversed(model.get_ordered_ops())}
+        for model in (ours, theirs, donor)
+    )
+    plain, start = len(ours.outputs), len(theirs.outputs)
+    for layer in layers:  # add_outputs would skip what is an output already
+        consumer = layer.weight.consumers[0]
+        ours.add_results([ops.result(own_nodes[consumer.name])])
+        theirs.add_results([ops.result(_unscaled(their_nodes[consumer.name], layer))])
+    for layer in layers:
+        consumer = layer.weight.consumers[0]
+        grafted, original = donors[consumer.name], own_nodes[consumer.name]
+        if layer.factors is not None:
+            weight = _times(grafted.input_value(consumer.port), layer.factors.rows * layer.factors.columns)
+            grafted.input(consumer.port).replace_source_output(weight.output(0))
+        for port in range(grafted.get_input_size()):  # it reads what the original reads, all but the weight
+            value = original.input_value(port)
+            if port != consumer.port and not depends_on_constants(value.get_node()):
+                grafted.input(port).replace_source_output(value)
+        ours.add_results([ops.result(grafted)])
     first = Runner(pair.base, pair.arithmetic, ours)
     second = Runner(pair.compressed, pair.arithmetic, theirs)
-    start = len(theirs.outputs) - len(taps)
     for sample in samples:
-        here, there = first.run(first.inputs.complete(sample)), second.run(second.inputs.complete(sample))
-        for number, tap in enumerate(taps):
-            y = here[plain + number]
-            tap.comparable &= y.shape == there[start + number].shape
-            if tap.comparable:
-                tap.output.add(y, there[start + number])
-                if layers[tap.place].factors is not None:
-                    found = there[start + number].astype(np.float64)
-                    tap.across += float(np.vdot(y, found))
-                    tap.square += float(np.vdot(found, found))
-            tap.own.add(y, here[plain + len(taps) + number])
+        here, there = first.run(sample), second.run(sample)
+        for number, layer in enumerate(layers):
+            y, found = here[plain + number], there[start + number]
+            layer.comparable &= y.shape == found.shape
+            if layer.comparable:
+                layer.output.add(y, found)
+                if layer.factors is not None:
+                    found = found.astype(np.float64)
+                    layer.across += float(np.vdot(y, found))
+                    layer.square += float(np.vdot(found, found))
+            layer.own.add(y, here[plain + len(layers) + number])
 
 
-def _by_name(model: ov.Model) -> dict[str, Any]:
-    """Operations by friendly name, the first of equal ones, as `pair_layers` takes it."""
-    nodes: dict[str, Any] = {}
-    for node in model.get_ordered_ops():
-        nodes.setdefault(node.get_friendly_name(), node)
-    return nodes
-
-
-def _unscaled(layer: Any, role: Role | None, factors: ChannelFactors | None) -> Any:
+def _unscaled(node: Any, layer: PairedLayer) -> Any:
     """The layer's output in the base model's units: whose rows or columns are output channels is scaled with them."""
+    role, factors = layer.weight.consumers[0].role, layer.factors
     if factors is None or role is None or role.activation is None:
-        return layer
+        return node
     channels = factors.rows if role.channel == (0,) else factors.columns
     (output,) = role.activation.output
-    return _times(layer.output(0), channels.reshape(-1, *[1] * (-output - 1)))
-
-
-def _graft(layer: Any, original: Any, port: int, factors: ChannelFactors | None) -> Any:
-    """Let a layer of another model read what the original reads, all but the weight."""
-    if factors is not None:
-        weight = _times(layer.input_value(port), factors.rows * factors.columns)
-        layer.input(port).replace_source_output(weight.output(0))
-    for place in range(layer.get_input_size()):
-        value = original.input_value(place)
-        if place != port and not depends_on_constants(value.get_node()):
-            layer.input(place).replace_source_output(value)
-    return layer
+    return _times(node.output(0), channels.reshape(-1, *[1] * (-output - 1)))
 
 
 def _times(value: Any, factors: Float32) -> Any:

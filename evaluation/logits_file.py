@@ -34,9 +34,8 @@ from typing import BinaryIO
 import numpy as np
 
 from ov_weight_compression.calibration.statistics import fingerprint
-from ov_weight_compression.evaluation.models import Pair, Runner
-from ov_weight_compression.evaluation.predictions import LogitsOf, logits_of
-from ov_weight_compression.evaluation.samples import Batch, ComparisonProtocol, Windows
+from ov_weight_compression.evaluation.models import Pair
+from ov_weight_compression.evaluation.samples import Batch, LogitsOf, Windows
 from ov_weight_compression.ir_utils.errors import ModelError, OptionError, WorkError
 from ov_weight_compression.ir_utils.publish import Publication, cannot_write
 from ov_weight_compression.ir_utils.types import Float32
@@ -66,82 +65,51 @@ class _Header:
     version: int = 2
 
 
-@contextmanager
-def base_logits(pair: Pair, windows: Windows | None, protocol: ComparisonProtocol) -> Iterator[LogitsOf]:
-    """What gives the base model's logits: the model itself, which may keep them in a file, or such a file."""
-    if windows is None or not (protocol.save_base or protocol.base_logits):
-        yield partial(logits_of, Runner(pair.base, pair.arithmetic))
-        return
-    header = partial(_header, pair, windows, fingerprint(pair.base.model))
-    if protocol.base_logits:
-        vocabulary = pair.compressed.logits.vocabulary if pair.compressed.logits else None
-        with _kept_logits(Path(protocol.base_logits), header, vocabulary) as following:
-            yield lambda batch: following(int(batch.chosen.sum()))
-        return
-    runner = Runner(pair.base, pair.arithmetic)
-    with _keep_logits(Path(str(protocol.save_base)), header) as keep:
-
-        def kept(batch: Batch) -> Float32:
-            logits = logits_of(runner, batch)
-            keep(logits)
-            return logits
-
-        yield kept
-
-
-def _header(pair: Pair, windows: Windows, mark: str, vocabulary: int) -> _Header:
-    return _Header(
-        model=pair.base.name,
-        fingerprint=mark,
-        tokens=windows.digest,
-        windows=len(windows.tokens),
-        window=windows.window,
-        context=windows.context,
-        score_last=windows.score_last,
-        positions=windows.positions,
-        vocabulary=vocabulary,
+def _header(pair: Pair, windows: Windows) -> Callable[..., _Header]:
+    """What the file says of itself, for the size of the vocabulary."""
+    return partial(
+        _Header,
+        pair.base.name,
+        fingerprint(pair.base.model),
+        windows.digest,
+        len(windows.tokens),
+        windows.window,
+        windows.context,
+        windows.score_last,
+        windows.positions,
         arithmetic=pair.arithmetic.describe(),
     )
 
 
 @contextmanager
-def _keep_logits(path: Path, header: Callable[[int], _Header]) -> Iterator[Callable[[Float32], None]]:
-    """Write the file while the base model runs: gives a function that appends the scored positions of the next window,
-    `[positions, vocabulary]`. The file has its place once the block is done, and none where it fails.
-
-    Args:
-        path: of the file.
-        header: what it says of itself, for the size of the vocabulary.
+def kept_while_run(pair: Pair, windows: Windows, path: Path, logits_of: LogitsOf) -> Iterator[LogitsOf]:
+    """The base model's logits, which are written into a file as they are asked for. The file has its place once the
+    block is done, and none where it fails.
 
     Raises:
         WorkError: it cannot be written.
     """
+    header = _header(pair, windows)
     try:
         with Publication(path) as begun, open(begun, "wb") as file:
 
-            def append(logits: Float32) -> None:
+            def kept(batch: Batch) -> Float32:
+                logits = logits_of(batch)
                 if not file.tell():
-                    text = json.dumps(asdict(header(logits.shape[1]))).encode()
+                    text = json.dumps(asdict(header(vocabulary=logits.shape[1]))).encode()
                     text += b" " * (-(len(_MAGIC) + 8 + len(text)) % _ALIGN)
                     file.write(_MAGIC + len(text).to_bytes(8, "little") + text)
                 file.write(np.ascontiguousarray(logits, dtype="<f4").data)
+                return logits
 
-            yield append
+            yield kept
     except OSError as error:
         raise cannot_write(path, error) from error
 
 
 @contextmanager
-def _kept_logits(
-    path: Path, header: Callable[[int], _Header], vocabulary: int | None
-) -> Iterator[Callable[[int], Float32]]:
-    """Read the file, after checking that it is what is wanted: gives a function that returns the logits of the next
-    window's so many scored positions.
-
-    Args:
-        path: of the file.
-        header: what it must say of itself, for the size of the vocabulary.
-        vocabulary: the size that it must have; None for whatever it has.
+def read_again(pair: Pair, windows: Windows, path: Path) -> Iterator[LogitsOf]:
+    """The base model's logits from such a file, window after window, after checking that it is what is wanted.
 
     Raises:
         OptionError: there is no such file, or it belongs to something else; the message says what differs.
@@ -150,15 +118,17 @@ def _kept_logits(
     """
     if not path.is_file():
         raise OptionError(f"base_logits={str(path)!r}: there is no such file")
+    header = _header(pair, windows)
+    vocabulary = pair.compressed.logits.vocabulary if pair.compressed.logits else None
     with open(path, "rb") as file:
         found, start = _read_header(file, path)
         expected = start + 4 * found.positions * found.vocabulary
         if path.stat().st_size != expected:
             raise ModelError(f"base logits {path}: {path.stat().st_size} bytes where {expected} belong; it is damaged")
-        _check(found, header(vocabulary or found.vocabulary), path)
+        _check(found, header(vocabulary=vocabulary or found.vocabulary), path)
 
-        def following(positions: int) -> Float32:
-            logits = np.empty((positions, found.vocabulary), dtype="<f4")
+        def following(batch: Batch) -> Float32:
+            logits = np.empty((int(batch.chosen.sum()), found.vocabulary), dtype="<f4")
             if file.readinto(logits.reshape(-1).view(np.uint8).data) != logits.nbytes:
                 raise WorkError(f"base logits {path} ended too early")
             return logits.astype(np.float32, copy=False)

@@ -139,12 +139,9 @@ class Loaded:
     """The number of positions that the model was made for, as far as its config.json or a table of positions says it:
     behind the end of such a table OpenVINO reads zeros and says nothing."""
 
-    @property
-    def usual_window(self) -> int:
-        """Windows where none were asked for: 256 tokens, or fewer where the model takes no more; the length that its
-        input has, where that is fixed."""
-        fixed = self.inputs.language.length if self.inputs.language else None
-        return fixed or min(DEFAULT_WINDOW, self.longest_window or DEFAULT_WINDOW)
+    usual_window: int
+    """Tokens to a window where none were asked for: 256, or fewer where the model takes no more; the length that its
+    input has, where that is fixed."""
 
 
 def load(source: ov.Model | str | PathLike[str], role: str, stack: ExitStack | None = None) -> Loaded:
@@ -165,42 +162,36 @@ def load(source: ov.Model | str | PathLike[str], role: str, stack: ExitStack | N
     else:
         path = _MODEL.parse(f"the {role} model", source)
         path = _model_in(path, role) if path.is_dir() else path
-        model = _read(path, role)
         # What a person would call it: the folder's name, and the file's where it is not the same for every model.
         name = path.parent.resolve().name + ("" if path.name == "openvino_model.xml" else f"/{path.name}")
+        what, kind, weights = f"the {role} model {path}", path.suffix.lower(), path.with_suffix(".bin")
+        if not path.is_file():
+            raise ModelError(f"{what} does not exist")
+        if path.suffix == ".xml" and not weights.is_file():
+            raise ModelError(f"{what} has no weights beside it: {weights.name} is missing")
+        if kind not in (".xml", ".onnx", *_OTHER_MODELS):
+            others = ", ".join(_OTHER_MODELS)
+            raise ModelError(
+                f"{what} is not a model; expected a folder, or a file that ends with .xml, .onnx, {others}"
+            )
+        try:
+            model = core().read_model(path) if kind in _OTHER_MODELS else read_model(path)
+        except Exception as error:
+            own = isinstance(error, ModelError)
+            reason = str(error).removeprefix(f"{path}: ") if own else openvino_reason(error)
+            raise ModelError(f"{what} cannot be read: {reason}") from error
     if stack is not None and any(is_postponed(node) for graph in graphs_of(model) for node, _ in graph.constants):
         # Once: the model is compiled several times, and its weights are read one by one.
         folder = stack.enter_context(TemporaryFolder())
         ov.save_model(model, folder / "model.xml", compress_to_fp16=False)
         model = read_model(folder / "model.xml")
     inputs = ModelInputs(model, "data", f"the {role} model" + (f" {name}" if path else ""))
-    language = inputs.language
-    limits: list[Any] = [] if language is None else [limit for limit in (language.positions, language.length) if limit]
-    said = known_config(path.parent) if path else {}
-    limits += [said[key] for key in _LIMITS if isinstance(said.get(key), int) and said[key] > 1]
-    return Loaded(model, name, path, inputs, _find_logits(model) if language else None, min(limits, default=None))
-
-
-def _read(path: Path, role: str) -> ov.Model:
-    if not path.is_file():
-        raise ModelError(f"the {role} model {path} does not exist")
-    if path.suffix == ".xml" and not path.with_suffix(".bin").is_file():
-        raise ModelError(
-            f"the {role} model {path} has no weights beside it: {path.with_suffix('.bin').name} is missing"
-        )
-    own = path.suffix.lower() in (".xml", ".onnx")
-    if not own and path.suffix.lower() not in _OTHER_MODELS:
-        raise ModelError(
-            f"the {role} model {path} is not a model; expected a folder, or a file that ends with .xml, .onnx, "
-            f"{', '.join(_OTHER_MODELS)}"
-        )
-    try:
-        return read_model(path) if own else core().read_model(path)
-    except ModelError as error:
-        reason = str(error).removeprefix(f"{path}: ")
-        raise ModelError(f"the {role} model {path} cannot be read: {reason}") from error
-    except Exception as error:
-        raise ModelError(f"the {role} model {path} cannot be read: {openvino_reason(error)}") from error
+    language, said = inputs.language, known_config(path.parent) if path else {}
+    limits = [said[key] for key in _LIMITS if isinstance(said.get(key), int) and said[key] > 1]
+    limits += [limit for limit in (language.positions, language.length) if limit] if language else []
+    longest = min(limits, default=None)
+    usual = (language and language.length) or min(DEFAULT_WINDOW, longest or DEFAULT_WINDOW)
+    return Loaded(model, name, path, inputs, _find_logits(model) if language else None, longest, usual)
 
 
 def _model_in(folder: Path, role: str) -> Path:
@@ -249,13 +240,13 @@ class Runner:
         self._stateful = bool(model.get_variables())
         self._request = arithmetic.compile(model, self.what).create_infer_request()
 
-    def run(self, inputs: Mapping[str, Array]) -> list[Array]:
-        """All outputs for one set of complete inputs, from an empty state."""
+    def run(self, given: Mapping[str, Array]) -> list[Array]:
+        """All outputs for one set of inputs, completed (see `ModelInputs.complete`), from an empty state."""
+        inputs = self.inputs.complete(given)
         try:
             if self._stateful:
                 self._request.reset_state()
-            feed = dict(enumerate(inputs[name] for name in self.inputs.names))
-            results = self._request.infer(feed, share_inputs=True, share_outputs=True)
+            results = self._request.infer(dict(enumerate(inputs.values())), share_inputs=True, share_outputs=True)
         except RuntimeError as error:
             shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in inputs.items())
             raise WorkError(f"{self.what} cannot be run on {shapes}: {openvino_reason(error)}") from error
@@ -269,26 +260,3 @@ class Pair:
     base: Loaded
     compressed: Loaded
     arithmetic: Arithmetic
-
-    def tokenizer_places(self, given: str | PathLike[str] | None) -> list[Path | None]:
-        """Where to look for a tokenizer: what was given, else the models' folders."""
-        return [Path(given)] if given else [one.path and one.path.parent for one in (self.base, self.compressed)]
-
-
-def open_pair(
-    base: ov.Model | str | PathLike[str],
-    compressed: ov.Model | str | PathLike[str],
-    arithmetic: Arithmetic,
-    stack: ExitStack,
-) -> Pair:
-    """Load both models; `stack` removes temporary files.
-
-    Raises:
-        ModelError: one of them cannot be read, or they take different inputs.
-    """
-    ours, theirs = load(base, "base", stack), load(compressed, "compressed", stack)
-    names = [set(one.inputs.names) for one in (ours, theirs)]
-    if names[0] != names[1]:
-        listed = [", ".join(sorted(side)) for side in names]
-        raise ModelError(f"the models take different inputs: base {listed[0]}; compressed {listed[1]}")
-    return Pair(ours, theirs, arithmetic)

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ov_weight_compression.evaluation.layers import SignalNoise
 from ov_weight_compression.evaluation.models import OnProgress, Pair, Runner
 from ov_weight_compression.ir_utils.errors import ModelError, OptionError, WorkError
 from ov_weight_compression.ir_utils.types import Array
@@ -35,41 +36,6 @@ from ov_weight_compression.ir_utils.types import Array
 _NEIGHBOURS = 10
 _MOST_SAMPLES = 4096
 _LEAST_WIDTH = 8
-
-
-@dataclass
-class SignalNoise:
-    """Running sums of squares of a signal and of its error."""
-
-    signal: float = 0.0
-    noise: float = 0.0
-
-    def add(self, base: Array, compressed: Array) -> None:
-        """Add some values of the base and the same values of the compressed model."""
-        step = 1 << 20
-        a, b = base.reshape(-1), compressed.reshape(-1)
-        for start in range(0, a.size, step):
-            x = a[start : start + step].astype(np.float64)
-            difference = x - b[start : start + step]
-            self.signal += float(x @ x)
-            self.noise += float(difference @ difference)
-
-    @property
-    def snr_db(self) -> float:
-        """10 log10(signal / noise); infinite without noise, NaN without either."""
-        if self.noise == 0:
-            return math.inf if self.signal > 0 else math.nan
-        return 10 * math.log10(self.signal / self.noise) if self.signal > 0 else -math.inf
-
-    @property
-    def known_db(self) -> float | None:
-        """The same; None where there was nothing but zeros."""
-        return None if self.signal == 0 == self.noise else self.snr_db
-
-    @property
-    def relative_l2(self) -> float:
-        """Root of noise over signal."""
-        return math.sqrt(self.noise / self.signal) if self.signal > 0 else (0.0 if self.noise == 0 else math.inf)
 
 
 @dataclass(frozen=True)
@@ -114,7 +80,8 @@ class OutputTotals:
 
     def figures(self) -> OutputFigures:
         """The figures over everything added."""
-        cosines = np.concatenate(self.cosines)
+        cosines, snr_db = np.concatenate(self.cosines), self.energy.snr_db
+        signal, noise = self.energy.signal, self.energy.noise
         samples = min(self.kept, _MOST_SAMPLES)
         shared = None
         if samples >= _NEIGHBOURS + 2 and len({a.shape[1:] for a, _ in self.pooled}) == 1:
@@ -127,8 +94,8 @@ class OutputTotals:
             cosine_mean=float(cosines.mean()),
             cosine_min=float(cosines.min()),
             cosine_p1=float(np.percentile(cosines, 1)),
-            relative_l2=self.energy.relative_l2,
-            snr_db=self.energy.snr_db,
+            relative_l2=math.sqrt(noise / signal) if signal > 0 else (0.0 if noise == 0 else math.inf),
+            snr_db=math.nan if snr_db is None else snr_db,
             neighbours=shared,
             samples=samples if shared is not None else 0,
         )
@@ -193,7 +160,7 @@ def compare_outputs(
     count = 0
     for inputs in sets:
         progress("samples", count, None)
-        ours, theirs = base.run(base.inputs.complete(inputs)), compressed.run(compressed.inputs.complete(inputs))
+        ours, theirs = base.run(inputs), compressed.run(inputs)
         for index, total in enumerate(totals):
             a, b = ours[index], theirs[order[index]]
             if a.shape != b.shape:

@@ -37,18 +37,29 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from ov_weight_compression.calibration.data_files import Tokenizer
-from ov_weight_compression.evaluation.models import OnProgress, Runner
-from ov_weight_compression.evaluation.samples import NO_TOKEN, Batch
-from ov_weight_compression.ir_utils.errors import ModelError, OptionError, WorkError
-from ov_weight_compression.ir_utils.types import Array, Float32
+from ov_weight_compression.calibration.data_files import Tokenizer, find_tokenizer, tokenizer_files
+from ov_weight_compression.evaluation.logits_file import kept_while_run, read_again
+from ov_weight_compression.evaluation.models import OnProgress, Pair, Runner
+from ov_weight_compression.evaluation.samples import (
+    NO_TOKEN,
+    Batch,
+    ComparisonProtocol,
+    InputSets,
+    LogitsOf,
+    batches_of,
+)
+from ov_weight_compression.ir_utils.errors import CompressionError, ModelError, OptionError, WorkError
+from ov_weight_compression.ir_utils.types import Float32
 
 _BLOCK_ELEMENTS = 1 << 17
 _POOL = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="divergence")  # its threads start with its work
@@ -101,7 +112,10 @@ def score(
 def _score_rows(base: Float32, compressed: Float32, following: npt.NDArray[np.int64]) -> Scores:
     rows = np.arange(len(base))
     top_base, top = base.argmax(axis=1), compressed.argmax(axis=1)
-    log_p, log_q = _log_softmax(base, top_base), _log_softmax(compressed, top)
+    log_p, log_q = base.astype(np.float64), compressed.astype(np.float64)
+    for logits, largest in ((log_p, top_base), (log_q, top)):  # in place, to logarithms of probabilities
+        logits -= logits[rows, largest][:, None]
+        logits -= np.log(np.exp(logits).sum(axis=1))[:, None]
     p = np.exp(log_p)
     with np.errstate(invalid="ignore"):  # -inf logits on both sides: inf - inf, put right below
         terms = p * (log_p - log_q)
@@ -120,13 +134,6 @@ def _score_rows(base: Float32, compressed: Float32, following: npt.NDArray[np.in
     )
 
 
-def _log_softmax(logits: Float32, top: npt.NDArray[np.int64]) -> Array:
-    shifted = logits.astype(np.float64)
-    shifted -= shifted[np.arange(len(top)), top][:, None]
-    shifted -= np.log(np.exp(shifted).sum(axis=1))[:, None]
-    return shifted
-
-
 @dataclass(frozen=True)
 class Scored:
     """A batch of windows, its inputs forgotten but for the tokens, and its scores."""
@@ -135,41 +142,69 @@ class Scored:
     scores: Scores
 
 
-LogitsOf = Callable[[Batch], Float32]
-"""Logits `[scored positions, vocabulary]` of the next batch."""
+@dataclass(frozen=True)
+class TextFound:
+    """What running text found."""
+
+    figures: LanguageFigures
+    positions: list[Surprise]
+    """Where the predictions differ most."""
+    passages: list[Passage]
+    count: int
+    """Batches of windows that were scored."""
+    note: str
+    """Why tokens are shown as ids."""
 
 
-def run_language(
-    base: LogitsOf, compressed: Runner, batches: Iterable[Batch], total: int | None, progress: OnProgress
-) -> list[Scored]:
-    """Score every batch.
+def compare_text(pair: Pair, samples: InputSets, protocol: ComparisonProtocol, progress: OnProgress) -> TextFound:
+    """Score every prediction of both models, and say how far they are apart, and where.
 
     Raises:
         ModelError: the two models have different vocabularies.
-        OptionError: a token id is beyond the vocabulary.
+        OptionError: a token id is beyond the vocabulary, or there is nothing to predict.
         WorkError: a model cannot be run, or gives NaN.
     """
-    done: list[Scored] = []
-    for number, batch in enumerate(batches):
-        progress("windows", number, total)
-        if not batch.chosen.any():
-            continue
-        ours, theirs = base(batch), logits_of(compressed, batch)
-        size = ours.shape[1]
-        if ours.shape != theirs.shape:
-            raise ModelError(f"the models have different vocabularies: base {size}, compressed {theirs.shape[1]}")
-        if int(batch.tokens.max()) >= size:
-            raise OptionError(
-                f"data: token id {int(batch.tokens.max())} in window {number} is beyond the vocabulary of {size}: "
-                "these tokens are of another tokenizer"
-            )
-        scores = score(ours, theirs, batch.following)
-        if np.isnan(scores.kl).any():
-            culprit = "the base model" if np.isnan(ours).any() else compressed.what
-            raise WorkError(f"{culprit} gives NaN as logits in window {number}: nothing can be compared")
-        done.append(Scored(replace(batch, inputs={}), scores))
-    progress("windows", len(done), len(done))
-    return done
+    compressed, windows = Runner(pair.compressed, pair.arithmetic), samples.windows
+    context, total = (windows.context, len(windows.tokens)) if windows else (protocol.context or 0, None)
+    scored: list[Scored] = []
+    with ExitStack() as stack:
+        if windows and protocol.base_logits:
+            base: LogitsOf = stack.enter_context(read_again(pair, windows, Path(protocol.base_logits)))
+        else:
+            base = partial(logits_of, Runner(pair.base, pair.arithmetic))
+        if windows and protocol.save_base:
+            base = stack.enter_context(kept_while_run(pair, windows, Path(protocol.save_base), base))
+        for number, batch in enumerate(batches_of(samples.sets, samples.ids, context, protocol.score_last)):
+            progress("windows", number, total)
+            if not batch.chosen.any():
+                continue
+            ours, theirs = base(batch), logits_of(compressed, batch)
+            size = ours.shape[1]
+            if ours.shape != theirs.shape:
+                raise ModelError(f"the models have different vocabularies: base {size}, compressed {theirs.shape[1]}")
+            if int(batch.tokens.max()) >= size:
+                raise OptionError(
+                    f"data: token id {int(batch.tokens.max())} in window {number} is beyond the vocabulary of {size}: "
+                    "these tokens are of another tokenizer"
+                )
+            scores = score(ours, theirs, batch.following)
+            if np.isnan(scores.kl).any():
+                culprit = "the base model" if np.isnan(ours).any() else compressed.what
+                raise WorkError(f"{culprit} gives NaN as logits in window {number}: nothing can be compared")
+            scored.append(Scored(replace(batch, inputs={}), scores))
+    progress("windows", len(scored), len(scored))
+    if not any((one.batch.following != NO_TOKEN).any() for one in scored):
+        raise OptionError("data: it has no token with a next one to predict")
+    figures = summarise(Scores.concatenate([one.scores for one in scored]))
+    positions, passages, note = worst_positions(scored), worst_passages(scored), ""
+    try:
+        if tokenizer_files(samples.places):
+            positions, passages = with_text(positions, passages, find_tokenizer(samples.places))
+        else:
+            note = "Tokens are shown as ids: there is no tokenizer beside the models."
+    except (CompressionError, ImportError) as error:
+        note = f"Tokens are shown as ids: {error}"
+    return TextFound(figures, positions, passages, len(scored), note)
 
 
 def logits_of(runner: Runner, batch: Batch) -> Float32:
@@ -179,10 +214,8 @@ def logits_of(runner: Runner, batch: Batch) -> Float32:
         ModelError: it does not predict at every position.
         WorkError: it cannot be run.
     """
-    if runner.port is None:
-        raise WorkError(f"{runner.what} has no output of logits")
-    outputs = runner.run(runner.inputs.complete(batch.inputs))
-    logits: Float32 = np.asarray(outputs[runner.port.index], dtype=np.float32)
+    assert runner.port is not None, "of models that have logits"
+    logits: Float32 = np.asarray(runner.run(batch.inputs)[runner.port.index], dtype=np.float32)
     if logits.shape[:2] != batch.tokens.shape:
         raise ModelError(
             f"{runner.what} gives logits {list(logits.shape)} for tokens {list(batch.tokens.shape)}: "
@@ -272,25 +305,23 @@ def summarise(scores: Scores) -> LanguageFigures:
     largest, smallest = float(scores.kl.max()), float(scores.kl.min())
     square = mean_of(delta_p**2)
     rms = math.sqrt(square.value)
+    logs = (mean_of(nll_base), mean_of(nll), log_ratio)
+    values = [float(np.exp(log.value)) for log in logs]
+    perplexities = [Estimate(value, value * log.error) for value, log in zip(values, logs, strict=True)]
     return LanguageFigures(
         positions=n,
         predicted=int(predicted.sum()),
         kl=Divergence(mean_of(scores.kl), p50, p90, p95, p99, p999, largest, smallest),
         same_top=Estimate(share, math.sqrt(share * (1 - share) / (n - 1)) if n > 1 else 0.0),
-        perplexity_base=_exponential(mean_of(nll_base)),
-        perplexity=_exponential(mean_of(nll)),
-        perplexity_ratio=_exponential(log_ratio),
+        perplexity_base=perplexities[0],
+        perplexity=perplexities[1],
+        perplexity_ratio=perplexities[2],
         log_perplexity_ratio=log_ratio,
         correlation=correlation,
         delta_p_mean=mean_of(delta_p),
         delta_p_rms=Estimate(rms, square.error / (2 * rms) if rms else 0.0),
         histogram=_histogram(scores.kl),
     )
-
-
-def _exponential(log: Estimate) -> Estimate:
-    value = float(np.exp(log.value))
-    return Estimate(value, value * log.error)
 
 
 def _histogram(kl: _Values) -> KlHistogram:
@@ -346,11 +377,11 @@ class Passage:
     """The tokens as text, where there is a tokenizer."""
 
 
-def worst_positions(scored: Sequence[Scored], count: int) -> list[Surprise]:
+def worst_positions(scored: Sequence[Scored], count: int = 10) -> list[Surprise]:
     """The positions with the largest divergence, no two within 8 tokens of each other."""
     divergences = np.concatenate([one.scores.kl for one in scored])
-    owners = np.repeat(np.arange(len(scored)), [len(one.scores.kl) for one in scored])
-    starts = np.concatenate([[0], np.cumsum([len(one.scores.kl) for one in scored])])
+    sizes = [len(one.scores.kl) for one in scored]
+    owners, starts = np.repeat(np.arange(len(scored)), sizes), np.cumsum([0, *sizes])
     found: list[Surprise] = []
     taken: list[tuple[int, int]] = []
     for place in np.argsort(-divergences, kind="stable")[: 50 * count]:
@@ -359,33 +390,31 @@ def worst_positions(scored: Sequence[Scored], count: int) -> list[Surprise]:
         if any(window == other and abs(index - near) < _APART for other, near in taken):
             continue
         taken.append((window, index))
-        found.append(_surprise(scored[window], window, index))
+        batch, scores = scored[window].batch, scored[window].scores
+        row, position = (int(axis[index]) for axis in np.nonzero(batch.chosen))
+        following = int(batch.following[index])
+        known = following != NO_TOKEN
+        found.append(
+            Surprise(
+                window=window,
+                position=position,
+                kl=float(scores.kl[index]),
+                before=tuple(map(int, batch.tokens[row, max(0, position + 1 - _BEFORE) : position + 1])),
+                right=following if known else None,
+                right_base_p=float(np.exp(-scores.nll_base[index])) if known else None,
+                right_p=float(np.exp(-scores.nll[index])) if known else None,
+                top_base=int(scores.top_base[index]),
+                top_base_p=float(scores.top_base_p[index]),
+                top=int(scores.top[index]),
+                top_p=float(scores.top_p[index]),
+            )
+        )
         if len(found) == count:
             break
     return found
 
 
-def _surprise(scored: Scored, window: int, index: int) -> Surprise:
-    scores: Scores = scored.scores
-    row, position = (int(axis[index]) for axis in np.nonzero(scored.batch.chosen))
-    following = int(scored.batch.following[index])
-    known = following != NO_TOKEN
-    return Surprise(
-        window=window,
-        position=position,
-        kl=float(scores.kl[index]),
-        before=tuple(map(int, scored.batch.tokens[row, max(0, position + 1 - _BEFORE) : position + 1])),
-        right=following if known else None,
-        right_base_p=float(np.exp(-scores.nll_base[index])) if known else None,
-        right_p=float(np.exp(-scores.nll[index])) if known else None,
-        top_base=int(scores.top_base[index]),
-        top_base_p=float(scores.top_base_p[index]),
-        top=int(scores.top[index]),
-        top_p=float(scores.top_p[index]),
-    )
-
-
-def worst_passages(scored: Sequence[Scored], count: int) -> list[Passage]:
+def worst_passages(scored: Sequence[Scored], count: int = 3) -> list[Passage]:
     """The windows with the largest mean divergence (of several sequences run at once, the first)."""
     means = np.array([one.scores.kl.mean() for one in scored])
     found = []
@@ -406,12 +435,10 @@ def with_text(
     """The same with the tokens as text."""
     worded = []
     for one in surprises:
-        chosen = (one.right, one.top_base, one.top)
-        right, base, top = ("" if token is None else _after(tokenizer, one.before, token) for token in chosen)
+        # A token where it stands: alone, some tokenizers would drop the space in front of it.
+        right, base, top = (
+            "" if token is None else tokenizer.pieces([one.before[-1], token])[-1] or tokenizer.decode([token])
+            for token in (one.right, one.top_base, one.top)
+        )
         worded.append(replace(one, text=(tokenizer.decode(one.before), right, base, top)))
     return worded, [replace(one, text=tuple(tokenizer.pieces(one.tokens))) for one in passages]
-
-
-def _after(tokenizer: Tokenizer, before: tuple[int, ...], token: int) -> str:
-    """The text of a token where it stands: alone, some tokenizers would drop the space in front of it."""
-    return tokenizer.pieces([before[-1], token])[-1] or tokenizer.decode([token])

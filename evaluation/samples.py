@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
@@ -31,7 +31,7 @@ from ov_weight_compression.calibration.model_inputs import LanguageModel, ModelI
 from ov_weight_compression.evaluation.models import DEFAULT_WINDOW, Pair
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.option_kinds import OptionKind, count, flag, path, shapes, shown, word
-from ov_weight_compression.ir_utils.types import Array
+from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.patterns import Roles, parse_roles
 
 _PROTOCOL = {
@@ -155,7 +155,17 @@ def cut_windows(arrays: Iterable[Array], request: CompareRequest, usual: int = D
     stride = protocol.stride or window
     pieces: list[_Tokens] = []
     for array in arrays:
-        pieces += _pieces(array, window, stride)
+        if not np.issubdtype(array.dtype, np.integer):
+            raise OptionError(f"data: token ids must be whole numbers, this array holds {array.dtype}")
+        if array.ndim not in (1, 2):
+            raise OptionError(f"data: token ids must be [n] or [windows, length], this array is {list(array.shape)}")
+        if array.size and int(array.min()) < 0:
+            raise OptionError(f"data: token ids must not be negative, this array holds {int(array.min())}")
+        tokens = array.astype(np.int64)
+        if tokens.ndim == 1 and len(tokens) >= window:
+            pieces += [tokens[start : start + window] for start in range(0, len(tokens) - window + 1, stride)]
+        else:
+            pieces += [piece for piece in np.atleast_2d(tokens) if len(piece) > 1]
     pieces = pieces[: request.windows]
     context = max(window - stride, 0) if protocol.context is None else protocol.context
     found = Windows(tuple(pieces), max(map(len, pieces), default=0), stride, context, protocol.score_last)
@@ -164,21 +174,6 @@ def cut_windows(arrays: Iterable[Array], request: CompareRequest, usual: int = D
     if context >= found.window - 1:
         raise OptionError(f"context={context}: no window of {found.window} tokens has a position left to score")
     return found
-
-
-def _pieces(array: Array, window: int, stride: int) -> list[_Tokens]:
-    if not np.issubdtype(array.dtype, np.integer):
-        raise OptionError(f"data: token ids must be whole numbers, this array holds {array.dtype}")
-    if array.ndim not in (1, 2):
-        raise OptionError(f"data: token ids must be [n] or [windows, length], this array is {list(array.shape)}")
-    if array.size and int(array.min()) < 0:
-        raise OptionError(f"data: token ids must not be negative, this array holds {int(array.min())}")
-    array = array.astype(np.int64)
-    if array.ndim == 2:
-        return list(array) if array.shape[1] > 1 else []
-    if len(array) < window:
-        return [array] if len(array) > 1 else []
-    return [array[start : start + window] for start in range(0, len(array) - window + 1, stride)]
 
 
 @dataclass(frozen=True)
@@ -192,6 +187,10 @@ class Batch:
     """`[batch, n]`: which positions are scored."""
     following: npt.NDArray[np.int64]
     """The next token of each scored position, in order; -1 for none."""
+
+
+LogitsOf = Callable[[Batch], Float32]
+"""Logits `[scored positions, vocabulary]` of the next batch."""
 
 
 def batches_of(sets: Iterable[Mapping[str, Array]], ids: str, context: int, score_last: bool) -> Iterator[Batch]:
@@ -216,6 +215,11 @@ _WINDOWS = 8
 _SETS = 16
 """Of random inputs, where any other model did."""
 _WRITTEN = "text that the base model wrote itself"
+_OF_WRITTEN = (
+    "The base model wrote the text itself, as it believes text to be: good for comparing ways of compression with each "
+    "other; what matters to you is text of your own."
+)
+_OF_RANDOM = "The inputs were made up from the input shapes: this is no measure of accuracy on real data."
 _SEED = 1
 """Not that of calibration: what a model was calibrated on would flatter it."""
 
@@ -272,17 +276,18 @@ class InputSets:
     """All of them, to be gone through once."""
     first: tuple[Inputs, ...]
     """Those on which the layers' outputs are compared."""
+    places: Sequence[Path | None]
+    """Where a tokenizer is looked for: what was given, else the models' folders."""
 
 
 def prepare(pair: Pair, data: CompareData, request: CompareRequest) -> InputSets:
     """Read the data, or make it up."""
-    ids, protocol = pair.base.inputs.ids, request.protocol
-    if data is None:
-        read = _made_up(pair, request)
-    else:
-        if isinstance(data, (str, PathLike)) and Path(data).is_dir():
-            data = recorded_data(Path(data), [pair.base.path])
-        read = open_data(data, pair.base.inputs, pair.tokenizer_places(request.tokenizer), protocol.batch)
+    ids, protocol, longest = pair.base.inputs.ids, request.protocol, pair.base.longest_window
+    places = [one.path and one.path.parent for one in (pair.base, pair.compressed)]
+    places = [Path(request.tokenizer)] if request.tokenizer else places
+    if isinstance(data, (str, PathLike)) and Path(data).is_dir():
+        data = recorded_data(Path(data), [pair.base.path])
+    read = _made_up(pair, request) if data is None else open_data(data, pair.base.inputs, places, protocol.batch)
     windows = cut_windows(read.tokens, request, pair.base.usual_window) if read.tokens else None
     is_text = pair.base.logits is not None and pair.compressed.logits is not None
     if not (is_text and windows) and (protocol.save_base or protocol.base_logits):
@@ -294,8 +299,10 @@ def prepare(pair: Pair, data: CompareData, request: CompareRequest) -> InputSets
         figures = replace(figures, context=windows.context, score_last=windows.score_last)
     sets = ({ids: tokens[None]} for tokens in windows.tokens) if windows else iter(read.inputs or ())
     first = tuple(itertools.islice(sets, protocol.layer_samples if request.layers else 0))
-    notes = tuple(_remarks(read, windows, pair.base.longest_window))
-    return InputSets(figures, is_text, windows, ids, notes, itertools.chain(first, sets), first)
+    notes = [_OF_WRITTEN if read.source == _WRITTEN else _OF_RANDOM] if read.synthesised else []
+    if windows and longest and windows.window > longest:
+        notes.append(f"Windows of {windows.window} tokens are longer than the {longest} that the model was made for.")
+    return InputSets(figures, is_text, windows, ids, tuple(notes), itertools.chain(first, sets), first, places)
 
 
 def open_data(data: CompareData, inputs: ModelInputs, places: Sequence[Path | None], batch: int | None) -> Data:
@@ -374,15 +381,3 @@ def _written(model: ov.Model, language: LanguageModel, windows: int, length: int
         except RuntimeError:  # OpenVINO's
             continue
     return None
-
-
-def _remarks(read: Data, windows: Windows | None, longest: int | None) -> Iterator[str]:
-    if read.source == _WRITTEN:
-        yield (
-            "The base model wrote the text itself, as it believes text to be: good for comparing ways of compression "
-            "with each other; what matters to you is text of your own."
-        )
-    elif read.synthesised:
-        yield "The inputs were made up from the input shapes: this is no measure of accuracy on real data."
-    if windows and longest and windows.window > longest:
-        yield f"Windows of {windows.window} tokens are longer than the {longest} that the model was made for."
