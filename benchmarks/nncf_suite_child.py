@@ -137,8 +137,8 @@ def _formats(model: Any) -> dict[str, str]:
 def _skips(model: Any) -> dict[str, str]:
     """Why this package leaves a layer's weight alone whatever is asked for."""
     from ov_weight_compression.patterns import find_weights
-    from ov_weight_compression.patterns.follow import follow
     from ov_weight_compression.patterns.graphs import graphs_of
+    from ov_weight_compression.patterns.roles import follow
 
     reasons = {skip.name: skip.reason for skip in find_weights(model)[1]}
     main = graphs_of(model)[0]

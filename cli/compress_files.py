@@ -19,8 +19,8 @@ from ov_weight_compression.ir_utils.publish import TemporaryFolder, expanded
 from ov_weight_compression.ir_utils.saving import save_model
 from ov_weight_compression.ir_utils.weight_source import float_constants
 from ov_weight_compression.ir_utils.worker_pool import default_threads
-from ov_weight_compression.passes.method import BY_LAYERS
 from ov_weight_compression.passes.option_values import DEVICES
+from ov_weight_compression.passes.plan import BY_LAYERS
 from ov_weight_compression.passes.recipe import Recipe
 from ov_weight_compression.passes.report import Report, joined, with_origins
 from ov_weight_compression.passes.weight_compression import WeightCompression

@@ -14,7 +14,7 @@ from typing import Any
 
 from ov_weight_compression.ir_utils.errors import CompressionError, OptionError
 from ov_weight_compression.ir_utils.option_kinds import OptionKind, count, flag, number, shown
-from ov_weight_compression.passes.method import Tuning
+from ov_weight_compression.passes.plan import Tuning
 
 
 @dataclass

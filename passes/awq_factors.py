@@ -22,8 +22,7 @@ from ov_weight_compression.ir_utils.types import F16_MAX, Array, Float32, float_
 from ov_weight_compression.ir_utils.weight_source import WeightSource
 from ov_weight_compression.ir_utils.worker_pool import in_threads
 from ov_weight_compression.passes.measurements import Measurements
-from ov_weight_compression.passes.method import Tuning
-from ov_weight_compression.passes.plan import Algorithm, Plan, PlannedWeight
+from ov_weight_compression.passes.plan import Algorithm, Plan, PlannedWeight, Tuning
 from ov_weight_compression.passes.scale_folding import Fold, Folding, Scaling, rounded_to
 from ov_weight_compression.patterns import Refusal, Sources
 from ov_weight_compression.patterns.equalization import EqualizationGroup, equalization_groups

@@ -33,10 +33,9 @@ from ov_weight_compression.ir_utils.weight_source import ValueRange
 from ov_weight_compression.passes.device_rules import runs_from_codes
 from ov_weight_compression.passes.layer_losses import LayerLosses, layer_losses
 from ov_weight_compression.passes.measurements import Measurements
-from ov_weight_compression.passes.method import Method
 from ov_weight_compression.passes.option_values import Device, Devices, FragileLayers, GroupSizeFallback, Mode
 from ov_weight_compression.passes.options import Options
-from ov_weight_compression.passes.plan import DecidedBy, FormatRequest, PlannedWeight
+from ov_weight_compression.passes.plan import DecidedBy, FormatRequest, Method, PlannedWeight
 from ov_weight_compression.passes.planning import fit
 from ov_weight_compression.passes.targets import BudgetOutcome, CurvePoint, FormatChoice, UniformChoice
 from ov_weight_compression.patterns import Kind, Skip, Sources, Weight

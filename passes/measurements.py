@@ -22,8 +22,8 @@ import numpy as np
 
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.types import Array
-from ov_weight_compression.passes.method import Method
 from ov_weight_compression.passes.options import Options
+from ov_weight_compression.passes.plan import Method
 from ov_weight_compression.passes.probing import WeightRounder, quantiser_of, run_on_executor
 from ov_weight_compression.patterns import Sources, Weight
 from ov_weight_compression.quantization.allocation import InputMeans

@@ -137,7 +137,7 @@ class Codebook:
 
 
 class Accuracy(str, Enum):
-    """Presets for whoever does not want to learn the algorithms' names; what they do, says `passes.method`.
+    """Presets for whoever does not want to learn the algorithms' names; what they do, says `passes.plan`.
 
     FAST        AWQ, and a scale search weighted by the data: seconds over a run without data
     BALANCED    GPTQ and coordinate descent, on the float model's inputs

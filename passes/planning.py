@@ -25,13 +25,13 @@ from ov_weight_compression.ir_utils.weight_source import ValueRange
 from ov_weight_compression.ir_utils.worker_pool import in_threads
 from ov_weight_compression.passes.device_rules import executed_variant, misread_on_cpu, refused_on_cpu
 from ov_weight_compression.passes.measurements import Measurements
-from ov_weight_compression.passes.method import Method
 from ov_weight_compression.passes.option_values import BackupMode, Device, FragileLayers, GroupSizeFallback, Mode
 from ov_weight_compression.passes.options import Options
 from ov_weight_compression.passes.plan import (
     Algorithm,
     DecidedBy,
     FormatRequest,
+    Method,
     Plan,
     PlannedWeight,
     Statistic,

@@ -21,7 +21,7 @@ from ov_weight_compression.ir_utils.errors import WorkError
 from ov_weight_compression.ir_utils.publish import TemporaryFolder
 from ov_weight_compression.ir_utils.types import Float32
 from ov_weight_compression.passes.channel_importance import GraphEnergy, graph_energies
-from ov_weight_compression.passes.method import Method
+from ov_weight_compression.passes.plan import Method
 from ov_weight_compression.patterns import Kind, Roles, Sources, Weight, find_weights, sources_of
 from ov_weight_compression.quantization.encode import Weighting, decode_rows, encode_rows
 from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL, Spec

@@ -32,8 +32,6 @@ from ov_weight_compression.ir_utils.option_kinds import by_name, check_model, sh
 from ov_weight_compression.ir_utils.worker_pool import Job, Pipeline
 from ov_weight_compression.passes.channel_importance import weigh_channels
 from ov_weight_compression.passes.measurements import Measurements
-from ov_weight_compression.passes.method import method_of
-from ov_weight_compression.passes.option_reading import read_options
 from ov_weight_compression.passes.option_values import (
     Accuracy,
     BackupMode,
@@ -46,8 +44,8 @@ from ov_weight_compression.passes.option_values import (
     Mode,
     SensitivityMetric,
 )
-from ov_weight_compression.passes.options import OPTIONS, Options
-from ov_weight_compression.passes.plan import Plan
+from ov_weight_compression.passes.options import OPTIONS, Options, read_options
+from ov_weight_compression.passes.plan import Plan, method_of
 from ov_weight_compression.passes.planning import make_plan
 from ov_weight_compression.passes.report import Report, keep_report, make_report
 from ov_weight_compression.passes.rewrite import hold_small_constants, rewrite, with_equal_weights, with_telltale
@@ -103,7 +101,7 @@ class WeightCompression(ModelPass):
         dataset: model inputs (dicts by input's name, tuples in the inputs' order, or arrays of a single input), token
             ids `[n]` or `[windows, n]`, a file of text or arrays, a folder of recorded inputs, NNCF's Dataset, or for
             a language model `"random"` or `"self"`; see `ov_weight_compression.calibration`.
-        accuracy: `"fast"`, `"balanced"` or `"best"`; see `ov_weight_compression.passes.method`.
+        accuracy: `"fast"`, `"balanced"` or `"best"`; see `ov_weight_compression.passes.plan`.
         scale_estimation: the scale search weighted with E[x²] of each input channel, as the data shows it.
         gptq: codes by GPTQ (Frantar et al., 2210.17323), with coordinate descent on codes and scales after it.
         algorithm: the steps that make each layer's codes, in place of GPTQ's own: functions `(target, draft, hessian,

@@ -3,8 +3,7 @@
 from ov_weight_compression.patterns.compressed import CompressedWeight, find_compressed
 from ov_weight_compression.patterns.find import find_weights
 from ov_weight_compression.patterns.ignored_scope import IgnoredScope, Subgraph
-from ov_weight_compression.patterns.norms import NormGain
-from ov_weight_compression.patterns.provenance import RowNormProduct, RowNorms, importance_sources
+from ov_weight_compression.patterns.provenance import NormGain, RowNormProduct, RowNorms, importance_sources
 from ov_weight_compression.patterns.roles import Activation, Kind, Refusal, Role, Roles, parse_roles
 from ov_weight_compression.patterns.weight import (
     Consumer,

@@ -19,9 +19,8 @@ from math import prod
 import openvino as ov
 
 from ov_weight_compression.ir_utils.types import sizes_of
-from ov_weight_compression.patterns.follow import follow
 from ov_weight_compression.patterns.graphs import Graph, bytes_of, graphs_of, is_postponed
-from ov_weight_compression.patterns.roles import ROLES, Kind, Refusal, Role, Roles
+from ov_weight_compression.patterns.roles import ROLES, Kind, Refusal, Role, Roles, follow
 from ov_weight_compression.patterns.weight import Consumer
 
 _INTEGER_TYPES = frozenset({"u1", "u2", "u3", "u4", "u6", "u8", "i4", "i8"})

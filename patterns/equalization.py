@@ -32,7 +32,7 @@ from ov_weight_compression.patterns.fold_targets import (
     readers,
 )
 from ov_weight_compression.patterns.graphs import dimensions
-from ov_weight_compression.patterns.norms import keeps_channels
+from ov_weight_compression.patterns.provenance import keeps_channels
 from ov_weight_compression.patterns.roles import Kind
 from ov_weight_compression.patterns.weight import Consumer, Weight
 

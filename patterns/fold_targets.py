@@ -25,11 +25,9 @@ from math import prod
 import openvino as ov
 
 from ov_weight_compression.ir_utils.types import sizes_of
-from ov_weight_compression.patterns.follow import Piece
 from ov_weight_compression.patterns.graphs import constant_of, constant_port, dimensions
-from ov_weight_compression.patterns.norms import keeps_channels
-from ov_weight_compression.patterns.provenance import ROWS, Origin, Origins, counts_rows, row_numbers
-from ov_weight_compression.patterns.roles import Kind
+from ov_weight_compression.patterns.provenance import ROWS, Origin, Origins, counts_rows, keeps_channels, row_numbers
+from ov_weight_compression.patterns.roles import Kind, Piece
 from ov_weight_compression.patterns.weight import Weight
 
 Reader = tuple[ov.Node, int]

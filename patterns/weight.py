@@ -94,7 +94,7 @@ class Weight:
     """The last MatMul of the graph, kept in the backup mode without `all_layers`; never a weight that an embedding
     shares, nor any weight at all where the graph's last layer is ignored."""
     fragile: str = ""
-    """Why few bits in it would cost more than in others (see `fragile`): empty, or what it decides."""
+    """Why few bits in it would cost more than in others (see `find.fragile_layers`): empty, or what it decides."""
     other_uses: tuple[Consumer, ...] = ()
     """Operations that are not layers and read the same constant: they will read the decompressed values."""
     body: str = ""

@@ -10,7 +10,7 @@ import pytest
 
 from ov_weight_compression.ir_utils.saving import save_model
 from ov_weight_compression.passes import Mode, WeightCompression
-from ov_weight_compression.passes.option_reading import read_options
+from ov_weight_compression.passes.options import read_options
 from tests.running import inputs_for, run
 
 MODELS = [

@@ -21,7 +21,7 @@ from ov_weight_compression.passes import (
 )
 from ov_weight_compression.passes.layer_losses import LayerLosses
 from ov_weight_compression.passes.measurements import Measurements
-from ov_weight_compression.passes.option_reading import read_options
+from ov_weight_compression.passes.options import read_options
 from ov_weight_compression.passes.recipe import Recipe, save_recipe
 from ov_weight_compression.passes.targets import BudgetOutcome
 from ov_weight_compression.quantization.formats import Spec

@@ -12,7 +12,7 @@ from ov_weight_compression.ir_utils.constant_values import ConstantValues
 from ov_weight_compression.ir_utils.layout import Layout
 from ov_weight_compression.passes import Codebook, OptionError, WeightCompression
 from ov_weight_compression.passes.encoding import WeightEncoding
-from ov_weight_compression.passes.option_reading import read_options
+from ov_weight_compression.passes.options import read_options
 from ov_weight_compression.patterns import find_compressed
 from ov_weight_compression.quantization.formats import FORMATS, Spec, with_codebook
 from tests.models import layers, llama, op

@@ -9,7 +9,7 @@ import pytest
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.types import Float32
 from ov_weight_compression.passes import WeightCompression
-from ov_weight_compression.passes.option_reading import read_options
+from ov_weight_compression.passes.options import read_options
 from ov_weight_compression.quantization.layerwise import CoordinateDescent, Draft, Grid, Hessian, gptq
 from ov_weight_compression.quantization.layerwise.coordinate_descent import cost
 from tests.models import layers

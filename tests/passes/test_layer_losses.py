@@ -14,8 +14,8 @@ from ov_weight_compression.calibration.divergence import kl_divergence
 from ov_weight_compression.passes import WeightCompression, apply_weight_compression
 from ov_weight_compression.passes.layer_losses import layer_losses, measured_divergence
 from ov_weight_compression.passes.measurements import DataPart, Measurements
-from ov_weight_compression.passes.method import method_of
-from ov_weight_compression.passes.option_reading import read_options
+from ov_weight_compression.passes.options import read_options
+from ov_weight_compression.passes.plan import method_of
 from ov_weight_compression.passes.probing import Quantiser, WeightRounder, probe_spec
 from ov_weight_compression.passes.weight_compression import prepare_plan
 from ov_weight_compression.patterns import find_weights, sources_of

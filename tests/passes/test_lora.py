@@ -17,7 +17,7 @@ from ov_weight_compression.cli import main
 from ov_weight_compression.evaluation import inspect
 from ov_weight_compression.ir_utils.saving import save_model
 from ov_weight_compression.passes import OptionError, WeightCompression, apply_weight_decompression
-from ov_weight_compression.passes.option_reading import read_options
+from ov_weight_compression.passes.options import read_options
 from ov_weight_compression.patterns import find_compressed
 from tests import models
 from tests.passes.llama_pass import compressed, error, windows

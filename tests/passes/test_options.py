@@ -23,8 +23,7 @@ from ov_weight_compression.passes import (
     WeightCompression,
     apply_weight_compression,
 )
-from ov_weight_compression.passes.option_reading import read_options
-from ov_weight_compression.passes.options import OPTIONS
+from ov_weight_compression.passes.options import OPTIONS, read_options
 from tests.models import layers
 
 

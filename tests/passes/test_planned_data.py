@@ -10,9 +10,8 @@ import pytest
 
 from ov_weight_compression.passes import WeightCompression
 from ov_weight_compression.passes.measurements import Measurements
-from ov_weight_compression.passes.method import method_of
-from ov_weight_compression.passes.option_reading import read_options
-from ov_weight_compression.passes.plan import Algorithm, DecidedBy, Plan, Statistic
+from ov_weight_compression.passes.options import read_options
+from ov_weight_compression.passes.plan import Algorithm, DecidedBy, Plan, Statistic, method_of
 from ov_weight_compression.passes.planning import make_plan
 from ov_weight_compression.patterns import find_weights, sources_of
 from tests.models import llama

@@ -10,7 +10,7 @@ import pytest
 
 from ov_weight_compression import OptionError, apply_weight_compression, inspect, save_model
 from ov_weight_compression.cli import main
-from ov_weight_compression.passes.option_reading import read_options
+from ov_weight_compression.passes.options import read_options
 from tests.cli.commands import failing
 from tests.models import layers
 

@@ -6,7 +6,7 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as op
 
-from ov_weight_compression.patterns.fragile import GATE, ROUTER, fragile_layers
+from ov_weight_compression.patterns.find import GATE, ROUTER, fragile_layers
 from ov_weight_compression.patterns.graphs import graphs_of
 
 RNG = np.random.default_rng(0)
