@@ -15,11 +15,11 @@ alone, in int4_asym in groups of 32, then leaves .009 nats in the head, where th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -33,8 +33,8 @@ from ov_weight_compression.passes.plan import Algorithm, Plan, PlannedWeight, St
 from ov_weight_compression.patterns import Kind
 from ov_weight_compression.quantization.encode import decode_rows, encode_rows
 from ov_weight_compression.quantization.formats import Encoded, Spec, join_rows
+from ov_weight_compression.quantization.layerwise.gptq import Step, fit_rows
 from ov_weight_compression.quantization.layerwise.hessian import DAMPING, Hessian, hessian_of, input_correction
-from ov_weight_compression.quantization.layerwise.layer import Step, fit_rows
 from ov_weight_compression.quantization.reference import tensor_scale_of
 
 if TYPE_CHECKING:
@@ -42,12 +42,22 @@ if TYPE_CHECKING:
 
 
 def code_shared_tables(plan: Plan, data: Measurements, spool: Spool) -> dict[str, StoredWeight]:
-    """Codes of all such tables that the method's steps are to code, by the weight's name.
+    """Codes of all tables that are picked from, and that plain layers multiply with, by the weight's name.
 
     Raises:
         WorkError: a table cannot be coded, or the model not be run; names it.
     """
-    method, tables = plan.method, [one for one in plan.weights if _is_shared(one, plan)]
+    method = plan.method
+    tables = [
+        one
+        for one in plan.weights
+        if Algorithm.LAYERWISE in one.algorithms
+        and one.weight.is_embedding
+        and one.weight.kind is not Kind.EXPERTS
+        and not one.weight.body
+        and any(use.kind is Kind.MATMUL for use in one.weight.consumers)
+        and plan.folding.columns.get(one.weight.name) is None  # no factors are folded into what the layer reads
+    ]
     if method.steps is None or not tables:
         return {}
     from ov_weight_compression.calibration.collect import grams_of_inputs
@@ -75,19 +85,6 @@ def code_shared_tables(plan: Plan, data: Measurements, spool: Spool) -> dict[str
             raise WorkError(f"{name}: {error}") from error
         stored[name] = keep(encoded, spool)
     return stored
-
-
-def _is_shared(planned: PlannedWeight, plan: Plan) -> bool:
-    """Whether it is picked from, and a plain layer, whose input no factors are folded into, multiplies with it."""
-    weight = planned.weight
-    return (
-        Algorithm.LAYERWISE in planned.algorithms
-        and weight.is_embedding
-        and weight.kind is not Kind.EXPERTS
-        and not weight.body
-        and any(use.kind is Kind.MATMUL for use in weight.consumers)
-        and plan.folding.columns.get(weight.name) is None
-    )
 
 
 _COARSE = 4
@@ -145,95 +142,81 @@ class _Encoded:
 
     def take(self, stage: Stage) -> None:
         """Encode every wanted weight of a stage; the layers after it see the result, and tables that were coded."""
+        method, values_of = self.plan.method, self.plan.sources.unfolded
         for name in stage.others:
-            if name in self.weights and self.plan.method.two_streams:
-                values = decode_rows(self.weights[name].everything(), self.wanted[name].spec)
-                stage.replace(name, self._in_place(name, values.astype(np.float16)))
+            if name in self.weights and method.two_streams:
+                one = self.wanted[name]
+                values = decode_rows(self.weights[name].everything(), one.spec)
+                stage.replace(name, values_of(one.weight, values.astype(np.float16)))
         batches = (batch for layer_input in stage.inputs for batch in self._batches(layer_input))
         for batch in batches if self.executor is None else list(batches):
             try:
-                self._store(batch, stage)
+                self._store(*batch, stage)
             except (ValueError, np.linalg.LinAlgError) as error:
                 if isinstance(error, CompressionError):
                     raise
-                raise WorkError(f"{', '.join(batch.names)}: {error}") from error
+                raise WorkError(f"{', '.join(one.weight.name for one in batch[0])}: {error}") from error
 
     def _batches(self, layer_input: LayerInput) -> Iterator[_Batch]:
         """The wanted weights that read one input, in batches that an executor is at work on, where there is one."""
-        names = [name for name in layer_input.weights if name in self.wanted]
-        if not names:
+        wanted = [self.wanted[name] for name in layer_input.weights if name in self.wanted]
+        if not wanted:
             return
-        method = self.plan.method
+        method, columns = self.plan.method, self.plan.folding.columns
         seen = layer_input.measure(drift=method.two_streams)
-        self.left_out += names if layer_input.left_out else []
-        known: dict[int, list[HessianInfo]] = {}
-        for together in self._together(names):
-            factors = self.plan.folding.columns.get(together[0])
-            if id(factors) not in known:
-                elements = self._elements(names)
-                known[id(factors)] = _hessian_info_of(seen, elements, factors, method.tuning.gptq_damping)
-            planned, info = self.wanted[together[0]], known[id(factors)]
-            matrices = [self.plan.sources.by_name[name].read_all() for name in together]
+        self.left_out += [one.weight.name for one in wanted] if layer_input.left_out else []
+        elements = sum(one.weight.elements for one in wanted)
+        infos: dict[int, list[HessianInfo]] = {}
+        for together in self._together(wanted):
+            first = together[0]
+            factors = columns.get(first.weight.name)
+            if id(factors) not in infos:
+                infos[id(factors)] = _hessian_info_of(seen, elements, factors, method.tuning.gptq_damping)
+            known = infos[id(factors)]
+            matrices = [self.plan.sources[one.weight].read_all() for one in together]
             rows = matrices[0] if len(matrices) == 1 else np.concatenate(matrices)
-            scale = tensor_scale_of(planned.absmax, planned.spec.format)
-            code = partial(_encode_layer, rows, planned.spec, info, method.steps, scale)
-            coded = code if self.executor is None else self.executor.submit(code).result
-            yield _Batch(together, matrices, info, coded)
+            scale = tensor_scale_of(first.absmax, first.spec.format)
+            code = partial(_encode_layer, rows, first.spec, known, method.steps, scale)
+            yield together, matrices, known, code if self.executor is None else self.executor.submit(code).result
 
-    def _together(self, names: Sequence[str]) -> Iterator[list[str]]:
+    def _together(self, wanted: Iterable[PlannedWeight]) -> Iterator[list[PlannedWeight]]:
         """Weights whose rows can be encoded as those of one: stored alike, scaled alike, without experts."""
-        batch: list[str] = []
-        for name in names:
-            if batch and not (self._alike(batch[0], name) and self._elements([*batch, name]) <= _TOGETHER):
+        batch: list[PlannedWeight] = []
+        columns = self.plan.folding.columns
+        for one in wanted:
+            if batch and not (
+                one.spec == batch[0].spec
+                and not one.spec.format.tensor_scale
+                and Kind.EXPERTS not in (one.weight.kind, batch[0].weight.kind)
+                and columns.get(one.weight.name) is columns.get(batch[0].weight.name)  # the same fold
+                and sum(each.weight.elements for each in (*batch, one)) <= _TOGETHER
+            ):
                 yield batch
                 batch = []
-            batch.append(name)
-        if batch:
-            yield batch
+            batch.append(one)
+        yield batch
 
-    def _alike(self, first: str, second: str) -> bool:
-        one, other, columns = self.wanted[first], self.wanted[second], self.plan.folding.columns
-        if one.spec != other.spec or one.spec.format.tensor_scale:
-            return False
-        if Kind.EXPERTS in (one.weight.kind, other.weight.kind):
-            return False
-        return columns.get(first) is columns.get(second)  # the same fold
-
-    def _elements(self, names: Sequence[str]) -> int:
-        return sum(self.wanted[name].weight.elements for name in names)
-
-    def _store(self, batch: _Batch, stage: Stage) -> None:
+    def _store(
+        self,
+        planned: Sequence[PlannedWeight],
+        matrices: Sequence[Float32],
+        known: list[HessianInfo],
+        coded: Callable[[], Encoded],
+        stage: Stage,
+    ) -> None:
         """Keep a batch's codes, fit adapters where they are asked for, and let the stage have the values."""
-        method, encoded, begin = self.plan.method, batch.coded(), 0
-        for name, matrix in zip(batch.names, batch.matrices, strict=True):
-            own = encoded.rows(begin, begin + len(matrix))
+        method, encoded, begin = self.plan.method, coded(), 0
+        for one, matrix in zip(planned, matrices, strict=True):
+            name, own = one.weight.name, encoded.rows(begin, begin + len(matrix))
             begin += len(matrix)
             self.weights[name] = keep(own, self.spool)
-            values = decode_rows(own, self.wanted[name].spec)
-            if Algorithm.LORA in self.wanted[name].algorithms and not obstacle(self.wanted[name].weight):
-                fitted = fit_adapters(
-                    matrix, values, batch.known[0], method.lora_rank, self.spool, method.tuning.lora_rounds
-                )
+            values: Array = decode_rows(own, one.spec)
+            if Algorithm.LORA in one.algorithms and not obstacle(one.weight):
+                fitted = fit_adapters(matrix, values, known[0], method.lora_rank, self.spool, method.tuning.lora_rounds)
                 self.adapters[name] = fitted
                 values = values if fitted is None else values + fitted.values()
             if method.two_streams:
-                stage.replace(name, self._in_place(name, values))
-
-    def _in_place(self, name: str, values: Array) -> Array:
-        """A weight's values [rows, in] as the model holds them."""
-        return self.plan.sources.by_name[name].layout.from_matrix(self.plan.sources.unfolded(name, values))
-
-
-@dataclass(frozen=True, eq=False)
-class _Batch:
-    """Weights that are encoded as one."""
-
-    names: Sequence[str]
-    matrices: Sequence[Float32]
-    """[rows, in] each."""
-    known: list[HessianInfo]
-    coded: Callable[[], Encoded]
-    """Their codes, one after the other: computed when it is called, or waited for."""
+                stage.replace(name, self.plan.sources.unfolded(one.weight, values))
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,6 +254,11 @@ class HessianInfo:
         return weight if self.correction is None else weight + weight @ self.correction
 
 
+_Batch: TypeAlias = tuple[Sequence[PlannedWeight], Sequence[Float32], list[HessianInfo], Callable[[], Encoded]]
+"""Weights that are encoded as one, their values [rows, in], what is known of their input, and what gives their codes,
+one after the other: computed when it is called, or waited for."""
+
+
 def _hessian_info_of(
     seen: Seen, elements: int, factors: Float32 | None = None, damping: float | None = None
 ) -> list[HessianInfo]:
@@ -284,16 +272,15 @@ def _hessian_info_of(
         grams, drifts = grams * inverse, None if drifts is None else drifts * inverse
     if seen.outputs is not None:
         return [HessianInfo(grams[0], outputs=seen.outputs, damping=damping)]
-    few = elements < grams.size
-    return [_of_one(one, None if drifts is None else drifts[number], few, damping) for number, one in enumerate(grams)]
-
-
-def _of_one(gram: Array, drift: Array | None, few: bool, damping: float | None) -> HessianInfo:
-    if drift is None or not np.any(np.diagonal(gram)):
-        return HessianInfo(gram, damping=damping)
-    if few:
-        return HessianInfo(gram, drift=drift, damping=damping)
-    return HessianInfo(gram, input_correction(gram, drift), damping=damping)
+    found = []
+    for number, gram in enumerate(grams):
+        if drifts is None or not np.any(np.diagonal(gram)):
+            found.append(HessianInfo(gram, damping=damping))
+        elif elements < grams.size:
+            found.append(HessianInfo(gram, drift=drifts[number], damping=damping))
+        else:
+            found.append(HessianInfo(gram, input_correction(gram, drifts[number]), damping=damping))
+    return found
 
 
 def _encode_layer(
@@ -307,16 +294,12 @@ def _encode_layer(
 
     By these `steps`; with None by the scale search, weighted with the energy of the input's channels.
     """
-    blocks = np.split(weight, len(known))
-    parts = [_encode_block(block, spec, one, steps, tensor_scale) for block, one in zip(blocks, known, strict=True)]
+    parts = []
+    for rows, one in zip(np.split(weight, len(known)), known, strict=True):
+        if one.energy is None:
+            parts.append(encode_rows(rows, spec, tensor_scale=tensor_scale))
+        elif steps is None:
+            parts.append(encode_rows(rows, spec, importance=one.energy, weighting="data", tensor_scale=tensor_scale))
+        else:
+            parts.append(fit_rows(one.target(rows), spec, one.hessian, steps, tensor_scale=tensor_scale))
     return join_rows(parts)
-
-
-def _encode_block(
-    weight: Float32, spec: Spec, known: HessianInfo, steps: tuple[Step, ...] | None, tensor_scale: np.float32 | None
-) -> Encoded:
-    if known.energy is None:
-        return encode_rows(weight, spec, tensor_scale=tensor_scale)
-    if steps is None:
-        return encode_rows(weight, spec, importance=known.energy, weighting="data", tensor_scale=tensor_scale)
-    return fit_rows(known.target(weight), spec, known.hessian, steps, tensor_scale=tensor_scale)

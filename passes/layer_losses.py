@@ -128,7 +128,7 @@ def measured_divergence(plan: Plan, data: Measurements) -> MeasuredDivergence:
         adapters = None if plan.adapters is None else plan.adapters.get(name)
         if adapters is not None:
             matrix = matrix + adapters.values()
-        return one.weight.layout.from_matrix(np.asarray(plan.sources.unfolded(name, matrix), np.float32))
+        return np.asarray(plan.sources.unfolded(one.weight, matrix), np.float32)
 
     return divergence_of(
         data.model,

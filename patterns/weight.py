@@ -181,10 +181,11 @@ class Sources:
         }
         return Sources({**self.by_name, **changed}, self.given)
 
-    def unfolded(self, name: str, matrix: Array) -> Array:
-        """What a matrix `[rows, columns]` of values like a weight's stands for without its factors."""
-        source = self.by_name[name]
-        return source.unfolded(matrix) if isinstance(source, FoldedSource) else matrix
+    def unfolded(self, weight: Weight, matrix: Array) -> Array:
+        """What a matrix `[rows, columns]` of values like a weight's stands for without its factors, in the shape that
+        the weight has in the graph."""
+        source = self.by_name[weight.name]
+        return source.layout.from_matrix(source.unfolded(matrix) if isinstance(source, FoldedSource) else matrix)
 
     def constant(self, weight: Weight) -> ov.Node:
         """A weight's values as a Constant of the shape and type that it has in the graph."""

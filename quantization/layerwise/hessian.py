@@ -47,39 +47,32 @@ from ov_weight_compression.ir_utils.types import Array, Float32
 _BLOCK = 64
 
 
-def cholesky(matrix: Float32) -> Float32:
-    """L of a symmetric `matrix` [n, n], zeros above the diagonal. Raises LinAlgError where it is not positive."""
-    return _factored(matrix)[0]
+def cholesky(matrix: Float32) -> tuple[Float32, list[tuple[slice, Float32]]]:
+    """L of a symmetric `matrix` [n, n], zeros above the diagonal; and the places of its blocks on the diagonal with
+    their inverses. Raises LinAlgError where it is not positive."""
+    factor, blocks = np.zeros(matrix.shape, np.float32), []
+    for begin in range(0, len(matrix), _BLOCK):
+        span = slice(begin, min(begin + _BLOCK, len(matrix)))
+        panel = matrix[begin:, span] - factor[begin:, :begin] @ factor[span, :begin].T
+        size = span.stop - begin
+        factor[span, span] = np.linalg.cholesky(panel[:size])
+        inverse = np.linalg.inv(factor[span, span])
+        factor[span.stop :, span] = panel[size:] @ inverse.T
+        blocks.append((span, inverse))
+    return factor, blocks
 
 
 def solve_positive(matrix: Float32, right: Float32) -> Float32:
     """`matrix⁻¹ right`, [n, m], of a symmetric positive matrix. Raises LinAlgError where it is not positive."""
-    factor, inverses = _factored(matrix)
+    factor, blocks = cholesky(matrix)
     x = np.array(right, np.float32, order="C")  # a transposed one would make every difference below a slow one
-    spans = list(zip(_spans(len(x)), inverses, strict=True))
-    for span, inverse in spans:
+    for span, inverse in blocks:
         x[span] = inverse @ x[span]
         x[span.stop :] -= factor[span.stop :, span] @ x[span]
-    for span, inverse in reversed(spans):
+    for span, inverse in reversed(blocks):
         x[span] = inverse.T @ x[span]
         x[: span.start] -= factor[span, : span.start].T @ x[span]
     return x
-
-
-def _factored(matrix: Float32) -> tuple[Float32, list[Float32]]:
-    """L, and the inverses of its blocks on the diagonal."""
-    factor, inverses = np.zeros(matrix.shape, np.float32), []
-    for span in _spans(len(matrix)):
-        panel = matrix[span.start :, span] - factor[span.start :, : span.start] @ factor[span, : span.start].T
-        size = span.stop - span.start
-        factor[span, span] = np.linalg.cholesky(panel[:size])
-        inverses.append(np.linalg.inv(factor[span, span]))
-        factor[span.stop :, span] = panel[size:] @ inverses[-1].T
-    return factor, inverses
-
-
-def _spans(size: int) -> list[slice]:
-    return [slice(begin, min(begin + _BLOCK, size)) for begin in range(0, size, _BLOCK)]
 
 
 DAMPING = 0.15
@@ -98,17 +91,14 @@ class Hessian:
         order: [in] channels in the order in which they are decided.
         feedback: [in, in] f32 in that order, B: unit upper triangular.
         residual: [in] f32 in the channels' own order, `M_jj²`.
+        diagonal: [in] f32, `H_jj`, that is n E[x_j²].
     """
 
     matrix: Float32
     order: npt.NDArray[np.intp]
     feedback: Float32
     residual: Float32
-
-    @property
-    def diagonal(self) -> Float32:
-        """[in]: `H_jj`, that is n E[x_j²]."""
-        return np.ascontiguousarray(np.diagonal(self.matrix))
+    diagonal: Float32
 
 
 def hessian_of(gram: Array, *, damping: float = DAMPING) -> Hessian:
@@ -118,44 +108,34 @@ def hessian_of(gram: Array, *, damping: float = DAMPING) -> Hessian:
         gram: H, in any scale: only its shape matters.
         damping: λ.
     """
-    ridged = _ridged(gram, damping)
-    energy = np.diagonal(ridged)
+    mean = np.diagonal(gram).astype(np.float64).mean()
+    if not np.isfinite(mean):
+        raise ValueError("the Gram matrix of the layer's input holds NaN or infinity")
+    ridged: Float32 = (gram / (mean or 1.0)).astype(np.float32)  # with a mean diagonal of 1
+    energy = np.diagonal(ridged).copy()
+    alive = energy > 0
+    ridged[~alive, :] = 0
+    ridged[:, ~alive] = 0
+    ridge = damping * float(np.median(energy[alive])) if alive.any() else 1.0
+    energy = np.where(alive, energy, 0) + np.float32(max(ridge, 1e-6))
+    ridged[np.diag_indices_from(ridged)] = energy
     order = np.argsort(-energy, kind="stable")
-    factor = _factor(ridged, order[::-1])
+    backwards = ridged.take(order[::-1], 0).take(order[::-1], 1)
+    extra = np.float32(1e-6)
+    for _ in range(8):
+        try:
+            factor = np.ascontiguousarray(cholesky(backwards)[0][::-1, ::-1])  # M: upper triangular in forward order
+            break
+        except np.linalg.LinAlgError:
+            backwards[np.diag_indices_from(backwards)] += extra
+            extra *= 10
+    else:
+        raise ValueError("the Gram matrix of the layer's input is not positive semidefinite")
     diagonal = np.diagonal(factor).copy()
     residual = np.empty_like(diagonal)
     residual[order] = diagonal * diagonal
     factor /= diagonal
-    return Hessian(ridged, order, factor, residual)
-
-
-def _ridged(gram: Array, damping: float) -> Float32:
-    """H in f32, normalised to a mean diagonal of 1, with the ridge; zeros where a channel was never seen."""
-    energy = np.diagonal(gram).astype(np.float64)
-    mean = energy.mean()
-    if not np.isfinite(mean):
-        raise ValueError("the Gram matrix of the layer's input holds NaN or infinity")
-    ridged: Float32 = (gram / (mean or 1.0)).astype(np.float32)
-    diagonal = np.diagonal(ridged).copy()
-    alive = diagonal > 0
-    ridged[~alive, :] = 0
-    ridged[:, ~alive] = 0
-    ridge = damping * float(np.median(diagonal[alive])) if alive.any() else 1.0
-    ridged[np.diag_indices_from(ridged)] = np.where(alive, diagonal, 0) + np.float32(max(ridge, 1e-6))
-    return ridged
-
-
-def _factor(gram: Float32, backwards: npt.NDArray[np.intp]) -> Float32:
-    """M, upper triangular in forward order, with `gram = M Mᵀ`."""
-    matrix = gram.take(backwards, 0).take(backwards, 1)
-    extra = np.float32(1e-6)
-    for _ in range(8):
-        try:
-            return np.ascontiguousarray(cholesky(matrix)[::-1, ::-1])
-        except np.linalg.LinAlgError:
-            matrix[np.diag_indices_from(matrix)] += extra
-            extra *= 10
-    raise ValueError("the Gram matrix of the layer's input is not positive semidefinite")
+    return Hessian(ridged, order, factor, residual, energy)
 
 
 def input_correction(gram: Array, drift: Array, *, damping: float = TARGET_DAMPING) -> Float32:

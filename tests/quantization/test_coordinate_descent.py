@@ -5,8 +5,7 @@ import pytest
 
 from ov_weight_compression.quantization import decode_rows, encode_rows
 from ov_weight_compression.quantization.layerwise import BestOf, CoordinateDescent, Start, fit_rows, gptq, hessian_of
-from ov_weight_compression.quantization.layerwise.coordinate_descent import cost
-from ov_weight_compression.quantization.layerwise.draft import Draft, Grid, draft_of, starting_draft
+from ov_weight_compression.quantization.layerwise.gptq import Draft, Grid, cost, draft_of, starting_draft
 from tests.quantization.layerwise_cases import SPECS, gram_of, layer, output_error
 
 

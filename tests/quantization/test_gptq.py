@@ -5,9 +5,7 @@ import pytest
 
 from ov_weight_compression.quantization import Encoded, Spec, decode_rows, encode_rows
 from ov_weight_compression.quantization.layerwise import Hessian, Start, fit_rows, hessian_of
-from ov_weight_compression.quantization.layerwise.coordinate_descent import cost
-from ov_weight_compression.quantization.layerwise.draft import Draft, Grid, draft_of
-from ov_weight_compression.quantization.layerwise.gptq import gptq
+from ov_weight_compression.quantization.layerwise.gptq import Draft, Grid, cost, draft_of, gptq
 from tests.quantization.layerwise_cases import SPECS, gram_of, layer, output_error
 
 
