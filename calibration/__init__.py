@@ -13,6 +13,7 @@ from ov_weight_compression.calibration.datasets import (
 )
 from ov_weight_compression.calibration.divergence import divergence_of, scored_outputs
 from ov_weight_compression.calibration.generate import written_windows
+from ov_weight_compression.calibration.grams import Seen
 from ov_weight_compression.calibration.probes import Influence, ProbeShown, Rounder, Rounding, influences_of, run_probes
 from ov_weight_compression.calibration.record import RecordedInputs, record_inputs
 from ov_weight_compression.calibration.saved_measurements import (
@@ -22,7 +23,7 @@ from ov_weight_compression.calibration.saved_measurements import (
     save_statistics,
     statistics_file,
 )
-from ov_weight_compression.calibration.statistics import LayerStatistics, Seen, Statistics
+from ov_weight_compression.calibration.statistics import LayerStatistics, Statistics
 from ov_weight_compression.calibration.two_streams import LayerInput, Stage, open_streams
 
 __all__ = [

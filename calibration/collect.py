@@ -15,16 +15,9 @@ import openvino as ov
 
 from ov_weight_compression.calibration.activation_graph import ActivationGraph, Tap, TensorKey, read_graph
 from ov_weight_compression.calibration.datasets import Samples
-from ov_weight_compression.calibration.products import Kernels
+from ov_weight_compression.calibration.grams import GramSums, Kernels, rows_by_expert
 from ov_weight_compression.calibration.runner import Pool, Receive, Store, Stream, feed, split
-from ov_weight_compression.calibration.statistics import (
-    Accumulator,
-    GramSums,
-    LayerStatistics,
-    Statistics,
-    fingerprint,
-    rows_by_expert,
-)
+from ov_weight_compression.calibration.statistics import Accumulator, LayerStatistics, Statistics, fingerprint
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.printing import progress_bar
 from ov_weight_compression.ir_utils.types import Array, Float32

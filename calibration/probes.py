@@ -40,6 +40,7 @@ import openvino.opset13 as ops
 from ov_weight_compression.calibration.activation_graph import ActivationGraph, LayerUse, TensorKey, read_graph
 from ov_weight_compression.calibration.collect import DEFAULT_MEMORY
 from ov_weight_compression.calibration.divergence import DivergenceSum, scored_outputs
+from ov_weight_compression.calibration.grams import add_gram, mirror, rows_by_expert, unfit
 from ov_weight_compression.calibration.probe_plan import PASSES, Probe, plan_probes
 from ov_weight_compression.calibration.runner import (
     CompiledPiece,
@@ -51,7 +52,6 @@ from ov_weight_compression.calibration.runner import (
     in_place_of,
     split,
 )
-from ov_weight_compression.calibration.statistics import add_gram, mirror, rows_by_expert, unfit
 from ov_weight_compression.ir_utils.printing import progress_bar
 from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.ir_utils.weight_source import WeightSource

@@ -35,9 +35,8 @@ from numpy.typing import NDArray
 from ov_weight_compression.calibration.activation_graph import ActivationGraph, LayerUse, Tap, TensorKey, read_graph
 from ov_weight_compression.calibration.collect import DEFAULT_MEMORY
 from ov_weight_compression.calibration.datasets import Samples
-from ov_weight_compression.calibration.products import BATCH_ROWS, Kernels, blas_threads
+from ov_weight_compression.calibration.grams import BATCH_ROWS, GramSums, Kernels, Seen, blas_threads, rows_by_expert
 from ov_weight_compression.calibration.runner import Pool, Store, Stream, feed
-from ov_weight_compression.calibration.statistics import GramSums, Seen, rows_by_expert
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.printing import progress_bar
 from ov_weight_compression.ir_utils.types import Array, Float32

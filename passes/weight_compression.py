@@ -372,7 +372,7 @@ def prepare_plan(plan: Plan, data: Measurements, options: Options) -> Plan:
     names = tuple(dict.fromkeys((*data.left_out, *left_out)))
     if not names:
         return replace(plan, of_data=())
-    from ov_weight_compression.calibration.statistics import LARGEST
+    from ov_weight_compression.calibration.grams import LARGEST
 
     more = f" and of {len(names) - 1} more" if len(names) > 1 else ""
     remark = (

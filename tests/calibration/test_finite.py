@@ -12,7 +12,8 @@ import openvino.opset13 as op
 import pytest
 
 from ov_weight_compression.calibration import make_samples
-from ov_weight_compression.calibration.statistics import Accumulator, unfit
+from ov_weight_compression.calibration.grams import unfit
+from ov_weight_compression.calibration.statistics import Accumulator
 from ov_weight_compression.passes import CompressionWarning, OptionError, WeightCompression, apply_weight_compression
 from tests.models import layers
 

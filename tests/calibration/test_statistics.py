@@ -11,9 +11,8 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from ov_weight_compression.calibration import Statistics, collect, load_statistics, make_samples, save_statistics
-from ov_weight_compression.calibration import statistics as arithmetic
-from ov_weight_compression.calibration.statistics import fingerprint
+from ov_weight_compression.calibration import Statistics, collect, grams, load_statistics, make_samples, save_statistics
+from ov_weight_compression.calibration.statistics import Accumulator, fingerprint
 from ov_weight_compression.ir_utils.errors import MissingExtraError, ModelError
 from tests.calibration import small
 
@@ -129,9 +128,9 @@ def test_wide_gram_matrices_are_made_of_panels() -> None:
     windows = [rng.standard_normal((30, width)).astype(np.float32) for _ in range(3)]
     gram, cross = np.zeros((width, width), np.float32), np.zeros((width, width), np.float32)
     for x in windows:
-        arithmetic.add_gram(gram, x)
-        arithmetic.add_cross(cross, x, 2 * x)
-    arithmetic.mirror(gram)
+        grams.add_gram(gram, x)
+        grams.add_cross(cross, x, 2 * x)
+    grams.mirror(gram)
     rows = np.concatenate(windows)
     np.testing.assert_allclose(gram, rows.T @ rows, atol=1e-3)
     np.testing.assert_array_equal(gram, gram.T)
@@ -141,7 +140,7 @@ def test_wide_gram_matrices_are_made_of_panels() -> None:
 def test_sums_of_two_sets_of_rows() -> None:
     rng = np.random.default_rng(0)
     parts = [rng.standard_normal((1, 1, tokens, 32)).astype(np.float32) for tokens in (5, 11)]
-    sums = [arithmetic.Accumulator(32) for _ in range(3)]
+    sums = [Accumulator(32) for _ in range(3)]
     for which, x in ((0, parts[0]), (1, parts[1]), (2, parts[0]), (2, parts[1])):
         sums[which].add(x)
     first, second, both = (one.result() for one in sums)
@@ -171,7 +170,7 @@ def test_rows_by_expert(
 ) -> None:
     x = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
     experts = tuple(zip(range(-2 - len(batch), -2), batch, strict=True))
-    found = arithmetic.rows_by_expert(x, (-2,) if transposed else (-1,), experts)
+    found = grams.rows_by_expert(x, (-2,) if transposed else (-1,), experts)
     assert found.shape == expected
     if transposed:
         np.testing.assert_array_equal(found[0, 0], x.T)
@@ -184,6 +183,6 @@ def test_rows_by_expert(
 def test_rows_by_expert_of_an_operation_with_dimensions_of_its_own() -> None:
     """Channels on two axes, experts behind them: `[sequence, a, b, token, expert]`."""
     x = np.arange(2 * 3 * 4 * 5 * 6, dtype=np.float32).reshape(2, 3, 4, 5, 6)
-    found = arithmetic.rows_by_expert(x, (-4, -3), ((-1, 6),))
+    found = grams.rows_by_expert(x, (-4, -3), ((-1, 6),))
     assert found.shape == (6, 2, 5, 12)
     np.testing.assert_array_equal(found[4, 1, 3], x[1, :, :, 3, 4].reshape(-1))

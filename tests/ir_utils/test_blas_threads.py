@@ -8,8 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from ov_weight_compression.calibration import products as module
-from ov_weight_compression.calibration.products import blas_threads
+from ov_weight_compression.calibration import grams as module
+from ov_weight_compression.calibration.grams import blas_threads
 
 
 @pytest.fixture

@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ov_weight_compression.calibration import products
-from ov_weight_compression.calibration.products import BATCH_ROWS, Kernels, Products
-from ov_weight_compression.calibration.statistics import GramSums
+from ov_weight_compression.calibration import grams
+from ov_weight_compression.calibration.grams import BATCH_ROWS, GramSums, Kernels, Products
 
-needs_bf16 = pytest.mark.skipif(not products.computes_bf16(), reason="this CPU does not multiply in bf16")
+needs_bf16 = pytest.mark.skipif(not grams.computes_bf16(), reason="this CPU does not multiply in bf16")
 WIDTH = 640
 
 
@@ -52,7 +51,7 @@ def test_they_are_as_exact_as_their_elements() -> None:
 @needs_bf16
 @pytest.mark.parametrize("bf16", [True, False])
 def test_sums_take_every_row_once(bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "computes_bf16", lambda: bf16)
+    monkeypatch.setattr(grams, "computes_bf16", lambda: bf16)
     rows = 6500
     hat, x = activations(rows), activations(rows, seed=1)
     sums = GramSums(WIDTH, Kernels())
@@ -71,5 +70,5 @@ def test_sums_take_every_row_once(bf16: bool, monkeypatch: pytest.MonkeyPatch) -
 
 def test_few_channels_and_cpus_without_it_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Kernels().of(64) is None
-    monkeypatch.setattr(products, "computes_bf16", lambda: False)
+    monkeypatch.setattr(grams, "computes_bf16", lambda: False)
     assert Kernels().of(WIDTH) is None
