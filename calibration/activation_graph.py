@@ -122,15 +122,6 @@ class ActivationGraph:
                 data = self.nodes[index].get_tensor_view().data
                 self.mappings.around(data).advise(data)
 
-    def inputs_of(self, begin: int, end: int) -> list[TensorKey]:
-        """Tensors made before place `begin` and read in `[begin, end)`."""
-        found: dict[TensorKey, None] = {}
-        for place in range(begin, end):
-            for key in self.sources[self.order[place]]:
-                if not self.constant[key[0]] and self.place.get(key[0], -1) < begin:
-                    found[key] = None
-        return list(found)
-
     def outputs_of(self, begin: int, end: int) -> list[TensorKey]:
         """Tensors made in `[begin, end)` and read at `end` or later."""
         return [

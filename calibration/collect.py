@@ -73,7 +73,7 @@ def _run(
         store, limit = Store(pool), memory // 6
         windows = feed(graph, store, samples)
         for key, receive in readers.items():
-            if key in store:
+            if key in store.entries:
                 for window in range(windows):
                     receive(window, key, store.get(key, window))
         tick = bar.start(title, windows * len(split(graph, 0, len(graph.order), limit)))

@@ -46,18 +46,13 @@ LARGEST = 2.0**50
 """1.1e15: the squares of a hundred million such values still have a sum in f32."""
 
 
-def unfit(x: NDArray[Any]) -> NDArray[np.bool_] | None:
+def unfit(x: NDArray[Any], limit: float = LARGEST) -> NDArray[np.bool_] | None:
     """Which rows of `x [..., in]` hold a value that does not count, `[...]`; None where none does."""
-    if x.size == 0 or fits(x, LARGEST):
-        return None
-    found: NDArray[np.bool_] = ~np.all(np.abs(x) <= LARGEST, axis=-1)  # NaN is not
-    return found
-
-
-def fits(x: NDArray[Any], limit: float) -> bool:
-    """Whether all values are numbers of at most such a size."""
     with np.errstate(invalid="ignore"):
-        return bool(x.max() <= limit and x.min() >= -limit)
+        if x.size == 0 or (x.max() <= limit and x.min() >= -limit):
+            return None
+        found: NDArray[np.bool_] = ~np.all(np.abs(x) <= limit, axis=-1)  # NaN is not
+        return found
 
 
 def rows_by_expert(x: NDArray[Any], reduction: Sequence[int] = (-1,), batch: Sequence[tuple[int, int]] = ()) -> Float32:
@@ -271,10 +266,17 @@ class GramSums:
     def add(self, hat: Float32, beside: Float32 | None = None) -> None:
         """Add a window, [experts, rows, in]; in every window `x` or the outputs come `beside` it, or in none. Nothing
         keeps the arrays once this returns."""
-        rows, begin = hat.shape[1], 0
+        experts, rows, begin = len(hat), hat.shape[1], 0
+        widths = [self.width] if beside is None else [self.width, beside.shape[2]]
         while begin < rows:
-            if not self._buffers:
-                self._prepare(len(hat), None if beside is None else beside.shape[2])
+            if self._gram is None:
+                self._kernel = self.kernels.of(*widths, drift=beside is not None and self.outputs is None)
+                self._gram = np.zeros((experts, self.width, self.width), np.float32)
+                self._cross = None if beside is None else np.zeros((experts, beside.shape[2], self.width), np.float32)
+            if not self._buffers and experts == 1 and self._kernel is not None:
+                self._buffers = [one[None] for one in self._kernel.buffers()]
+            elif not self._buffers:
+                self._buffers = [np.empty((experts, BATCH_ROWS, width), np.float32) for width in widths]
             count = min(BATCH_ROWS - self._waiting, rows - begin)
             for buffer, one in zip(self._buffers, (hat, beside), strict=False):
                 if one is not None:
@@ -301,18 +303,6 @@ class GramSums:
         if len(gram) == 1:
             gram, cross = gram[0], None if cross is None else cross[0]
         return Seen(self._count, gram, cross) if self.outputs is None else Seen(self._count, gram, outputs=cross)
-
-    def _prepare(self, experts: int, second: int | None) -> None:
-        """Room for rows to wait in, and for the sums; `second`: the channels of what comes beside."""
-        if self._gram is None:
-            self._kernel = self.kernels.of(self.width, second, drift=second is not None and self.outputs is None)
-            self._gram = np.zeros((experts, self.width, self.width), np.float32)
-            self._cross = None if second is None else np.zeros((experts, second, self.width), np.float32)
-        if experts == 1 and self._kernel is not None:
-            self._buffers = [one[None] for one in self._kernel.buffers()]
-        else:
-            widths = [self.width] if second is None else [self.width, second]
-            self._buffers = [np.empty((experts, BATCH_ROWS, width), np.float32) for width in widths]
 
     def _take(self) -> None:
         """Multiply the rows that wait, without those that hold a value that does not count (see `unfit`)."""

@@ -266,19 +266,16 @@ def _longest_window(model: ov.Model, parameters: tuple[ov.Node, ...], ids: ov.No
         if node is ids or (set(_SEQUENCES) & input_names(node) and has_open_axis(node, 2, (1,)))
     }
 
-    def agrees(length: int) -> bool:
-        return shapes_agree(model, {number: ov.PartialShape([batch, length]) for number, batch in inputs.items()})
-
+    # The longest that OpenVINO agrees with, if it is the length that shapes disagree about.
     most = _LONGEST if below is None else min(below, _LONGEST)
-    if agrees(most):
-        return below
-    if not agrees(_SHORTEST):
-        return below  # it is not the length that the shapes disagree about
-    fits, fails = _SHORTEST, most
+    fits, fails, tried = _SHORTEST - 1, most + 1, most
     while fails - fits > 1:
-        middle = (fits + fails) // 2
-        fits, fails = (middle, fails) if agrees(middle) else (fits, middle)
-    return fits
+        if shapes_agree(model, {number: ov.PartialShape([batch, tried]) for number, batch in inputs.items()}):
+            fits = tried
+        else:
+            fails = tried
+        tried = _SHORTEST if fits < _SHORTEST else (fits + fails) // 2
+    return below if fits in (_SHORTEST - 1, most) else fits
 
 
 def shapes_agree(model: ov.Model, shapes: Mapping[int, ov.PartialShape]) -> bool:

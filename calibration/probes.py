@@ -457,7 +457,7 @@ class _Cut:
 
 def _drop(store: Store, graph: ActivationGraph, end: int) -> None:
     """Forget what nothing from a place on reads."""
-    for key in list(store):
+    for key in list(store.entries):
         if graph.last_use.get(key, -1) < end:
             store.drop(key)
 

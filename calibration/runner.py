@@ -114,7 +114,7 @@ class Pool:
 
 
 @dataclass
-class _Entry:
+class Entry:
     """One tensor: an array for each window, or where in the file it lies."""
 
     shape: tuple[int, ...] | None
@@ -135,14 +135,15 @@ class Store:
 
     pool: Pool
     parent: Store | None = None
-    _entries: dict[TensorKey, _Entry] = field(default_factory=dict)
+    entries: dict[TensorKey, Entry] = field(default_factory=dict)
+    """The tensors that this store holds itself; another thread may put one there meanwhile."""
 
     def put(self, key: TensorKey, window: int, array: NDArray[Any]) -> None:
         """Keep a copy of a window's tensor. The windows of a tensor are put once each, in any order."""
-        entry = self._entries.get(key)
+        entry = self.entries.get(key)
         if entry is None:
             small = array.size <= _SMALL and array.ndim <= 1 and array.dtype.kind in "iu"
-            entry = self._entries[key] = _Entry(array.shape, np.array(array) if small else None)
+            entry = self.entries[key] = Entry(array.shape, np.array(array) if small else None)
         if array.shape != entry.shape:
             entry.shape = entry.value = None
         if entry.value is not None and not np.array_equal(array, entry.value):
@@ -178,24 +179,16 @@ class Store:
 
     def drop(self, key: TensorKey) -> None:
         """Forget a tensor of this store; nothing happens where it has none."""
-        entry = self._entries.pop(key, None)
+        entry = self.entries.pop(key, None)
         if entry is not None:
             for memory in entry.memory:
                 self.pool.give(memory)
             if entry.path is not None:
                 entry.path.unlink(missing_ok=True)
 
-    def __contains__(self, key: object) -> bool:
-        """Whether this store holds the tensor itself."""
-        return key in self._entries
-
-    def __iter__(self) -> Iterator[TensorKey]:
-        """The tensors that this store holds itself, now: another thread may put one there meanwhile."""
-        return iter(list(self._entries))
-
-    def _find(self, key: TensorKey) -> _Entry:
-        if key in self._entries or self.parent is None:
-            return self._entries[key]
+    def _find(self, key: TensorKey) -> Entry:
+        if key in self.entries or self.parent is None:
+            return self.entries[key]
         return self.parent._find(key)
 
 
@@ -326,7 +319,8 @@ class CompiledPiece:
         within = {nodes[index].get_name() for index in graph.order[begin:end]}
         parameters: list[ov.Node] = []
         self._keys: list[TensorKey] = []
-        for key in (*graph.inputs_of(begin, end), *forced):
+        read = [key for index in graph.order[begin:end] for key in graph.sources[index] if not graph.constant[key[0]]]
+        for key in (*dict.fromkeys(key for key in read if graph.place.get(key[0], -1) < begin), *forced):
             tensor = nodes[key[0]].output(key[1])
             entry, parameter = entrance(tensor, store, key)
             if parameter is not None:
@@ -520,7 +514,7 @@ class Stream:
 
         Only tensors made at place `since` or later, where it is given: another stream may still stand there.
         """
-        for key in self.store:
+        for key in list(self.store.entries):
             place = self.graph.place.get(key[0], -1)
             done = place < front and self.graph.last_use.get(key, -1) < front and key not in kept
             if done and (since is None or place >= since):

@@ -26,7 +26,7 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from ov_weight_compression.calibration.grams import fits, unfit
+from ov_weight_compression.calibration.grams import unfit
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.types import Float32
 
@@ -150,7 +150,7 @@ def check_sample(number: int, name: str, array: NDArray[Any], dtype: np.dtype[An
     Raises:
         OptionError: it holds NaN, infinity, or a value that is too large.
     """
-    if array.dtype.kind != "f" or dtype.kind != "f" or array.size == 0 or fits(array, _ROOT):
+    if array.dtype.kind != "f" or dtype.kind != "f" or unfit(array.reshape(-1), _ROOT) is None:
         return
     flat = array.reshape(-1)
     wrong = np.isnan(flat) if "mask" in name else ~(np.abs(flat) <= _ROOT)

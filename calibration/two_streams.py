@@ -32,7 +32,7 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from ov_weight_compression.calibration.activation_graph import ActivationGraph, LayerUse, Tap, TensorKey, read_graph
+from ov_weight_compression.calibration.activation_graph import ActivationGraph, Tap, TensorKey, read_graph
 from ov_weight_compression.calibration.collect import DEFAULT_MEMORY
 from ov_weight_compression.calibration.datasets import Samples
 from ov_weight_compression.calibration.grams import BATCH_ROWS, GramSums, Kernels, Seen, blas_threads, rows_by_expert
@@ -73,7 +73,7 @@ class LayerInput:
     @property
     def same(self) -> bool:
         """Both streams hold the same tensor: nothing that it depends on has been replaced."""
-        return self.tap.key not in self.compressed.store or self.compressed is self.exact
+        return self.tap.key not in self.compressed.store.entries or self.compressed is self.exact
 
     def measure(self, *, drift: bool = False) -> Seen:
         """Ĥ over all windows and, if asked for, D or Σ y x̂ᵀ. Each takes in² floats at most until the caller drops it;
@@ -178,7 +178,7 @@ class Streams:
                 begun.append(self.ahead.submit(self._run_exact if self.compressed else self._run_one, one))
 
         with progress_bar(quiet=self.quiet) as bar:
-            advance = bar.start("Layer by layer", len(self))
+            advance = bar.start("Layer by layer", self._stages)
             for number, run in enumerate(self._runs):
                 begin(number)
                 sums = begun[number].result()
@@ -272,32 +272,28 @@ class Streams:
         return [tap for tap in run.taps if run.begin <= self.graph.place.get(tap.key[0], -1) < run.end]
 
     def _find_outputs(self, levels: Sequence[_Run]) -> dict[TensorKey, _Outputs]:
-        """By the tap's tensor."""
+        """By the tap's tensor: where its one reader is `x Wᵀ`, with fewer outputs than inputs, so that the last
+        dimension of each holds its channels."""
         found: dict[TensorKey, _Outputs] = {}
         for tap in [tap for level in levels for tap in level.taps]:
             readers = [use for use in self.graph.uses if use.tap is not None and use.tap[0] == tap.key]
             measured = [name for name in tap.weights if self.measured is None or name in self.measured]
-            if len(measured) == 1 and measured[0] in self.outputs and len({use.tap for use in readers}) == 1:
-                own = [use for use in readers if use.weight.name == measured[0]]
-                if len(own) == 1 and _is_plain(own[0], self.graph):
-                    found[tap.key] = ((own[0].layer, 0), own[0].weight.rows)
+            own = [use for use in readers if use.weight.name in measured]
+            if not len(measured) == len(own) == 1 == len({use.tap for use in readers}):
+                continue
+            use, role = own[0], own[0].consumer.role
+            if (
+                use.weight.name in self.outputs
+                and self.graph.nodes[use.layer].get_type_name() == "MatMul"
+                and (tap.reduction, tap.batch) == ((-1,), ())
+                and role is not None
+                and role.activation is not None
+                and role.activation.port == 0
+                and len(use.weight.shape) == 2
+                and use.weight.rows < use.weight.columns
+            ):
+                found[tap.key] = ((use.layer, 0), use.weight.rows)
         return found
-
-
-def _is_plain(use: LayerUse, graph: ActivationGraph) -> bool:
-    """Whether it is `x Wᵀ`, with fewer outputs than inputs: the last dimension of each holds its channels."""
-    role, weight = use.consumer.role, use.weight
-    return (
-        graph.nodes[use.layer].get_type_name() == "MatMul"
-        and use.tap is not None
-        and use.tap[1] == (-1,)
-        and not use.tap[3]
-        and role is not None
-        and role.activation is not None
-        and role.activation.port == 0
-        and len(weight.shape) == 2
-        and weight.rows < weight.columns
-    )
 
 
 @contextmanager

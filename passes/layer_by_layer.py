@@ -67,7 +67,7 @@ def code_shared_tables(plan: Plan, data: Measurements, spool: Spool) -> dict[str
         [one.weight for one in tables],
         data.samples(method.tuning.gptq_subset),
         calibration_memory=data.memory,
-        quiet=data.quiet,
+        quiet=data.options.quiet,
         sources=data.sources,
     )
     damping = DAMPING if method.tuning.gptq_damping is None else method.tuning.gptq_damping
@@ -106,7 +106,7 @@ def encode_layer_by_layer(plan: Plan, data: Measurements) -> tuple[Plan, tuple[s
     from ov_weight_compression.calibration import open_streams
 
     method = plan.method
-    encoded = _Encoded(wanted, plan, data.executor)
+    encoded = _Encoded(wanted, plan, data.options.executor)
     encoded.weights |= code_shared_tables(plan, data, encoded.spool)
     with open_streams(
         data.model,
@@ -114,7 +114,7 @@ def encode_layer_by_layer(plan: Plan, data: Measurements) -> tuple[Plan, tuple[s
         data.samples(method.tuning.gptq_subset if method.steps is not None else method.tuning.lora_subset),
         compressed=method.two_streams,
         calibration_memory=data.memory,
-        quiet=data.quiet,
+        quiet=data.options.quiet,
         sources=data.sources,
         measured=wanted,
         outputs={name for name, one in wanted.items() if not plan.folding.touches(one.weight)},

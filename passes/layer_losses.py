@@ -101,7 +101,9 @@ def layer_losses(candidates: Mapping[str, Sequence[Spec]], data: Measurements) -
             even = evened[weight] * (total / max(sum(use.loss for use in uses), _TINY)) ** _EVENED_POWER
         return tuple(total.tolist()), tuple(even.tolist())
 
-    found = {weight.name: one for weight, one in zip(weights, in_threads(losses, weights, data.threads), strict=True)}
+    found = {
+        weight.name: one for weight, one in zip(weights, in_threads(losses, weights, data.options.threads), strict=True)
+    }
     even = {name: pair[1] for name, pair in found.items()} if evened else None
     return LayerLosses({name: pair[0] for name, pair in found.items()}, unit, even)
 
@@ -136,7 +138,7 @@ def measured_divergence(plan: Plan, data: Measurements) -> MeasuredDivergence:
         data.part(DataPart.CHECK),
         values,
         calibration_memory=data.memory,
-        quiet=data.quiet,
+        quiet=data.options.quiet,
         sources=data.sources,
     )
 

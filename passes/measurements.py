@@ -11,8 +11,7 @@ looked at, and others to check on. A language model without data writes them its
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
@@ -57,46 +56,29 @@ _PARTED_INPUTS = "plclcl"
 """Of inputs that are no token ids; the first eight of each part are used."""
 
 
+@dataclass(eq=False)
 class Measurements:
-    """The data of one run and what they show.
+    """The data of one run and what they show."""
 
-    Args:
-        model, weights, sources: what the data run through, with the weights as they are.
-        method: whose data.
-        options: how much of the data, in how much memory, and where statistics are kept.
-    """
-
-    def __init__(
-        self, model: Any, weights: Sequence[Weight], sources: Sources, method: Method, options: Options
-    ) -> None:
-        self.model, self.weights, self.sources, self.method = model, weights, sources, method
-        self._options = options
-        self._samples: dict[int | None, Samples] = {}
-        self._statistics: dict[int | None, Statistics] = {}
-        self._influences: tuple[Mapping[str, tuple[Influence, ...]], str] | None = None
-        self._held: Samples | None = None
-
-    @property
-    def threads(self) -> int:
-        """To compute with."""
-        return self._options.threads
-
-    @property
-    def executor(self) -> Executor | None:
-        """What probes and coding run on; None for this process."""
-        return self._options.executor
+    model: Any
+    weights: Sequence[Weight]
+    sources: Sources
+    """What the data run through, with the weights as they are."""
+    method: Method
+    """Whose data."""
+    options: Options
+    """How much of the data, in how much memory, and where statistics are kept."""
+    _samples: dict[int | None, Samples] = field(default_factory=dict)
+    _statistics: dict[int | None, Statistics] = field(default_factory=dict)
+    _influences: tuple[Mapping[str, tuple[Influence, ...]], str] | None = None
+    _held: Samples | None = None
 
     @property
     def memory(self) -> int:
         """Bytes that running data may hold."""
         from ov_weight_compression.calibration import DEFAULT_MEMORY
 
-        return self._options.calibration_memory or DEFAULT_MEMORY
-
-    @property
-    def quiet(self) -> bool:
-        """Whether no progress is shown."""
-        return self._options.quiet
+        return self.options.calibration_memory or DEFAULT_MEMORY
 
     def recipe(self) -> dict[str, str]:
         """For the recipe: the data that were run, in words, where any were."""
@@ -111,7 +93,7 @@ class Measurements:
         """The samples, or the first few of them where `subset` is fewer than `subset_size` leaves."""
         from ov_weight_compression.calibration import CONTEXT_LENGTH, filled_copy, make_samples
 
-        options, dataset, subset = self._options, self.method.dataset, self._fewer(subset)
+        options, dataset, subset = self.options, self.method.dataset, self._fewer(subset)
         if dataset is None:
             raise OptionError("dataset: needed for what was asked for")
         if subset not in self._samples:
@@ -188,7 +170,7 @@ class Measurements:
                 self._parted,
                 subset_size=count,
                 context_length=_PARTED_LENGTH,
-                quiet=self.quiet,
+                quiet=self.options.quiet,
                 which=chosen,
             )
         except OptionError:
@@ -216,7 +198,7 @@ class Measurements:
         picked = np.linspace(0, len(free) - 1, min(len(free), max(1, count // _HELD_BACK))).round().astype(int)
         held = {free[place] for place in picked}
         found = Measurements(
-            self.model, self.weights, self.sources, method, replace(self._options, statistics_path=None)
+            self.model, self.weights, self.sources, method, replace(self.options, statistics_path=None)
         )
         found._samples[subset] = _some(every, lambda number: number not in held)
         found._held = _some(every, lambda number: number in held)
@@ -247,7 +229,7 @@ class Measurements:
             return {}, "none"
         quantiser, samples = quantiser_of(self.method), self.part(DataPart.PROBE)
         more = self.part(DataPart.LOOK) if quantiser.by_gptq else None
-        executor, weights = self.executor, self.weights
+        executor, weights = self.options.executor, self.weights
         if executor is None:
             rounder = WeightRounder(weights, self.sources, quantiser)
             shown = run_probes(
@@ -258,11 +240,11 @@ class Measurements:
                 more or (),
                 sources=self.sources,
                 calibration_memory=self.memory,
-                quiet=self.quiet,
+                quiet=self.options.quiet,
             )
         else:
             filled = filled_copy(self.model, weights, self.sources)
-            roles = self._options.roles
+            roles = self.options.roles
             shown = run_on_executor(
                 executor, filled, weights, quantiser, samples, more, roles=roles, calibration_memory=self.memory
             )
@@ -276,9 +258,9 @@ class Measurements:
         """Of what the method's own quantiser was probed with."""
         from ov_weight_compression.calibration import statistics_file
 
-        if self._options.statistics_path is None:
+        if self.options.statistics_path is None:
             return None
-        file = statistics_file(self._options.statistics_path)
+        file = statistics_file(self.options.statistics_path)
         how = "gptq" if self.method.steps is not None else "weighted" if self.method.weighted else "plain"
         return file.with_name(f"{file.stem}.probes-{how}{file.suffix}")
 
@@ -307,7 +289,7 @@ class Measurements:
         if self.method.dataset is not None and not isinstance(self.method.dataset, str):
             return self._dataset
         model = filled_copy(self.model, self.weights, self.sources)
-        return written_windows(model, _PARTED_WINDOWS, _PARTED_LENGTH, quiet=self.quiet)
+        return written_windows(model, _PARTED_WINDOWS, _PARTED_LENGTH, quiet=self.options.quiet)
 
     @cached_property
     def _dataset(self) -> Any:
@@ -319,7 +301,7 @@ class Measurements:
     def _measured(self, subset: int | None) -> Statistics:
         from ov_weight_compression.calibration import collect, load_statistics, save_statistics, statistics_file
 
-        path = self._options.statistics_path
+        path = self.options.statistics_path
         if path is not None and subset is not None:
             file = statistics_file(path)
             path = file.with_name(f"{file.stem}.{subset}{file.suffix}")
@@ -331,7 +313,7 @@ class Measurements:
             self.weights,
             samples,
             calibration_memory=self.memory,
-            quiet=self.quiet,
+            quiet=self.options.quiet,
             sources=self.sources,
         )
         if path is not None:
@@ -342,7 +324,7 @@ class Measurements:
         """A number of samples, or None where that is no fewer than `subset_size` leaves."""
         from ov_weight_compression.calibration import SUBSET_SIZE
 
-        limit = self._options.subset_size
+        limit = self.options.subset_size
         if limit is None and not isinstance(self.method.dataset, str):
             limit = SUBSET_SIZE
         return subset if subset is not None and (limit is None or subset < limit) else None
