@@ -1,6 +1,6 @@
 """What will be done with each weight of a model, as data: nothing of it changes what the model holds.
 
-A `Plan` is made by `planning.make_plan`; the functions of AWQ (`awq_factors`), of `fitted_codebooks`, of GPTQ and LoRA
+A `Plan` is made by `planning.make_plan`; the functions of AWQ (`awq`), of `fitted_codebooks`, of GPTQ and LoRA
 (`layer_by_layer`) and of the scale search (`channel_importance`) take a plan and return one that knows more. Once they
 have run, everything that computing and storing the weights takes is in it, and the graph is no longer asked.
 

@@ -179,7 +179,7 @@ class ScaleFolding(ModelPass):
         wanted = [group for group in equalization_groups(model, weights) if group.target is not None or self._insert]
         sources, factors = sources_of(weights), self._factors
         if factors is None:
-            from ov_weight_compression.passes.awq_factors import factors_without_data
+            from ov_weight_compression.passes.awq import factors_without_data
 
             found = [(group, factors_without_data(group, sources, self._group_size)) for group in wanted]
         else:

@@ -354,7 +354,7 @@ def prepare_plan(plan: Plan, data: Measurements, options: Options) -> Plan:
     """The plan with everything that its algorithms have to know, and with what the caller is to be told of the data."""
     left_out: tuple[str, ...] = ()
     if plan.method.folds:
-        from ov_weight_compression.passes.awq_factors import fold_scales
+        from ov_weight_compression.passes.awq import fold_scales
 
         plan = fold_scales(plan, data, options.threads)
     if Mode.ADAPTIVE_CODEBOOK in options.modes:

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ov_weight_compression.passes.awq import Factors, Sample, choose_factors, lift_factors
 from ov_weight_compression.quantization import Spec, decode_rows, encode_rows
-from ov_weight_compression.quantization.layerwise.awq import Factors, Sample, choose_factors, lift_factors
 from tests.quantization.layerwise_cases import SPECS
 
 FEW_BITS = sorted(name for name, spec in SPECS.items() if spec.format.bits <= 4)
