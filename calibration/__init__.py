@@ -14,7 +14,7 @@ from ov_weight_compression.calibration.datasets import (
 from ov_weight_compression.calibration.divergence import divergence_of, scored_outputs
 from ov_weight_compression.calibration.generate import written_windows
 from ov_weight_compression.calibration.grams import Seen
-from ov_weight_compression.calibration.probes import Influence, ProbeShown, Rounder, Rounding, influences_of, run_probes
+from ov_weight_compression.calibration.probes import Influence, ProbeShown, Rounding, influences_of, run_probes
 from ov_weight_compression.calibration.record import RecordedInputs, record_inputs
 from ov_weight_compression.calibration.saved_measurements import (
     load_influences,
@@ -35,7 +35,6 @@ __all__ = [
     "LayerStatistics",
     "ProbeShown",
     "RecordedInputs",
-    "Rounder",
     "Rounding",
     "Samples",
     "Seen",

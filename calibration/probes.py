@@ -31,7 +31,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
-from typing import Protocol
+from typing import TypeAlias
 
 import numpy as np
 import openvino as ov
@@ -67,6 +67,10 @@ class Rounding:
     values: Callable[[Float32, int], Float32]
     """`(rows [n, in], number of their expert) → rows as rounded`."""
 
+
+Rounder: TypeAlias = Callable[[str, Float32 | None], Rounding]
+"""`(weight's name, what was seen of its input) → Rounding`: the quantiser whose errors are probed. It is given E[x²],
+[in] or [experts, in], or Σ x xᵀ, [in, in] or [experts, in, in]; None where the weight meets no activation."""
 
 _PIECE_ELEMENTS = 1 << 22
 _Piece = tuple[int, Float32]
@@ -203,25 +207,6 @@ class Influence:
     """[in], or [experts, in]: what an error in each of the weight's columns weighs there; None for all alike."""
 
 
-class Rounder(Protocol):
-    """The quantiser whose errors are probed."""
-
-    @property
-    def wants_gram(self) -> bool:
-        """Whether it wants Gram matrices, and not only their diagonal."""
-        ...
-
-    def prepare(self, name: str, seen: Float32 | None) -> Rounding:
-        """For the weight of that name.
-
-        Args:
-            name: the weight's.
-            seen: E[x²] of its input, [in] or [experts, in], or Σ x xᵀ, [in, in] or [experts, in, in]; None where it
-                meets no activation.
-        """
-        ...
-
-
 @dataclass(frozen=True, eq=False)
 class ProbeShown:
     """What one probe has shown: numbers and arrays only, so that processes may hand it on."""
@@ -244,6 +229,7 @@ def run_probes(
     samples: Iterable[Mapping[str, Array]],
     more: Iterable[Mapping[str, Array]] = (),
     *,
+    grams: bool = False,
     sources: Sources,
     calibration_memory: int = DEFAULT_MEMORY,
     quiet: bool = False,
@@ -257,6 +243,7 @@ def run_probes(
         weights: those to be probed.
         rounder: how.
         samples: what the probes run on: a few hundred tokens.
+        grams: give the rounder Gram matrices, and not only their diagonal.
         more: windows of which only the inputs of the layers are looked at, for what the rounder wants to know.
         sources: the weights' values.
         calibration_memory: bytes that running may hold.
@@ -280,7 +267,7 @@ def run_probes(
         pieces = _pieces(graph, every, calibration_memory // 6)
         runs = sum(probe.begin < end and begin < probe.end for begin, end in pieces for probe in probes)
         tick = bar.start("Probing", len(pieces) * total + runs * len(windows))
-        run = _Run(graph, rounder, sources, exact, pool, len(windows), total, tick)
+        run = _Run(graph, rounder, grams, sources, exact, pool, len(windows), total, tick)
         for begin, end in pieces:
             run.piece(begin, end, seen)
     return [one.shown() for one in seen]
@@ -327,6 +314,7 @@ class _Run:
 
     graph: ActivationGraph
     rounder: Rounder
+    grams: bool
     sources: Sources
     exact: Store
     pool: Pool
@@ -405,8 +393,8 @@ class _Run:
         if use.tap is not None:
             key, reduction, _, batch = use.tap
             rows = (rows_by_expert(self.exact.get(key, window), reduction, batch) for window in range(self.windows))
-            seen = _gram(rows) if self.rounder.wants_gram else _energy(rows)
-        return self.rounder.prepare(use.weight.name, seen)
+            seen = _gram(rows) if self.grams else _energy(rows)
+        return self.rounder(use.weight.name, seen)
 
     def _advance(self, one: _Seen, compiled: CompiledPiece, shifts: dict[TensorKey, list[Array]], cut: _Cut) -> None:
         for window, outputs in compiled.run(one.store, self.probed, shifts):

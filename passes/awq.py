@@ -1,4 +1,4 @@
-"""AWQ (Lin et al., 2306.00978): how far to scale the input channels of layers before rounding, and who takes the factors.
+"""AWQ (Lin et al., 2306.00978): how far to scale the input channels of layers before rounding, and who takes that.
 
     groups of layers with one input (patterns.equalization)
       ─▸ E[x²] of that input, where there are data

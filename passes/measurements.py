@@ -238,6 +238,7 @@ class Measurements:
                 rounder,
                 samples,
                 more or (),
+                grams=quantiser.by_gptq,
                 sources=self.sources,
                 calibration_memory=self.memory,
                 quiet=self.options.quiet,

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +25,7 @@ from ov_weight_compression.patterns import Kind, Roles, Sources, Weight, find_we
 from ov_weight_compression.quantization.encode import Weighting, decode_rows, encode_rows
 from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL, Spec
 from ov_weight_compression.quantization.layerwise.gptq import fit_rows, gptq
-from ov_weight_compression.quantization.layerwise.hessian import DAMPING, Hessian, hessian_of
+from ov_weight_compression.quantization.layerwise.hessian import DAMPING, hessian_of
 from ov_weight_compression.quantization.reference import tensor_scale_of
 
 if TYPE_CHECKING:
@@ -72,32 +71,25 @@ class WeightRounder:
         self._quantiser, self._graph = quantiser, graph_energies(weights, sources)
         self._specs = {weight.name: probe_spec(weight) for weight in weights}
 
-    @property
-    def wants_gram(self) -> bool:
-        """Whether GPTQ makes the codes."""
-        return self._quantiser.by_gptq
-
-    def prepare(self, name: str, seen: Float32 | None) -> Rounding:
-        """See `calibration.Rounder`."""
+    def __call__(self, name: str, seen: Float32 | None) -> Rounding:
+        """See `calibration.probes.Rounder`."""
         from ov_weight_compression.calibration import Rounding
 
         spec, quantiser = self._specs[name], self._quantiser
         if seen is not None and quantiser.by_gptq:
             hessians = [hessian_of(one, damping=quantiser.damping) for one in _each(seen, 3)]
             energy = np.stack([one.residual for one in hessians])
-            return Rounding(energy if seen.ndim == 3 else energy[0], partial(_by_gptq, spec=spec, hessians=hessians))
-        if seen is not None and self.wants_gram:
-            seen = np.ascontiguousarray(np.diagonal(seen, axis1=-2, axis2=-1))
+
+            def by_gptq(rows: Float32, expert: int) -> Float32:
+                return decode_rows(fit_rows(rows, spec, hessians[expert], (gptq,)), spec)
+
+            return Rounding(energy if seen.ndim == 3 else energy[0], by_gptq)
 
         def values(rows: Float32, expert: int) -> Float32:
             own = None if seen is None else _each(seen, 2)[expert]
             return rounded(rows, spec, own, self._graph[name], quantiser)
 
         return Rounding(seen, values)
-
-
-def _by_gptq(rows: Float32, expert: int, *, spec: Spec, hessians: list[Hessian]) -> Float32:
-    return decode_rows(fit_rows(rows, spec, hessians[expert], (gptq,)), spec)
 
 
 def _each(seen: Float32, rank: int) -> Float32:
@@ -161,6 +153,7 @@ def _run_task(task: _ProbeTask) -> list[ProbeShown]:
         WeightRounder(weights, sources, task.quantiser),
         _windows(task.probed),
         _windows(task.looked_at),
+        grams=task.quantiser.by_gptq,
         sources=sources,
         calibration_memory=task.calibration_memory,
         quiet=True,

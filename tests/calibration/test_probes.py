@@ -31,13 +31,9 @@ from tests.calibration import small
 TOKENS = np.random.default_rng(7).integers(0, small.VOCABULARY, 240)
 
 
-class Coarse:
+def rounding(name: str, seen: np.ndarray | None) -> Rounding:
     """Sixteen steps from the smallest to the largest value of the rows, whatever the data say."""
-
-    wants_gram = False
-
-    def prepare(self, name: str, seen: np.ndarray | None) -> Rounding:
-        return Rounding(seen, lambda rows, expert: coarse(rows))
+    return Rounding(seen, lambda rows, expert: coarse(rows))
 
 
 def coarse(rows: np.ndarray) -> np.ndarray:
@@ -64,7 +60,7 @@ def probed(model: ov.Model, samples: object, memory: int = 1 << 30, most_passes:
     shown = run_probes(
         model,
         weights,
-        Coarse(),
+        rounding,
         samples,
         sources=sources_of(weights),
         calibration_memory=memory,
@@ -114,7 +110,7 @@ def test_a_weight_that_two_layers_share_counts_for_both() -> None:
     model = ov.Model([op.result(op.matmul(hidden, shared, False, True))], [x], "shared")
     samples = make_samples(model, [np.random.default_rng(0).standard_normal((40, 32)).astype(np.float32)])
     weights = small.weights_of(model)
-    (uses,) = influences_of(run_probes(model, weights, Coarse(), samples, sources=sources_of(weights))).values()
+    (uses,) = influences_of(run_probes(model, weights, rounding, samples, sources=sources_of(weights))).values()
     assert len(uses) == 2
     assert sum(use.loss for use in uses) == pytest.approx(one_by_one(model, samples)["shared"], rel=0.3)
     assert not np.allclose(uses[0].energy, uses[1].energy)

@@ -192,10 +192,10 @@ def test_a_table_that_a_head_shares_is_probed_as_it_will_be_rounded() -> None:
     by_gptq, by_search = (WeightRounder(weights, sources, Quantiser(False, gptq)) for gptq in (True, False))
     gram = gram[:32, :32] + 0.1 * np.eye(32, dtype=np.float32)
     for name in ("table", "plain"):
-        first, second = by_gptq.prepare(name, gram), by_search.prepare(name, np.diagonal(gram))
+        first, second = by_gptq(name, gram), by_search(name, np.diagonal(gram))
         assert not np.array_equal(first.values(rows, 0), second.values(rows, 0))
         assert not np.array_equal(first.energy, second.energy)
-    picked, searched = by_gptq.prepare("table", None), by_search.prepare("table", None)
+    picked, searched = by_gptq("table", None), by_search("table", None)
     assert picked.energy is None
     assert np.array_equal(picked.values(rows, 0), searched.values(rows, 0))
 
