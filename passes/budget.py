@@ -267,15 +267,19 @@ def share_out(
     all_uniform, remarks = _uniform(found, correction), []
     chosen = _solved_from(found, uniform, correction) if uniform else _solved(found, correction).formats
     if not uniform and known.unit == "none":
-        name = _least_of_those_that_fit(all_uniform, found)
+        allowed = held.allowed(options)
+        fitting = [one for one in all_uniform if allowed is not None and one.bytes <= allowed]
+        name = min(fitting, key=lambda one: (one.divergence, one.bytes)).format if fitting else ""
         from_uniform = _solved_from(found, name, correction) if name else chosen
         if name and _uses_the_bytes(found, from_uniform):
             chosen, remarks = from_uniform, [_UNSURE.format(name)]
     settled, loss = list(found.settled), 0.0
+    shares: dict[str, float] = {}  # tied weights have that of all of them together, divided evenly
     for item, one in zip(items, chosen, strict=True):
         loss += item.losses[one]
         for place, planned in zip(item.places, item.candidates[one], strict=True):
             settled[place] = planned
+            shares[planned.weight.name] = item.losses[one] / len(item.places)
     weights = [one for one in settled if isinstance(one, PlannedWeight)]
     size = held.other + sum(one.nbytes for one in weights) - _stored_once(weights, found.sources)
     outcome = BudgetOutcome(
@@ -287,8 +291,11 @@ def share_out(
         bits=held.bits(size),
         predicted=correction * known.divergence(loss),
         correction=correction,
-        shares=_shares(items, chosen, loss),
-        curve=_curve(found, correction),
+        shares={name: share / (loss or 1.0) for name, share in shares.items()},
+        curve=tuple(
+            CurvePoint(held.other + size, held.bits(held.other + size), correction * known.divergence(max(0.0, least)))
+            for size, least in found.best_by_size
+        ),
         uniform=all_uniform,
         token_time=_time(weights, found.times, lambda one: one.one_row),
         prompt_time=_time(weights, found.times, lambda one: one.many_rows),
@@ -427,23 +434,6 @@ def _chosen(items: Sequence[_Item], found: Allocation) -> list[PlannedWeight]:
     return [planned for item, one in zip(items, found.formats, strict=True) for planned in item.candidates[one]]
 
 
-def _shares(items: Sequence[_Item], chosen: Sequence[int], total: float) -> dict[str, float]:
-    """Each weight's share of the predicted loss; tied weights have that of all of them together, divided evenly."""
-    return {
-        planned.weight.name: item.losses[one] / len(item.places) / (total or 1.0)
-        for item, one in zip(items, chosen, strict=True)
-        for planned in item.candidates[one]
-    }
-
-
-def _curve(found: Survey, correction: float) -> tuple[CurvePoint, ...]:
-    held, known = found.held, found.known
-    return tuple(
-        CurvePoint(held.other + size, held.bits(held.other + size), correction * known.divergence(max(0.0, loss)))
-        for size, loss in found.best_by_size
-    )
-
-
 def _uniform(survey: Survey, correction: float) -> tuple[UniformChoice, ...]:
     """What each format for all weights would cost."""
     items, found = survey.items, []
@@ -454,13 +444,6 @@ def _uniform(survey: Survey, correction: float) -> tuple[UniformChoice, ...]:
         loss = sum(item.losses[one] for item, one in chosen)
         found.append(UniformChoice(name, size, correction * survey.known.divergence(loss)))
     return tuple(sorted(found, key=lambda one: (one.bytes, one.divergence)))
-
-
-def _least_of_those_that_fit(uniform: Sequence[UniformChoice], found: Survey) -> str:
-    """The name of the best uniform format within the bytes; none where none fits, or no bytes are asked for."""
-    allowed = found.held.allowed(found.options)
-    fitting = [one for one in uniform if allowed is not None and one.bytes <= allowed]
-    return min(fitting, key=lambda one: (one.divergence, one.bytes)).format if fitting else ""
 
 
 def _same_for_all(items: Sequence[_Item], name: str) -> tuple[int, ...]:
