@@ -114,7 +114,7 @@ class Pool:
 
 
 @dataclass
-class Entry:
+class Kept:
     """One tensor: an array for each window, or where in the file it lies."""
 
     shape: tuple[int, ...] | None
@@ -135,7 +135,7 @@ class Store:
 
     pool: Pool
     parent: Store | None = None
-    entries: dict[TensorKey, Entry] = field(default_factory=dict)
+    entries: dict[TensorKey, Kept] = field(default_factory=dict)
     """The tensors that this store holds itself; another thread may put one there meanwhile."""
 
     def put(self, key: TensorKey, window: int, array: NDArray[Any]) -> None:
@@ -143,7 +143,7 @@ class Store:
         entry = self.entries.get(key)
         if entry is None:
             small = array.size <= _SMALL and array.ndim <= 1 and array.dtype.kind in "iu"
-            entry = self.entries[key] = Entry(array.shape, np.array(array) if small else None)
+            entry = self.entries[key] = Kept(array.shape, np.array(array) if small else None)
         if array.shape != entry.shape:
             entry.shape = entry.value = None
         if entry.value is not None and not np.array_equal(array, entry.value):
@@ -186,7 +186,7 @@ class Store:
             if entry.path is not None:
                 entry.path.unlink(missing_ok=True)
 
-    def _find(self, key: TensorKey) -> Entry:
+    def _find(self, key: TensorKey) -> Kept:
         if key in self.entries or self.parent is None:
             return self.entries[key]
         return self.parent._find(key)
