@@ -33,7 +33,8 @@ from ov_weight_compression.evaluation.samples import (
     DataFigures,
     prepare,
 )
-from ov_weight_compression.ir_utils.errors import ModelError
+from ov_weight_compression.ir_utils.errors import ModelError, OptionError
+from ov_weight_compression.ir_utils.option_kinds import shown
 from ov_weight_compression.ir_utils.printing import (
     as_text,
     db,
@@ -109,7 +110,20 @@ def compare(
     """
     progress = progress or (lambda *_: None)
     protocol = ComparisonProtocol() if protocol is None else protocol
-    request = CompareRequest(window, windows, tokenizer, device, as_deployed, layers, protocol, roles)
+    if not isinstance(protocol, ComparisonProtocol):
+        raise OptionError(f"protocol: must be a ComparisonProtocol, got {shown(protocol)}")
+    request = CompareRequest(
+        **vars(protocol),
+        window=window,
+        windows=windows,
+        tokenizer=tokenizer,
+        device=device,
+        as_deployed=as_deployed,
+        layers=layers,
+        roles=roles,
+    )
+    if request.tokenizer and not Path(request.tokenizer).exists():
+        raise OptionError(f"tokenizer={str(request.tokenizer)!r}: there is no such file or folder")
     with ExitStack() as stack:
         arithmetic = choose(request.device, request.as_deployed)
         pair = Pair(load(base, "base", stack), load(compressed, "compressed", stack), arithmetic)
@@ -117,7 +131,7 @@ def compare(
         if names[0] != names[1]:
             raise ModelError(f"the models take different inputs: base {names[0]}; compressed {names[1]}")
         samples = prepare(pair, data, request)
-        text = compare_text(pair, samples, protocol, progress) if samples.is_text else None
+        text = compare_text(pair, samples, request, progress) if samples.is_text else None
         outputs, count = ((), text.count) if text else compare_outputs(pair, samples.sets, progress)
         weights, formats = compare_layers(pair, samples.first, request, progress)
         ours, theirs = (

@@ -53,7 +53,7 @@ from ov_weight_compression.evaluation.models import OnProgress, Pair, Runner
 from ov_weight_compression.evaluation.samples import (
     NO_TOKEN,
     Batch,
-    ComparisonProtocol,
+    CompareRequest,
     InputSets,
     LogitsOf,
     batches_of,
@@ -156,7 +156,7 @@ class TextFound:
     """Why tokens are shown as ids."""
 
 
-def compare_text(pair: Pair, samples: InputSets, protocol: ComparisonProtocol, progress: OnProgress) -> TextFound:
+def compare_text(pair: Pair, samples: InputSets, request: CompareRequest, progress: OnProgress) -> TextFound:
     """Score every prediction of both models, and say how far they are apart, and where.
 
     Raises:
@@ -165,16 +165,16 @@ def compare_text(pair: Pair, samples: InputSets, protocol: ComparisonProtocol, p
         WorkError: a model cannot be run, or gives NaN.
     """
     compressed, windows = Runner(pair.compressed, pair.arithmetic), samples.windows
-    context, total = (windows.context, len(windows.tokens)) if windows else (protocol.context or 0, None)
+    context, total = (windows.context, len(windows.tokens)) if windows else (request.context or 0, None)
     scored: list[Scored] = []
     with ExitStack() as stack:
-        if windows and protocol.base_logits:
-            base: LogitsOf = stack.enter_context(read_again(pair, windows, Path(protocol.base_logits)))
+        if windows and request.base_logits:
+            base: LogitsOf = stack.enter_context(read_again(pair, windows, Path(request.base_logits)))
         else:
             base = partial(logits_of, Runner(pair.base, pair.arithmetic))
-        if windows and protocol.save_base:
-            base = stack.enter_context(kept_while_run(pair, windows, Path(protocol.save_base), base))
-        for number, batch in enumerate(batches_of(samples.sets, samples.ids, context, protocol.score_last)):
+        if windows and request.save_base:
+            base = stack.enter_context(kept_while_run(pair, windows, Path(request.save_base), base))
+        for number, batch in enumerate(batches_of(samples.sets, samples.ids, context, request.score_last)):
             progress("windows", number, total)
             if not batch.chosen.any():
                 continue

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, fields, replace
 from os import PathLike
 from pathlib import Path
 from typing import TypeAlias
@@ -30,25 +30,16 @@ from ov_weight_compression.calibration.generate import fitting_window, random_in
 from ov_weight_compression.calibration.model_inputs import LanguageModel, ModelInputs
 from ov_weight_compression.evaluation.models import DEFAULT_WINDOW, Pair
 from ov_weight_compression.ir_utils.errors import OptionError
-from ov_weight_compression.ir_utils.option_kinds import OptionKind, count, flag, path, shapes, shown, word
+from ov_weight_compression.ir_utils.option_kinds import OptionKind, count, flag, path, shapes, word
 from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.patterns import Roles, parse_roles
 
-_PROTOCOL = {
+_KINDS = {
     **{"stride": count(1), "context": count(0), "score_last": flag(), "batch": count(1), "shapes": shapes()},
     **{"layer_samples": count(0), "save_base": path(), "base_logits": path()},
-}
-_REQUEST = {
     **{"window": count(2), "windows": count(1), "tokenizer": path(), "device": word(), "as_deployed": flag()},
     **{"layers": flag(), "roles": OptionKind("", parse_roles, "Roles")},
 }
-
-
-def _parse(request: object, kinds: Mapping[str, OptionKind]) -> None:
-    """Read the fields of a frozen dataclass; None may stand where it is the default."""
-    for name, kind in kinds.items():
-        value, default = getattr(request, name), getattr(type(request), name)
-        object.__setattr__(request, name, None if value is default is None else kind.parse(name, value))
 
 
 @dataclass(frozen=True)
@@ -81,16 +72,20 @@ class ComparisonProtocol:
     """Read them from this file, and do not run the base model on the text again."""
 
     def __post_init__(self) -> None:
-        _parse(self, _PROTOCOL)
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if value is not None or one.default is not None:  # None may stand where it is the default
+                object.__setattr__(self, one.name, _KINDS[one.name].parse(one.name, value))
         if self.save_base and self.base_logits:
             raise OptionError("save_base, base_logits: give one of them, the logits are either written or read")
         if self.save_base and not Path(self.save_base).parent.is_dir():
             raise OptionError(f"save_base={str(self.save_base)!r}: there is no folder {Path(self.save_base).parent}")
 
 
-@dataclass(frozen=True)
-class CompareRequest:
-    """The arguments of `compare`, whose docstring says what each of them means, but for the models and the data."""
+@dataclass(frozen=True, kw_only=True)
+class CompareRequest(ComparisonProtocol):
+    """The protocol and the other arguments of `compare`, whose docstring says what each of them means, but for the
+    models and the data."""
 
     window: int | None = None
     windows: int | None = None
@@ -98,15 +93,7 @@ class CompareRequest:
     device: str = "CPU"
     as_deployed: bool = False
     layers: bool = True
-    protocol: ComparisonProtocol = field(default_factory=ComparisonProtocol)
     roles: Roles | None = None
-
-    def __post_init__(self) -> None:
-        _parse(self, _REQUEST)
-        if not isinstance(self.protocol, ComparisonProtocol):
-            raise OptionError(f"protocol: must be a ComparisonProtocol, got {shown(self.protocol)}")
-        if self.tokenizer and not Path(self.tokenizer).exists():
-            raise OptionError(f"tokenizer={str(self.tokenizer)!r}: there is no such file or folder")
 
 
 NO_TOKEN = -1
@@ -151,8 +138,8 @@ def cut_windows(arrays: Iterable[Array], request: CompareRequest, usual: int = D
     Raises:
         OptionError: nothing is left to score, or an array holds no token ids.
     """
-    protocol, window = request.protocol, request.window or usual
-    stride = protocol.stride or window
+    window = request.window or usual
+    stride = request.stride or window
     pieces: list[_Tokens] = []
     for array in arrays:
         if not np.issubdtype(array.dtype, np.integer):
@@ -167,8 +154,8 @@ def cut_windows(arrays: Iterable[Array], request: CompareRequest, usual: int = D
         else:
             pieces += [piece for piece in np.atleast_2d(tokens) if len(piece) > 1]
     pieces = pieces[: request.windows]
-    context = max(window - stride, 0) if protocol.context is None else protocol.context
-    found = Windows(tuple(pieces), max(map(len, pieces), default=0), stride, context, protocol.score_last)
+    context = max(window - stride, 0) if request.context is None else request.context
+    found = Windows(tuple(pieces), max(map(len, pieces), default=0), stride, context, request.score_last)
     if not pieces:
         raise OptionError("data: there is no window of at least 2 tokens in it")
     if context >= found.window - 1:
@@ -282,15 +269,15 @@ class InputSets:
 
 def prepare(pair: Pair, data: CompareData, request: CompareRequest) -> InputSets:
     """Read the data, or make it up."""
-    ids, protocol, longest = pair.base.inputs.ids, request.protocol, pair.base.longest_window
+    ids, longest = pair.base.inputs.ids, pair.base.longest_window
     places = [one.path and one.path.parent for one in (pair.base, pair.compressed)]
     places = [Path(request.tokenizer)] if request.tokenizer else places
     if isinstance(data, (str, PathLike)) and Path(data).is_dir():
         data = recorded_data(Path(data), [pair.base.path])
-    read = _made_up(pair, request) if data is None else open_data(data, pair.base.inputs, places, protocol.batch)
+    read = _made_up(pair, request) if data is None else open_data(data, pair.base.inputs, places, request.batch)
     windows = cut_windows(read.tokens, request, pair.base.usual_window) if read.tokens else None
     is_text = pair.base.logits is not None and pair.compressed.logits is not None
-    if not (is_text and windows) and (protocol.save_base or protocol.base_logits):
+    if not (is_text and windows) and (request.save_base or request.base_logits):
         raise OptionError("save_base, base_logits: only a language model's logits over token ids or text can be kept")
     figures = DataFigures(read.source, read.synthesised, 0)
     if windows:
@@ -298,7 +285,7 @@ def prepare(pair: Pair, data: CompareData, request: CompareRequest) -> InputSets
     if windows and is_text:
         figures = replace(figures, context=windows.context, score_last=windows.score_last)
     sets = ({ids: tokens[None]} for tokens in windows.tokens) if windows else iter(read.inputs or ())
-    first = tuple(itertools.islice(sets, protocol.layer_samples if request.layers else 0))
+    first = tuple(itertools.islice(sets, request.layer_samples if request.layers else 0))
     notes = [_OF_WRITTEN if read.source == _WRITTEN else _OF_RANDOM] if read.synthesised else []
     if windows and longest and windows.window > longest:
         notes.append(f"Windows of {windows.window} tokens are longer than the {longest} that the model was made for.")
@@ -355,7 +342,7 @@ def open_data(data: CompareData, inputs: ModelInputs, places: Sequence[Path | No
 def _made_up(pair: Pair, request: CompareRequest) -> Data:
     model, inputs, language = pair.base.model, pair.base.inputs, pair.base.inputs.language
     vocabulary = pair.base.logits.vocabulary if pair.base.logits else None
-    if language is not None and inputs.takes_tokens and not request.protocol.shapes:
+    if language is not None and inputs.takes_tokens and not request.shapes:
         count = request.windows or (_SETS if vocabulary is None else _WINDOWS)
         window = request.window or fitting_window(model, pair.base.usual_window)
         written = _written(model, language, count, window)
@@ -363,7 +350,7 @@ def _made_up(pair: Pair, request: CompareRequest) -> Data:
             return Data(_WRITTEN, tokens=(written,), synthesised=True)
         tokens = random_tokens(vocabulary or language.vocabulary, count, window, 0)
         return Data("random token ids", tokens=(tokens,), synthesised=True)
-    drawn = random_inputs(model, inputs, request.protocol.shapes or {}, request.windows or _SETS)
+    drawn = random_inputs(model, inputs, request.shapes or {}, request.windows or _SETS)
     first = next(drawn)
     shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in first.items())
     return Data(f"random inputs: {shapes}", inputs=itertools.chain([first], drawn), synthesised=True)

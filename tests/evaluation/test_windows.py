@@ -10,7 +10,6 @@ import pytest
 from ov_weight_compression.evaluation.samples import (
     Batch,
     CompareRequest,
-    ComparisonProtocol,
     Windows,
     batches_of,
     cut_windows,
@@ -21,7 +20,7 @@ STREAM = np.arange(1000, dtype=np.int32)
 
 
 def cut(window: int | None = None, windows: int | None = None, **protocol: Any) -> CompareRequest:
-    return CompareRequest(window, windows, protocol=ComparisonProtocol(**protocol))
+    return CompareRequest(window=window, windows=windows, **protocol)
 
 
 def lengths(options: CompareRequest, *arrays: np.ndarray, usual: int = 256) -> list[int]:
