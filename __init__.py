@@ -8,42 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ov_weight_compression.calibration import RecordedInputs as RecordedInputs
     from ov_weight_compression.calibration import record_inputs as record_inputs
-    from ov_weight_compression.evaluation import Comparison as Comparison
-    from ov_weight_compression.evaluation import ComparisonProtocol as ComparisonProtocol
-    from ov_weight_compression.evaluation import Inspection as Inspection
-    from ov_weight_compression.evaluation import Verification as Verification
-    from ov_weight_compression.evaluation import compare as compare
-    from ov_weight_compression.evaluation import inspect as inspect
-    from ov_weight_compression.evaluation import verify as verify
-    from ov_weight_compression.passes import Accuracy as Accuracy
-    from ov_weight_compression.passes import Activation as Activation
-    from ov_weight_compression.passes import AddAdapters as AddAdapters
-    from ov_weight_compression.passes import BackupMode as BackupMode
-    from ov_weight_compression.passes import Codebook as Codebook
-    from ov_weight_compression.passes import CodebookSharing as CodebookSharing
-    from ov_weight_compression.passes import CompressionError as CompressionError
-    from ov_weight_compression.passes import CompressionWarning as CompressionWarning
-    from ov_weight_compression.passes import DecompressWeights as DecompressWeights
-    from ov_weight_compression.passes import Device as Device
-    from ov_weight_compression.passes import FuseWeightTranspose as FuseWeightTranspose
-    from ov_weight_compression.passes import GroupSizeFallback as GroupSizeFallback
-    from ov_weight_compression.passes import IgnoredScope as IgnoredScope
-    from ov_weight_compression.passes import MissingExtraError as MissingExtraError
-    from ov_weight_compression.passes import Mode as Mode
-    from ov_weight_compression.passes import ModelError as ModelError
-    from ov_weight_compression.passes import OptionError as OptionError
-    from ov_weight_compression.passes import Refusal as Refusal
-    from ov_weight_compression.passes import Report as Report
-    from ov_weight_compression.passes import Role as Role
-    from ov_weight_compression.passes import ScaleFolding as ScaleFolding
-    from ov_weight_compression.passes import SensitivityMetric as SensitivityMetric
-    from ov_weight_compression.passes import Subgraph as Subgraph
-    from ov_weight_compression.passes import WeightCompression as WeightCompression
-    from ov_weight_compression.passes import WorkError as WorkError
-    from ov_weight_compression.passes import apply_weight_compression as apply_weight_compression
-    from ov_weight_compression.passes import apply_weight_decompression as apply_weight_decompression
-    from ov_weight_compression.passes import report_of as report_of
-    from ov_weight_compression.passes import save_model as save_model
+    from ov_weight_compression.evaluation import *  # noqa: F403
+    from ov_weight_compression.passes import *  # noqa: F403
 
 __version__ = "0.1.0"
 
