@@ -1,4 +1,4 @@
-"""What this process is at, noted where the one that watches over it finds it should it crash (see `cli.supervisor`).
+"""What this process is at, noted where the one that watches over it finds it should it crash (see `entry`).
 
 Nothing is noted in a process that nobody watches over.
 """

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the command has
 _SCRIPT = """
 import os, signal, sys, time
 from pathlib import Path
-from ov_weight_compression.cli.supervisor import supervised
+from ov_weight_compression.entry import supervised
 
 def run():
     from ov_weight_compression.ir_utils.ir_file import read_model
