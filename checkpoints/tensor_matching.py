@@ -70,9 +70,9 @@ def places_of(model: ov.Model) -> list[Place]:
             if kind not in FLOAT_TYPES or is_postponed(node) or not any(size > 1 for size in shape):
                 continue
             name, readers = node.get_friendly_name(), _readers(node)
-            first = min((graph.position[one] for one in readers if one in graph.position), default=0)
+            first = min((graph.position[one] for one in readers if one in graph.position), default=graph.position[node])
             place = Place(node, name, shape, kind, _plain(name), tuple(_by_layer(readers)))
-            found.append(((*graph.key, first), place))
+            found.append((first, place))
     return [place for _, place in sorted(found, key=lambda one: one[0])]
 
 

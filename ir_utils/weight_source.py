@@ -369,11 +369,6 @@ def is_widened(node: Any) -> bool:
     return bool(node.get_type_name() == "Convert") and _MARK in node.get_rt_info()
 
 
-def stands_for_f32(constant: Any) -> bool:
-    """Whether a Constant is what such an operation reads."""
-    return any(is_widened(target.get_node()) for target in constant.output(0).get_target_inputs())
-
-
 def float_constants(nodes: Iterable[Any], threads: int) -> None:
     """Put f32 constants in place of operations that stand for some; values are read while the model is saved."""
     pipeline, mappings = Pipeline(threads=threads), FileMappings()

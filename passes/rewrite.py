@@ -171,7 +171,9 @@ def hold_small_constants(model: Any) -> None:
     mappings = FileMappings()
     for graph in graphs_of(model):
         for constant, kind in graph.constants:
-            if kind == "string" or is_postponed(constant) or not 0 < constant.get_byte_size() <= _SMALL_BYTES:
+            if kind == "string" or is_postponed(constant):
+                continue
+            if not 0 < constant.get_byte_size() <= _SMALL_BYTES:
                 continue
             tensor = constant.get_tensor_view()
             if not mappings.around(tensor.data).path or set(constant.get_rt_info()) - _ABOUT_THE_FILE:

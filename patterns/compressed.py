@@ -127,7 +127,7 @@ def find_compressed(model: ov.Model, roles: Roles | None = None) -> list[Compres
     """Every weight of `model` and of the bodies inside it that is stored compressed, in graph order; `roles` are rows
     for operations that the table of roles does not know."""
     graphs, table = graphs_of(model), {**ROLES, **(roles or {})}
-    found = [(graph.place(one.consumers[0].node), one) for graph in graphs for one in compressed_in(graph, table)]
+    found = [(graph.position[one.consumers[0].node], one) for graph in graphs for one in compressed_in(graph, table)]
     found.sort(key=lambda entry: entry[0])
     return [one for _, one in found]
 

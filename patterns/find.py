@@ -40,7 +40,7 @@ import openvino as ov
 
 from ov_weight_compression.ir_utils.metadata import is_compressed
 from ov_weight_compression.ir_utils.types import FLOAT_TYPES, sizes_of
-from ov_weight_compression.ir_utils.weight_source import stands_for_f32
+from ov_weight_compression.ir_utils.weight_source import is_widened
 from ov_weight_compression.patterns.compressed import compressed_in
 from ov_weight_compression.patterns.graphs import BODY_OPERATIONS, Graph, bytes_of, graphs_of, is_postponed
 from ov_weight_compression.patterns.ignored_scope import IgnoredScope
@@ -95,11 +95,24 @@ def find_weights(
     fp8_sources, table = not is_compressed(model), {**ROLES, **(roles or {})}
     found = [entry for graph in graphs for entry in _found_in(graph, rules, fp8_sources, table)]
     found.sort(key=lambda entry: entry.place)
-    _name(found)
+    taken: set[str] = set()
+    for entry in found:  # the second constant called `name` becomes `name#2`
+        own = name = entry.result.name
+        number = 1
+        while name in taken:
+            number += 1
+            name = f"{own}#{number}"
+        taken.add(name)
+        if number > 1:
+            entry.result = replace(entry.result, name=name)
     if scope:
         scope.check_found(_ignore(found, later))
     _mark_last_layer(found)
-    _mark_fragile(found, graphs)
+    fragile = {node: what for graph in graphs for node, what in fragile_layers(graph).items()}
+    for entry in found if fragile else ():
+        if isinstance(entry.result, Weight):
+            reasons = [fragile[layer.node] for layer in entry.result.consumers if layer.node in fragile]
+            entry.result = replace(entry.result, fragile=reasons[0]) if reasons else entry.result
     results = [entry.result for entry in found]
     return [one for one in results if isinstance(one, Weight)], [one for one in results if isinstance(one, Skip)]
 
@@ -157,27 +170,16 @@ def _found_in(graph: Graph, rules: dict[str, str], fp8_sources: bool, roles: Rol
             continue
         reason = f"already compressed ({one.format})"
         skip = Skip(one.name, one.consumers[0].name, one.shape, one.storage, reason, bytes_of(one.codes))
-        found.append(_Found(graph.place(one.chain[0]), [graph.place(layer.node) for layer in one.consumers], skip))
+        places = [graph.position[layer.node] for layer in one.consumers]
+        found.append(_Found(graph.position[one.chain[0]], places, skip))
         known.update((part, _PART) for part in one.constants)
     for constant, element_type in graph.constants:
         if element_type in FLOAT_TYPES and constant.shape and constant not in told:
-            name, kind = constant.get_friendly_name(), "f32" if stands_for_f32(constant) else element_type
+            name, readers = constant.get_friendly_name(), constant.output(0).get_target_inputs()
+            kind = "f32" if any(is_widened(target.get_node()) for target in readers) else element_type
             reason = known.get(constant, _POSTPONED if is_postponed(constant) else "")
             found.append(_judged(graph, constant, name, kind, (constant,), roles, rules, reason))
     return (one for one in found if one is not None)
-
-
-def _name(found: list[_Found]) -> None:
-    """Make names unique: the second constant called `name` becomes `name#2`."""
-    taken: set[str] = set()
-    for entry in found:
-        name, number = entry.result.name, 1
-        while name in taken:
-            number += 1
-            name = f"{entry.result.name}#{number}"
-        taken.add(name)
-        if number > 1:
-            entry.result = replace(entry.result, name=name)
 
 
 def _mark_last_layer(found: list[_Found]) -> None:
@@ -195,15 +197,6 @@ def _mark_last_layer(found: list[_Found]) -> None:
         if isinstance(entry.result, Weight) and entry.result.kind in (Kind.MATMUL, Kind.EXPERTS):
             entry.result = replace(entry.result, is_last_layer=True)
             return
-
-
-def _mark_fragile(found: list[_Found], graphs: Sequence[Graph]) -> None:
-    """Mark the weights of routers and of a recurrence's gates."""
-    fragile = {node: what for graph in graphs for node, what in fragile_layers(graph).items()}
-    for entry in found if fragile else ():
-        if isinstance(entry.result, Weight):
-            reasons = [fragile[layer.node] for layer in entry.result.consumers if layer.node in fragile]
-            entry.result = replace(entry.result, fragile=reasons[0]) if reasons else entry.result
 
 
 def _judged(
@@ -228,7 +221,7 @@ def _judged(
         known: a reason to leave it alone that was found already.
     """
     end = reshaped(start, graph.position)  # whose output stands for its values
-    uses, shape = [_with_refusal(use, graph) for use in follow(graph, end, roles)], sizes_of(end.shape)
+    uses, shape = follow(graph, end, roles), sizes_of(end.shape)
     layers = [use for use in uses if use.role is not None]
     if not layers and prod(shape) < REPORTED_ELEMENTS:
         return None
@@ -236,7 +229,7 @@ def _judged(
     size = 4 if element_type == "f32" else start.get_output_element_type(0).size
     called = (name, *(node.get_friendly_name() for node in (start, *(use.node for use in layers)))) if rules else ()
     ignored = next((f"ignored: {rules[one]}" for one in called if one in rules), "") if layers else ""
-    axes = known or ignored or _axes(uses, layers, shape, size)
+    axes = known or ignored or _axes(graph, uses, layers, shape, size)
     result: Weight | Skip
     if isinstance(axes, str):
         reader = str(readers[0].get_friendly_name()) if readers else ""
@@ -260,18 +253,8 @@ def _judged(
             body=graph.path,
             parts=() if parts[0] is end else parts,
         )
-    return _Found(graph.place(readers[0] if readers else start), [graph.place(use.node) for use in layers], result)
-
-
-def _with_refusal(use: Use, graph: Graph) -> Use:
-    """A layer that reads nothing else that depends on the model's inputs refuses: OpenVINO computes it while it
-    compiles the model. There is nothing to gain, and what it computes from a decompression chain is not always right.
-    """
-    others = (value for port, value in enumerate(use.node.input_values()) if port != use.port)
-    if not isinstance(use.role, Role) or any(value.get_node() in graph.varying for value in others):
-        return use
-    reads = f"'{use.node.get_friendly_name()}' reads constants alone"
-    return replace(use, role=Refusal(f"{reads}: it is computed once, when the model is compiled"))
+    place = graph.position[readers[0] if readers else start]
+    return _Found(place, [graph.position[use.node] for use in layers], result)
 
 
 @dataclass(frozen=True)
@@ -284,9 +267,13 @@ class _Axes:
     batch: tuple[int, ...]
 
 
-def _axes(uses: Sequence[Use], layers: Sequence[Use], shape: tuple[int, ...], size: int) -> _Axes | str:
+def _axes(graph: Graph, uses: Sequence[Use], layers: Sequence[Use], shape: tuple[int, ...], size: int) -> _Axes | str:
     """What the axes of a constant, with elements of `size` bytes, mean to all layers that read it, or why it is no
-    weight to compress."""
+    weight to compress.
+
+    A layer that reads nothing else that depends on the model's inputs OpenVINO computes while it compiles the model:
+    there is nothing to gain, and what it computes from a decompression chain is not always right.
+    """
     for use in uses:
         kind = use.node.get_type_name()
         if kind in RECURRENT:
@@ -302,6 +289,10 @@ def _axes(uses: Sequence[Use], layers: Sequence[Use], shape: tuple[int, ...], si
             return use.role.reason
         assert isinstance(use.role, Role)
         assert not isinstance(use.view, Refusal)
+        others = (value for port, value in enumerate(use.node.input_values()) if port != use.port)
+        if not any(value.get_node() in graph.varying for value in others):
+            reads = f"'{use.node.get_friendly_name()}' reads constants alone"
+            return f"{reads}: it is computed once, when the model is compiled"
         axes = _own_axes(use.view, use.role, shape)
         if isinstance(axes, str):
             return axes

@@ -31,9 +31,8 @@ class Graph:
     types: list[str]
     path: str
     """Empty for the model itself; for a body the operations that lead to it, `loop/body` or `if/then`."""
-    key: tuple[int, ...]
-    """Where it lies: the positions of the operations that lead to it. Sorting by it gives graph order."""
-    position: dict[ov.Node, int] = field(repr=False)
+    position: dict[ov.Node, tuple[int, ...]] = field(repr=False)
+    """Where each operation lies: sorting by it gives graph order over all levels."""
     constants: list[tuple[ov.Node, str]] = field(repr=False)
     """The constants, postponed ones too, with the names of their element types."""
     given: frozenset[ov.Node] = field(repr=False)
@@ -51,10 +50,6 @@ class Graph:
                 found.add(node)
         return frozenset(found)
 
-    def place(self, node: ov.Node) -> tuple[int, ...]:
-        """A sort key: graph order over all levels."""
-        return (*self.key, self.position[node])
-
 
 def graphs_of(model: ov.Model) -> list[Graph]:
     """The model and every body in it, outer before inner."""
@@ -64,21 +59,21 @@ def graphs_of(model: ov.Model) -> list[Graph]:
         model, path, key, fixed = front.pop()
         operations = model.get_ordered_ops()
         types = [node.get_type_name() for node in operations]
-        position = {node: index for index, node in enumerate(operations)}
+        position = {node: (*key, index) for index, node in enumerate(operations)}
         constants = [
             (node, node.get_output_element_type(0).to_string())
             for node, kind in zip(operations, types, strict=True)
             if kind == "Constant" or isinstance(node, PostponedConstant)
         ]
         given = frozenset(node for number, node in enumerate(model.get_parameters()) if number not in fixed)
-        graph = Graph(operations, types, path, key, position, constants, given)
+        graph = Graph(operations, types, path, position, constants, given)
         found.append(graph)
         bodies = []
         for node, kind in zip(operations, types, strict=True):
             for number, name in enumerate(_BODIES.get(kind, ())):
                 inner = "/".join(filter(None, (path, node.get_friendly_name(), name)))
                 body = node.get_function(number) if kind == "If" else node.get_function()
-                bodies.append((body, inner, (*key, position[node], number), _fixed(node, kind, number, graph.varying)))
+                bodies.append((body, inner, (*position[node], number), _fixed(node, kind, number, graph.varying)))
         front += reversed(bodies)
     return found
 

@@ -140,17 +140,16 @@ def _operations(graph: Graph) -> Iterable[tuple[ov.Node, str]]:
 
 def _between(graph: Graph, subgraph: Subgraph) -> list[str]:
     """Names of the operations that some input leads to and that lead to some output."""
-    names = [node.get_friendly_name() for node in graph.operations]
-    after: set[int] = {index for index, name in enumerate(names) if name in subgraph.inputs}
-    before: set[int] = {index for index, name in enumerate(names) if name in subgraph.outputs}
-    sources = [[graph.position[value.get_node()] for value in node.input_values()] for node in graph.operations]
-    for index in range(len(names)):
-        if any(source in after for source in sources[index]):
-            after.add(index)
-    for index in reversed(range(len(names))):
-        if index in before:
-            before.update(sources[index])
-    return [names[index] for index in sorted(after & before)]
+    names = {node: node.get_friendly_name() for node in graph.operations}
+    after = {node for node, name in names.items() if name in subgraph.inputs}
+    before = {node for node, name in names.items() if name in subgraph.outputs}
+    for node in names:
+        if any(value.get_node() in after for value in node.input_values()):
+            after.add(node)
+    for node in reversed(names):
+        if node in before:
+            before.update(value.get_node() for value in node.input_values())
+    return [name for node, name in names.items() if node in after and node in before]
 
 
 def _some(field: str, values: Any) -> tuple[Any, ...]:

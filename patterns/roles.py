@@ -33,7 +33,6 @@ import math
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import cache
 from itertools import pairwise
 from math import prod
 from typing import NamedTuple
@@ -182,12 +181,6 @@ def _matmul(node: ov.Node, port: int, shape: tuple[int, ...]) -> Role | Refusal:
     is_vector = meeting.is_static and meeting.get_length() == 1  # a row or a column, whatever the flags say
     summed_last = is_vector or (not transposed[0] if other == 0 else transposed[1])
     made_last = is_vector or other == 0
-    return _matmul_role(kind, rank, other, last_is_out, summed_last, made_last)
-
-
-@cache
-def _matmul_role(kind: Kind, rank: int, other: int, last_is_out: bool, summed_last: bool, made_last: bool) -> Role:
-    """Of a MatMul that meets its activation at port `other`: one object for all that are alike."""
     channel, reduction = (rank - 1, rank - 2) if last_is_out else (rank - 2, rank - 1)
     activation = Activation(
         other,
