@@ -136,14 +136,6 @@ def misread(layer: str, storage: str, group: int, columns: int, rows: int = 2) -
     return f"CPUs misread {storage} per channel where {columns} channels are no multiple of {multiple}"
 
 
-def refused(layer: str, storage: str, batch: int) -> str | None:
-    """Why a CPU does not compile a layer with codes of this type, though it takes floats; None where it does: in a
-    GroupedMatMul of a single expert (`batch`) it drops the expert's axis from codes, and then misses it."""
-    if layer != GROUPED_MATMUL or batch != 1 or storage not in CPU_EXECUTED[layer]:
-        return None
-    return f"CPUs refuse {storage} in a GroupedMatMul of one expert"
-
-
 def working_groups(columns: int | None = None, smallest: int = 16) -> tuple[int, ...]:
     """Group sizes from `smallest` to 256 that no CPU misreads; with `columns` those of them that divide it."""
     sizes = [1 << power for power in range(3, 9) if 1 << power >= smallest]

@@ -24,6 +24,7 @@ import openvino as ov
 
 from ov_weight_compression.ir_utils.device_facts import (
     CONVOLUTION,
+    CPU_EXECUTED,
     EXECUTED,
     EXPERT_STORAGE,
     EXPERTS,
@@ -36,7 +37,6 @@ from ov_weight_compression.ir_utils.device_facts import (
     OTHER_OPERATION,
     TILED_EXPERTS,
     misread,
-    refused,
 )
 from ov_weight_compression.ir_utils.option_kinds import shown
 from ov_weight_compression.passes.option_values import Device, Devices, Mode
@@ -93,7 +93,7 @@ def _for_experts(devices: Devices, format: Format, group: int) -> Variant | None
         if format.storage in NPU_EXPERT_STORAGE and group == PER_CHANNEL:
             return None
         return Variant(mode, PER_CHANNEL, "NPU chooses among experts with one scale a channel alone")
-    if _storage(format) not in EXPERT_STORAGE:
+    if format.codebook_type is not None or format.storage not in EXPERT_STORAGE:
         reason = f"experts run from integers of 4 and 8 bits, {format.name} would be expanded"
         return Variant(Mode.INT4_ASYM if mode is Mode.INT4_SYM and Device.GPU in devices else mode, size, reason)
     if Device.GPU in devices and format.storage == "i4":
@@ -154,7 +154,7 @@ def _not_for_gpu(mode: Mode, group: int, devices: Devices) -> str | None:
     format = FORMATS[mode.value]
     if format.bits == 8 and format.zero_point == "group" and group != PER_CHANNEL:
         return f"a GPU expands {mode.value} in groups of {group}; use int8_sym, or -1 for one scale a channel"
-    if _storage(format) in EXECUTED["GPU"][MATMUL]:
+    if format.codebook_type is None and format.storage in EXECUTED["GPU"][MATMUL]:
         return None
     return f"a GPU does not run {mode.value}; use int4_sym, int4_asym, int8_sym or int8_asym"
 
@@ -182,7 +182,7 @@ def refused_on_cpu(devices: Devices, weight: Weight, format: Format, group: int)
     """Why a CPU does not take the weight for what it is, with codes of this format; None where it does, or where
     other devices are named.
 
-    - It does not compile a GroupedMatMul of a single expert: it takes the weight for a matrix.
+    - It does not compile a GroupedMatMul of a single expert: it drops the expert's axis from codes, and then misses it.
     - It takes other axes for those of several weights side by side, where a Transpose puts them first.
     - A MatMul whose weight has leading ones and a scale for each channel: with four dimensions or more it does not
       compile it; with three it leaves the one out of the output's shape where the activation has fewer dimensions.
@@ -192,8 +192,8 @@ def refused_on_cpu(devices: Devices, weight: Weight, format: Format, group: int)
         return None
     batch = prod(weight.shape[axis] for axis in weight.batch_axes)
     for use in weight.consumers:
-        if reason := refused(layer_of(use), format.storage, batch):
-            return reason
+        if layer_of(use) == GROUPED_MATMUL and batch == 1 and format.storage in CPU_EXECUTED[GROUPED_MATMUL]:
+            return f"CPUs refuse {format.storage} in a GroupedMatMul of one expert"
         if use.kind is Kind.EXPERTS and weight.batch_axes != tuple(range(len(weight.batch_axes))):
             return "CPUs mix up the axes of weights side by side behind a Transpose"
         if use.kind is Kind.CONVOLUTION and (reason := pointwise_problem(use)):
@@ -247,7 +247,7 @@ def _mixed_blocks(chosen: Sequence[tuple[Weight, Format]]) -> tuple[str, ...]:
 
 def _expanding_layer(device: Device, weight: Weight, format: Format) -> str | None:
     """The first kind of layer for which the device is known to expand the weight; None where there is none."""
-    table, storage = EXECUTED[device.value], _storage(format)
+    table, storage = EXECUTED[device.value], "a codebook" if format.codebook_type is not None else format.storage
     if device is Device.NPU and storage == "u8" and _is_head(weight):
         return None
     for consumer in weight.consumers:
@@ -255,10 +255,6 @@ def _expanding_layer(device: Device, weight: Weight, format: Format) -> str | No
         if storage not in table.get(layer, {storage}):
             return layer
     return None
-
-
-def _storage(format: Format) -> str:
-    return "a codebook" if format.codebook_type is not None else format.storage
 
 
 def layer_of(consumer: Consumer) -> str:

@@ -410,8 +410,9 @@ class Options:
         recipe = {}
         for name, option in OPTIONS.items():
             value = getattr(self, name)
+            asked = type(value) is not type(option.default) or value != option.default
             met = option.need is not None and option.need.met(self)
-            if option.recorded == "always" or (option.recorded == "asked" and (met or differs(value, option.default))):
+            if option.recorded == "always" or (option.recorded == "asked" and (met or asked)):
                 recipe[name] = option_text(self.effective_group if name == "group_size" else value)
         return recipe
 
@@ -462,11 +463,6 @@ def option_text(value: Any) -> str:
     if isinstance(value, tuple):
         return "; ".join(getattr(part, "__name__", None) or str(getattr(part, "value", part)) for part in value)
     return str(value) if isinstance(value, (str, bool, int, float)) else type(value).__name__
-
-
-def differs(value: Any, default: Any) -> bool:
-    """Whether a parsed value is not the default. Only values of one type are compared: others may not like it."""
-    return value is not default and not (type(value) is type(default) and bool(value == default))
 
 
 def read_options(**given: Any) -> Options:
@@ -543,9 +539,9 @@ def _parsed(given: Mapping[str, Any]) -> dict[str, Any]:
             raise unknown_option(name, OPTIONS)
         option = OPTIONS[name]
         value = option.kind.none if value is None else value
-        if value is not None and differs(value, option.default):
+        if value is not None and value is not option.default:
             read = option.kind.parse(name, value)
-            if differs(read, option.default):
+            if type(read) is not type(option.default) or read != option.default:
                 values[name] = read
     return values
 

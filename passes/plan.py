@@ -200,11 +200,6 @@ class FormatRequest:
     reason: str = ""
     decided_by: tuple[DecidedBy, ...] = ()
 
-    @property
-    def by_rule(self) -> bool:
-        """A rule names it for this very weight, so the device does not change it."""
-        return DecidedBy.RULE in self.decided_by
-
     def because(self, reason: str, decider: DecidedBy) -> FormatRequest:
         """The same, with one more reason."""
         return replace(self, reason=joined_reasons(self.reason, reason), decided_by=(*self.decided_by, decider))

@@ -90,10 +90,15 @@ def make_plan(
         left += [one for one in found.settled if isinstance(one, Skip)]
         plan = Plan((), (*left, *nonfinite), tuple(nonfinite), data.sources, data.method, survey=found)
         return with_choice(plan)
-    requests = _settle_ratio([weight for weight, _, _ in sound], [one for _, one, _ in sound], options, data)
+    primary = FormatRequest(options.mode, options.effective_group, decided_by=(DecidedBy.RATIO,))
+    kept: dict[str, FormatRequest] = {}
+    if options.ratio < 1:
+        backup = _backup(options, f"among the most sensitive {1 - options.ratio:.0%}", DecidedBy.RATIO)
+        free = [weight for weight, request, _ in sound if request is None]
+        kept = {free[place].name: backup for place in _most_sensitive(free, options, data)}
     fitted = [
-        fit(weight, request, values, options, data.method)
-        for (weight, _, values), request in zip(sound, requests, strict=True)
+        fit(weight, request or kept.get(weight.name, primary), values, options, data.method)
+        for weight, request, values in sound
     ]
     if any(weight.kind is Kind.EXPERTS for weight, _, _ in sound):
         ranges_by_name = {weight.name: values for weight, _, values in sound}
@@ -169,21 +174,6 @@ def _rules_by_weight(weights: Sequence[Weight], skips: Sequence[Skip], options: 
     return found
 
 
-def _settle_ratio(
-    weights: Sequence[Weight], forced: Sequence[FormatRequest | None], options: Options, data: Measurements
-) -> list[FormatRequest]:
-    """The forced requests as they are, and for all other weights what the ratio gives them."""
-    primary = FormatRequest(options.mode, options.effective_group, decided_by=(DecidedBy.RATIO,))
-    if options.ratio >= 1:
-        return [request or primary for request in forced]
-    backup = replace(
-        _backup(options, f"among the most sensitive {1 - options.ratio:.0%}"), decided_by=(DecidedBy.RATIO,)
-    )
-    places = [place for place, request in enumerate(forced) if request is None]
-    kept = {places[n] for n in _most_sensitive([weights[place] for place in places], options, data)}
-    return [request or (backup if place in kept else primary) for place, request in enumerate(forced)]
-
-
 def _forced(weight: Weight, rule: Rule | None, options: Options) -> FormatRequest | None:
     """What a weight gets whatever the ratio or the budget; None where one of them decides."""
     if rule is not None:
@@ -206,11 +196,11 @@ def _forced(weight: Weight, rule: Rule | None, options: Options) -> FormatReques
     return None
 
 
-def _backup(options: Options, reason: str) -> FormatRequest:
+def _backup(options: Options, reason: str, decider: DecidedBy = DecidedBy.BACKUP) -> FormatRequest:
     if options.backup_mode is BackupMode.NONE:
         return FormatRequest(None, PER_CHANNEL, f"{reason}, and backup_mode is none")
     mode = Mode(options.backup_mode.value)
-    return FormatRequest(mode, FORMATS[mode.value].default_group, reason, (DecidedBy.BACKUP,))
+    return FormatRequest(mode, FORMATS[mode.value].default_group, reason, (decider,))
 
 
 def _most_sensitive(weights: Sequence[Weight], options: Options, data: Measurements) -> set[int]:
@@ -321,7 +311,8 @@ def _fit(weight: Weight, request: FormatRequest, options: Options) -> _Fitted | 
     if request.mode is None:
         return skipped(weight, request.reason)
     format = options.format_of(request.mode)
-    variant = None if request.by_rule else executed_variant(options.device, weight, format, request.group)
+    named = DecidedBy.RULE in request.decided_by  # for this very weight, so the device does not change it
+    variant = None if named else executed_variant(options.device, weight, format, request.group)
     if variant is not None:
         request = replace(request.because(variant.reason, DecidedBy.DEVICE), mode=variant.mode, group=variant.group)
         format = options.format_of(variant.mode)
@@ -351,7 +342,7 @@ def _other_group(
 ) -> _Fitted | Skip:
     """What a weight gets whose group size CPUs misread: named for this very weight it is refused, with those that
     work."""
-    if request.by_rule or options.group_size_fallback is GroupSizeFallback.ERROR:
+    if DecidedBy.RULE in request.decided_by or options.group_size_fallback is GroupSizeFallback.ERROR:
         raise OptionError(_misread_error(weight, format, request))
     fitted = _adjust(weight, request, options, format, problem)
     named = options.group_size is not None
@@ -409,7 +400,7 @@ def _group_error(weight: Weight, group: int, why: str) -> str:
 
 def _misread_error(weight: Weight, format: Format, request: FormatRequest) -> str:
     """A group size that was asked for by name is refused, with those that work."""
-    said = f"{request.reason}: group_size" if request.by_rule else "group_size"
+    said = f"{request.reason}: group_size" if DecidedBy.RULE in request.decided_by else "group_size"
     sizes = ", ".join(map(str, working_groups(weight.columns) or working_groups()))
     return (
         f"{said}: {request.group} cannot be used for {weight.name} (used by {weight.consumers[0].name}): the CPU "

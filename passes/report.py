@@ -178,7 +178,29 @@ def make_report(plan: Plan, recipe: dict[str, str]) -> Report:
         from ov_weight_compression.passes.lora_correction import corrections
 
         lines = corrections(plan)
-    return Report(_rows(plan), tuple(plan.skips), recipe, warnings, plan.folding.report(), lines, budget=plan.budget)
+    rows = []
+    first = {place: plan.weights[places[0]].weight.name for places in plan.equal for place in places[1:]}
+    for place, planned in enumerate(plan.weights):
+        weight, spec = planned.weight, planned.spec
+        shared = f"the same bytes as {first[place]}" if place in first else ""
+        rows.append(
+            Row(
+                name=weight.name,
+                consumer=weight.consumers[0].name,
+                kind=weight.kind.value,
+                shape=weight.shape,
+                element_type=weight.element_type,
+                mode=spec.format.name,
+                group_size=spec.group_size,
+                scale_type=planned.stored_scale_type,
+                elements=weight.elements,
+                bytes_before=weight.bytes,
+                bytes_after=0 if shared else planned.nbytes,
+                reason="; ".join(filter(None, (planned.reason, shared))),
+                in_ratio=DecidedBy.RATIO in planned.decided_by,
+            )
+        )
+    return Report(tuple(rows), tuple(plan.skips), recipe, warnings, plan.folding.report(), lines, budget=plan.budget)
 
 
 def with_origins(report: Report, origins: Mapping[str, str], unused: Mapping[str, str]) -> Report:
@@ -203,38 +225,8 @@ def _row_as_dict(row: Row) -> dict[str, Any]:
     return said
 
 
-def _rows(plan: Plan) -> tuple[Row, ...]:
-    rows = []
-    first = {place: plan.weights[places[0]].weight.name for places in plan.equal for place in places[1:]}
-    for place, planned in enumerate(plan.weights):
-        weight, spec = planned.weight, planned.spec
-        shared = f"the same bytes as {first[place]}" if place in first else ""
-        rows.append(
-            Row(
-                name=weight.name,
-                consumer=weight.consumers[0].name,
-                kind=weight.kind.value,
-                shape=weight.shape,
-                element_type=weight.element_type,
-                mode=spec.format.name,
-                group_size=spec.group_size,
-                scale_type=planned.stored_scale_type,
-                elements=weight.elements,
-                bytes_before=weight.bytes,
-                bytes_after=0 if shared else planned.nbytes,
-                reason="; ".join(filter(None, (planned.reason, shared))),
-                in_ratio=DecidedBy.RATIO in planned.decided_by,
-            )
-        )
-    return tuple(rows)
-
-
-_REPORTS: WeakKeyDictionary[ov.Model, Report] = WeakKeyDictionary()
-
-
-def keep_report(model: ov.Model, report: Report) -> None:
-    """Have `report_of` give this for the model, for as long as it lives."""
-    _REPORTS[model] = report
+REPORTS: WeakKeyDictionary[ov.Model, Report] = WeakKeyDictionary()
+"""What `report_of` gives for a model, for as long as it lives."""
 
 
 def report_of(model: ov.Model) -> Report:
@@ -248,12 +240,12 @@ def report_of(model: ov.Model) -> Report:
             is stored.
     """
     check_model(model)
-    if model not in _REPORTS:
+    if model not in REPORTS:
         raise OptionError(
             "report_of: apply_weight_compression has not been called with this model (clones, and models that were "
             "read from files, have no report: inspect says what they hold)"
         )
-    return _REPORTS[model]
+    return REPORTS[model]
 
 
 _NAMED = 3

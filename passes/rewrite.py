@@ -31,7 +31,7 @@ expands the weight, and where the chain is not folded first it does so at each i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -116,7 +116,12 @@ def rewrite(plan: Plan, pipeline: Pipeline, lazy: bool) -> None:
         WorkError: a weight could not be computed (only with `lazy=False`); the model is unchanged.
     """
     assert sum(map(len, plan.equal)) == len(plan.weights), "a weight without a place: see `with_equal_weights`"
-    stored = [(places, _merged([plan.weights[place] for place in places])) for places in plan.equal]
+    stored = []
+    for places in plan.equal:  # what is planned for the first one, with the consumers of all
+        equal = [plan.weights[place] for place in places]
+        consumers = tuple(consumer for planned in equal for consumer in planned.weight.consumers)
+        weight, tells = replace(equal[0].weight, consumers=consumers), any(planned.tells for planned in equal)
+        stored.append((places, replace(equal[0], weight=weight, tells=tells) if len(equal) > 1 else equal[0]))
     encodings = [encoding_of(plan.weights[places[0]], plan) for places, _ in stored]
     weights = [LazyWeight(pipeline, encoding) for encoding in encodings]
     try:
@@ -128,7 +133,17 @@ def rewrite(plan: Plan, pipeline: Pipeline, lazy: bool) -> None:
         if not lazy:
             pipeline.stop()
     for (places, planned), parts in zip(stored, constants, strict=True):
-        chain = _chain(planned, parts)
+        name = planned.weight.stored_name
+        for part, node in parts.items():
+            node.set_friendly_name(name if part == "codes" else f"{name}/{part}")
+        chain = build_dequantization(
+            ChainParts(**parts),
+            name,
+            planned.weight.shape,
+            expanded=planned.expanded,
+            wide=planned.beyond_f16,
+            kept_from_codes=planned.kept_from_codes,
+        )
         for place in places:
             weight = plan.weights[place].weight
             replace_constant(weight.constant, chain, weight.stored_name)
@@ -185,30 +200,6 @@ def hold_small_constants(model: Any) -> None:
             constant.output(0).replace(held.output(0))
 
 
-def _merged(equal: Sequence[PlannedWeight]) -> PlannedWeight:
-    """What is planned for equal weights: for the first one, with the consumers of all."""
-    if len(equal) == 1:
-        return equal[0]
-    consumers = tuple(consumer for planned in equal for consumer in planned.weight.consumers)
-    tells = any(planned.tells for planned in equal)
-    return replace(equal[0], weight=replace(equal[0].weight, consumers=consumers), tells=tells)
-
-
-def _chain(planned: PlannedWeight, parts: Mapping[str, Any]) -> Any:
-    """The last node of a weight's chain."""
-    name = planned.weight.stored_name
-    for part, node in parts.items():
-        node.set_friendly_name(name if part == "codes" else f"{name}/{part}")
-    return build_dequantization(
-        ChainParts(**parts),
-        name,
-        planned.weight.shape,
-        expanded=planned.expanded,
-        wide=planned.beyond_f16,
-        kept_from_codes=planned.kept_from_codes,
-    )
-
-
 def _constants(weight: LazyWeight, encoding: WeightEncoding, planned: PlannedWeight, lazy: bool) -> dict[str, Any]:
     """The nodes of one chain's constants. What is known already is plain, so that equal scalars are stored once.
 
@@ -243,31 +234,22 @@ _TELLING_STORAGE = frozenset({"i4", "u4", "i8", "u8", "nf4", "f8e4m3", "f8e5m2"}
 
 def with_telltale(plan: Plan) -> Plan:
     """The plan with one weight that tells, where there can be one."""
-    place = _smallest(plan.weights)
     weights = list(plan.weights)
-    if place is None:
-        place = _smallest([_with_f32_scales(planned) for planned in weights])
-        if place is None:
-            return plan
-        first = weights[place]
-        # Those that may have the same values as well, so that equal weights are still stored once.
-        weights = [_with_f32_scales(planned) if _may_equal(planned, first) else planned for planned in weights]
+    telling = [place for place, planned in enumerate(weights) if _would_tell(planned)]
+    wide: list[PlannedWeight] = []
+    if not telling:
+        wide = [replace(planned, scales_in_f32=planned.spec.scale_type == "f16") for planned in weights]
+        telling = [place for place, planned in enumerate(wide) if _would_tell(planned)]
+    if not telling:
+        return plan
+    place = min(telling, key=lambda place: weights[place].weight.elements)
+    if wide:  # those that may have the same values too, so that equal weights are still stored once
+        shape, absmax, spec = weights[place].weight.shape, weights[place].absmax, weights[place].spec
+        for number, one in enumerate(plan.weights):
+            if (one.weight.shape, one.absmax, one.spec) == (shape, absmax, spec):
+                weights[number] = wide[number]
     weights[place] = replace(weights[place], tells=True)
     return replace(plan, weights=tuple(weights))
-
-
-def _smallest(weights: Sequence[PlannedWeight]) -> int | None:
-    """The place of the smallest weight that would tell."""
-    places = [place for place, planned in enumerate(weights) if _would_tell(planned)]
-    return min(places, key=lambda place: weights[place].weight.elements, default=None)
-
-
-def _with_f32_scales(planned: PlannedWeight) -> PlannedWeight:
-    return replace(planned, scales_in_f32=planned.spec.scale_type == "f16")
-
-
-def _may_equal(one: PlannedWeight, other: PlannedWeight) -> bool:
-    return (one.weight.shape, one.absmax, one.spec) == (other.weight.shape, other.absmax, other.spec)
 
 
 def _would_tell(planned: PlannedWeight) -> bool:

@@ -47,7 +47,7 @@ from ov_weight_compression.passes.option_values import (
 from ov_weight_compression.passes.options import OPTIONS, Options, read_options
 from ov_weight_compression.passes.plan import Plan, method_of
 from ov_weight_compression.passes.planning import make_plan
-from ov_weight_compression.passes.report import Report, keep_report, make_report
+from ov_weight_compression.passes.report import REPORTS, Report, make_report
 from ov_weight_compression.passes.rewrite import hold_small_constants, rewrite, with_equal_weights, with_telltale
 from ov_weight_compression.passes.rules import RulesLike
 from ov_weight_compression.passes.runtime_hints import write_runtime_hints
@@ -237,7 +237,7 @@ class WeightCompression(ModelPass):
         with kept_kernels():
             plan, data = self._planned(model)
             if options.target_divergence is not None:
-                plan = prepare_and_check(plan, data, options)
+                plan = prepare_plan(plan, data, options)
             warn_caller(plan.remarks)
             return make_report(with_equal_weights(with_telltale(plan)), options.as_recipe())
 
@@ -246,11 +246,21 @@ class WeightCompression(ModelPass):
         options = self.options
         with kept_kernels():
             plan, data = self._planned(model)
-            plan = with_equal_weights(with_telltale(prepare_and_check(plan, data, options)))
+            plan = with_equal_weights(with_telltale(prepare_plan(plan, data, options)))
             report = make_report(plan, options.as_recipe() | data.recipe())
             warn_caller(report.warnings)  # the last that may be an error, by a filter: the model is edited from here on
-            self._pipeline = _edit(model, plan, options)
-            self._report = report
+            # Chains are first, for with `lazy=False` they are computed before the first edit; adapters read what their
+            # layer reads, behind a Multiply that a fold inserts.
+            pipeline = Pipeline(threads=options.threads, held=kept_kernels)
+            rewrite(plan, pipeline, options.lazy)
+            plan.folding.apply()
+            if plan.adapters:
+                from ov_weight_compression.passes.lora_correction import attach_adapters
+
+                attach_adapters(model, plan, options.threads, options.lazy)
+            if plan.weights and options.lazy:
+                hold_small_constants(model)
+            self._pipeline, self._report = pipeline, report
             _log(report)
             if plan.weights:
                 version = ov_weight_compression.__version__
@@ -337,21 +347,19 @@ def apply_weight_compression(
     check_model(model)
     compression = WeightCompression(**given)
     compression.run_on_model(model)
-    keep_report(model, compression.report)
+    REPORTS[model] = compression.report
     return model
 
 
-def prepare_and_check(plan: Plan, data: Measurements, options: Options) -> Plan:
-    """The plan, prepared; what a budget has chosen is measured first, and chosen again where it has to be."""
-    if options.budget is None:
-        return prepare_plan(plan, data, options)
-    from ov_weight_compression.passes.budget_check import with_check
+def prepare_plan(plan: Plan, data: Measurements, options: Options, *, checked: bool = False) -> Plan:
+    """The plan with everything that its algorithms have to know, and with what the caller is to be told of the data.
 
-    return with_check(plan, lambda one, shown: prepare_plan(one, shown, options), data)
+    What a budget has chosen is measured first, and chosen again where it has to be, unless it is `checked` already.
+    """
+    if options.budget is not None and not checked:
+        from ov_weight_compression.passes.budget_check import with_check
 
-
-def prepare_plan(plan: Plan, data: Measurements, options: Options) -> Plan:
-    """The plan with everything that its algorithms have to know, and with what the caller is to be told of the data."""
+        return with_check(plan, lambda one, shown: prepare_plan(one, shown, options, checked=True), data)
     left_out: tuple[str, ...] = ()
     if plan.method.folds:
         from ov_weight_compression.passes.awq import fold_scales
@@ -380,21 +388,6 @@ def prepare_plan(plan: Plan, data: Measurements, options: Options) -> Plan:
         f"{shown(names[0])}{more}: the samples that do were left out for it"
     )
     return replace(plan, of_data=(remark,))
-
-
-def _edit(model: Any, plan: Plan, options: Options) -> Pipeline:
-    """Put the plan into the graph: chains, AWQ's factors, adapters. Chains are first, for with `lazy=False` they are
-    computed before the first edit; adapters read what their layer reads, behind a Multiply that a fold inserts."""
-    pipeline = Pipeline(threads=options.threads, held=kept_kernels)
-    rewrite(plan, pipeline, options.lazy)
-    plan.folding.apply()
-    if plan.adapters:
-        from ov_weight_compression.passes.lora_correction import attach_adapters
-
-        attach_adapters(model, plan, options.threads, options.lazy)
-    if plan.weights and options.lazy:
-        hold_small_constants(model)
-    return pipeline
 
 
 def _log(report: Report) -> None:
