@@ -262,7 +262,6 @@ def run_plan(parsed: argparse.Namespace) -> int:
 
 def _run_asked(parsed: argparse.Namespace, asked: Recipe, dry: str) -> int:
     """Do what is asked for; `dry` is what it is called where nothing is written."""
-    from ov_weight_compression.cli.compress_command import Watch
     from ov_weight_compression.cli.compress_files import compress_path
     from ov_weight_compression.entry import done
     from ov_weight_compression.ir_utils.errors import OptionError

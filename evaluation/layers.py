@@ -40,17 +40,16 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as ops
 
-from ov_weight_compression.evaluation.inspection import mode_of
 from ov_weight_compression.evaluation.models import OnProgress, Pair, Runner
-from ov_weight_compression.evaluation.samples import CompareRequest
 from ov_weight_compression.ir_utils.constant_values import depends_on_constants
 from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.ir_utils.weight_source import WeightSource, source_at
 from ov_weight_compression.patterns import CompressedWeight, Roles, find_compressed
-from ov_weight_compression.patterns.graphs import graphs_of
+from ov_weight_compression.patterns.graphs import graphs_of, is_postponed
+from ov_weight_compression.quantization.formats import FORMATS
 
 if TYPE_CHECKING:
-    from ov_weight_compression.evaluation.samples import Inputs
+    from ov_weight_compression.evaluation.samples import CompareRequest, Inputs
 
 _GAIN = 10**0.2
 """What factors must take of the noise, 2 dB: rounding to any format, two bits included, leaves them less to find."""
@@ -306,6 +305,55 @@ def formats_of(model: ov.Model, layers: Sequence[PairedLayer]) -> tuple[FormatFi
     return tuple(sorted(rows, key=lambda row: -row.elements))
 
 
+_SCALES = {"f8e8m0": "mx", "f8e4m3": "nv"}
+"""Types of scales that make another format of the same codes."""
+
+
+def mode_of(weight: CompressedWeight) -> str:
+    """The name of a weight's format: that of the row in `FORMATS` that stores such a weight; one of its own kind where
+    there is none (`fp8_e5m2`, `int6_asym`). Unsigned codes with a single zero point for all scales are symmetric."""
+    storage = weight.storage
+    if weight.table is not None:
+        return "cb4" if _is_cb4(weight) else "codebook"
+    if weight.zero_point is None:
+        symmetric = storage.startswith("i")
+    else:
+        symmetric = storage[0] == "u" and _is_one_for_all(weight, weight.zero_point)
+    scale = weight.scale_type if weight.scale_type in _SCALES else "f16"
+    for row in FORMATS.values():
+        if row.levels is None and storage[0] in "iu" and int(storage[1:]) == row.bits and symmetric != row.asymmetric:
+            return row.name
+        if row.levels is not None and row.codebook_type is None and (storage, scale) == (row.storage, row.scale):
+            return row.name
+    if storage[0] in "iu":
+        return f"int{storage[1:]}_{'sym' if symmetric else 'asym'}"
+    return _SCALES.get(scale, "") + storage.replace("f8", "fp8_").replace("f4e2m1", "fp4")
+
+
+def zero_point_of(weight: CompressedWeight) -> str:
+    """Type and number of the zero points, in words; empty where there are none."""
+    zero = weight.zero_point
+    if zero is None:
+        return ""
+    kind = zero.get_output_element_type(0).to_string()
+    if _is_one_for_all(weight, zero):
+        return f"{kind}, one"
+    return str(kind)
+
+
+def _is_one_for_all(weight: CompressedWeight, zero: ov.Node) -> bool:
+    """Whether it is the one zero point of several scales, or a scalar; a weight of one channel has one of its own."""
+    scales = 1 if weight.scale is None else math.prod(weight.scale.shape)
+    return math.prod(zero.shape) == 1 < weight.elements and (len(zero.shape) == 0 or scales > 1)
+
+
+def _is_cb4(weight: CompressedWeight) -> bool:
+    table, levels = weight.table, np.array(FORMATS["cb4"].levels, dtype=np.float32)
+    if table is None or weight.storage != "u4" or is_postponed(table) or math.prod(table.shape) != len(levels):
+        return False
+    return bool(np.array_equal(table.get_data(dtype=np.float32), levels))
+
+
 def _measure_outputs(
     pair: Pair, layers: Sequence[PairedLayer], samples: Sequence[Inputs], progress: OnProgress
 ) -> None:
@@ -361,9 +409,15 @@ def _run(pair: Pair, layers: Sequence[PairedLayer], samples: Sequence[Inputs]) -
     )
     plain, start = len(ours.outputs), len(theirs.outputs)
     for layer in layers:  # add_outputs would skip what is an output already
-        consumer = layer.weight.consumers[0]
+        consumer, factors = layer.weight.consumers[0], layer.factors
+        role, scaled = consumer.role, their_nodes[consumer.name].output(0)
+        if factors is not None and role is not None and role.activation is not None:
+            # In the base model's units: whose rows or columns are output channels is scaled with them.
+            channels = factors.rows if role.channel == (0,) else factors.columns
+            (axis,) = role.activation.output
+            scaled = _times(scaled, channels.reshape(-1, *[1] * (-axis - 1))).output(0)
         ours.add_results([ops.result(own_nodes[consumer.name])])
-        theirs.add_results([ops.result(_unscaled(their_nodes[consumer.name], layer))])
+        theirs.add_results([ops.result(scaled)])
     for layer in layers:
         consumer = layer.weight.consumers[0]
         grafted, original = donors[consumer.name], own_nodes[consumer.name]
@@ -389,16 +443,6 @@ def _run(pair: Pair, layers: Sequence[PairedLayer], samples: Sequence[Inputs]) -
                     layer.across += float(np.vdot(y, found))
                     layer.square += float(np.vdot(found, found))
             layer.own.add(y, here[plain + len(layers) + number])
-
-
-def _unscaled(node: Any, layer: PairedLayer) -> Any:
-    """The layer's output in the base model's units: whose rows or columns are output channels is scaled with them."""
-    role, factors = layer.weight.consumers[0].role, layer.factors
-    if factors is None or role is None or role.activation is None:
-        return node
-    channels = factors.rows if role.channel == (0,) else factors.columns
-    (output,) = role.activation.output
-    return _times(node.output(0), channels.reshape(-1, *[1] * (-output - 1)))
 
 
 def _times(value: Any, factors: Float32) -> Any:
