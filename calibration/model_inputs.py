@@ -72,11 +72,7 @@ class LanguageModel:
     @property
     def needs_only_ids(self) -> bool:
         """Whether all other inputs follow from the token ids: not where it looks at a picture or at an encoder."""
-        return all(input_label(node) == self.ids or self.follows(node) for node in self.parameters)
-
-    def follows(self, node: ov.Node) -> bool:
-        """Whether one of the model's other inputs follows from the token ids."""
-        return self._made_up(node, 1, 1, 0) is not None
+        return all(input_label(node) == self.ids or self.made_up(node) is not None for node in self.parameters)
 
     def inputs(
         self, ids: NDArray[Any], given: dict[str, NDArray[Any]] | None = None, *, past: int = 0
@@ -92,7 +88,7 @@ class LanguageModel:
             if name == self.ids:
                 found[name] = ids.astype(node.get_output_element_type(0).to_dtype())
             elif name not in found:
-                made = self._made_up(node, ids.shape[0], ids.shape[1], past)
+                made = self.made_up(node, ids.shape[0], ids.shape[1], past)
                 if made is None:
                     raise OptionError(
                         f"dataset: the model's input '{name}' {node.get_output_partial_shape(0)} does not follow from "
@@ -102,7 +98,8 @@ class LanguageModel:
                 found[name] = made.astype(node.get_output_element_type(0).to_dtype())
         return found
 
-    def _made_up(self, node: ov.Node, batch: int, length: int, past: int) -> NDArray[Any] | None:
+    def made_up(self, node: ov.Node, batch: int = 1, length: int = 1, past: int = 0) -> NDArray[Any] | None:
+        """One of the model's other inputs, as it follows from token ids `[batch, length]`; None where it does not."""
         names = input_names(node)
         shape = node.get_output_partial_shape(0)
         if "attention_mask" in names and len(shape) == 2:
@@ -381,7 +378,7 @@ class ModelInputs:
         return [
             name
             for name, node in self._nodes.items()
-            if name not in given and (language is None or not language.follows(node))
+            if name not in given and (language is None or language.made_up(node) is None)
         ]
 
     def named(self, item: Any, number: int = 1) -> dict[str, Array]:
@@ -432,7 +429,29 @@ class ModelInputs:
                 f"{self.option}: {self.what} also needs {', '.join(map(repr, missing))}: give dictionaries or an .npz "
                 f"file with the keys {self.listed}"
             )
-        values = {name: self._fitted(name, array) for name, array in given.items()}
+        values = {}
+        for name, array in given.items():
+            wanted, shape = self._nodes[name].get_output_element_type(0), self._nodes[name].get_output_partial_shape(0)
+            try:
+                dtype = np.dtype(wanted.to_dtype())
+            except RuntimeError as error:
+                told = wanted.to_string()
+                raise ModelError(
+                    f"input '{name}' of {self.what} is of type {told}, which cannot be fed here"
+                ) from error
+            with np.errstate(over="ignore", invalid="ignore"):
+                own = np.ascontiguousarray(array, dtype=dtype).reshape(array.shape)  # a scalar would become a vector
+            # Exporters and examples make masks and ids of ones and zeros that are floats.
+            if array.dtype.kind == "f" and dtype.kind in "iub" and not np.array_equal(array, own):
+                raise OptionError(
+                    f"{self.option}: input '{name}' takes {wanted.to_string()}, and the data is {array.dtype} with "
+                    "values that are no such integers"
+                )
+            if not shape.compatible(ov.PartialShape(list(array.shape))):
+                raise OptionError(
+                    f"{self.option}: input '{name}' is {list(array.shape)}, but {self.what} takes {shape}"
+                )
+            values[name] = own
         if self.language is not None and self.ids in values and len(values) < len(self._nodes):
             values = self.language.inputs(values[self.ids], values)
         return {name: values[name] for name in self._nodes}
@@ -452,27 +471,3 @@ class ModelInputs:
             place = f"sample {number}" + (f", input '{name}'" if name else "")
             raise OptionError(f"{self.option}: {place}: expected an array of numbers, got {shown(value)}")
         return array
-
-    def _fitted(self, name: str, array: Array) -> Array:
-        node = self._nodes[name]
-        wanted, shape = node.get_output_element_type(0), node.get_output_partial_shape(0)
-        try:
-            dtype = np.dtype(wanted.to_dtype())
-        except RuntimeError as error:
-            told = wanted.to_string()
-            raise ModelError(f"input '{name}' of {self.what} is of type {told}, which cannot be fed here") from error
-        if array.dtype.kind == "f" and dtype.kind in "iub" and not _whole(array, dtype):
-            raise OptionError(
-                f"{self.option}: input '{name}' takes {wanted.to_string()}, and the data is {array.dtype} with values "
-                "that are no such integers"
-            )
-        if not shape.compatible(ov.PartialShape(list(array.shape))):
-            raise OptionError(f"{self.option}: input '{name}' is {list(array.shape)}, but {self.what} takes {shape}")
-        with np.errstate(over="ignore"):
-            return np.ascontiguousarray(array, dtype=dtype).reshape(array.shape)  # a scalar would become a vector
-
-
-def _whole(array: NDArray[Any], dtype: np.dtype[Any]) -> bool:
-    """Whether floats are integers of a type: exporters and examples make masks and ids of ones and zeros."""
-    with np.errstate(invalid="ignore"):
-        return np.array_equal(array, array.astype(dtype))

@@ -163,19 +163,13 @@ class Store:
 
     def get(self, key: TensorKey, window: int) -> NDArray[Any]:
         """A window's tensor; not to be written to, nor read once the tensor has been dropped."""
-        entry = self._find(key)
+        entry = self.find(key)
         if window in entry.arrays:
             return entry.arrays[window]
         offset, shape, dtype = entry.places[window]
         assert entry.path is not None
         count = int(np.prod(shape, dtype=np.int64))
         return np.fromfile(entry.path, dtype, count, offset=offset).reshape(shape)
-
-    def of_all_windows(self, key: TensorKey) -> tuple[tuple[int, ...] | None, NDArray[Any] | None]:
-        """The tensor's shape where it is the same in all windows, and its value where it is a short vector of integers
-        that is the same in all windows; None where they differ."""
-        entry = self._find(key)
-        return entry.shape, entry.value
 
     def drop(self, key: TensorKey) -> None:
         """Forget a tensor of this store; nothing happens where it has none."""
@@ -186,10 +180,11 @@ class Store:
             if entry.path is not None:
                 entry.path.unlink(missing_ok=True)
 
-    def _find(self, key: TensorKey) -> Kept:
+    def find(self, key: TensorKey) -> Kept:
+        """The tensor, of this store or of the one whose stream it has left."""
         if key in self.entries or self.parent is None:
             return self.entries[key]
-        return self.parent._find(key)
+        return self.parent.find(key)
 
 
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0", "KV_CACHE_PRECISION": "f32"}
@@ -371,7 +366,7 @@ class CompiledPiece:
 def entrance(tensor: ov.Output, store: Store, key: TensorKey) -> tuple[ov.Output, ov.Node | None]:
     """What a tensor from outside comes in by, brought to the tensor's own type: a Parameter, or a Constant for a value
     that is the same in all windows and no input of the model."""
-    own, (shape, value) = tensor.get_element_type().to_string(), store.of_all_windows(key)
+    own, shape, value = tensor.get_element_type().to_string(), store.find(key).shape, store.find(key).value
     if value is not None and tensor.get_node().get_type_name() != "Parameter":
         node, parameter = ops.constant(value), None
     else:

@@ -10,7 +10,7 @@ from ov_weight_compression.ir_utils.errors import (
 )
 from ov_weight_compression.ir_utils.saving import save_model
 from ov_weight_compression.passes.decompress import DecompressWeights, apply_weight_decompression
-from ov_weight_compression.passes.lora_correction import AddAdapters
+from ov_weight_compression.passes.lora import AddAdapters
 from ov_weight_compression.passes.option_values import (
     Accuracy,
     BackupMode,

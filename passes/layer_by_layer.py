@@ -27,7 +27,7 @@ from ov_weight_compression.ir_utils.errors import CompressionError, WorkError
 from ov_weight_compression.ir_utils.file_io import Spool
 from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.passes.encoding import StoredWeight, keep
-from ov_weight_compression.passes.lora_correction import StoredAdapters, fit_adapters, obstacle
+from ov_weight_compression.passes.lora import StoredAdapters, fit_adapters, obstacle
 from ov_weight_compression.passes.measurements import Measurements
 from ov_weight_compression.passes.plan import Algorithm, Plan, PlannedWeight, Statistic
 from ov_weight_compression.patterns import Kind

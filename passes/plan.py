@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from ov_weight_compression.passes.budget import Survey
     from ov_weight_compression.passes.channel_importance import Importance
     from ov_weight_compression.passes.encoding import StoredRows
-    from ov_weight_compression.passes.lora_correction import StoredAdapters
+    from ov_weight_compression.passes.lora import StoredAdapters
     from ov_weight_compression.passes.options import Options
     from ov_weight_compression.quantization.layerwise.gptq import Step
 

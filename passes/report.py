@@ -24,7 +24,7 @@ from ov_weight_compression.passes.targets import BudgetOutcome
 from ov_weight_compression.patterns import Skip
 
 if TYPE_CHECKING:
-    from ov_weight_compression.passes.lora_correction import Correction
+    from ov_weight_compression.passes.lora import Correction
     from ov_weight_compression.passes.scale_folding import Scaling
 
 
@@ -175,7 +175,7 @@ def make_report(plan: Plan, recipe: dict[str, str]) -> Report:
         )
     lines: tuple[Correction, ...] = ()
     if plan.method.lora_rank:
-        from ov_weight_compression.passes.lora_correction import corrections
+        from ov_weight_compression.passes.lora import corrections
 
         lines = corrections(plan)
     rows = []

@@ -255,7 +255,7 @@ class WeightCompression(ModelPass):
             rewrite(plan, pipeline, options.lazy)
             plan.folding.apply()
             if plan.adapters:
-                from ov_weight_compression.passes.lora_correction import attach_adapters
+                from ov_weight_compression.passes.lora import attach_adapters
 
                 attach_adapters(model, plan, options.threads, options.lazy)
             if plan.weights and options.lazy:

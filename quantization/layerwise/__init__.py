@@ -2,7 +2,6 @@
 
 hessian   H of a layer's input, prepared once for all layers that read it; targets over compressed layers
 gptq      drafts, and the steps that better them: GPTQ, coordinate descent; a tuple of them for one weight
-lora      adapters for what codes have lost
 """
 
 from ov_weight_compression.quantization.layerwise.gptq import (

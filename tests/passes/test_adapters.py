@@ -13,7 +13,7 @@ from openvino import opset13 as op
 from openvino.passes import Manager
 
 from ov_weight_compression.passes import OptionError, apply_weight_compression
-from ov_weight_compression.passes.lora_correction import AddAdapters
+from ov_weight_compression.passes.lora import AddAdapters
 from tests import models
 from tests.running import run, stored
 

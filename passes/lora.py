@@ -1,4 +1,4 @@
-"""LoRA: adapters beside layers, a caller's own or such as carry what rounding has lost.
+"""LoRA: adapters beside layers, a caller's own or such as carry what rounding has lost where it matters most.
 
     x ─┬─▸ layer ───────────────────────────────┬─▸ Add ─▸ readers
        └─▸ MatMul ◂─ A ─▸ MatMul ◂─ B ──────────┘
@@ -9,6 +9,14 @@ The layer keeps its friendly name; its tensor names, by which a model's outputs 
 is a pass for adapters that a caller has. LoRA correction fits them: codes of 8 bits with a decompression chain,
 `<layer>/lora_A` and `<layer>/lora_B`, beside each layer that multiplies its input with a weight of 4 bits or fewer that
 it has to itself. For everything else the report says why not.
+
+**The fit**, with H of the layer's input:
+
+    min over A, B of   tr((E − B A) H (E − B A)ᵀ),   E = W − Q
+
+For a given B the best A is `B⁺ E` whatever H is, for a given A the best B is `E H Aᵀ (A H Aᵀ)⁻¹`. The best pair spans
+the leading left singular vectors of `E H^½`, which a few subspace iterations find. The adapters are stored in 8 bits,
+so the rounds alternate: round A, fit B to it, round B, fit A to it; the best of all rounds is returned.
 """
 
 from __future__ import annotations
@@ -33,12 +41,95 @@ from ov_weight_compression.ir_utils.worker_pool import Pipeline
 from ov_weight_compression.passes.encoding import StoredWeight, WeightEncoding, keep
 from ov_weight_compression.passes.plan import Algorithm, Plan, stored_parts
 from ov_weight_compression.patterns import Consumer, Kind, Roles, Weight, find_compressed, find_weights, parse_roles
-from ov_weight_compression.quantization.encode import decode_rows
-from ov_weight_compression.quantization.layerwise.lora import ADAPTER_SPEC, ROUNDS, lora_adapters
+from ov_weight_compression.quantization.encode import decode_rows, encode_rows
+from ov_weight_compression.quantization.formats import FORMATS, Encoded, Spec
 from ov_weight_compression.quantization.reference import unusable
 
 if TYPE_CHECKING:
     from ov_weight_compression.passes.layer_by_layer import HessianInfo
+
+
+ADAPTER_SPEC = Spec(FORMATS["int8_asym"])
+ROUNDS = 2
+_ITERATIONS = 3
+_EXTRA = 8
+_ROWS = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class Adapters:
+    """Both matrices as stored by `ADAPTER_SPEC`, a scale per row, and what is left."""
+
+    down: Encoded  # A [rank, in]
+    up: Encoded  # B [rows, rank]
+    left: float  # the objective as a share of that without adapters
+
+
+def lora_adapters(missing: Float32, gram: Float32, rank: int, *, rounds: int = ROUNDS) -> Adapters | None:
+    """Fit adapters to what a layer's weight has lost.
+
+    Args:
+        missing: E [rows, in], the weight (or its target) less its stored values.
+        gram: H [in, in] of the layer's input, in any scale.
+        rank: of the correction; at most min(rows, in) is of use.
+        rounds: alternations of rounding one matrix and fitting the other.
+
+    Returns:
+        The adapters, or None where nothing is missing or the input is always zero.
+    """
+    rank = min(rank, *missing.shape)
+    total = _cost(missing, gram)
+    if not total > 0:
+        return None
+    up = _leading(missing, gram, rank)
+    best: Adapters | None = None
+    for _ in range(max(rounds, 1)):
+        down, down_values = _rounded(_balanced(_solve(up.T @ up, up.T @ missing), up))
+        weighted = np.asarray(down_values @ gram, dtype=np.float32)
+        inner, outer = weighted @ down_values.T, missing @ weighted.T
+        up_stored, up = _rounded(_solve(inner, outer.T).T)
+        saved = np.sum(up * (2 * outer - up @ inner), dtype=np.float64)
+        left = max(1 - float(saved) / total, 0.0)
+        if best is None or left < best.left:
+            best = Adapters(down, up_stored, left)
+    return best
+
+
+def _cost(missing: Float32, gram: Float32) -> float:
+    """`tr(E H Eᵀ)`."""
+    pieces = (missing[begin : begin + _ROWS] for begin in range(0, len(missing), _ROWS))
+    return sum(float(np.einsum("ri,ri->", piece @ gram, piece, dtype=np.float64)) for piece in pieces)
+
+
+def _balanced(down: Float32, up: Float32) -> Float32:
+    """A times a power of two, so that the B that fits it is as large: f16 scales hold neither tiny nor huge values."""
+    ratio = float(np.abs(up).max()) / max(float(np.abs(down).max()), 1e-30)
+    if not 0 < ratio < np.inf:  # nothing to balance: what is missing is too small for its squares
+        return down
+    return np.asarray(np.ldexp(down, round(np.log2(ratio) / 2)), dtype=np.float32)
+
+
+def _leading(missing: Float32, gram: Float32, rank: int) -> Float32:
+    """[rows, rank] basis of the leading left singular vectors of `E H^½`, that is eigenvectors of `E H Eᵀ`."""
+    columns = min(rank + _EXTRA, *missing.shape)
+    basis = np.random.default_rng(0).standard_normal((len(missing), columns)).astype(np.float32)
+    for _ in range(_ITERATIONS):
+        basis = np.linalg.qr(missing @ ((basis.T @ missing) @ gram).T)[0]
+    small = basis.T @ missing
+    _, vectors = np.linalg.eigh(small @ gram @ small.T)
+    return np.asarray(basis @ vectors[:, ::-1][:, :rank])
+
+
+def _solve(matrix: Float32, right: Float32) -> Float32:
+    """`matrix⁻¹ right` for a symmetric positive matrix that may be singular."""
+    ridge = 1e-6 * float(np.trace(matrix)) / len(matrix)
+    return np.asarray(np.linalg.solve(matrix + np.float32(ridge or 1.0) * np.eye(len(matrix), dtype=np.float32), right))
+
+
+def _rounded(matrix: Float32) -> tuple[Encoded, Float32]:
+    encoded = encode_rows(np.ascontiguousarray(matrix), ADAPTER_SPEC)
+    return encoded, decode_rows(encoded, ADAPTER_SPEC)
+
 
 _USUAL = 64
 """The exponent of 2 up to which a Gram matrix is used as it is."""
@@ -230,11 +321,12 @@ def _attach(weight: Weight, adapters: StoredAdapters, pipeline: Pipeline, lazy: 
     assert layer.input is not None, "see `obstacle`"
     kind = layer.input.get_element_type()
     parts = _adapter_parts(weight, adapters.down.codes.shape[0])
-    down, up = (
-        _matrix(_lazy(stored, side, f"{layer.name}/lora_{letter}", pipeline), kind, lazy, tells)
-        for stored, side, letter in zip((adapters.down, adapters.up), parts, "AB", strict=True)
-    )
-    _put_beside(layer, down, up)
+    matrices = []
+    for stored, side, letter in zip((adapters.down, adapters.up), parts, "AB", strict=True):
+        layout = Layout.of(side["codes"].shape, (1,))
+        encoding = WeightEncoding(f"{layer.name}/lora_{letter}", layout, ADAPTER_SPEC, 0.0, stored=stored)
+        matrices.append(_matrix(LazyWeight(pipeline, encoding), kind, lazy, tells))
+    _put_beside(layer, *matrices)
 
 
 def _put_beside(layer: Consumer, down: Any, up: Any) -> None:
@@ -260,16 +352,13 @@ def _put_beside(layer: Consumer, down: Any, up: Any) -> None:
         reader.replace_source_output(total.output(0))
 
 
-def _lazy(stored: StoredWeight, parts: dict[str, Part], name: str, pipeline: Pipeline) -> LazyWeight:
-    shape = parts["codes"].shape
-    return LazyWeight(pipeline, WeightEncoding(name, Layout.of(shape, (1,)), ADAPTER_SPEC, 0.0, stored=stored))
-
-
 def _matrix(weight: LazyWeight, kind: ov.Type, lazy: bool, tells: bool) -> Any:
     """One adapter's chain, which ends in values of type `kind`."""
     name, parts = weight.name, weight.encoding.parts
-    nodes = {part: _constant(weight, part, lazy, tells) for part in parts}
-    for part, node in nodes.items():
+    nodes: dict[str, Any] = {}
+    for part in parts:
+        node = weight.constant(part, tells) if lazy else ov.op.Constant(weight.computed(part), shared_memory=True)
+        nodes[part] = node
         node.set_friendly_name(name if part == "codes" else f"{name}/{part}")
     chain = build_dequantization(ChainParts(**nodes), name, parts["codes"].shape)
     if chain.get_output_element_type(0) == kind:
@@ -278,7 +367,3 @@ def _matrix(weight: LazyWeight, kind: ov.Type, lazy: bool, tells: bool) -> Any:
     last.set_friendly_name(f"{name}/as_{kind.get_type_name()}")
     protect_from_folding(last)
     return last
-
-
-def _constant(weight: LazyWeight, part: str, lazy: bool, tells: bool) -> Any:
-    return weight.constant(part, tells) if lazy else ov.op.Constant(weight.computed(part), shared_memory=True)

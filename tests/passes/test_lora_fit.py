@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from ov_weight_compression.passes.lora import ADAPTER_SPEC, Adapters, lora_adapters
 from ov_weight_compression.quantization import decode_rows, encode_rows
-from ov_weight_compression.quantization.layerwise.lora import ADAPTER_SPEC, Adapters, lora_adapters
 from tests.quantization.layerwise_cases import SPECS, gram_of, layer, output_error
 
 
