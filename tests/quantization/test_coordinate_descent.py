@@ -4,8 +4,19 @@ import numpy as np
 import pytest
 
 from ov_weight_compression.quantization import decode_rows, encode_rows
-from ov_weight_compression.quantization.layerwise import BestOf, CoordinateDescent, Start, fit_rows, gptq, hessian_of
-from ov_weight_compression.quantization.layerwise.gptq import Draft, Grid, cost, draft_of, starting_draft
+from ov_weight_compression.quantization.layerwise import (
+    BestOf,
+    CoordinateDescent,
+    Draft,
+    Grid,
+    Start,
+    cost,
+    draft_of,
+    fit_rows,
+    gptq,
+    hessian_of,
+    starting_draft,
+)
 from tests.quantization.layerwise_cases import SPECS, gram_of, layer, output_error
 
 

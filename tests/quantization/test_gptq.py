@@ -4,8 +4,17 @@ import numpy as np
 import pytest
 
 from ov_weight_compression.quantization import Encoded, Spec, decode_rows, encode_rows
-from ov_weight_compression.quantization.layerwise import Hessian, Start, fit_rows, hessian_of
-from ov_weight_compression.quantization.layerwise.gptq import Draft, Grid, cost, draft_of, gptq
+from ov_weight_compression.quantization.layerwise import (
+    Draft,
+    Grid,
+    Hessian,
+    Start,
+    cost,
+    draft_of,
+    fit_rows,
+    gptq,
+    hessian_of,
+)
 from tests.quantization.layerwise_cases import SPECS, gram_of, layer, output_error
 
 
