@@ -16,7 +16,7 @@ taken for the one above. The model is refused then, computes something else in a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 
@@ -208,15 +208,26 @@ def refused_on_cpu(devices: Devices, weight: Weight, format: Format, group: int)
 
 def device_warnings(devices: Devices, choices: Iterable[tuple[Weight, Format]]) -> tuple[str, ...]:
     """What the devices, or the CPU where none is named, are known to expand, one line for each device, format and
-    layer."""
-    counts: Counter[tuple[Device, str, str]] = Counter()
+    layer, after one of blocks of experts whose weights are not stored in one format, as rules may have it."""
     chosen = list(choices)
+    formats = {weight.name: format.name for weight, format in chosen}
+    blocks = expert_blocks(weight for weight, _ in chosen) if len(set(formats.values())) > 1 else []
+    named = [{formats[one.name]: one.name for one in block} for block in blocks if is_run_as_one(block)]
+    mixed = [names for names in named if len(names) > 1]
+    told: tuple[str, ...] = ()
+    if mixed:
+        names = ", ".join(f"{shown(name)} in {format}" for format, name in mixed[0].items())
+        more = f" (and {len(mixed) - 1} more)" if len(mixed) > 1 else ""
+        told = (
+            f"a block of experts is stored in several formats{more}, so that a GPU decompresses all of it: {names}",
+        )
+    counts: Counter[tuple[Device, str, str]] = Counter()
     for target in devices or (Device.CPU,):
         for weight, format in chosen:
             layer = _expanding_layer(target, weight, format)
             if layer is not None:
                 counts[target, format.name, layer] += 1
-    return _mixed_blocks(chosen) + tuple(
+    return told + tuple(
         f"{target.value} expands {count} {'weight' if count == 1 else 'weights'} in {mode} ({layer}) to floats when it "
         f"compiles the model: a smaller file, no gain at run time ({_MEASURED[target]}; "
         f"see `ov-compress inspect --device {target.value}`)"
@@ -228,21 +239,6 @@ def runs_from_codes(devices: Devices, weight: Weight, format: Format) -> bool:
     """Whether the devices, or the CPU where none is named, execute the format in every layer of the weight, as far as
     is known."""
     return all(_expanding_layer(device, weight, format) is None for device in devices or (Device.CPU,))
-
-
-def _mixed_blocks(chosen: Sequence[tuple[Weight, Format]]) -> tuple[str, ...]:
-    """A warning of blocks of experts whose weights are not stored in one format, as rules may have it."""
-    formats = {weight.name: format.name for weight, format in chosen}
-    if len(set(formats.values())) < 2:
-        return ()
-    blocks = [block for block in expert_blocks(one for one, _ in chosen) if is_run_as_one(block)]
-    named = [{formats[one.name]: one.name for one in block} for block in blocks]
-    mixed = [names for names in named if len(names) > 1]
-    if not mixed:
-        return ()
-    told = ", ".join(f"{shown(name)} in {format}" for format, name in mixed[0].items())
-    more = f" (and {len(mixed) - 1} more)" if len(mixed) > 1 else ""
-    return (f"a block of experts is stored in several formats{more}, so that a GPU decompresses all of it: {told}",)
 
 
 def _expanding_layer(device: Device, weight: Weight, format: Format) -> str | None:

@@ -134,7 +134,7 @@ class Measurements:
             return None
         if largest > _USUAL:  # what it is multiplied with must not leave the range of f32; only ratios count
             energy = energy / np.float32(largest)
-        if self.method.random_data:
+        if isinstance(self.method.dataset, str) and self.method.dataset == "random":
             energy = energy + np.median(energy, axis=-1, keepdims=True)
         return energy
 

@@ -537,12 +537,13 @@ def _parsed(given: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in given.items():
         if name not in OPTIONS:
             raise unknown_option(name, OPTIONS)
-        option = OPTIONS[name]
-        value = option.kind.none if value is None else value
-        if value is not None and value is not option.default:
-            read = option.kind.parse(name, value)
-            if type(read) is not type(option.default) or read != option.default:
-                values[name] = read
+        kind, default = OPTIONS[name].kind, OPTIONS[name].default
+        value = kind.none if value is None else value
+        if value is None or (type(value) is type(default) and value == default):
+            continue
+        value = kind.parse(name, value)
+        if type(value) is not type(default) or value != default:
+            values[name] = value
     return values
 
 

@@ -92,17 +92,10 @@ class Method:
     """Of adapters beside the layers, for what their codes have lost; 0 for none."""
     tuning: Tuning = field(default_factory=Tuning)
 
-    weighted: bool = field(init=False)
+    weighted: bool = False
     """Whether the scale search is weighted with E[x²] from data."""
-    layer_by_layer: bool = field(init=False)
+    layer_by_layer: bool = False
     """Whether codes are made while the data are there, from full Gram matrices."""
-    random_data: bool = field(init=False)
-    """Whether the data are tokens drawn at random."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "weighted", self.dataset is not None and self.steps is None)
-        object.__setattr__(self, "layer_by_layer", self.steps is not None or self.lora_rank > 0)
-        object.__setattr__(self, "random_data", isinstance(self.dataset, str) and self.dataset == "random")
 
 
 def method_of(options: Options, model: Any) -> Method:
@@ -134,6 +127,8 @@ def method_of(options: Options, model: Any) -> Method:
         two_streams=accuracy is Accuracy.BEST,
         lora_rank=options.lora_rank if options.lora_correction else 0,
         tuning=options.tuning,
+        weighted=steps is None,
+        layer_by_layer=steps is not None or options.lora_correction,
     )
 
 

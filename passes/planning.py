@@ -118,23 +118,6 @@ def with_choice(plan: Plan, correction: float = 1.0, uniform: str = "", other: b
     return replace(plan, weights=weights, budget=outcome)
 
 
-def _algorithms(format: Format, search: int, method: Method) -> tuple[tuple[Algorithm, ...], tuple[Statistic, ...]]:
-    """What will be done with the values of a weight of this format, and what that wants of the data."""
-    algorithms: list[Algorithm] = []
-    if method.folds and format.bits <= 4:
-        algorithms.append(Algorithm.AWQ)
-    if format.name == Mode.ADAPTIVE_CODEBOOK.value:
-        algorithms.append(Algorithm.CODEBOOK_FIT)
-    if search:
-        algorithms.append(Algorithm.SCALE_SEARCH)
-    statistics = [Statistic.ENERGY] if algorithms and method.weighted else []
-    if method.layer_by_layer and format.default_search > 0:
-        algorithms += [Algorithm.LAYERWISE] if method.steps is not None else []
-        algorithms += [Algorithm.LORA] if method.lora_rank else []
-        statistics.append(Statistic.GRAM)
-    return tuple(algorithms), tuple(statistics)
-
-
 def _with_equal_experts(
     fitted: Sequence[PlannedWeight | Skip], values: Mapping[str, ValueRange], options: Options, method: Method
 ) -> list[PlannedWeight | Skip]:
@@ -292,15 +275,26 @@ def fit(
     search = 0
     if options.scale_search != "off" and format.default_search > 0:
         search = format.default_search if isinstance(options.scale_search, str) else options.scale_search
-    algorithms, statistics = _algorithms(format, search, method)
+    algorithms: list[Algorithm] = []
+    if method.folds and format.bits <= 4:
+        algorithms.append(Algorithm.AWQ)
+    if format.name == Mode.ADAPTIVE_CODEBOOK.value:
+        algorithms.append(Algorithm.CODEBOOK_FIT)
+    if search:
+        algorithms.append(Algorithm.SCALE_SEARCH)
+    statistics = [Statistic.ENERGY] if algorithms and method.weighted else []
+    if method.layer_by_layer and format.default_search > 0:
+        algorithms += [Algorithm.LAYERWISE] if method.steps is not None else []
+        algorithms += [Algorithm.LORA] if method.lora_rank else []
+        statistics.append(Statistic.GRAM)
     return PlannedWeight(
         weight,
         Spec(format, group, scale_type, search),
         absmax,
         reason,
         fitted.request.decided_by,
-        algorithms,
-        statistics,
+        tuple(algorithms),
+        tuple(statistics),
         kept_from_codes=problem is not None,
         regrouped=fitted.regrouped,
     )

@@ -200,7 +200,8 @@ def make_report(plan: Plan, recipe: dict[str, str]) -> Report:
                 in_ratio=DecidedBy.RATIO in planned.decided_by,
             )
         )
-    return Report(tuple(rows), tuple(plan.skips), recipe, warnings, plan.folding.report(), lines, budget=plan.budget)
+    scalings = (*(fold.report() for fold in plan.folding.folds), *plan.folding.left)
+    return Report(tuple(rows), tuple(plan.skips), recipe, warnings, scalings, lines, budget=plan.budget)
 
 
 def with_origins(report: Report, origins: Mapping[str, str], unused: Mapping[str, str]) -> Report:

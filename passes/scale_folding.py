@@ -72,6 +72,20 @@ class Fold:
         target = self.group.target
         return target if isinstance(target, RowsTarget) else None
 
+    def apply(self) -> None:
+        """Edit the graph: gains, biases, or Multiplies where nothing takes the factors; weights are somebody else's."""
+        target = self.group.target
+        if target is None:
+            _insert(self.group, self.columns)
+            return
+        if isinstance(target, GainTarget):
+            operands = [target.gain, *([target.bias] if target.bias else [])]
+        else:
+            operands = list(target.biases)
+        classes = self.classes
+        for operand in operands:
+            _divide(operand, classes)
+
     def report(self) -> Scaling:
         """The fold as a line of the report."""
         names, target = self.group.names, self.group.target
@@ -109,15 +123,6 @@ class Folding:
     def touches(self, weight: Weight) -> bool:
         """Whether a weight's values change."""
         return weight.name in self.columns or weight.name in self.rows
-
-    def apply(self) -> None:
-        """Edit the graph: gains, biases, and Multiplies where nothing takes them; weights are not its business."""
-        for fold in self.folds:
-            _fold_into_graph(fold.group, fold.columns, fold.classes if fold.group.target else fold.columns)
-
-    def report(self) -> tuple[Scaling, ...]:
-        """Every group as a line of the report: the folds, then what was left."""
-        return (*(fold.report() for fold in self.folds), *self.left)
 
     def without(self, weight: Weight, reason: str) -> Folding:
         """The folds that leave a weight alone."""
@@ -191,7 +196,8 @@ class ScaleFolding(ModelPass):
         for weight, constant in zip(touched, constants, strict=True):
             constant.set_friendly_name(weight.stored_name)
             replace_constant(weight.constant, constant, weight.stored_name)
-        folding.apply()
+        for fold in folding.folds:
+            fold.apply()
         model.validate_nodes_and_infer_types()
         self.folded = tuple(fold.group for fold in folding.folds)
         return bool(folding.folds)
@@ -224,26 +230,6 @@ def rounded_to(values: Array, kind: str) -> Float32:
         return values.astype(np.float32)
     with np.errstate(over="ignore"):
         return float_values(float_constant(values, element_type(kind)))
-
-
-def _fold_into_graph(group: EqualizationGroup, factors: Float32, classes: Float32) -> None:
-    """Divide the group's input by its factors, except for what rows of a producer take.
-
-    Args:
-        group: the group; its layers' weights are somebody else's business.
-        factors: [in], t of every channel; [experts, in] where nothing takes them and experts read each their own.
-        classes: t of every class.
-    """
-    target = group.target
-    if target is None:
-        _insert(group, factors)
-        return
-    if isinstance(target, GainTarget):
-        operands = [target.gain, *([target.bias] if target.bias else [])]
-    else:
-        operands = list(target.biases)
-    for operand in operands:
-        _divide(operand, classes)
 
 
 def _divide(operand: Operand, classes: Float32) -> None:

@@ -253,7 +253,8 @@ class WeightCompression(ModelPass):
             # layer reads, behind a Multiply that a fold inserts.
             pipeline = Pipeline(threads=options.threads, held=kept_kernels)
             rewrite(plan, pipeline, options.lazy)
-            plan.folding.apply()
+            for fold in plan.folding.folds:
+                fold.apply()
             if plan.adapters:
                 from ov_weight_compression.passes.lora import attach_adapters
 

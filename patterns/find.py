@@ -52,7 +52,6 @@ from ov_weight_compression.patterns.roles import (
     Role,
     Roles,
     Use,
-    View,
     follow,
     pieces_of,
     reshaped,
@@ -293,9 +292,21 @@ def _axes(graph: Graph, uses: Sequence[Use], layers: Sequence[Use], shape: tuple
         if not any(value.get_node() in graph.varying for value in others):
             reads = f"'{use.node.get_friendly_name()}' reads constants alone"
             return f"{reads}: it is computed once, when the model is compiled"
-        axes = _own_axes(use.view, use.role, shape)
-        if isinstance(axes, str):
-            return axes
+        inputs = pieces_of(use.view, use.role.reduction)
+        for piece in inputs:
+            if piece.size != shape[piece.axis]:
+                return f"a Reshape cuts axis {piece.axis}: the layer sums over a part of it, or over its parts shuffled"
+        if not inputs:
+            return "the layer sums over a single element"
+        reduction = {piece.axis for piece in inputs}
+        outer = {piece.axis for dimension in use.role.channel for piece in use.view[dimension]}
+        batch = {piece.axis for dimension in use.role.batch for piece in use.view[dimension]} - outer
+        axes = _Axes(
+            reduction=tuple(sorted(reduction)),
+            inputs=tuple(piece.axis for piece in inputs),
+            channel=tuple(axis for axis in range(len(shape)) if axis not in reduction | batch),
+            batch=tuple(sorted(batch)),
+        )
         agreed = agreed or axes
         if axes.reduction != agreed.reduction:
             first, other = (one.node.get_friendly_name() for one in (layers[0], use))
@@ -310,25 +321,6 @@ def _axes(graph: Graph, uses: Sequence[Use], layers: Sequence[Use], shape: tuple
     if columns * size <= columns + _INT8_OVERHEAD:
         return f"nothing to gain: with {columns} elements a channel, the scales would take what the codes save"
     return agreed
-
-
-def _own_axes(view: View, role: Role, shape: tuple[int, ...]) -> _Axes | str:
-    """A role's dimensions as axes of a constant of this shape; a reason where a reduction axis is not whole."""
-    inputs = pieces_of(view, role.reduction)
-    for piece in inputs:
-        if piece.size != shape[piece.axis]:
-            return f"a Reshape cuts axis {piece.axis}: the layer sums over a part of it, or over its parts shuffled"
-    if not inputs:
-        return "the layer sums over a single element"
-    reduction = {piece.axis for piece in inputs}
-    outer = {piece.axis for dimension in role.channel for piece in view[dimension]}
-    batch = {piece.axis for dimension in role.batch for piece in view[dimension]} - outer
-    return _Axes(
-        reduction=tuple(sorted(reduction)),
-        inputs=tuple(piece.axis for piece in inputs),
-        channel=tuple(axis for axis in range(len(shape)) if axis not in reduction | batch),
-        batch=tuple(sorted(batch)),
-    )
 
 
 def _no_layer(uses: Sequence[Use], shape: tuple[int, ...]) -> str:

@@ -131,17 +131,14 @@ Roles = Mapping[tuple[str, int], RoleRow]
 """Rows by an operation's type name and the port of its weight."""
 
 
-def role_of(roles: Roles, node: ov.Node, port: int, shape: tuple[int, ...]) -> Role | Refusal | None:
-    """What an operation makes of a weight of this shape that it reads at a port, or why it takes none there; None for
-    an operation that is in no row."""
+def _checked(found: object, node: ov.Node, port: int, shape: tuple[int, ...]) -> Role | Refusal | None:
+    """What a caller's row has given, or why it cannot be."""
     kind = node.get_type_name()
-    row = roles.get((kind, port))
-    found: object = row(node, port, shape) if callable(row) else row
     if found is None or isinstance(found, Refusal):
         return found
     if not isinstance(found, Role):
         raise OptionError(f"roles[{kind!r}, {port}]: must return a Role or a Refusal, got {shown(found)}")
-    misfit = None if row is ROLES.get((kind, port)) else _misfit(found, node, shape)  # ours follow from the shapes
+    misfit = _misfit(found, node, shape)
     return found if misfit is None else Refusal(f"its role in {kind} does not fit: {misfit}")
 
 
@@ -335,7 +332,11 @@ def follow(graph: Graph, constant: ov.Node, roles: Roles = ROLES) -> list[Use]:
                 found.append(Use(node, port, seen, seen if (kind, port) in roles else None))
             else:
                 shape = tuple(prod(piece.size for piece in dimension) for dimension in seen)
-                found.append(Use(node, port, seen, role_of(roles, node, port, shape)))
+                row = roles.get((kind, port))
+                role = row(node, port, shape) if callable(row) else row
+                if row is not ROLES.get((kind, port)):  # a caller's: ours follow from the shapes
+                    role = _checked(role, node, port, shape)
+                found.append(Use(node, port, seen, role))
     return sorted(found, key=lambda use: (graph.position[use.node], use.port))
 
 
