@@ -51,7 +51,7 @@ from ov_weight_compression.checkpoints.layouts.quantised_weight import Quantised
 from ov_weight_compression.checkpoints.safetensors_file import DTYPES, StoredTensor, mapped_constants, read_header
 from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.ir_file import read_model
-from ov_weight_compression.ir_utils.lazy_weight import FileSink, active_stubs, postponed_constant, stubbing
+from ov_weight_compression.ir_utils.lazy_weight import FileSink, here, postponed_constant, stubbing
 from ov_weight_compression.ir_utils.saving import find_stubs, make_room
 from ov_weight_compression.ir_utils.types import Array
 from ov_weight_compression.ir_utils.weight_source import widened
@@ -100,7 +100,7 @@ class _Room:
     def identity(self) -> Hashable | None:
         return self.stretch, self.kind, self.shape, self.names, self.turned
 
-    def job(self, sinks: Mapping[str, FileSink]) -> Job:
+    def job(self, places: Mapping[str, FileSink]) -> Job:
         raise NotImplementedError
 
 
@@ -139,9 +139,8 @@ def write_skeleton(
 
 
 def _stub(room: _Room, kind: ov.Type) -> ov.Tensor:
-    stubbed = active_stubs()
-    assert stubbed is not None
-    return stubbed.stub(room, "weight", kind, room.shape)
+    assert here.stubs is not None
+    return here.stubs.stub(room, "weight", kind, room.shape)
 
 
 def read_skeleton(path: Path, placed: Sequence[Placed]) -> tuple[ov.Model, list[Hole]]:

@@ -115,24 +115,22 @@ class Layout:
 
     def in_groups(self, group: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The shapes of codes and of scales: the constant's, with the reduced axes cut into `in/g, g`, and the same
-        with 1 along what shares a scale; for one group the codes keep the constant's own."""
-        if self._whole(group):
+        with 1 along what shares a scale. The codes keep the constant's own for one scale a channel, and for one group
+        `[1, in, out]`, for whose Reshape the CPU plugin of OpenVINO 2026.4 makes up a wrong shape where it expands the
+        chain."""
+        if group < 0 or (group == self.columns and not self.contiguous):
             return self.shape, tuple(1 if axis in self.reduced else size for axis, size in enumerate(self.shape))
         before, behind = self.shape[: self.reduced[0]], self.shape[self.reduced[-1] + 1 :]
         groups = self.columns // group
         return (*before, groups, group, *behind), (*before, groups, 1, *behind)
 
-    def scales_in_place(self, scales: Array, group: int) -> Array:
-        """Scales `[rows, columns/g]` of the matrix, in the constant's order and in the shape of `in_groups`."""
-        if not self._whole(group):
+    def scales_in_place(self, scales: Array, shape: tuple[int, ...]) -> Array:
+        """Scales `[rows, columns/g]` of the matrix, in the constant's order and in the shape that `in_groups` has for
+        them."""
+        if shape != tuple(1 if axis in self.reduced else size for axis, size in enumerate(self.shape)):
             before = len(self.lead) - (len(self.shape) - 1 - self.reduced[-1])
             scales = np.moveaxis(scales.reshape(*self.lead, -1), -1, before)
-        return np.ascontiguousarray(scales).reshape(self.in_groups(group)[1])
-
-    def _whole(self, group: int) -> bool:
-        """Whether the codes keep the constant's shape: one scale a channel, or one group `[1, in, out]`, for whose
-        Reshape the CPU plugin of OpenVINO 2026.4 makes up a wrong shape where it expands the chain."""
-        return group < 0 or (group == self.columns and not self.contiguous)
+        return np.ascontiguousarray(scales).reshape(shape)
 
     @staticmethod
     def of(shape: Sequence[int], reduced: Sequence[int]) -> Layout:

@@ -58,8 +58,18 @@ _DEEPEST = 64  # frames to look through for a compile_model
 _MARK = "postponed_constant"
 _MARKED_BYTES = 1 << 20
 
-_watching = threading.local()
-"""`marked`: the large Constant that this thread's last clone is."""
+
+class _Local(threading.local):
+    """What a thread is at."""
+
+    marked: Any = None
+    """The large Constant that its last clone is."""
+    stubs: Stubs | None = None
+    """Of the `save_model` that is running."""
+    buffer: Array = np.empty(0, dtype=np.uint8)
+
+
+here = _Local()
 
 
 class PostponedConstant(base.PostponedConstant):
@@ -68,19 +78,17 @@ class PostponedConstant(base.PostponedConstant):
 
     def evaluate(self, outputs: Any, inputs: Any) -> bool:
         with called_by_openvino():
-            _take_mark_away()
             return bool(super().evaluate(outputs, inputs))
 
     def clone_with_new_inputs(self, new_inputs: Any) -> Any:
         with called_by_openvino():
-            _take_mark_away()
             name = self.get_friendly_name()
             if self.plain is None:
                 return postponed_constant(self.m_element_type, self.m_shape, self.m_maker, name=name)
             constant = self.plain()
             constant.set_friendly_name(name)
             if constant.get_byte_size() >= _MARKED_BYTES:
-                _watching.marked = constant
+                here.marked = constant
             return constant
 
 
@@ -100,17 +108,24 @@ def postponed_constant(
     return node
 
 
-def _take_mark_away() -> None:
-    marked = _watching.__dict__.pop("marked", None)
-    if marked is not None and _MARK in marked.get_rt_info():
-        del marked.get_rt_info()[_MARK]
-
-
 @contextmanager
 def called_by_openvino() -> Iterator[None]:
-    """Around all that happens in a call out of OpenVINO."""
-    watch = _present_watch()
-    if watch is None:
+    """Around all that happens in a call out of OpenVINO: what is raised is noted by the watch over the `compile_model`
+    that is running in this thread, if there is one."""
+    marked, here.marked = here.marked, None
+    if marked is not None and _MARK in marked.get_rt_info():
+        del marked.get_rt_info()[_MARK]
+    watch: Any = sys.getprofile()
+    frame: FrameType | None = sys._getframe() if watch is None else None
+    for _ in range(_DEEPEST):
+        if frame is None:
+            break
+        if frame.f_code.co_name == "compile_model" and frame.f_globals.get("__name__", "").startswith("openvino"):
+            with contextlib.suppress(ValueError):  # a thread of another interpreter cannot handle signals
+                watch = _Watch(frame)
+            break
+        frame = frame.f_back
+    if not isinstance(watch, _Watch):
         yield
         return
     try:
@@ -167,143 +182,6 @@ class _Watch:
             self.interrupt = caught
 
 
-def _present_watch() -> _Watch | None:
-    """The watch over the `compile_model` that is running in this thread, if there is one."""
-    present = sys.getprofile()
-    if present is not None:
-        return present if isinstance(present, _Watch) else None
-    frame: FrameType | None = sys._getframe()
-    for _ in range(_DEEPEST):
-        if frame is None:
-            return None
-        if frame.f_code.co_name == "compile_model" and frame.f_globals.get("__name__", "").startswith("openvino"):
-            with contextlib.suppress(ValueError):  # a thread of another interpreter cannot handle signals
-                return _Watch(frame)
-            return None
-        frame = frame.f_back
-    return None
-
-
-STUB_BYTES = 16
-
-_stubbing = threading.local()
-
-
-class FileSink:
-    """A stretch of an open file that pieces are written into, from any thread."""
-
-    def __init__(self, descriptor: int, offset: int, behind: WriteBehind | None = None) -> None:
-        self._descriptor, self._offset, self._behind = descriptor, offset, behind
-
-    def room(self, offset: int, size: int) -> Array:
-        """Memory for bytes that are to be written: the calling thread's own, which its next call hands out again."""
-        buffer: Array | None = getattr(_stubbing, "buffer", None)
-        if buffer is None or buffer.size < size:
-            buffer = _stubbing.buffer = np.empty(size, dtype=np.uint8)
-        return buffer[:size]
-
-    def write(self, offset: int, data: Array) -> None:
-        """Put the bytes of `data` at byte `offset` of the stretch."""
-        view = np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
-        start = self._offset + offset
-        write_at(self._descriptor, view, start)
-        if self._behind is not None:
-            self._behind.note(start, len(view))
-
-
-class StubbedWeight(Protocol):
-    """A weight whose constants can be written after the graph."""
-
-    name: str
-
-    @property
-    def pipeline(self) -> Pipeline:
-        """What computes it."""
-        ...
-
-    @property
-    def identity(self) -> Hashable | None:
-        """Equal for weights whose constants are the same bytes, which are then stored once; None is equal to none."""
-        ...
-
-    def job(self, sinks: Mapping[str, FileSink]) -> Job:
-        """What computes the weight and writes each of its parts into its sink; it returns no parts."""
-        ...
-
-
-@dataclass(frozen=True)
-class Stub:
-    """A constant to be: whose, and what it is stored as."""
-
-    owner: StubbedWeight
-    part: str
-    kind: ov.Type
-    shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes in the .bin file."""
-        return tensor_bytes(math.prod(self.shape), self.kind.bitwidth)
-
-
-@dataclass
-class Stubs:
-    """The stubs of one `save_model`, by the bytes that stand for them."""
-
-    stubs: dict[bytes, Stub] = field(default_factory=dict)
-    _alike: dict[Hashable, StubbedWeight] = field(default_factory=dict)
-    _first: dict[int, StubbedWeight] = field(default_factory=dict)
-    """By the weight's id: the first one whose constants are the same bytes."""
-    _marks: dict[tuple[int, str], bytes] = field(default_factory=dict)
-
-    def stub(self, owner: StubbedWeight, part: str, kind: ov.Type, shape: tuple[int, ...]) -> ov.Tensor:
-        """What is serialised in place of a constant."""
-        if id(owner) not in self._first:
-            identity = owner.identity
-            self._first[id(owner)] = owner if identity is None else self._alike.setdefault(identity, owner)
-        first = self._first[id(owner)]
-        mark = b"to be filled" + (len(self.stubs) + 1).to_bytes(STUB_BYTES - 12, "little")
-        mark = self._marks.setdefault((id(first), part), mark)
-        self.stubs.setdefault(mark, Stub(first, part, kind, shape))
-        tensor = ov.Tensor(ov.Type.u8, ov.Shape([STUB_BYTES]))
-        tensor.data[:] = np.frombuffer(mark, dtype=np.uint8)
-        return tensor
-
-    def compute(self, descriptor: int, places: Mapping[bytes, int]) -> None:
-        """Compute every weight into the open file; `places` are the offsets of the constants by their stubs.
-
-        Raises:
-            WorkError: a weight could not be computed, or not be written.
-        """
-        behind = WriteBehind(descriptor)
-        sinks: dict[int, dict[str, FileSink]] = {}
-        owners: dict[int, StubbedWeight] = {}
-        for mark, stub in self.stubs.items():
-            owners[id(stub.owner)] = stub.owner
-            sinks.setdefault(id(stub.owner), {})[stub.part] = FileSink(descriptor, places[mark], behind)
-        jobs: dict[int, tuple[Pipeline, list[Job]]] = {}
-        for number, owner in owners.items():
-            pipeline = owner.pipeline
-            jobs.setdefault(id(pipeline), (pipeline, []))[1].append(owner.job(sinks[number]))
-        for pipeline, each in jobs.values():
-            pipeline.run_all(each)
-
-
-def active_stubs() -> Stubs | None:
-    """The stubs of the `save_model` that is running in this thread, if there is one."""
-    return getattr(_stubbing, "stubs", None)
-
-
-@contextmanager
-def stubbing() -> Iterator[Stubs]:
-    """Let makers that this thread calls hand over stubs."""
-    _stubbing.stubs = Stubs()
-    try:
-        yield _stubbing.stubs
-    finally:
-        _stubbing.stubs = None
-
-
 _LARGE_BYTES = 32 << 20
 _MAPPED = {"u8": np.uint8, "i8": np.int8}
 
@@ -320,16 +198,12 @@ class Part:
         """Its bytes in the .bin file."""
         return tensor_bytes(math.prod(self.shape), element_type(self.type).bitwidth)
 
-    def tensor(self) -> ov.Tensor:
-        """An empty tensor that owns its memory."""
-        return ov.Tensor(element_type(self.type), ov.Shape(list(self.shape)))
-
-
-def filled(part: Part, data: Array) -> ov.Tensor:
-    """A part's tensor with these bytes."""
-    tensor = part.tensor()
-    tensor.data.reshape(-1).view(np.uint8)[...] = data.reshape(-1).view(np.uint8)
-    return tensor
+    def tensor(self, data: Array | None = None) -> ov.Tensor:
+        """A tensor that owns its memory, with these bytes or empty."""
+        tensor = ov.Tensor(element_type(self.type), ov.Shape(list(self.shape)))
+        if data is not None:
+            tensor.data.reshape(-1).view(np.uint8)[...] = data.reshape(-1).view(np.uint8)
+        return tensor
 
 
 class Sink(Protocol):
@@ -342,18 +216,41 @@ class Sink(Protocol):
         """Put the bytes of `data` at byte `offset` of the part."""
 
 
+@dataclass(frozen=True, eq=False)
 class _MemorySink:
-    def __init__(self, memory: Array) -> None:
-        self._bytes: Array = memory.reshape(-1).view(np.uint8)
+    bytes: Array
 
     def room(self, offset: int, size: int) -> Array:
-        return self._bytes[offset : offset + size]
+        return self.bytes[offset : offset + size]
 
     def write(self, offset: int, data: Array) -> None:
         data = data.reshape(-1).view(np.uint8)
-        target = self._bytes[offset : offset + data.size]
+        target = self.bytes[offset : offset + data.size]
         if not np.may_share_memory(target, data):  # it is `room`
             target[:] = data
+
+
+@dataclass(frozen=True, eq=False)
+class FileSink:
+    """A stretch of an open file that pieces are written into, from any thread."""
+
+    descriptor: int
+    offset: int
+    behind: WriteBehind | None = None
+
+    def room(self, offset: int, size: int) -> Array:
+        """Memory for bytes that are to be written: the calling thread's own, which its next call hands out again."""
+        if here.buffer.size < size:
+            here.buffer = np.empty(size, dtype=np.uint8)
+        return here.buffer[:size]
+
+    def write(self, offset: int, data: Array) -> None:
+        """Put the bytes of `data` at byte `offset` of the stretch."""
+        view = np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
+        start = self.offset + offset
+        write_at(self.descriptor, view, start)
+        if self.behind is not None:
+            self.behind.note(start, len(view))
 
 
 class Encoding(Protocol):
@@ -386,15 +283,44 @@ class Encoding(Protocol):
 
     @property
     def together(self) -> Hashable | None:
-        """Equal for small weights that `begin_into` takes together; None for one that is computed alone."""
+        """Equal for small weights that `begin` takes together; None for one that is computed alone."""
         ...
 
-    def begin_into(
-        self, sink: Sink, others: Sequence[tuple[Any, Sink]] = ()
-    ) -> tuple[Sequence[Task], Callable[[], Sequence[dict[str, Array]]]]:
-        """The tasks that put the bulk into `sink`, and that of other encodings into theirs, and what returns the bytes
-        of each one's other computed parts after the last."""
+    def begin(self, targets: Sequence[Target]) -> tuple[Sequence[Task], Task]:
+        """The tasks that put this weight's computed parts, and those of others that are computed together with it,
+        where they go, and what does the rest after the last. The first target is its own."""
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """Where the computed parts of a weight go: to places of their own, else into tensors."""
+
+    encoding: Any
+    places: Mapping[str, Sink]
+    tensors: dict[str, Any] = field(default_factory=dict)
+
+    def sink(self, name: str) -> Sink:
+        """Of a part; asked for once."""
+        if name in self.places:
+            return self.places[name]
+        tensor = self.tensors[name] = self.encoding.parts[name].tensor()
+        return _MemorySink(tensor.data.reshape(-1).view(np.uint8))
+
+
+@dataclass(frozen=True)
+class _WeightJob:
+    """A weight computed into tensors, but for the parts that have a place of their own."""
+
+    name: str
+    nbytes: int
+    together: Hashable | None
+    encoding: Encoding
+    places: Mapping[str, Sink]
+
+    def begin(self, *others: _WeightJob) -> tuple[Sequence[Task], Task, Sequence[dict[str, Any]]]:
+        targets = [Target(job.encoding, job.places) for job in (self, *others)]
+        return *self.encoding.begin(targets), [target.tensors for target in targets]
 
 
 class LazyWeight:
@@ -403,7 +329,7 @@ class LazyWeight:
     def __init__(self, pipeline: Pipeline, encoding: Encoding) -> None:
         self.pipeline, self.encoding = pipeline, encoding
         self.name = encoding.name
-        self._number = pipeline.add(self.job({}))
+        self._number = pipeline.batches.add(self.job({}))
 
     @property
     def identity(self) -> Hashable | None:
@@ -412,11 +338,10 @@ class LazyWeight:
 
     def part(self, name: str) -> ov.Tensor:
         """A part, computed now or fetched if computed ahead; a stub where `save_model` computes the weight later."""
-        stubs = active_stubs()
-        if stubs is None:
+        if here.stubs is None:
             return self.computed(name)
         part = self.encoding.parts[name]
-        return stubs.stub(self, name, element_type(part.type), part.shape)
+        return here.stubs.stub(self, name, element_type(part.type), part.shape)
 
     def computed(self, name: str) -> ov.Tensor:
         """A part, computed now or fetched if computed ahead."""
@@ -429,10 +354,10 @@ class LazyWeight:
         plain = partial(self._plain, name) if plain_in_clones else None
         return postponed_constant(element_type(part.type), ov.Shape(list(part.shape)), partial(self.part, name), plain)
 
-    def job(self, sinks: Mapping[str, Sink]) -> Job:
-        """The weight's computation, with the parts that have sinks straight into their places there."""
+    def job(self, places: Mapping[str, Sink]) -> Job:
+        """The weight's computation, with the parts that have places straight into them."""
         encoding = self.encoding
-        return _WeightJob(encoding.name, encoding.nbytes, encoding.together, encoding, sinks)
+        return _WeightJob(encoding.name, encoding.nbytes, encoding.together, encoding, places)
 
     def _plain(self, name: str) -> Any:
         """A part as a Constant. A large weight's codes lie in a temporary file that is mapped, not in memory; its other
@@ -445,13 +370,14 @@ class LazyWeight:
         bulk = self.encoding.parts[self.encoding.bulk]
         kind = _MAPPED.get(bulk.type)
         if kind is None or bulk.nbytes < _LARGE_BYTES:
-            return ov.op.Constant(self.computed(name), shared_memory=True)
+            return ov.op.Constant(self.pipeline.take(self._number, name), shared_memory=True)
         kept: dict[str, Any] = self.__dict__.setdefault("_mapped", threading.local()).__dict__
         if name not in kept:
             with tempfile.TemporaryFile(prefix="ov-weight-compression-") as file:
                 reserved = reserve(file.fileno(), bulk.nbytes)
                 codes = np.memmap(file, dtype=kind, mode="r+", shape=bulk.shape)
-                sink = _MemorySink(np.asarray(codes)) if reserved else FileSink(file.fileno(), 0)
+                memory = np.asarray(codes).reshape(-1).view(np.uint8)
+                sink = _MemorySink(memory) if reserved else FileSink(file.fileno(), 0)
                 (small,) = self.pipeline.run_all([self.job({self.encoding.bulk: sink})])
             self.pipeline.files.handed_out(bulk.nbytes)
             kept.update({part: ov.op.Constant(tensor, shared_memory=True) for part, tensor in small.items()})
@@ -459,37 +385,90 @@ class LazyWeight:
         return kept.pop(name)
 
 
-@dataclass(frozen=True)
-class _WeightJob:
-    """A weight computed into tensors, but for the parts that have a place of their own."""
+STUB_BYTES = 16
+
+
+class StubbedWeight(Protocol):
+    """A weight whose constants can be written after the graph."""
 
     name: str
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """What computes it."""
+        ...
+
+    @property
+    def identity(self) -> Hashable | None:
+        """Equal for weights whose constants are the same bytes, which are then stored once; None is equal to none."""
+        ...
+
+    def job(self, places: Mapping[str, FileSink]) -> Job:
+        """What computes the weight and writes each of its parts into its place; it returns no parts."""
+        ...
+
+
+@dataclass(frozen=True)
+class Stub:
+    """A constant to be: whose, and what it is stored as."""
+
+    owner: StubbedWeight
+    part: str
+    kind: ov.Type
+    shape: tuple[int, ...]
     nbytes: int
-    together: Hashable | None
-    encoding: Encoding
-    sinks: Mapping[str, Sink]
+    """In the .bin file."""
 
-    def begin(self, *others: _WeightJob) -> tuple[Sequence[Task], Callable[[], Sequence[dict[str, Any]]]]:
-        jobs = (self, *others)
-        made: list[dict[str, Any]] = [{} for _ in jobs]
-        first, *rest = [(job.encoding, job._bulk_sink(parts)) for job, parts in zip(jobs, made, strict=True)]
-        tasks, finish = self.encoding.begin_into(first[1], rest)
 
-        def hand_over() -> Sequence[dict[str, Any]]:
-            for job, parts, computed in zip(jobs, made, finish(), strict=True):
-                for name, data in computed.items():
-                    if name in job.sinks:
-                        job.sinks[name].write(0, data)
-                    else:
-                        parts[name] = filled(job.encoding.parts[name], data)
-            return made
+@dataclass
+class Stubs:
+    """The stubs of one `save_model`, by the bytes that stand for them."""
 
-        return tasks, hand_over
+    stubs: dict[bytes, Stub] = field(default_factory=dict)
+    _alike: dict[Hashable, StubbedWeight] = field(default_factory=dict)
+    _first: dict[int, StubbedWeight] = field(default_factory=dict)
+    """By the weight's id: the first one whose constants are the same bytes."""
+    _marks: dict[tuple[int, str], bytes] = field(default_factory=dict)
 
-    def _bulk_sink(self, parts: dict[str, Any]) -> Sink:
-        """Where the bulk goes: its own place, or a tensor among the parts."""
-        bulk = self.encoding.bulk
-        if bulk in self.sinks:
-            return self.sinks[bulk]
-        parts[bulk] = self.encoding.parts[bulk].tensor()
-        return _MemorySink(parts[bulk].data)
+    def stub(self, owner: StubbedWeight, part: str, kind: ov.Type, shape: tuple[int, ...]) -> ov.Tensor:
+        """What is serialised in place of a constant."""
+        if id(owner) not in self._first:
+            identity = owner.identity
+            self._first[id(owner)] = owner if identity is None else self._alike.setdefault(identity, owner)
+        first = self._first[id(owner)]
+        mark = b"to be filled" + (len(self.stubs) + 1).to_bytes(STUB_BYTES - 12, "little")
+        mark = self._marks.setdefault((id(first), part), mark)
+        if mark not in self.stubs:
+            self.stubs[mark] = Stub(first, part, kind, shape, tensor_bytes(math.prod(shape), kind.bitwidth))
+        tensor = ov.Tensor(ov.Type.u8, ov.Shape([STUB_BYTES]))
+        tensor.data[:] = np.frombuffer(mark, dtype=np.uint8)
+        return tensor
+
+    def compute(self, descriptor: int, offsets: Mapping[bytes, int]) -> None:
+        """Compute every weight into the open file; `offsets` are those of the constants by their stubs.
+
+        Raises:
+            WorkError: a weight could not be computed, or not be written.
+        """
+        behind = WriteBehind(descriptor)
+        places: dict[int, dict[str, FileSink]] = {}
+        owners: dict[int, StubbedWeight] = {}
+        for mark, stub in self.stubs.items():
+            owners[id(stub.owner)] = stub.owner
+            places.setdefault(id(stub.owner), {})[stub.part] = FileSink(descriptor, offsets[mark], behind)
+        jobs: dict[int, tuple[Pipeline, list[Job]]] = {}
+        for number, owner in owners.items():
+            pipeline = owner.pipeline
+            jobs.setdefault(id(pipeline), (pipeline, []))[1].append(owner.job(places[number]))
+        for pipeline, each in jobs.values():
+            pipeline.run_all(each)
+
+
+@contextmanager
+def stubbing() -> Iterator[Stubs]:
+    """Let makers that this thread calls hand over stubs."""
+    here.stubs = Stubs()
+    try:
+        yield here.stubs
+    finally:
+        here.stubs = None

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import threading
 import zlib
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
@@ -31,7 +31,7 @@ from openvino import opset13 as ops
 from ov_weight_compression.ir_utils.constant_values import ConstantValues, constants_behind, detached
 from ov_weight_compression.ir_utils.file_mappings import OWN_MEMORY, FileMappings, FileRows
 from ov_weight_compression.ir_utils.layout import Layout, Slab
-from ov_weight_compression.ir_utils.lazy_weight import LazyWeight, Part, Sink
+from ov_weight_compression.ir_utils.lazy_weight import LazyWeight, Part, Target
 from ov_weight_compression.ir_utils.types import Array, Float32, bf16_to_f32, sizes_of, to_f32
 from ov_weight_compression.ir_utils.worker_pool import Pipeline, Task
 
@@ -136,9 +136,7 @@ class ConstantSource(WeightSource):
         self._constant = constant
         self._data: Array = constant.data  # asked for once: it costs as much as reading a small weight
         self._file = OWN_MEMORY if mappings is None else mappings.around(self._data)
-        self._matrix = self._data.reshape(layout.shape).transpose(layout.order)
-        if layout.contiguous:
-            self._matrix = self._matrix.reshape(layout.rows, layout.columns)
+        self._matrix = layout.matrix_view(self._data.reshape(layout.shape))
 
     def read(self, slab: Slab) -> Array:
         """float16 as it is (a view where possible), else float32."""
@@ -398,11 +396,11 @@ class _Widened:
     def identity(self) -> Hashable | None:
         return self._source.identity
 
-    def begin_into(
-        self, sink: Sink, others: Sequence[tuple[Any, Sink]] = ()
-    ) -> tuple[Sequence[Task], Callable[[], Sequence[dict[str, Array]]]]:
+    def begin(self, targets: Sequence[Target]) -> tuple[Sequence[Task], Task]:
+        sink = targets[0].sink("values")
+
         def write() -> None:
             for slab, values in self._source.pieces():
                 sink.write(4 * slab.start * self._source.layout.columns, values)
 
-        return [write], lambda: [{}]
+        return [write], lambda: None

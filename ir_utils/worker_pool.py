@@ -1,21 +1,18 @@
-"""Threads that work off jobs for one caller. A job is one weight, cut into tasks that threads run in any order; small
-ones that are alike are one task together, for most of what each costs alone is the interpreter's.
+"""Jobs worked off by threads: those that postponed constants ask for, a little ahead, in a bounded amount of memory.
 
-Whoever wants jobs computed has a pool of its own: one call of `run_all`, or one thread that asks for constants. So
-nothing is shared between callers but the jobs, which are not changed by running them. A pool's threads start with its
-first task and end by themselves when they have had nothing to do for a while.
+A job is one weight. Its parts (codes, zero points, scales) come from one computation, cut into pieces that threads run
+in any order; small jobs that are alike are begun together, for most of what each costs alone is the interpreter's.
 
-**A pipeline** computes what postponed constants ask for, a little ahead, in a bounded amount of memory. A `Job` is one
-weight, or one of many small ones that are computed together. Its parts (codes, zero points, scales) come from one
-computation, cut into pieces that threads run in any order. `ov.save_model` asks for the parts in graph order; while it
-writes one weight, the next ones are computed, as many as fit into `look_ahead` bytes. A part is handed out once and
-forgotten; asking again computes again, so that a model can be saved twice, or saved and compiled.
+`ov.save_model` asks for the parts in graph order; while it writes one weight, the next ones are computed, as many as
+fit into `look_ahead` bytes. A part is handed out once and forgotten; asking again computes again, so that a model can
+be saved twice, or saved and compiled. The package's own `save_model` has the jobs write their parts themselves, and
+runs them all at once.
 
 All clones of a model ask the same pipeline. What is under way belongs to the thread that asks (OpenVINO calls the
 makers of constants in the thread that saves or compiles), so any number of threads may save, compile and clone at once:
-each computes for itself. A process that was forked begins anew.
-
-The package's own `save_model` has the jobs write their parts themselves, and runs them all at once.
+each has its own walk through the jobs, with threads of its own, which start with the first job and end by themselves
+when they have had nothing to do for a while. Only the jobs are shared, which running does not change. A process that
+was forked begins anew.
 """
 
 from __future__ import annotations
@@ -23,7 +20,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -46,7 +43,7 @@ _IDLE_TIMES = 10  # with a look in between at whether the interpreter ends
 
 
 class Job(Protocol):
-    """One weight's computation. `begin` allocates and cuts; `finish` hands over the parts once every task has run."""
+    """One weight's computation."""
 
     @property
     def name(self) -> str:
@@ -63,9 +60,9 @@ class Job(Protocol):
         """Equal for small jobs that are begun together; None for one that is done alone."""
         ...
 
-    def begin(self, *others: Any) -> tuple[Sequence[Task], Callable[[], Sequence[dict[str, Any]]]]:
-        """The tasks of this job and of `others`, to be run in any order and thread, and what returns the parts of each
-        by name after the last."""
+    def begin(self, *others: Any) -> tuple[Sequence[Task], Task, Sequence[dict[str, Any]]]:
+        """The tasks of this job and of `others`, to be run in any order and thread; what is to be run after the last;
+        and the parts of each job by name, which are complete then."""
         ...
 
 
@@ -73,29 +70,40 @@ _TOGETHER_BYTES = 1 << 17
 """Of jobs that are begun together: as much as the quantiser takes in one run, most often."""
 
 
+@dataclass(eq=False)
+class Batch:
+    """Jobs that are begun together, most often one."""
+
+    jobs: list[Job] = field(default_factory=list)
+    nbytes: int = 0
+
+
 class Batches:
     """Jobs in the order in which they were added, and which of them are begun together."""
 
     def __init__(self, jobs: Iterable[Job] = ()) -> None:
-        self.each: list[list[Job]] = []
+        self.each: list[Batch] = []
         self.places: list[tuple[int, int]] = []
         """Of each job: which batch it is in, and where there."""
-        self._open: dict[Hashable, tuple[int, int]] = {}
+        self._open: dict[Hashable, int] = {}
         for job in jobs:
             self.add(job)
 
-    def add(self, job: Job) -> None:
-        """Append a job, to the batch of those before it that are alike if there is room."""
-        kind, number = job.together, len(self.each)
-        if kind is not None:
-            number, held = self._open.get(kind, (number, 0))
-            if held + job.nbytes > _TOGETHER_BYTES:
-                number, held = len(self.each), 0
-            self._open[kind] = number, held + job.nbytes
+    def add(self, job: Job) -> int:
+        """Append a job, to the batch of those before it that are alike if there is room; its number."""
+        number = len(self.each)
+        if job.together is not None:
+            number = self._open.get(job.together, number)
+            if number < len(self.each) and self.each[number].nbytes + job.nbytes > _TOGETHER_BYTES:
+                number = len(self.each)
+            self._open[job.together] = number
         if number == len(self.each):
-            self.each.append([])
-        self.places.append((number, len(self.each[number])))
-        self.each[number].append(job)
+            self.each.append(Batch())
+        batch = self.each[number]
+        self.places.append((number, len(batch.jobs)))
+        batch.jobs.append(job)
+        batch.nbytes += job.nbytes
+        return len(self.places) - 1
 
 
 def default_threads() -> int:
@@ -117,10 +125,10 @@ def in_threads(function: Callable[[_T], _R], parts: Sequence[_T], threads: int) 
 
 
 class Run:
-    """Jobs under way together, most often one, or over: then they have their parts or an error."""
+    """A batch under way, or over: then its jobs have their parts or an error."""
 
-    def __init__(self, jobs: Sequence[Job]) -> None:
-        self.jobs = (*jobs,)
+    def __init__(self, batch: Batch) -> None:
+        self.jobs, self.nbytes = (*batch.jobs,), batch.nbytes
         self.parts: Sequence[dict[str, Any]] = ()
         """Of each job, by name."""
         self.fetched = 0
@@ -128,9 +136,9 @@ class Run:
         self.error: BaseException | None = None
         self.over = False
         self.tasks: deque[Task] = deque()
-        self.finish: Callable[[], Sequence[dict[str, Any]]] = tuple
+        self.finish: Task | None = None
         try:
-            tasks, self.finish = self.jobs[0].begin(*self.jobs[1:])
+            tasks, self.finish, self.parts = self.jobs[0].begin(*self.jobs[1:])
             self.tasks.extend(tasks)
         except BaseException as caught:
             self.fail(caught)
@@ -153,196 +161,15 @@ class Run:
 
 def _error_alone(job: Job) -> BaseException | None:
     """What goes wrong with a job that is done here; None where nothing does."""
-    run = Run((job,))
+    run = Run(Batch([job], job.nbytes))
     try:
         for task in run.tasks:
             task()
-        run.finish()
+        if run.finish is not None:
+            run.finish()
     except BaseException as caught:
         run.fail(caught)
     return run.error
-
-
-class WorkerPool:
-    """Up to `threads` threads for the jobs that are begun here, and then for those of `jobs`, batch by batch.
-
-    Tasks are done in the order in which their jobs were begun. `tell` is called in whichever thread finishes a job,
-    by one at a time; what it raises becomes the job's error, as it is.
-    """
-
-    def __init__(
-        self,
-        threads: int,
-        held: Held,
-        tell: Callable[[Job], object] | None = None,
-        jobs: Iterable[Sequence[Job]] | None = None,
-    ) -> None:
-        self._threads, self._held, self._tell = threads, held, tell
-        self._telling = threading.Lock()
-        self._jobs: Iterator[Sequence[Job]] | None = None if jobs is None else iter(jobs)
-        self._waiting: deque[Run] = deque()
-        self._lock = threading.Lock()
-        self._more, self._changed = threading.Condition(self._lock), threading.Condition(self._lock)
-        self._gone = threading.Condition(self._lock)  # apart: whoever waits for the threads is not woken by each job
-        self._working = 0
-        self._closed = jobs is not None
-        self.taken: list[Run] = []
-        """The runs of `jobs`, in their order."""
-
-    def begin(self, jobs: Sequence[Job]) -> Run:
-        """Begin jobs together; the threads work on them from now on."""
-        run = Run(jobs)
-        with self._lock:
-            if run.tasks:
-                self._waiting.append(run)
-                self._start_threads()
-                self._more.notify(len(run.tasks))
-                return run
-        self._conclude(run)
-        return run
-
-    def wait(self, run: Run) -> None:
-        """Until a run is over."""
-        with self._lock:
-            while not run.over and self._working:
-                self._changed.wait()
-        if not run.over:  # no thread could be started
-            self._work_here(lambda: run.over)
-
-    def run_all(self) -> list[Run]:
-        """Work off all of `jobs`; those that are begun when one has failed are the last."""
-        with self._lock:
-            self._start_threads()
-        try:
-            self.join()
-            self._work_here(lambda: False)
-        except BaseException:
-            self.close()
-            raise
-        return self.taken
-
-    def drop(self) -> None:
-        """Forget the tasks that nobody has begun, and their jobs."""
-        with self._lock:
-            self._clear()
-
-    def close(self) -> None:
-        """Forget the tasks that nobody has begun, and wait until the threads have ended."""
-        self.dismiss()
-        self.join()
-
-    def dismiss(self) -> None:
-        """As `close`, without waiting."""
-        with self._lock:
-            self._clear()
-            self._closed = True
-            self._more.notify_all()
-
-    def join(self) -> None:
-        """Wait until the threads have ended, which they do without being told only where `jobs` were given."""
-        with self._lock:
-            while self._working:
-                self._gone.wait()
-
-    def _clear(self) -> None:
-        for run in self._waiting:
-            run.tasks.clear()
-        self._waiting.clear()
-        self._jobs = None
-
-    def _start_threads(self) -> None:
-        while self._working < self._threads:
-            thread = threading.Thread(target=self._work, name="ov-weight-compression")
-            self._working += 1
-            try:
-                thread.start()
-            except RuntimeError:  # the interpreter ends, or the system has no more threads: those that are there do it
-                self._working -= 1
-                return
-
-    def _work(self) -> None:
-        try:
-            with self._held():
-                while (piece := self._next()) is not None:
-                    self._do(*piece)
-        finally:
-            with self._lock:
-                self._working -= 1
-                if self._waiting and threading.main_thread().is_alive():  # begun while this thread was leaving
-                    self._start_threads()
-                self._changed.notify_all()
-                self._gone.notify_all()
-
-    def _work_here(self, done: Callable[[], bool]) -> None:
-        with self._held():
-            while not done() and (piece := self._next(patient=False)) is not None:
-                self._do(*piece)
-
-    def _next(self, patient: bool = True) -> tuple[Run, Task | None] | None:
-        """A task, or a job that has none; None where there is nothing more to do."""
-        with self._lock:
-            for _ in range(_IDLE_TIMES):
-                if patient and not threading.main_thread().is_alive():  # whoever still waits does the rest
-                    return None
-                if self._waiting:
-                    run = self._waiting[0]
-                    task = run.tasks.popleft()
-                    if not run.tasks:
-                        self._waiting.popleft()
-                    return run, task
-                jobs = None if self._jobs is None else next(self._jobs, None)
-                if jobs is not None:
-                    run = Run(jobs)
-                    self.taken.append(run)
-                    if not run.tasks:
-                        return run, None
-                    task = run.tasks.popleft()
-                    if run.tasks:
-                        self._waiting.append(run)
-                    return run, task
-                if self._closed or not patient:
-                    return None
-                self._more.wait(_IDLE_SECONDS)
-            return None
-
-    def _do(self, run: Run, task: Task | None) -> None:
-        error: BaseException | None = None
-        try:
-            if task is not None and run.error is None:
-                task()
-        except BaseException as caught:
-            error = caught
-        with self._lock:
-            run.left -= task is not None
-            if error is not None:
-                run.fail(error)
-                if run in self._waiting:
-                    self._waiting.remove(run)
-            elif run.left or run.error is not None:
-                return
-        del task, error
-        self._conclude(run)
-
-    def _conclude(self, run: Run) -> None:
-        """Put together the parts of a run whose tasks are done."""
-        try:
-            if run.error is None:
-                run.parts = run.finish()
-        except BaseException as caught:
-            run.fail(caught)
-        try:
-            if self._tell is not None and run.error is None:
-                with self._telling:
-                    for job in run.jobs:
-                        self._tell(job)
-        except BaseException as caught:
-            run.error = caught
-        run.finish = tuple  # what it holds
-        with self._lock:
-            run.over = True
-            if run.error is not None and self._jobs is not None:
-                self._clear()
-            self._changed.notify_all()
 
 
 _MOST_AHEAD = 64  # batches: enough to keep every thread busy, and few enough to look through
@@ -359,9 +186,10 @@ class Pipeline:
     threads: int = field(default_factory=default_threads)
     look_ahead: int = 64 << 20
     small_job: int = 32 << 10
-    """Bytes below which most of a job's time is the interpreter's, which runs one thread at a time."""
+    """Bytes below which most of a job's time is the interpreter's, which runs one thread at a time: jobs that are
+    smaller on average are done by one. Two would wait for each other, and each compile its kernels."""
     on_finished: Callable[[Job], object] | None = None
-    """Called, in whichever thread, after each job's last piece: for progress bars."""
+    """Called, in whichever thread, after each job's last piece, for one job at a time: for progress bars."""
     held: Held = nullcontext
     """What each thread enters for as long as it works."""
     files: ForeignFiles = field(default_factory=ForeignFiles)
@@ -369,148 +197,229 @@ class Pipeline:
     batches: Batches = field(default_factory=Batches)
     _local: threading.local = field(default_factory=threading.local)
 
-    def add(self, job: Job) -> int:
-        """Append a job; its number is what `take` wants."""
-        self.batches.add(job)
-        return len(self.batches.places) - 1
-
     def take(self, number: int, part: str) -> Any:
         """One part of a job, computed now unless it was computed ahead. The caller owns it.
 
         Raises:
             WorkError: the computation failed; names the weight.
         """
-        return self._walk().take(*self.batches.places[number], part)
+        walk: _Walk | None = getattr(self._local, "walk", None)
+        if walk is None or walk.closed or walk.process != os.getpid():
+            walk = self._local.walk = _Walk(self, self.batches)
+        return walk.take(*self.batches.places[number], part)
+
+    def stop(self) -> None:
+        """Give up what is under way for this thread and wait until nobody works on it. A later request starts anew."""
+        walk: _Walk | None = getattr(self._local, "walk", None)
+        if walk is not None and walk.process == os.getpid():
+            walk.close(wait=True)
 
     def run_all(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
         """Run jobs beside the list, as many at a time as keep every thread busy, and return their parts. For jobs with
-        small parts or none. It returns, or raises, when no thread touches them any more.
+        small parts or none. It returns, or raises, when no thread touches them any more; jobs that are begun when one
+        has failed are the last.
 
         Raises:
             WorkError: a computation failed; names the weight.
         """
         batches = Batches(jobs)
-        runs = WorkerPool(self.threads_for(batches), self.held, self.on_finished, batches.each).run_all()
-        for run in runs:
+        walk = _Walk(self, batches, takes=False)
+        try:
+            walk.wait(None)
+        except BaseException:
+            walk.close(wait=True)
+            raise
+        for run in walk.runs.values():
             if run.error is not None:
                 raise run.error
-        return [runs[batch].parts[place] for batch, place in batches.places]
-
-    def threads_for(self, batches: Batches) -> int:
-        """How many threads do these jobs: one where they are small on average. Two would wait for each other, and each
-        compile its kernels."""
-        return 1 if sum(map(_bytes, batches.each)) < self.small_job * len(batches.places) else self.threads
-
-    def stop(self) -> None:
-        """Give up what is under way for this thread and wait until nobody works on it. A later request starts anew."""
-        self._walk().stop()
-
-    def _walk(self) -> _Walk:
-        walk: _Walk | None = getattr(self._local, "walk", None)
-        if walk is None or walk.process != os.getpid():
-            walk = self._local.walk = _Walk(self)
-        return walk
+        return [walk.runs[batch].parts[place] for batch, place in batches.places]
 
 
 class _Walk:
-    """One thread's way through the jobs. Nobody else touches it."""
+    """One caller's way through batches. Its threads begin them in order and do their tasks: a little ahead of a caller
+    who takes parts (`closed` while it may), else all, as fast as they can."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Pipeline, batches: Batches, takes: bool = True) -> None:
         self.process = os.getpid()
-        self._pipeline = pipeline
-        self._pool = self._new_pool()
-        self._runs: dict[int, Run] = {}
+        self.closed = not takes
+        """Whether threads end as soon as they find nothing to do."""
+        self.runs: dict[int, Run] = {}
         """By the number of the batch."""
+        self._pipeline, self._batches, self._takes = pipeline, batches, takes
+        small = sum(batch.nbytes for batch in batches.each) < pipeline.small_job * len(batches.places)
+        self._threads = 1 if small else pipeline.threads
+        self._following = 0
+        """The batch to begin next."""
         self._held = 0
         """Bytes of the runs."""
         self._taken: set[int] = set()
         """Batches whose parts have all been fetched this time round: nothing to compute ahead."""
-        self._following = 0
-        """The batch to begin next, ahead of being asked for it."""
+        self._waiting: deque[Run] = deque()
+        """Runs with tasks that nobody has begun."""
+        self._working = 0
+        """Threads."""
+        self._lock, self._telling = threading.Lock(), threading.Lock()
+        self._more, self._told = threading.Condition(self._lock), threading.Condition(self._lock)
+        """For threads that wait for work, and for the caller, who waits for them."""
 
     def take(self, number: int, place: int, part: str) -> Any:
-        run = self._runs.get(number)
+        """A part of a job, by its places; see `Pipeline.take`."""
         try:
-            lacks = run is not None and place >= len(run.jobs)  # it was added to its batch meanwhile
-            if run is None or lacks or (run.over and run.error is None and part not in run.parts[place]):
-                run = self._begin_anew(number)
-            self._begin_ahead(number)
-            self._pool.wait(run)
-            if run.error is None and part not in run.parts[place]:  # computed, but that part has been fetched meanwhile
-                run = self._begin_anew(number)
-                self._pool.wait(run)
+            with self._lock:
+                run = self.runs.get(number)
+                lacks = run is not None and place >= len(run.jobs)  # it was added to its batch meanwhile
+                if run is None or lacks or (run.over and run.error is None and part not in run.parts[place]):
+                    run = self._begin_anew(number)
+                behind = [] if self._held <= self._pipeline.look_ahead else [key for key in self.runs if key < number]
+                for old in behind:  # goes first
+                    if self._held > self._pipeline.look_ahead and self.runs[old].over:
+                        self._held -= self.runs.pop(old).nbytes
+            self.wait(run)
             if run.error is not None:
                 raise run.error
         except BaseException:
-            self._forget_all()
+            self.close()
             raise
         value = run.parts[place].pop(part)
         if not run.parts[place]:
             self._pipeline.files.handed_out(run.jobs[place].nbytes)
             run.fetched += 1
         if run.fetched == len(run.jobs):
-            self._forget(number)
-            self._taken.add(number)
-            self._begin_ahead(number)
-            if len(self._taken) == len(self._pipeline.batches.each):  # everything is saved
-                self._pool.dismiss()
-                self._pool = self._new_pool()
+            with self._lock:
+                self._held -= self.runs.pop(number).nbytes
+                self._taken.add(number)
+                self._start_threads()
+            if len(self._taken) == len(self._batches.each):  # everything is saved
+                self.close()
         return value
-
-    def stop(self) -> None:
-        self._forget_all()
-        self._pool.close()
-        self._pool = self._new_pool()
-
-    def _new_pool(self) -> WorkerPool:
-        pipeline = self._pipeline
-        return WorkerPool(pipeline.threads_for(pipeline.batches), pipeline.held, self._tell)
-
-    def _tell(self, job: Job) -> None:
-        if self._pipeline.on_finished is not None:
-            self._pipeline.on_finished(job)
 
     def _begin_anew(self, number: int) -> Run:
         """Begin a batch that was not foreseen: out of order, or asked for once more."""
         if number in self._taken:  # the model is being saved or compiled once more
             self._taken.clear()
-        self._pool.drop()
-        for key in [key for key, run in self._runs.items() if key == number or not run.over]:
-            self._forget(key)
+        self._drop()
+        for key in [key for key, run in self.runs.items() if key == number or not run.over]:
+            self._held -= self.runs.pop(key).nbytes
         self._following = number + 1
         return self._begin(number)
 
     def _begin(self, number: int) -> Run:
-        jobs = self._pipeline.batches.each[number]
-        run = self._runs[number] = self._pool.begin(jobs)
-        self._held += _bytes(run.jobs)
+        run = self.runs[number] = Run(self._batches.each[number])
+        self._held += run.nbytes
+        self._waiting.append(run)
+        self._more.notify_all()
         return run
 
-    def _begin_ahead(self, number: int) -> None:
-        """Begin the batches that follow, while what is held stays within `look_ahead`; what lies behind goes first."""
-        limit, batches = self._pipeline.look_ahead, self._pipeline.batches.each
-        if self._held > limit:
-            for old in [key for key, run in self._runs.items() if key < number and run.over]:
-                if self._held > limit:
-                    self._forget(old)
-        for _ in range(_MOST_AHEAD):
-            following = self._following
-            if following >= len(batches) or len(self._runs) > _MOST_AHEAD:
+    def wait(self, run: Run | None) -> None:
+        """Until a run is over; without one, until all are and no thread is left."""
+        with self._lock:
+            if run is None or not run.over:
+                self._start_threads()
+            while self._working and (run is None or not run.over):
+                self._told.wait()
+        if run is None or not run.over:  # no thread could be started, or the interpreter ends
+            with self._pipeline.held():
+                while (run is None or not run.over) and (piece := self._next(patient=False)) is not None:
+                    self._do(*piece)
+
+    def close(self, wait: bool = False) -> None:
+        """Forget the tasks that nobody has begun; the threads end, and may be waited for."""
+        with self._lock:
+            self.closed = True
+            self._drop()
+            self._more.notify_all()
+            while wait and self._working:
+                self._told.wait()
+
+    def _drop(self) -> None:
+        for run in self._waiting:
+            run.tasks.clear()
+        self._waiting.clear()
+        self._following = len(self._batches.each)
+
+    def _start_threads(self) -> None:
+        """Have threads look for work, as far as there is any."""
+        self._more.notify_all()
+        while self._working < self._threads and (self._waiting or self._following < len(self._batches.each)):
+            thread = threading.Thread(target=self._work, name="ov-weight-compression")
+            self._working += 1
+            try:
+                thread.start()
+            except RuntimeError:  # the interpreter ends, or the system has no more threads: those that are there do it
+                self._working -= 1
                 return
-            if following not in self._runs and following not in self._taken:
-                if self._held + _bytes(batches[following]) > limit:
-                    return
-                self._begin(following)
-            self._following += 1
 
-    def _forget(self, number: int) -> None:
-        self._held -= _bytes(self._runs.pop(number).jobs)
+    def _work(self) -> None:
+        try:
+            with self._pipeline.held():
+                while (piece := self._next()) is not None:
+                    self._do(*piece)
+        finally:
+            with self._lock:
+                self._working -= 1
+                self._told.notify()
 
-    def _forget_all(self) -> None:
-        self._pool.drop()
-        self._runs.clear()
-        self._held = 0
+    def _next(self, patient: bool = True) -> tuple[Run, Task | None] | None:
+        """A task, or a run that has none: of those that wait, else of the batch that follows, where there is room for
+        it; None where there is nothing more to do."""
+        with self._lock:
+            for _ in range(_IDLE_TIMES):
+                if patient and not threading.main_thread().is_alive():  # whoever still waits does the rest
+                    return None
+                for _ in range(_MOST_AHEAD):
+                    number = self._following
+                    if self._waiting or number == len(self._batches.each):
+                        break
+                    if number not in self.runs and number not in self._taken:
+                        held = self._held + self._batches.each[number].nbytes
+                        if self._takes and (held > self._pipeline.look_ahead or len(self.runs) > _MOST_AHEAD):
+                            break
+                        self._begin(number)
+                    self._following += 1
+                if self._waiting:
+                    run = self._waiting[0]
+                    task = run.tasks.popleft() if run.tasks else None
+                    if not run.tasks:
+                        self._waiting.popleft()
+                    return run, task
+                if self.closed or not patient:
+                    return None
+                self._more.wait(_IDLE_SECONDS)
+            return None
 
-
-def _bytes(jobs: Sequence[Job]) -> int:
-    return sum(job.nbytes for job in jobs)
+    def _do(self, run: Run, task: Task | None) -> None:
+        """A task; with the last of a run its parts are put together."""
+        error: BaseException | None = None
+        try:
+            if task is not None and run.error is None:
+                task()
+        except BaseException as caught:
+            error = caught
+        with self._lock:
+            run.left -= task is not None
+            if error is not None:
+                run.fail(error)
+                if run in self._waiting:
+                    self._waiting.remove(run)
+            elif run.left or (run.error is not None and task is not None):
+                return
+        del task, error
+        try:
+            if run.finish is not None and run.error is None:
+                run.finish()
+        except BaseException as caught:
+            run.fail(caught)
+        try:
+            if self._pipeline.on_finished is not None and run.error is None:
+                with self._telling:
+                    for job in run.jobs:
+                        self._pipeline.on_finished(job)
+        except BaseException as caught:
+            run.error = caught
+        run.finish = None  # what it holds
+        with self._lock:
+            run.over = True
+            if run.error is not None and not self._takes:
+                self._drop()
+            if self._takes:  # who waits for all is not woken by each
+                self._told.notify()

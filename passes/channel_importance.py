@@ -50,11 +50,6 @@ class Importance:
     factors: Array | None = None
     """`[columns]` or `[experts, columns]`: the values that are quantised have been multiplied by them."""
 
-    @property
-    def experts(self) -> int:
-        """Into how many blocks of rows, each with an importance of its own, the weight falls."""
-        return max(1 if part is None or part.ndim == 1 else len(part) for part in (self.seen, self.factors))
-
     def energy(self) -> Array | None:
         """The costs, `[columns]` or `[experts, columns]`; None for all alike."""
         energy = self.seen if self.graph is None else self.graph.value()

@@ -11,7 +11,7 @@ rounded away is not in the file any more and does not come back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, prod
 from typing import Any
@@ -23,7 +23,7 @@ from openvino.passes import ModelPass
 from ov_weight_compression.ir_utils.dequantization import replace_constant
 from ov_weight_compression.ir_utils.errors import WorkError
 from ov_weight_compression.ir_utils.file_mappings import FileMappings
-from ov_weight_compression.ir_utils.lazy_weight import LazyWeight, Part, Sink
+from ov_weight_compression.ir_utils.lazy_weight import LazyWeight, Part, Target
 from ov_weight_compression.ir_utils.metadata import drop_metadata
 from ov_weight_compression.ir_utils.option_kinds import OptionKind, check_model, choice, flag
 from ov_weight_compression.ir_utils.types import F16_MAX, Array, sizes_of
@@ -145,10 +145,9 @@ class _FloatWeight:
         self.nbytes = self.parts["values"].nbytes
         self._source = source_at(weight.end, mappings)
 
-    def begin_into(
-        self, sink: Sink, others: Sequence[tuple[Any, Sink]] = ()
-    ) -> tuple[Sequence[Task], Callable[[], Sequence[dict[str, Array]]]]:
+    def begin(self, targets: Sequence[Target]) -> tuple[Sequence[Task], Task]:
         """One task: what is kept of a chain while it is evaluated should be kept once."""
+        sink = targets[0].sink("values")
 
         def write() -> None:
             place = 0
@@ -163,7 +162,7 @@ class _FloatWeight:
             except RuntimeError as error:
                 raise WorkError(f"{self.name}: cannot be decompressed: {error}") from error
 
-        return [write], lambda: [{}]
+        return [write], lambda: None
 
 
 def _bound(weight: CompressedWeight) -> float:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from typing import Any, ClassVar, Protocol
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from math import prod
+from typing import ClassVar, Protocol
 
 import numpy as np
 import openvino as ov
@@ -13,7 +14,7 @@ import openvino as ov
 from ov_weight_compression.ir_utils.errors import WorkError
 from ov_weight_compression.ir_utils.file_io import Spool, Spooled
 from ov_weight_compression.ir_utils.layout import Layout, Slab
-from ov_weight_compression.ir_utils.lazy_weight import Part, Sink, filled
+from ov_weight_compression.ir_utils.lazy_weight import Part, Target
 from ov_weight_compression.ir_utils.types import Array, Float32, element_type, pack
 from ov_weight_compression.ir_utils.weight_source import WeightSource
 from ov_weight_compression.ir_utils.worker_pool import Task
@@ -118,130 +119,108 @@ class WeightEncoding:
     scale_type: str | None = None
     """What scales are stored in, where that is wider than what they are rounded to."""
 
+    parts: dict[str, Part] = field(init=False, repr=False)
+    """Every part of the chain, described: what is computed, and `known_parts`."""
+    nbytes: int = field(init=False, repr=False)
+    """Bytes that the parts take, and the unpacked codes where the axes have to be permuted."""
+    tensor_scale: np.float32 | None = field(init=False, repr=False)
+    """The weight's f32 scalar, where its format has one."""
+    packs: bool = field(init=False, repr=False)
+    """Whether pieces come packed from the quantiser, which is faster: where every row ends on a whole byte."""
+    together: Hashable | None = field(init=False, repr=False)
+    """Equal for small weights that one run of the quantiser encodes."""
+
+    def __post_init__(self) -> None:
+        layout, spec, elements = self.layout, self.spec, self.layout.rows * self.layout.columns
+        parts = stored_parts(layout, spec, self.scale_type)
+        nbytes = sum(part.nbytes for part in parts.values())
+        if not layout.contiguous:
+            nbytes += elements * np.dtype(spec.format.code_dtype).itemsize
+        packs = self.stored is None and layout.contiguous and layout.columns % _ROWS_ALIGNMENT == 0
+        together = None
+        by_data = self.importance is not None and self.importance.seen is not None
+        alone = elements > _SMALL_ELEMENTS or not packs or by_data or spec.format.tensor_scale
+        if self.source is not None and not alone:
+            together = self.source.element_type, layout, spec, self.scale_type
+        scalar = tensor_scale_of(self.absmax, spec.format) if self.stored is None else self.stored.tensor_scale
+        follows = {"parts": parts, "nbytes": nbytes, "tensor_scale": scalar, "packs": packs, "together": together}
+        for name, value in follows.items():
+            object.__setattr__(self, name, value)
+
     @property
-    def alike(self) -> Hashable | None:
-        """Equal for weights that are encoded to the same bytes if their values are equal; None where that cannot be
-        told beforehand."""
-        if self.stored is not None or self.source is None or self.source.identity is None:
+    def identity(self) -> tuple[Hashable, ...] | None:
+        """Equal for weights that are encoded to the same bytes; None where that cannot be told beforehand. Without its
+        last item, the source's, equal for those that are if their values are equal."""
+        values = None if self.stored is not None or self.source is None else self.source.identity
+        if values is None or self.source is None:
             return None
         importance = None if self.importance is None else self.importance.identity
-        return self.source.element_type, self.layout, self.spec, self.scale_type, self.absmax, importance
+        return self.source.element_type, self.layout, self.spec, self.scale_type, self.absmax, importance, values
 
-    @property
-    def identity(self) -> Hashable | None:
-        """Equal for weights that are encoded to the same bytes; None where that cannot be told beforehand."""
-        alike = self.alike
-        return None if alike is None or self.source is None else (alike, self.source.identity)
-
-    @cached_property
-    def parts(self) -> dict[str, Part]:
-        """Every part of the chain, described: what `finish` and `known_parts` return."""
-        return stored_parts(self.layout, self.spec, self.scale_type)
-
-    @cached_property
-    def nbytes(self) -> int:
-        """Bytes that the parts take, and the unpacked codes where the axes have to be permuted."""
-        stored = sum(part.nbytes for part in self.parts.values())
-        unpacked = self.layout.rows * self.layout.columns * np.dtype(self._unpacked_type).itemsize
-        return stored if self.layout.contiguous else stored + unpacked
-
-    @property
-    def together(self) -> Hashable | None:
-        """Equal for small weights that one run of the quantiser encodes."""
-        small = self.layout.rows * self.layout.columns <= _SMALL_ELEMENTS
-        by_data = self.importance is not None and self.importance.seen is not None
-        if not small or by_data or self.source is None or not self._packs or self.spec.format.tensor_scale:
-            return None
-        return self.source.element_type, self.layout, self.spec, self.scale_type
-
-    def begin_into(
-        self, sink: Sink, others: Sequence[tuple[WeightEncoding, Sink]] = ()
-    ) -> tuple[Sequence[Task], Callable[[], Sequence[dict[str, Array]]]]:
-        """One task for each piece of rows; the codes go to `sink`. With others, one for all of them."""
-        if others:
-            made: list[dict[str, Array]] = []
-            return [lambda: made.extend(_encoded_together([(self, sink), *others]))], lambda: made
-        layout = self.layout
-        experts = 1 if self.importance is None else self.importance.experts
-        format = self.spec.format
+    def begin(self, targets: Sequence[Target]) -> tuple[Sequence[Task], Task]:
+        """One task for each piece of rows; with other weights that are encoded together with this one, one for all."""
+        if len(targets) > 1:
+            return [partial(_encode_together, targets)], lambda: None
+        layout, bits, columns = self.layout, self.spec.format.bits, self.layout.columns
+        sink, shape = targets[0].sink("codes"), (layout.rows, prod(self.parts["scale"].shape) // max(1, layout.rows))
         scale_dtype = {"f16": np.float16, "f32": np.float32}.get(self.spec.scale_type, np.uint8)
-        groups = layout.columns // self.spec.group_of(layout.columns)
-        scales: Array = np.empty((layout.rows, groups), dtype=scale_dtype)
-        zeros: Array | None = np.empty((layout.rows, groups), dtype=np.uint8) if format.zero_point == "group" else None
-        unpacked: Array | None = None
-        if not layout.contiguous:
-            unpacked = np.empty(layout.shape, dtype=self._unpacked_type)
-        tensor_scale = self._tensor_scale
+        scales: Array = np.empty(shape, dtype=scale_dtype)
+        zeros: Array | None = np.empty(shape, dtype=np.uint8) if self.spec.format.asymmetric else None
+        unpacked: Array | None = None if layout.contiguous else np.empty(layout.shape, self.spec.format.code_dtype)
 
-        def run(slab: Slab) -> None:
-            offset, size = (slab.start * layout.columns * format.bits // 8, (slab.stop - slab.start) * layout.columns)
+        def encode(slab: Slab) -> None:
+            rows, offset = slice(slab.start, slab.stop), slab.start * columns * bits // 8
             into = None
-            if self._packs:
-                into = Encoded(
-                    codes=sink.room(offset, size * format.bits // 8),
-                    scale=scales[slab.start : slab.stop],
-                    zero_point=None if zeros is None else zeros[slab.start : slab.stop],
-                )
-            encoded = self._encode(slab, tensor_scale, into)
+            if self.packs:
+                room = sink.room(offset, (slab.stop - slab.start) * columns * bits // 8)
+                into = Encoded(room, scales[rows], None if zeros is None else zeros[rows])
+            encoded = self._encode(slab, into, self.packs)
             if slab.start == 0:
-                encoded = turn_over_first_group(encoded, self.spec, packed=self._packs)
+                encoded = turn_over_first_group(encoded, self.spec, packed=self.packs)
             if unpacked is not None:
                 target = layout.matrix_view(unpacked)[slab.index]
                 target[...] = encoded.codes.reshape(target.shape)
             else:
-                sink.write(offset, encoded.codes.reshape(-1) if self._packs else pack(encoded.codes, format.bits))
+                sink.write(offset, encoded.codes.reshape(-1) if self.packs else pack(encoded.codes, bits))
             if into is None:
-                scales[slab.start : slab.stop] = encoded.scale
+                scales[rows] = encoded.scale
                 if zeros is not None and encoded.zero_point is not None:
-                    zeros[slab.start : slab.stop] = encoded.zero_point
+                    zeros[rows] = encoded.zero_point
 
-        def finish() -> list[dict[str, Array]]:
+        def finish() -> None:
             if unpacked is not None:
-                sink.write(0, pack(unpacked, format.bits))
-            return [self._beside_codes(scales, zeros)]
+                sink.write(0, pack(unpacked, bits))
+            self._write_beside(targets[0], scales, zeros)
 
-        return [partial(run, slab) for slab in layout.slabs(self._piece_rows(), layout.rows // experts)], finish
+        return [partial(encode, slab) for slab in self._pieces()], finish
 
-    def _beside_codes(self, scales: Array, zeros: Array | None) -> dict[str, Array]:
-        """The bytes of scales and zero points `[rows, groups]`, which are looked at for the last time."""
+    def _write_beside(self, target: Target, scales: Array, zeros: Array | None) -> None:
+        """Write scales and zero points `[rows, groups]`, which are looked at for the last time."""
         if unusable(scales, self.spec.scale_type):
             raise WorkError(f"{self.name}: a scale is not finite: give it a rule or ignore it, and please report this")
-        layout, group, parts = self.layout, self.spec.group_size, self.parts
-        wide = scales.astype(np.float32) if parts["scale"].type == "f32" else scales
-        found = {"scale": layout.scales_in_place(wide, group)}
+        part = self.parts["scale"]
+        wide = scales.astype(np.float32) if part.type == "f32" else scales
+        target.sink("scale").write(0, self.layout.scales_in_place(wide, part.shape))
         if zeros is not None:
-            bits = element_type(parts["zero_point"].type).bitwidth
-            found["zero_point"] = pack(layout.scales_in_place(zeros, group), bits)
-        return found
+            bits = element_type(self.parts["zero_point"].type).bitwidth
+            target.sink("zero_point").write(0, pack(self.layout.scales_in_place(zeros, part.shape), bits))
 
-    @property
-    def _unpacked_type(self) -> type[np.unsignedinteger[Any]]:
-        """What holds one code: indices into tables of more than 256 entries take two bytes."""
-        return np.uint16 if self.spec.format.bits == 16 else np.uint8
-
-    def _piece_rows(self) -> int:
+    def _pieces(self) -> Iterator[Slab]:
+        """What is encoded at a time: whole blocks of the quantiser, none of two experts with an importance each."""
         rows = _BLOCK_ELEMENTS // max(1, self.layout.columns)
-        return max(_ROWS_ALIGNMENT, rows // _ROWS_ALIGNMENT * _ROWS_ALIGNMENT) * _BLOCKS
-
-    @property
-    def _packs(self) -> bool:
-        """Whether pieces come packed from the quantiser, which is faster: where every row ends on a whole byte."""
-        layout = self.layout
-        return self.stored is None and layout.contiguous and layout.columns % _ROWS_ALIGNMENT == 0
+        rows = max(_ROWS_ALIGNMENT, rows // _ROWS_ALIGNMENT * _ROWS_ALIGNMENT) * _BLOCKS
+        seen = () if self.importance is None else (self.importance.seen, self.importance.factors)
+        experts = max((len(part) for part in seen if part is not None and part.ndim == 2), default=1)
+        return self.layout.slabs(rows, self.layout.rows // experts)
 
     def values(self) -> Float32:
         """What the stored weight stands for, `[rows, columns]`."""
-        experts = 1 if self.importance is None else self.importance.experts
         whole = np.empty((self.layout.rows, self.layout.columns), np.float32)
-        tensor_scale = self._tensor_scale
-        for slab in self.layout.slabs(self._piece_rows(), self.layout.rows // experts):
-            encoded = self._encode(slab, tensor_scale, None, packed=False)
-            whole[slab.start : slab.stop] = decode_rows(encoded, self.spec)
+        for slab in self._pieces():
+            whole[slab.start : slab.stop] = decode_rows(self._encode(slab, None, packed=False), self.spec)
         return whole
 
-    def _encode(
-        self, slab: Slab, tensor_scale: np.float32 | None, into: Encoded | None, *, packed: bool | None = None
-    ) -> Encoded:
+    def _encode(self, slab: Slab, into: Encoded | None, packed: bool) -> Encoded:
         if self.stored is not None:
             return self.stored.rows(slab)
         assert self.source is not None
@@ -253,49 +232,42 @@ class WeightEncoding:
             self.spec,
             importance=importance,
             weighting="graph" if self.importance is None or self.importance.seen is None else "data",
-            tensor_scale=tensor_scale,
-            packed=self._packs if packed is None else packed,
+            tensor_scale=self.tensor_scale,
+            packed=packed,
             into=into,
         )
         self.source.release(slab)
         return encoded
 
-    @property
-    def _tensor_scale(self) -> np.float32 | None:
-        return tensor_scale_of(self.absmax, self.spec.format) if self.stored is None else self.stored.tensor_scale
-
     def known_parts(self) -> dict[str, ov.Tensor]:
         """The parts that are known before anything is computed: scalars and tables."""
-        format, parts = self.spec.format, self.parts
+        format = self.spec.format
         values: dict[str, Array] = {}
         if format.zero_point == "scalar":
             values["zero_point"] = np.array([format.zero_value], dtype=np.int8)
-        tensor_scale = self._tensor_scale
-        if tensor_scale is not None:
-            values["tensor_scale"] = np.array([tensor_scale], dtype=np.float32)
-        table = format.table
-        if table is not None:
-            values["table"] = table
-        return {name: filled(parts[name], data) for name, data in values.items()}
+        if self.tensor_scale is not None:
+            values["tensor_scale"] = np.array([self.tensor_scale], dtype=np.float32)
+        if format.table is not None:
+            values["table"] = format.table
+        return {name: self.parts[name].tensor(data) for name, data in values.items()}
 
 
-def _encoded_together(weights: Sequence[tuple[WeightEncoding, Sink]]) -> list[dict[str, Array]]:
-    """Encode small weights that are alike (see `WeightEncoding.together`) in one run, each one's codes into its sink;
-    the bytes of each one's other parts."""
-    first, rows = weights[0][0], weights[0][0].layout.rows
+def _encode_together(targets: Sequence[Target]) -> None:
+    """Encode small weights that are alike (see `WeightEncoding.together`) in one run."""
+    first: WeightEncoding = targets[0].encoding
+    rows = first.layout.rows
     whole = Slab(0, rows, (slice(0, rows),))
     values, importance = [], []
-    for one, _ in weights:
+    for target in targets:
+        one: WeightEncoding = target.encoding
         assert one.source is not None
         energy = None if one.importance is None else one.importance.energy()
         importance.append(np.ones(first.layout.columns, np.float32) if energy is None else energy)
         values.append(one.source.read(whole))
         one.source.release(whole)
     encoded = encode_rows(np.concatenate(values), first.spec, importance=np.stack(importance), packed=True)
-    found = []
-    for place, (one, sink) in enumerate(weights):
+    for place, target in enumerate(targets):
         own = encoded.rows(place * rows, (place + 1) * rows)
-        own = turn_over_first_group(own, one.spec, packed=True)
-        sink.write(0, own.codes.reshape(-1))
-        found.append(one._beside_codes(own.scale, own.zero_point))
-    return found
+        own = turn_over_first_group(own, first.spec, packed=True)
+        target.sink("codes").write(0, own.codes.reshape(-1))
+        target.encoding._write_beside(target, own.scale, own.zero_point)

@@ -168,10 +168,10 @@ def with_equal_weights(plan: Plan) -> Plan:
     for place, planned in enumerate(plan.weights):
         others: list[list[int]] = []
         may_equal = sizes[planned.weight.shape, planned.absmax] > 1
-        alike = encoding_of(planned, plan).alike if may_equal else None
-        if alike is not None:
+        identity = encoding_of(planned, plan).identity if may_equal else None
+        if identity is not None:
             chain = (planned.weight.body, planned.expanded, planned.kept_from_codes)
-            others = candidates.setdefault((alike, chain, source(place).fingerprint), [])
+            others = candidates.setdefault((identity[:-1], chain, source(place).fingerprint), [])
         equals = next((places for places in others if source(places[0]).equals(source(place))), None)
         if equals is None:
             equals = []

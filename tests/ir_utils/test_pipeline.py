@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ov_weight_compression.ir_utils.errors import OptionError, WorkError
-from ov_weight_compression.ir_utils.worker_pool import Batches, Pipeline, default_threads
+from ov_weight_compression.ir_utils.worker_pool import Pipeline, default_threads
 
 
 @dataclass
@@ -40,11 +40,12 @@ class Counting:
     beside: list[str] = field(default_factory=list)
     """Names of the jobs that it was last begun with."""
 
-    def begin(self, *others: Counting) -> tuple[list[Callable[[], None]], Callable[[], list[dict[str, Any]]]]:
+    def begin(self, *others: Counting) -> tuple[list[Callable[[], None]], Callable[[], None], list[dict[str, Any]]]:
         self.begun += 1
         jobs = (self, *others)
         self.beside = [job.name for job in others]
         done: list[int] = []
+        parts: list[dict[str, Any]] = [{} for _ in jobs]
 
         def piece(number: int) -> None:
             self.entered.set()
@@ -56,17 +57,18 @@ class Counting:
             self.seen.append(number)
             done.append(number)
 
-        def finish() -> list[dict[str, Any]]:
+        def finish() -> None:
             self.finished += 1
-            return [{"codes": sorted(done), "scale": job.name} for job in jobs]
+            for job, own in zip(jobs, parts, strict=True):
+                own.update({"codes": sorted(done), "scale": job.name})
 
-        return [lambda number=number: piece(number) for number in range(self.pieces)], finish
+        return [lambda number=number: piece(number) for number in range(self.pieces)], finish, parts
 
 
 def with_jobs(*jobs: Counting, **options: Any) -> Pipeline:
     pipeline = Pipeline(**{"small_job": 0, **options})
     for number, job in enumerate(jobs):
-        assert pipeline.add(job) == number
+        assert pipeline.batches.add(job) == number
     return pipeline
 
 
@@ -101,11 +103,13 @@ def test_asked_twice_it_computes_again() -> None:
 def test_no_more_is_held_than_allowed() -> None:
     jobs = [Counting(f"job {number}", nbytes=100) for number in range(10)]
     pipeline = with_jobs(*jobs, threads=1, look_ahead=350)
-    pipeline.take(0, "codes")
-    assert sum(job.begun for job in jobs) == 3
-    pipeline.take(0, "scale")
-    pipeline.take(1, "codes")
-    assert sum(job.begun for job in jobs) == 4
+    for part, held in (("codes", 3), ("scale", 4)):
+        pipeline.take(0, part)
+        deadline = time.monotonic() + 10
+        while sum(job.begun for job in jobs) < held and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.05)
+        assert sum(job.begun for job in jobs) == held
 
 
 def test_one_job_that_is_larger_than_allowed_is_computed_all_the_same() -> None:
@@ -208,9 +212,19 @@ class TestRunAll:
         ("nbytes", "threads"), [([100, 200], 1), ([100, 299], 1), ([100, 300], 4), ([10, 10, 1000], 4)]
     )
     def test_jobs_that_are_small_on_average_are_done_by_one_thread(self, nbytes: list[int], threads: int) -> None:
+        others, seen = set(workers()), set()
         jobs = [Counting("weight", nbytes=size) for size in nbytes]
-        assert with_jobs(threads=4, small_job=200).threads_for(Batches(jobs)) == threads
-        assert with_jobs(threads=4, small_job=200).threads_for(Batches()) == 4
+        for job in jobs:
+            begin = job.begin
+
+            def slow(begin: Any = begin) -> Any:
+                time.sleep(0.1)
+                seen.update(set(workers()) - others)
+                return begin()
+
+            job.begin = slow  # type: ignore[method-assign]
+        with_jobs(threads=4, small_job=200).run_all(jobs)
+        assert len(seen) == threads
 
     def test_an_error_names_the_weight_and_ends_the_rest(self) -> None:
         jobs = [Counting("fine"), Counting("bad", fail=ArithmeticError("overflow"))]
@@ -232,7 +246,7 @@ class TestRunAll:
         if place == "begin":
             job.begin = broken  # type: ignore[method-assign]
         else:
-            job.begin = lambda: ([], broken)  # type: ignore[method-assign]
+            job.begin = lambda: ([], broken, [{}])  # type: ignore[method-assign]
         with pytest.raises(WorkError, match="bad: ArithmeticError: overflow"):
             with_jobs(threads=2).run_all([job])
 
@@ -245,7 +259,7 @@ class TestRunAll:
             done.append(1)
 
         job = Counting("slow")
-        job.begin = lambda: ([slow, slow, slow], lambda: [{}])  # type: ignore[method-assign,assignment]
+        job.begin = lambda: ([slow, slow, slow], lambda: None, [{}])  # type: ignore[method-assign,assignment]
         others = set(workers())
         with pytest.raises(KeyboardInterrupt):
             with_jobs(threads=1).run_all([job])
@@ -345,6 +359,6 @@ class TestJobsBegunTogether:
         first, second = self.small(2)
         pipeline = with_jobs(first, threads=1)
         assert pipeline.take(0, "codes") == [0, 1, 2, 3]
-        assert pipeline.take(pipeline.add(second), "scale") == "job 1"
+        assert pipeline.take(pipeline.batches.add(second), "scale") == "job 1"
         assert first.beside == ["job 1"]
         assert pipeline.take(0, "scale") == "job 0"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 from openvino import opset13 as op
 
 from ov_weight_compression.ir_utils.errors import WorkError
-from ov_weight_compression.ir_utils.lazy_weight import FileSink, active_stubs, postponed_constant
+from ov_weight_compression.ir_utils.lazy_weight import FileSink, here, postponed_constant
 from ov_weight_compression.ir_utils.saving import save_model
 from ov_weight_compression.ir_utils.worker_pool import Pipeline, Task
 from tests.models import in_if, in_loop, layers, linear
@@ -32,21 +32,20 @@ class Piecewise:
         self.sinks: Mapping[str, FileSink] = {}
 
     def make(self) -> ov.Tensor:
-        stubbed = active_stubs()
-        if stubbed is not None:
-            return stubbed.stub(self, "codes", ov.Type.f32, self.values.shape)
+        if here.stubs is not None:
+            return here.stubs.stub(self, "codes", ov.Type.f32, self.values.shape)
         tensor = ov.Tensor(ov.Type.f32, ov.Shape(list(self.values.shape)))
         tensor.data[:] = self.values
         return tensor
 
-    def job(self, sinks: Mapping[str, FileSink]) -> Piecewise:
-        self.sinks = sinks
+    def job(self, places: Mapping[str, FileSink]) -> Piecewise:
+        self.sinks = places
         return self
 
     together = None
 
-    def begin(self) -> tuple[Sequence[Task], Callable[[], list[dict[str, Any]]]]:
-        return [self.write], lambda: [{}]
+    def begin(self) -> tuple[Sequence[Task], Task, list[dict[str, Any]]]:
+        return [self.write], lambda: None, [{}]
 
     def write(self) -> None:
         self.written += 1
@@ -199,7 +198,7 @@ class TestFailures:
 
     def test_no_stubs_are_left_behind(self, there: tuple[Path, list[bytes]]) -> None:
         self.test_interrupted(there)
-        assert active_stubs() is None
+        assert here.stubs is None
 
 
 def test_the_destination_is_whole_at_every_moment(tmp_path: Path) -> None:
