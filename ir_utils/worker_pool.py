@@ -269,7 +269,13 @@ class _Walk:
                 run = self.runs.get(number)
                 lacks = run is not None and place >= len(run.jobs)  # it was added to its batch meanwhile
                 if run is None or lacks or (run.over and run.error is None and part not in run.parts[place]):
-                    run = self._begin_anew(number)
+                    if number in self._taken:  # the model is being saved or compiled once more
+                        self._taken.clear()
+                    if run is not None:
+                        self._held -= run.nbytes
+                    run = self._begin(number)
+                    self._waiting.rotate(1)  # before what was begun ahead
+                    self._following = number + 1
                 behind = [] if self._held <= self._pipeline.look_ahead else [key for key in self.runs if key < number]
                 for old in behind:  # goes first
                     if self._held > self._pipeline.look_ahead and self.runs[old].over:
@@ -293,16 +299,6 @@ class _Walk:
                 self.close()
         return value
 
-    def _begin_anew(self, number: int) -> Run:
-        """Begin a batch that was not foreseen: out of order, or asked for once more."""
-        if number in self._taken:  # the model is being saved or compiled once more
-            self._taken.clear()
-        self._drop()
-        for key in [key for key, run in self.runs.items() if key == number or not run.over]:
-            self._held -= self.runs.pop(key).nbytes
-        self._following = number + 1
-        return self._begin(number)
-
     def _begin(self, number: int) -> Run:
         run = self.runs[number] = Run(self._batches.each[number])
         self._held += run.nbytes
@@ -325,17 +321,11 @@ class _Walk:
     def close(self, wait: bool = False) -> None:
         """Forget the tasks that nobody has begun; the threads end, and may be waited for."""
         with self._lock:
-            self.closed = True
-            self._drop()
+            self.closed, self._following = True, len(self._batches.each)
+            self._waiting.clear()
             self._more.notify_all()
             while wait and self._working:
                 self._told.wait()
-
-    def _drop(self) -> None:
-        for run in self._waiting:
-            run.tasks.clear()
-        self._waiting.clear()
-        self._following = len(self._batches.each)
 
     def _start_threads(self) -> None:
         """Have threads look for work, as far as there is any."""
@@ -420,6 +410,7 @@ class _Walk:
         with self._lock:
             run.over = True
             if run.error is not None and not self._takes:
-                self._drop()
+                self._waiting.clear()
+                self._following = len(self._batches.each)
             if self._takes:  # who waits for all is not woken by each
                 self._told.notify()

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -88,37 +88,15 @@ def weigh_channels(plan: Plan, data: Measurements, algorithm: Algorithm = Algori
     return replace(plan, importance={**plan.importance, **found})
 
 
-class _Once:
-    """Values that are computed once, by whichever thread asks first; safe in a forked process too."""
-
-    def __init__(self) -> None:
-        self._locks: dict[int, threading.RLock] = {}
-        self._values: dict[object, Float32 | None] = {}
-
-    def has(self, owner: object) -> bool:
-        """Whether the owner's value is known."""
-        return owner in self._values
-
-    def value(self, owner: object, compute: Callable[[], Float32 | None]) -> Float32 | None:
-        """What `compute` returns, or has returned for the same owner."""
-        if owner in self._values:
-            return self._values[owner]
-        lock = self._locks.setdefault(os.getpid(), threading.RLock())
-        with lock, np.errstate(over="ignore", invalid="ignore"):  # see `_normalised`
-            if owner not in self._values:
-                self._values[owner] = compute()
-            return self._values[owner]
-
-
 @dataclass(frozen=True, eq=False)
 class _Told:
     """What the graph says about the channels of one input: as numbers, or as the rows of a weight, or as the product of
     two of those."""
 
     energy: Float32 | None = None
-    sums: _RowSums | None = None
+    of: GraphEnergy | None = None
     rows: RowNorms | None = None
-    """Which of the sums are whose."""
+    """Which rows `of` which weight."""
     factors: tuple[_Told, ...] = ()
 
     @property
@@ -130,8 +108,8 @@ class _Told:
 
     def behind(self) -> Iterator[GraphEnergy]:
         """What it follows from."""
-        if self.sums is not None:
-            yield self.sums.energy
+        if self.of is not None:
+            yield self.of
         for factor in self.factors:
             yield from factor.behind()
 
@@ -139,101 +117,91 @@ class _Told:
         """f32 `[columns]`, up to a factor."""
         if self.energy is not None:
             return self.energy
-        if self.sums is not None and self.rows is not None:
-            return np.asarray(self.sums.value()[self.rows.rows()])
+        if self.of is not None and self.rows is not None:
+            return np.asarray(self.of.row_sums()[self.rows.rows()])
         first, second = (factor.value() for factor in self.factors)
         return _normalised(first) * _normalised(second)
 
 
-@dataclass(frozen=True, eq=False)
-class _RowSums:
-    """Weighted sums of squares of a weight's rows."""
+@dataclass(eq=False)
+class GraphEnergy:
+    """What the graph and a weight's own values say of its input channels: computed once, by whichever thread asks
+    first, one at a time for a whole graph."""
 
     source: WeightSource
-    energy: GraphEnergy
-    once: _Once
-
-    def value(self) -> Float32:
-        """f32 [rows]."""
-        return np.asarray(self.once.value(self, self._summed))
-
-    def _summed(self) -> Float32:
-        layout, channel = self.source.layout, self.energy.value()
-        sums = np.empty(layout.rows, dtype=np.float32)
-        if channel is None:
-            channel = np.ones(layout.columns, dtype=np.float32)
-        for slab in self.source.cut(_PIECE_ELEMENTS):
-            sums[slab.start : slab.stop] = row_sums(self.source.unread(slab), channel)
-            self.source.release(slab)
-        return sums
-
-
-@dataclass(frozen=True, eq=False)
-class GraphEnergy:
-    """What the graph and a weight's own values say of its input channels."""
-
-    told: _Told | None
-    lifted: WeightSource | None
-    """The weight, where its small columns count."""
-    once: _Once = field(default_factory=_Once)
+    lifts: bool
+    """Whether the weight's small columns count."""
+    told: _Told | None = None
+    locks: dict[int, Any] = field(default_factory=dict)
+    """One for each process: the threads of a forked one do not wait for its parent's."""
+    _known: bool = False
+    _energy: Float32 | None = None
+    _sums: Float32 | None = None
 
     def value(self) -> Float32 | None:
         """f32 `[columns]` with a mean of 1, or None where nothing is known. From any thread."""
-        waiting = [] if self.once.has(self) else [self]
-        while waiting:  # the farthest first: a thousand layers are too deep a call
-            told = waiting[-1].told
-            unknown = [] if told is None else [one for one in told.behind() if not one.once.has(one)]
-            if unknown:
+        if self._known:
+            return self._energy
+        lock = self.locks.setdefault(os.getpid(), threading.RLock())
+        with lock, np.errstate(over="ignore", invalid="ignore"):  # see `_normalised`
+            waiting = [self]
+            while waiting:  # the farthest first: a thousand layers are too deep a call
+                one = waiting[-1]
+                unknown = [] if one.told is None else [each for each in one.told.behind() if not each._known]
                 waiting += unknown
-            else:
-                last = waiting.pop()
-                last.once.value(last, last._found)
-        return self.once.value(self, self._found)
+                if unknown or waiting.pop()._known:
+                    continue
+                known = None if one.told is None else _normalised(one.told.value())
+                lift = _lift(one.source) if one.lifts else None
+                if lift is not None:
+                    known = _normalised(lift if known is None else known * lift)
+                one._energy, one._known = known, True
+        return self._energy
+
+    def row_sums(self) -> Float32:
+        """f32 `[rows]`: the weighted sums of squares of the weight's rows; for who has the lock."""
+        if self._sums is None:
+            channel, layout = self.value(), self.source.layout
+            if channel is None:
+                channel = np.ones(layout.columns, dtype=np.float32)
+            sums = np.empty(layout.rows, dtype=np.float32)
+            for slab in self.source.cut(_PIECE_ELEMENTS):
+                sums[slab.start : slab.stop] = row_sums(self.source.unread(slab), channel)
+                self.source.release(slab)
+            self._sums = sums
+        return self._sums
 
     @property
     def identity(self) -> Hashable:
         """Equal for weights that the same is said of; what a weight's own values add is not in it."""
-        return (None if self.told is None else self.told.identity, self.lifted is not None)
-
-    def _found(self) -> Float32 | None:
-        known = None if self.told is None else _normalised(self.told.value())
-        lift = None if self.lifted is None else _lift(self.lifted)
-        if lift is None:
-            return known
-        return _normalised(lift if known is None else known * lift)
+        return (None if self.told is None else self.told.identity, self.lifts)
 
 
 def graph_energies(weights: Iterable[Weight], sources: Sources) -> dict[str, GraphEnergy]:
     """What the graph says about each weight, by the weight's name; computed when it is asked for."""
     weights = list(weights)
-    said, once = importance_sources(weights), _Once()
-    found: dict[str, GraphEnergy] = {}
-
-    def told(source: NormGain | RowNorms | RowNormProduct, columns: int) -> _Told:
-        if isinstance(source, RowNormProduct):
-            return _Told(factors=tuple(told(factor, columns) for factor in source.factors))
-        if isinstance(source, RowNorms):
-            return _Told(sums=sums_of(source.weight), rows=source)
-        return _Told(energy=_energy(source, columns))
-
-    summed: dict[str, _RowSums] = {}
-
-    def sums_of(weight: Weight) -> _RowSums:
-        if weight.name not in summed:
-            summed[weight.name] = _RowSums(sources[weight], energy_of(weight), once)
-        return summed[weight.name]
-
-    def energy_of(weight: Weight) -> GraphEnergy:
-        if weight.name not in found:
-            source = said.get(weight.name)
-            lifted = not weight.is_embedding and weight.kind is not Kind.CONVOLUTION
-            known = None if source is None else told(source, weight.columns)
-            found[weight.name] = GraphEnergy(known, sources[weight] if lifted else None, once)
-        return found[weight.name]
-
-    for weight in weights:
-        energy_of(weight)
+    locks: dict[int, Any] = {}
+    found = {
+        one.name: GraphEnergy(sources[one], not one.is_embedding and one.kind is not Kind.CONVOLUTION, locks=locks)
+        for one in weights
+    }
+    columns = {one.name: one.columns for one in weights}
+    for name, source in importance_sources(weights).items():
+        found[name].told = _told(source, columns[name], found)
     return found
+
+
+def _told(source: NormGain | RowNorms | RowNormProduct, columns: int, found: Mapping[str, GraphEnergy]) -> _Told:
+    if isinstance(source, RowNormProduct):
+        return _Told(factors=tuple(_told(factor, columns, found) for factor in source.factors))
+    if isinstance(source, RowNorms):
+        return _Told(of=found[source.weight.name], rows=source)
+    gain, bias = np.ones(columns, dtype=np.float32), np.zeros(columns, dtype=np.float32)
+    for node in source.gains:
+        gain *= float_values(node).reshape(-1)
+    for node in source.biases:
+        bias += float_values(node).reshape(-1)
+    return _Told(energy=gain**2 + bias**2)
 
 
 def _lift(source: WeightSource) -> Float32 | None:
@@ -244,30 +212,15 @@ def _lift(source: WeightSource) -> Float32 | None:
         rows[0] += size  # so that all are added in their order, however they are cut
         size, seen = rows.sum(axis=0), seen + len(rows)
     size /= np.float32(seen)
-    usual = _median(size)
+    middle = len(size) // 2  # as `np.median` of finite values, which takes longer than all the rest of a small weight's
+    ordered = np.partition(size, (middle - 1, middle)) if len(size) > 1 else size
+    low, high = np.float32(ordered[max(0, middle - 1)]), np.float32(ordered[middle])
+    usual = high if len(size) % 2 else (low + high) / np.float32(2)
     small = size < _FAR_BELOW * usual
     if not small.any():
         return None
     ratio = usual / np.maximum(size, usual / _LARGEST_LIFT)
     return np.where(small, ratio * ratio, 1).astype(np.float32)
-
-
-def _median(values: Float32) -> np.float32:
-    """As `np.median` of finite values, which takes longer than all the rest of a small weight's."""
-    middle = len(values) // 2
-    ordered = np.partition(values, (middle - 1, middle)) if len(values) > 1 else values
-    low, high = np.float32(ordered[max(0, middle - 1)]), np.float32(ordered[middle])
-    return high if len(values) % 2 else (low + high) / np.float32(2)
-
-
-def _energy(source: NormGain, columns: int) -> Float32:
-    gain = np.ones(columns, dtype=np.float32)
-    for node in source.gains:
-        gain *= float_values(node).reshape(-1)
-    bias = np.zeros(columns, dtype=np.float32)
-    for node in source.biases:
-        bias += float_values(node).reshape(-1)
-    return gain**2 + bias**2
 
 
 def _normalised(values: Float32) -> Float32:

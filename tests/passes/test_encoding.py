@@ -38,8 +38,7 @@ def encodings(mode: str, group: int, search: int, dtype: type[np.floating] = np.
         values[0, 0] = abs(values[0, 0])
         layout = Layout.of(SHAPE, (1,))
         source = ConstantSource(ov.op.Constant(values.astype(dtype)), layout)
-        lifted = None if number % 11 == 0 else source
-        importance = Importance(graph=GraphEnergy(None, lifted)) if search and number % 6 else None
+        importance = Importance(graph=GraphEnergy(source, lifts=number % 11 != 0)) if search and number % 6 else None
         absmax = float(np.abs(values).max())
         found.append(WeightEncoding(f"weight {number}", layout, spec, absmax, source, importance=importance))
     return found
