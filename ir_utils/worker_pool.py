@@ -71,7 +71,7 @@ _TOGETHER_BYTES = 1 << 17
 
 
 @dataclass(eq=False)
-class Batch:
+class JobBatch:
     """Jobs that are begun together, most often one."""
 
     jobs: list[Job] = field(default_factory=list)
@@ -82,7 +82,7 @@ class Batches:
     """Jobs in the order in which they were added, and which of them are begun together."""
 
     def __init__(self, jobs: Iterable[Job] = ()) -> None:
-        self.each: list[Batch] = []
+        self.each: list[JobBatch] = []
         self.places: list[tuple[int, int]] = []
         """Of each job: which batch it is in, and where there."""
         self._open: dict[Hashable, int] = {}
@@ -98,7 +98,7 @@ class Batches:
                 number = len(self.each)
             self._open[job.together] = number
         if number == len(self.each):
-            self.each.append(Batch())
+            self.each.append(JobBatch())
         batch = self.each[number]
         self.places.append((number, len(batch.jobs)))
         batch.jobs.append(job)
@@ -127,7 +127,7 @@ def in_threads(function: Callable[[_T], _R], parts: Sequence[_T], threads: int) 
 class Run:
     """A batch under way, or over: then its jobs have their parts or an error."""
 
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, batch: JobBatch) -> None:
         self.jobs, self.nbytes = (*batch.jobs,), batch.nbytes
         self.parts: Sequence[dict[str, Any]] = ()
         """Of each job, by name."""
@@ -161,7 +161,7 @@ class Run:
 
 def _error_alone(job: Job) -> BaseException | None:
     """What goes wrong with a job that is done here; None where nothing does."""
-    run = Run(Batch([job], job.nbytes))
+    run = Run(JobBatch([job], job.nbytes))
     try:
         for task in run.tasks:
             task()
