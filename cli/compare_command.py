@@ -139,15 +139,14 @@ def run_compare(args: argparse.Namespace) -> int:
             protocol=protocol,
             progress=bar.show,
         )
-    if place is not None:
-        place.write(found.to_dict())
+    place.write(found.to_dict)
     if args.card:
         from ov_weight_compression.cli.model_card import write_divergence
 
         write_divergence(_card_folder(args.compressed), found)
     if args.html:
         found.save_html(args.html)
-    if not args.quiet and (place is None or place.path is not None):
+    if not args.quiet and not place.printed:
         found.print()
     return 0
 

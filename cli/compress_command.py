@@ -269,10 +269,9 @@ def _run_asked(parsed: argparse.Namespace, asked: Recipe, dry: str) -> int:
 
     if parsed.output is None and not parsed.dry_run:
         raise OptionError("output: say where to write with -o OUT, or add --dry-run to see the report alone")
-    report = None if parsed.report is None else JsonPlace(check_place("--report", parsed.report))
     page = None if parsed.html is None else check_place("--html", parsed.html)
     kept = None if parsed.save_recipe is None else check_place("--save-recipe", parsed.save_recipe)
-    place = json_place(parsed.json)
+    place = json_place(parsed.json, parsed.report)
     target = None if parsed.dry_run else parsed.output
     with Watch() as watch, _weights_bar(parsed.quiet) as progress:
         results = compress_path(parsed.model, target, asked, parsed.force, progress)
@@ -280,11 +279,10 @@ def _run_asked(parsed: argparse.Namespace, asked: Recipe, dry: str) -> int:
     if not parsed.quiet:
         for text in dict.fromkeys((*asked.remarks, *(text for one in results for text in one.report.warnings))):
             say(f"warning: {text}")
-        if place is None or place.path is not None:
+        if not place.printed:
             _summarise(results, parsed.dry_run)
         say(f"{'planned' if parsed.dry_run else 'done'} in {watch.usage.told(_bytes_of(results)[0])}")
-    for written in filter(None, (report, place)):
-        written.write(_as_dict(results, watch.usage))
+    place.write(lambda: _as_dict(results, watch.usage))
     if page is not None:
         told = f"{dry}: nothing was written, sizes are exact." if parsed.dry_run else f"Written to {parsed.output}."
         _write_page(page, Path(parsed.model), asked, results, told, watch.usage, parsed.dry_run)
@@ -293,8 +291,8 @@ def _run_asked(parsed: argparse.Namespace, asked: Recipe, dry: str) -> int:
     if parsed.verify and not parsed.dry_run:
         from ov_weight_compression.cli.inspect_command import verify_files
 
-        with redirect_stdout(sys.stderr if place is not None and place.path is None else sys.stdout):
-            return verify_files([result.target for result in results], _one_device(parsed.device))
+        with redirect_stdout(sys.stderr if place.printed else sys.stdout):
+            return verify_files([one.target for one in results], _one_device(parsed.device), False, JsonPlace())
     return 0
 
 

@@ -36,20 +36,17 @@ def run_decompress(args: argparse.Namespace) -> int:
         raise OptionError("output: say where to write with -o OUT")
     place = json_place(args.json)
     found = decompress_path(args.model, args.output, args.dtype, args.force)
-    told = [_told(*one) for one in found]
-    if place is not None:
-        place.write(of_models(told))
-    if not args.quiet and (place is None or place.path is not None):
+    told: list[dict[str, Any]] = []
+    for source, target, weights in found:
+        sizes = {name: sum(getattr(weight, name) for weight in weights) for name in ("bytes_before", "bytes_after")}
+        told.append({"source": str(source), "target": str(target), "weights": len(weights), **sizes})
+    place.write(lambda: of_models(told))
+    if not args.quiet and not place.printed:
         for one in told:
             noun = "weight" if one["weights"] == 1 else "weights"
-            sizes = " → ".join(human_bytes(one[name]) for name in ("bytes_before", "bytes_after"))
-            print(f"{one['target']}: {one['weights']} compressed {noun}, {sizes}")
+            change = " → ".join(human_bytes(one[name]) for name in ("bytes_before", "bytes_after"))
+            print(f"{one['target']}: {one['weights']} compressed {noun}, {change}")
     return 0
-
-
-def _told(source: Path, target: Path, weights: Sequence[Any]) -> dict[str, Any]:
-    sizes = {name: sum(getattr(one, name) for one in weights) for name in ("bytes_before", "bytes_after")}
-    return {"source": str(source), "target": str(target), "weights": len(weights), **sizes}
 
 
 def decompress_path(

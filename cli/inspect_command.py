@@ -36,9 +36,8 @@ def run_inspect(args: argparse.Namespace) -> int:
     place = json_place(args.json)
     models = models_in(source) if source.is_dir() else [source]
     found = [inspect(model, args.device) for model in models]
-    if place is not None:
-        place.write(of_models([one.to_dict() for one in found]))
-    if place is None or place.path is not None:
+    place.write(lambda: of_models([one.to_dict() for one in found]))
+    if not place.printed:
         for one in found:
             one.print(args.all)
     return 0
@@ -63,15 +62,14 @@ def run_verify(args: argparse.Namespace) -> int:
     return verify_files(models_in(source) if source.is_dir() else [source], args.device, args.all, place)
 
 
-def verify_files(models: list[Path], device: str, every: bool = False, place: JsonPlace | None = None) -> int:
+def verify_files(models: list[Path], device: str, every: bool, place: JsonPlace) -> int:
     """Verify model files and print what was found: 1 where a layer is wrong, else 0."""
     from ov_weight_compression.ir_utils.ir_file import read_model
     from ov_weight_compression.passes.verify import verify
 
     found = [(model, verify(read_model(model), device, every=every)) for model in models]
-    if place is not None:
-        place.write(of_models([{"model": str(model), **one.to_dict()} for model, one in found]))
-    if place is None or place.path is not None:
+    place.write(lambda: of_models([{"model": str(model), **one.to_dict()} for model, one in found]))
+    if not place.printed:
         for model, one in found:
             print(f"{model}: {one}")
     return 0 if all(one.ok for _, one in found) else 1

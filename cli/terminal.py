@@ -7,7 +7,8 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -97,35 +98,38 @@ class _Formatter(argparse.HelpFormatter):
         return text if "\n  " in text else super()._fill_text(text, width, indent)
 
 
+@dataclass(frozen=True)
 class JsonPlace:
-    """Where `--json` writes."""
+    """Where a result goes as JSON: into files, to standard output, or nowhere."""
 
-    def __init__(self, path: Path | None) -> None:
-        """`path`: the file; None for standard output."""
-        self.path = path
+    files: tuple[Path, ...] = ()
+    printed: bool = False
+    """Whether standard output gets it, in place of what would be printed there."""
 
-    def write(self, found: dict[str, Any]) -> None:
-        """Write the result; the file is there whole, or not at all."""
-        text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        if self.path is None:
+    def write(self, tell: Callable[[], dict[str, Any]]) -> None:
+        """Write the result, where it is wanted; a file is there whole, or not at all."""
+        if not self.files and not self.printed:
+            return
+        from ov_weight_compression.ir_utils.publish import write_text
+
+        text = json.dumps(tell(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        for path in self.files:
+            write_text(path, text)
+        if self.printed:
             sys.stdout.write(text)
-        else:
-            from ov_weight_compression.ir_utils.publish import write_text
-
-            write_text(self.path, text)
 
 
-def json_place(word: str | None) -> JsonPlace | None:
-    """What `--json [FILE]` means; None where it was not given.
+def json_place(word: str | None, report: Path | None = None) -> JsonPlace:
+    """What `--json [FILE]` means, and `--report FILE`.
 
     Raises:
         OptionError: nothing can be written there; asked before anything is computed.
     """
-    if word is None:
-        return None
     from ov_weight_compression.ir_utils.publish import check_place
 
-    return JsonPlace(None if word == "-" else check_place("--json", Path(word)))
+    asked = {"--report": report, "--json": None if word in (None, "-") else Path(word)}
+    files = tuple(check_place(option, path) for option, path in asked.items() if path is not None)
+    return JsonPlace(files, word == "-")
 
 
 def of_models(found: Sequence[dict[str, Any]]) -> dict[str, Any]:

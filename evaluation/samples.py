@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
 from typing import TypeAlias
@@ -281,9 +281,8 @@ def prepare(pair: Pair, data: CompareData, request: CompareRequest) -> InputSets
         raise OptionError("save_base, base_logits: only a language model's logits over token ids or text can be kept")
     figures = DataFigures(read.source, read.synthesised, 0)
     if windows:
-        figures = replace(figures, window=windows.window, stride=windows.stride)
-    if windows and is_text:
-        figures = replace(figures, context=windows.context, score_last=windows.score_last)
+        scored = (windows.context, windows.score_last) if is_text else ()
+        figures = DataFigures(read.source, read.synthesised, 0, windows.window, windows.stride, *scored)
     sets = ({ids: tokens[None]} for tokens in windows.tokens) if windows else iter(read.inputs or ())
     first = tuple(itertools.islice(sets, request.layer_samples if request.layers else 0))
     notes = [_OF_WRITTEN if read.source == _WRITTEN else _OF_RANDOM] if read.synthesised else []
