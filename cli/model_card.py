@@ -139,9 +139,7 @@ def _formats(name: str, report: Report) -> Iterator[str]:
 
 
 def _cost(found: Comparison) -> Iterator[str]:
-    data = found.data
-    amount = f"{data.samples} windows of {data.window} tokens" if data.window else f"{data.samples} samples"
-    yield from ("## What compression cost", "", f"Measured by `ov-compress compare` on {data.source}, {amount};")
+    yield from ("## What compression cost", "", f"Measured by `ov-compress compare` on {found.data.told};")
     yield f"{found.arithmetic.describe()}, OpenVINO {release_of(found.arithmetic.openvino)}."
     rows = list(_figures(found))
     yield from ("", "| | |", "|---|---:|", *(f"| {name} | {value} |" for name, value in rows))

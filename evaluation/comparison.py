@@ -271,15 +271,14 @@ def _with_error(estimate: Estimate, scale: float = 1.0, unit: str = "") -> str:
 
 def _print(comparison: Comparison, console: Console) -> None:
     """Print everything."""
-    base, compressed, data = comparison.base, comparison.compressed, comparison.data
+    base, compressed = comparison.base, comparison.compressed
     console.print(
         f"{base.name} ({human_bytes(base.bytes)}) → {compressed.name} ({human_bytes(compressed.bytes)})",
         style="bold",
         highlight=False,
     )
     console.print(comparison.arithmetic.describe(), highlight=False, soft_wrap=True)
-    windows = f", {data.samples} windows of {data.window}" if data.window else f", {data.samples} samples"
-    console.print(f"data: {data.source}{windows}", highlight=False, soft_wrap=True)
+    console.print(f"data: {comparison.data.told}", highlight=False, soft_wrap=True)
     for note in comparison.notes:
         console.print(f"note: {note}", style="yellow", highlight=False, soft_wrap=True)
     for table in _tables(comparison):

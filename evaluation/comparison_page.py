@@ -71,15 +71,9 @@ def _head(comparison: Comparison) -> str:
     return heading(
         compressed.name,
         f"compared with {base.name}",
-        f"{_data(comparison)}. {comparison.arithmetic.describe()}.",
+        f"{comparison.data.told}. {comparison.arithmetic.describe()}.",
         comparison.notes,
     )
-
-
-def _data(comparison: Comparison) -> str:
-    data = comparison.data
-    amount = f"{thousands(data.samples)} " + (f"windows of {data.window} tokens" if data.window else "samples")
-    return f"{data.source}, {amount}"
 
 
 def _cards(comparison: Comparison) -> str:
@@ -279,7 +273,7 @@ def _histogram(figures: LanguageFigures) -> str:
     parts += _marks([(f"{name} {plain(value, 3)}", x(value)) for name, value in marks if value > 0], top, bottom)
     below = f" {thousands(found.below)} positions lie to the left of the first bar." if found.below else ""
     return (
-        svg(height, parts, "KlHistogram of the KL divergence")
+        svg(height, parts, "Histogram of the KL divergence")
         + f"<p class=dim>{thousands(figures.positions)} positions.{below}</p>"
     )
 

@@ -31,6 +31,7 @@ from ov_weight_compression.calibration.model_inputs import LanguageModel, ModelI
 from ov_weight_compression.evaluation.models import DEFAULT_WINDOW, Pair
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.option_kinds import OptionKind, count, flag, path, shapes, word
+from ov_weight_compression.ir_utils.printing import thousands
 from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.patterns import Roles, parse_roles
 
@@ -244,6 +245,13 @@ class DataFigures:
     """Leading positions of each window that are not scored."""
     score_last: bool | None = None
     """Whether the last position of each window, which has no next token, counts for KL and agreement."""
+
+    @property
+    def told(self) -> str:
+        """In words: where the data came from, and how much of it."""
+        return f"{self.source}, {thousands(self.samples)} " + (
+            f"windows of {self.window} tokens" if self.window else "samples"
+        )
 
 
 @dataclass(frozen=True, eq=False)
