@@ -37,7 +37,6 @@ from ov_weight_compression.ir_utils.option_kinds import (
     unknown_option,
 )
 from ov_weight_compression.ir_utils.worker_pool import default_threads
-from ov_weight_compression.passes.advanced_parameters import read_advanced
 from ov_weight_compression.passes.device_rules import refused_by_name
 from ov_weight_compression.passes.option_values import (
     DEVICES,
@@ -51,10 +50,11 @@ from ov_weight_compression.passes.option_values import (
     GroupSizeFallback,
     Mode,
     SensitivityMetric,
+    check_hints_for_cpu,
+    parse_runtime_hints,
 )
 from ov_weight_compression.passes.plan import Tuning
 from ov_weight_compression.passes.rules import Rule, parse_rules
-from ov_weight_compression.passes.runtime_hints import check_hints_for_cpu, parse_runtime_hints
 from ov_weight_compression.passes.targets import (
     BUDGETS,
     FormatChoice,
@@ -478,6 +478,8 @@ def read_options(**given: Any) -> Options:
     asked, tuning = _parsed(given), Tuning()
     advanced = asked.pop("advanced_parameters", None)
     if advanced is not None:
+        from ov_weight_compression.passes.compat import read_advanced
+
         more, tuning = read_advanced(advanced, _running(asked))
         if asked.get("mode", Mode.INT8_ASYM).is_int8:
             more.pop("statistics_path", None)  # as NNCF's own example says it: there are none to keep
