@@ -162,7 +162,8 @@ class Streams:
         """By the tap's tensor."""
         # One level more, where nothing is decided, if the outputs of a layer are made there.
         here = all(self.graph.place[key[0]] < seen[-1].end for key, _ in self._outputs.values())
-        self._runs, self._behind = list(self._joined(seen)), [] if here else behind
+        self._runs = list(self._joined(seen)) if self.compressed is None else seen
+        self._behind = [] if here else behind
 
     def __len__(self) -> int:
         return self._stages
@@ -207,14 +208,14 @@ class Streams:
                     advance(1)
 
     def _joined(self, levels: Sequence[_Run]) -> Iterator[_Run]:
-        """What is run at once: one level where its weights may be replaced, else as many as are not large."""
+        """The levels that are run at once: as many as are not large. The first one is run by itself."""
         run: _Run | None = None
         for level in levels:
             if run is None:
                 run = level
                 continue
             both = _Run(run.begin, level.end, [*run.stages, *level.stages], [*run.routes, *level.routes])
-            if self.compressed is not None or run is levels[0] or self._size(both) > self.together:
+            if run is levels[0] or self._size(both) > self.together:
                 yield run
                 both = level
             run = both
