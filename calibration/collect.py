@@ -16,7 +16,7 @@ import openvino as ov
 from ov_weight_compression.calibration.activation_graph import ActivationGraph, Tap, TensorKey, read_graph
 from ov_weight_compression.calibration.datasets import Samples
 from ov_weight_compression.calibration.grams import GramSums, Kernels, rows_by_expert
-from ov_weight_compression.calibration.runner import Pool, Receive, Store, Stream, feed, split
+from ov_weight_compression.calibration.runner import Pool, Store, Stream, feed, split
 from ov_weight_compression.calibration.statistics import Accumulator, LayerStatistics, Statistics, fingerprint
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.printing import progress_bar
@@ -48,61 +48,43 @@ def collect(
     Raises OptionError where the statistics themselves would take more than half of `calibration_memory`.
     """
     graph = read_graph(model, weights, values=sources)
-    sums = {tap: Accumulator(tap.width) for tap in graph.taps}
-    _check_memory(graph.taps, calibration_memory)
-    _run(graph, samples, {tap: one.add for tap, one in sums.items()}, calibration_memory, quiet, "Calibrating")
-    left_out = [name for tap, one in sums.items() if one.left_out for name in tap.weights]
-    return Statistics(_by_weight(sums), fingerprint(model), samples.description, left_out)
-
-
-def _check_memory(taps: Sequence[Tap], limit: int) -> None:
-    total = sum(_BYTES * tap.width * prod(size for _, size in tap.batch) for tap in taps)
-    if total > limit // 2:
+    total = sum(_BYTES * tap.width * prod(size for _, size in tap.batch) for tap in graph.taps)
+    if total > calibration_memory // 2:
         raise OptionError(
-            f"calibration_memory={limit}: the statistics of {len(taps)} layer inputs alone take {total} bytes, "
-            f"and at most half of it is for them: give calibration_memory={2 * total} or more"
+            f"calibration_memory={calibration_memory}: the statistics of {len(graph.taps)} layer inputs alone take "
+            f"{total} bytes, and at most half of it is for them: give calibration_memory={2 * total} or more"
         )
+    sums = {tap: Accumulator(tap.width) for tap in graph.taps}
+    _run(graph, samples, {tap: one.add for tap, one in sums.items()}, calibration_memory, quiet, "Calibrating")
+    layers: dict[str, LayerStatistics] = {}
+    for tap, one in sums.items():
+        result = one.result()
+        for name in tap.weights:
+            layers[name] = layers[name] + result if name in layers else result
+    left_out = [name for tap, one in sums.items() if one.left_out for name in tap.weights]
+    return Statistics(layers, fingerprint(model), samples.description, left_out)
 
 
 def _run(
     graph: ActivationGraph, samples: Samples, taps: Mapping[Tap, _Add], memory: int, quiet: bool, title: str
 ) -> None:
     """One pass, in which what each tap looks at is handed to its function, `[experts, sequences, tokens, in]`."""
-    readers = _readers(taps)
-    with Pool(memory // 4) as pool, progress_bar(quiet=quiet) as bar:
-        store, limit = Store(pool), memory // 6
-        windows = feed(graph, store, samples)
-        for key, receive in readers.items():
-            if key in store.entries:
-                for window in range(windows):
-                    receive(window, key, store.get(key, window))
-        tick = bar.start(title, windows * len(split(graph, 0, len(graph.order), limit)))
-        Stream(graph, store, windows, limit, tick).advance(0, len(graph.order), dict(readers))
-
-
-def _readers(taps: Mapping[Tap, _Add]) -> dict[TensorKey, Receive]:
-    """One function for every tensor, which hands it to those of all taps that look at it."""
     by_key: dict[TensorKey, list[Tap]] = {}
     for tap in taps:
         by_key.setdefault(tap.key, []).append(tap)
 
-    def reader(here: list[Tap]) -> Receive:
-        def receive(window: int, key: TensorKey, array: Array) -> None:
-            for tap in here:
-                taps[tap](rows_by_expert(array, tap.reduction, tap.batch))
+    def receive(window: int, key: TensorKey, array: Array) -> None:
+        for tap in by_key[key]:
+            taps[tap](rows_by_expert(array, tap.reduction, tap.batch))
 
-        return receive
-
-    return {key: reader(here) for key, here in by_key.items()}
-
-
-def _by_weight(sums: Mapping[Tap, Accumulator]) -> dict[str, LayerStatistics]:
-    layers: dict[str, LayerStatistics] = {}
-    for tap, one in sums.items():
-        result = one.result()
-        for name in tap.weights:
-            layers[name] = layers[name] + result if name in layers else result
-    return layers
+    with Pool(memory // 4) as pool, progress_bar(quiet=quiet) as bar:
+        store, limit = Store(pool), memory // 6
+        windows = feed(graph, store, samples)
+        for key in [key for key in by_key if key in store.entries]:
+            for window in range(windows):
+                receive(window, key, store.get(key, window))
+        tick = bar.start(title, windows * len(split(graph, 0, len(graph.order), limit)))
+        Stream(graph, store, windows, limit, tick).advance(0, len(graph.order), dict.fromkeys(by_key, receive))
 
 
 def grams_of_inputs(

@@ -37,7 +37,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 import numpy.typing as npt
@@ -299,7 +299,15 @@ def tokenizer_files(folders: Sequence[Path | None]) -> list[Path]:
 
 
 def _open_json(file: Path) -> Tokenizer:
-    reader = _reader(file)
+    """A `tokenizer.json`, which cuts nothing off and fills nothing up."""
+    try:
+        from tokenizers import Tokenizer as Reader
+    except ImportError as error:
+        raise MissingExtraError("tokenizers", "text", f"reading text with {file.name}") from error
+    with _errors(file):
+        reader = Reader.from_file(str(file))
+        reader.no_truncation()
+        reader.no_padding()
 
     def encode(text: str) -> npt.NDArray[np.int64]:
         with _errors(file):
@@ -334,24 +342,6 @@ def _open_xml(file: Path) -> Tokenizer:
             return str(detokenize([np.array([tokens], dtype=np.int64)])[0][0])
 
     return Tokenizer(str(file), encode, decode)
-
-
-def _reader(file: Path) -> Any:
-    """A `tokenizer.json`, which cuts nothing off and fills nothing up.
-
-    Raises:
-        MissingExtraError: the package that reads it is not installed.
-        ModelError: it is damaged.
-    """
-    try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise MissingExtraError("tokenizers", "text", f"reading text with {file.name}") from error
-    with _errors(file):
-        tokenizer = Tokenizer.from_file(str(file))
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-    return tokenizer
 
 
 @contextmanager

@@ -249,15 +249,14 @@ def record_inputs(
         WorkError: the temporary folder cannot be written.
     """
     source: Path = path().parse("folder", folder)
-    recorded = RecordedInputs(source, count(1).parse("most_samples", most_samples), _bytes_of(most_bytes))
+    samples, size = (
+        count(1).parse("most_samples", most_samples),
+        count(1 << 20, 1 << 48).parse("most_bytes", most_bytes),
+    )
+    recorded = RecordedInputs(source, samples, size)
     with _hooked(recorded):
         yield recorded
     recorded.finish()
-
-
-def _bytes_of(value: Any) -> int:
-    limit: int = count(1 << 20, 1 << 48).parse("most_bytes", value)
-    return limit
 
 
 @contextmanager
