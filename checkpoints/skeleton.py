@@ -52,7 +52,7 @@ from ov_weight_compression.checkpoints.safetensors_file import DTYPES, StoredTen
 from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.ir_file import read_model
 from ov_weight_compression.ir_utils.lazy_weight import FileSink, here, postponed_constant, stubbing
-from ov_weight_compression.ir_utils.saving import find_stubs, make_room
+from ov_weight_compression.ir_utils.saving import make_room
 from ov_weight_compression.ir_utils.types import Array
 from ov_weight_compression.ir_utils.weight_source import widened
 from ov_weight_compression.ir_utils.worker_pool import Job, Pipeline
@@ -124,9 +124,7 @@ def write_skeleton(
     with stubbing() as stubbed:
         ov.save_model(model, path, compress_to_fp16=False)
     path.with_suffix(".bin").replace(stubs)
-    text = path.read_bytes()
-    found = find_stubs(text, stubs, stubbed.stubs)
-    text, offsets = make_room(text, stubs, path.with_suffix(".bin"), found, stubbed.stubs, sparse=True)
+    text, offsets = make_room(path.read_bytes(), stubs, path.with_suffix(".bin"), stubbed.stubs, sparse=True)
     path.write_bytes(text)
     stubs.unlink()
     placed = []

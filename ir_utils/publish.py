@@ -86,10 +86,12 @@ def swap_files(folder: Path, place: Path, names: Sequence[str]) -> None:
     try:
         for name in names:
             os.replace(folder / name, place / name)
-        sync_folder(folder)
-        sync_folder(place)
+        for one in (folder, place):
+            with contextlib.suppress(OSError):
+                sync(one)
         os.replace(folder / "to", now)
-        sync_folder(folder)
+        with contextlib.suppress(OSError):
+            sync(folder)
     finally:  # forwards or, where the last step was not reached, backwards
         finish_links(place / names[0], names)
 
@@ -211,14 +213,13 @@ def turn(folder: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
-def sync_folder(folder: Path) -> None:
-    """Have a folder's names on the disk."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def sync(path: Path) -> None:
+    """Have a file's contents, or a folder's names, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 _TEMPORARY = "ov-weight-compression-"
@@ -242,9 +243,17 @@ class Publication:
         self._made: list[Path] = []
         _open.add(self)
         try:
-            self._made = _make_folder(target.parent)
-            for folder in self._made:
-                note("made", folder)
+            missing, folder = [], target.parent
+            while not folder.exists() and folder != folder.parent:
+                missing.append(folder)
+                folder = folder.parent
+            for path in reversed(missing):
+                with contextlib.suppress(FileExistsError):
+                    path.mkdir()
+                    self._made.append(path)
+                    note("made", path)
+            if not target.parent.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target.parent))
             note("writes", target)
             with turn(target.parent):
                 _sweep(target, self._names)
@@ -257,12 +266,28 @@ class Publication:
 
     def commit(self) -> None:
         """Give everything its place; what was there is gone after that."""
+        place = self._target.parent
         try:
-            _settle_on_disk(self.path.parent)
+            # On the disk before it gets its name: otherwise a name may survive a power cut that its contents do not.
+            for file in self.path.parent.rglob("*"):
+                if os.name != "nt" and not file.is_symlink() and file.is_file():
+                    sync(file)
             self._placing = True
-            with turn(self._target.parent):
+            with turn(place):
                 finish_links(self._target, self._names)
-                self._place()
+                for name in self._names if self.path.is_file() else ():
+                    if (place / name).is_dir():
+                        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(place / name))
+                if len(self._names) > 1 and os.path.lexists(self._target):
+                    swap_files(self._folder, place, self._names)
+                elif self.path.is_dir() and os.path.lexists(self._target):
+                    swap_folder(self._folder, self._target)
+                else:  # of a pair, what readers look for last
+                    for name in reversed(self._names):
+                        if (self.path.parent / name).exists():
+                            os.replace(self.path.parent / name, place / name)
+                with contextlib.suppress(OSError):
+                    sync(place)
             self._made = []
         finally:
             self.discard()
@@ -271,17 +296,25 @@ class Publication:
     def discard(self) -> None:
         """Remove what was not committed, and the folders that were made for it."""
         with contextlib.suppress(OSError):  # what cannot be removed now is removed by the next write
-            folder = self._present_folder()
+            folder = self._folder
+            if self._lock is not None:
+                with contextlib.suppress(OSError):  # somebody may have renamed a folder above it
+                    found = Path(os.readlink(f"/proc/self/fd/{self._lock}"))
+                    if found.name == folder.name and found.is_dir():
+                        folder = found
             target = folder.with_name(self._target.name)
             if self._half_placed(folder):
                 with turn(target.parent):
                     finish_links(target, self._names)
             if not self._half_placed(folder):
-                _remove(folder)
+                shutil.rmtree(folder)
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
-        self._remove_made()
+        for path in reversed(self._made):
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        self._made = []
         _open.discard(self)
 
     @property
@@ -298,42 +331,11 @@ class Publication:
         else:
             self.discard()
 
-    def _present_folder(self) -> Path:
-        """Where the hidden folder is now: somebody may have renamed one above it."""
-        if self._lock is not None:
-            with contextlib.suppress(OSError):
-                found = Path(os.readlink(f"/proc/self/fd/{self._lock}"))
-                if found.name == self._folder.name and found.is_dir():
-                    return found
-        return self._folder
-
     def _half_placed(self, folder: Path) -> bool:
         """Whether what is at the target would go with the hidden folder: names were changing hands."""
         places = [folder.parent / name for name in self._names]
         through = any(path.is_symlink() and os.readlink(path).startswith(folder.name) for path in places)
         return through or (folder / BEGUN).exists()
-
-    def _place(self) -> None:
-        if self.path.is_file():
-            for name in self._names:
-                path = self._target.parent / name
-                if path.is_dir():
-                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        if len(self._names) > 1 and os.path.lexists(self._target):
-            swap_files(self._folder, self._target.parent, self._names)
-        elif self.path.is_dir() and os.path.lexists(self._target):
-            swap_folder(self._folder, self._target)
-        else:  # of a pair, what readers look for last
-            for name in reversed(self._names):
-                if (self.path.parent / name).exists():
-                    os.replace(self.path.parent / name, self._target.parent / name)
-        sync_folder(self._target.parent)
-
-    def _remove_made(self) -> None:
-        for folder in reversed(self._made):
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-        self._made = []
 
 
 class TemporaryFolder:
@@ -381,7 +383,7 @@ def discard_open() -> None:
 def mend(target: Path) -> None:
     """Finish what a killed process had begun to put at `target`, a model or a folder, if there is anything of that."""
     with contextlib.suppress(OSError):
-        if target.parent.is_dir() and _left_behind(target):
+        if target.parent.is_dir():
             with turn(target.parent):
                 _sweep(target, [target.name, target.with_suffix(".bin").name])
 
@@ -444,50 +446,21 @@ def cannot_write(path: Path, error: Exception) -> WorkError:
     return WorkError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}")
 
 
-def _left_behind(target: Path) -> list[Path]:
-    begin = prefix(target.name)
-    length = len(begin) + len(".partial") + 16
-    return [
-        path
-        for path in target.parent.iterdir()
-        if path.name.startswith(begin) and path.name.endswith(".partial") and len(path.name) == length
-    ]
-
-
-def _make_folder(folder: Path) -> list[Path]:
-    """Make a folder; returns those that had to be made, the outermost first."""
-    missing: list[Path] = []
-    while not folder.exists() and folder != folder.parent:
-        missing.insert(0, folder)
-        folder = folder.parent
-    made: list[Path] = []
-    try:
-        for path in missing:
-            with contextlib.suppress(FileExistsError):
-                path.mkdir()
-                made.append(path)
-        if missing and not missing[-1].is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(missing[-1]))
-    except BaseException:
-        for path in reversed(made):
-            with contextlib.suppress(OSError):
-                path.rmdir()
-        raise
-    return made
-
-
 def _sweep(target: Path, names: Sequence[str]) -> None:
     """Finish and remove what killed processes left on their way to `target`. To be called in one's turn."""
     finish_links(target, names)
-    for folder in _left_behind(target):
-        descriptor = hold(folder)
-        if descriptor is None:
+    begin, length = prefix(target.name), len(prefix(target.name)) + len(".partial") + 16
+    for folder in target.parent.iterdir():
+        name = folder.name
+        if not (name.startswith(begin) and name.endswith(".partial") and len(name) == length):
             continue
-        try:
-            finish_moves(folder, target)
-            _remove(folder)
-        finally:
-            os.close(descriptor)
+        descriptor = hold(folder)
+        if descriptor is not None:
+            try:
+                finish_moves(folder, target)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(descriptor)
 
 
 def _sweep_temporary() -> None:
@@ -503,23 +476,3 @@ def _sweep_temporary() -> None:
                 if descriptor is not None:
                     shutil.rmtree(folder, ignore_errors=True)
                     os.close(descriptor)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _settle_on_disk(folder: Path) -> None:
-    """Have what was written on the disk before it gets its name: otherwise a name may survive a power cut that its
-    contents do not."""
-    for file in folder.rglob("*"):
-        if os.name == "nt" or file.is_symlink() or not file.is_file():
-            continue
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

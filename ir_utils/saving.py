@@ -21,8 +21,7 @@ import errno
 import os
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,8 @@ import openvino as ov
 
 from ov_weight_compression.ir_utils import option_kinds
 from ov_weight_compression.ir_utils.errors import CompressionError, OptionError, WorkError
-from ov_weight_compression.ir_utils.file_io import read_at, reserve, write_at
-from ov_weight_compression.ir_utils.ir_file import openvino_reason, stored_constants
+from ov_weight_compression.ir_utils.file_io import reserve
+from ov_weight_compression.ir_utils.ir_file import openvino_reason
 from ov_weight_compression.ir_utils.lazy_weight import STUB_BYTES, Stub, Stubs, stubbing
 from ov_weight_compression.ir_utils.publish import Publication, cannot_write
 
@@ -61,11 +60,15 @@ def save_model(model: Any, path: str | Path, after_write: Callable[[], None] | N
         raise OptionError(f"path: {path} must end in .xml")
     try:
         with Publication(path, [path.with_suffix(".bin").name]) as partial:
-            weights, stubs = partial.with_suffix(".bin"), partial.with_suffix(".stubs.bin")
+            stubs = partial.with_suffix(".stubs.bin")
             with stubbing() as stubbed:
                 ov.serialize(model, str(partial), str(stubs))
-            _check_complete(partial, stubs)
-            _fill(partial, stubs, weights, stubbed)
+            text = partial.read_bytes()
+            needed = max((int(offset) + int(size) for offset, size in _DATA.findall(text)), default=0)
+            written = stubs.stat().st_size if stubs.exists() else 0
+            if written < needed:  # which OpenVINO does not notice
+                raise OSError(errno.ENOSPC, f"the disk is full ({written} of {needed} bytes were written)")
+            _fill(partial, text, stubs, stubbed)
             if after_write is not None:
                 after_write()
     except (OSError, ValueError) as error:
@@ -80,17 +83,13 @@ def save_model(model: Any, path: str | Path, after_write: Callable[[], None] | N
         raise WorkError(f"{path}: cannot be written: {_reason(error)}") from error
 
 
-def _fill(xml: Path, stubs: Path, weights: Path, stubbed: Stubs) -> None:
+def _fill(xml: Path, text: bytes, stubs: Path, stubbed: Stubs) -> None:
     """Put what the stubs stand for in their place."""
+    weights = xml.with_suffix(".bin")
     if not stubbed.stubs:
         stubs.replace(weights)
         return
-    text = xml.read_bytes()
-    found = find_stubs(text, stubs, stubbed.stubs)
-    for mark in stubbed.stubs.keys() - set(found.values()):
-        stub = stubbed.stubs[mark]
-        raise WorkError(f"{stub.owner.name}: its {stub.part} were not found in {stubs}")
-    text, places = make_room(text, stubs, weights, found, stubbed.stubs)
+    text, places = make_room(text, stubs, weights, stubbed.stubs)
     stubs.unlink()
     xml.write_bytes(text)
     descriptor = os.open(weights, os.O_WRONLY | getattr(os, "O_BINARY", 0))
@@ -106,43 +105,8 @@ def _reason(error: RuntimeError) -> str:
     return f"the disk is full, or refuses more for another reason ({line})" if "iostream" in line else line
 
 
-def _check_complete(xml: Path, weights: Path) -> None:
-    """OpenVINO does not notice a full disk."""
-    needed = max((constant.offset + constant.size for constant in stored_constants(xml)), default=0)
-    size = weights.stat().st_size if weights.exists() else 0
-    if size < needed:
-        raise OSError(errno.ENOSPC, f"the disk is full ({size} of {needed} bytes were written)")
-
-
-@dataclass(frozen=True)
-class _Room:
-    """Where everything of a .bin goes."""
-
-    offsets: tuple[int, ...]
-    """Of the stubs as they were written, rising."""
-    growth: tuple[int, ...]
-    """By how many bytes what follows each stub moves; one more than there are stubs, the first for what is before."""
-
-    def moved(self, offset: int) -> int:
-        """The new place of what was written at `offset`."""
-        return offset + self.growth[bisect_left(self.offsets, offset)]
-
-
-def find_stubs(xml: bytes, weights: Path, stubs: Mapping[bytes, Stub]) -> dict[int, bytes]:
-    """The marks that the .bin holds, by their offsets, rising."""
-    places = sorted({int(offset) for offset, size in _DATA.findall(xml) if int(size) == STUB_BYTES})
-    with weights.open("rb") as file:
-        read = {offset: read_at(file.fileno(), STUB_BYTES, offset) for offset in places}
-    return {offset: mark for offset, mark in read.items() if mark in stubs}
-
-
 def make_room(
-    xml: bytes,
-    written: Path,
-    target: Path,
-    found: Mapping[int, bytes],
-    stubs: Mapping[bytes, Stub],
-    sparse: bool = False,
+    xml: bytes, written: Path, target: Path, stubs: Mapping[bytes, Stub], sparse: bool = False
 ) -> tuple[bytes, dict[bytes, int]]:
     """The .xml with the constants in place of the stubs, and a .bin at `target` with all that is known already.
 
@@ -150,7 +114,6 @@ def make_room(
         xml: as written.
         written: the .bin as written.
         target: the .bin to write.
-        found: what `find_stubs` found.
         stubs: what the marks stand for.
         sparse: leave holes that take no space on the disk.
 
@@ -158,34 +121,50 @@ def make_room(
         the new .xml, and the offset of each mark's constant in `target`.
 
     Raises:
+        WorkError: a stub is not there.
         OSError: the disk is too small for the whole of it, or refuses.
     """
-    growth, first = [0], dict[bytes, int]()
-    for offset, mark in found.items():
-        grown = stubs[mark].nbytes if first.setdefault(mark, offset) == offset else 0
-        growth.append(growth[-1] + grown - STUB_BYTES)
-    room = _Room(tuple(found), tuple(growth))
-    places = {mark: room.moved(offset) for mark, offset in first.items()}
+    found: dict[int, bytes] = {}  # by its offset, rising
+    growth, first = [0], dict[bytes, int]()  # by how many bytes what is before, and behind each stub, moves
     with written.open("rb") as source, target.open("wb") as file:
+        for offset in sorted({int(offset) for offset, size in _DATA.findall(xml) if int(size) == STUB_BYTES}):
+            source.seek(offset)
+            mark = source.read(STUB_BYTES)
+            if mark in stubs:
+                found[offset] = mark
+                grown = stubs[mark].nbytes if first.setdefault(mark, offset) == offset else 0
+                growth.append(growth[-1] + grown - STUB_BYTES)
+        for mark in stubs.keys() - first.keys():
+            raise WorkError(f"{stubs[mark].owner.name}: its {stubs[mark].part} were not found in {written}")
         size = os.fstat(source.fileno()).st_size
         if sparse:
             os.ftruncate(file.fileno(), size + growth[-1])
         else:
             reserve(file.fileno(), size + growth[-1])
-        ends = [*found, size]
-        for start, stop in zip([0, *(offset + STUB_BYTES for offset in found)], ends, strict=True):
-            _copy(source.fileno(), file.fileno(), start, stop, room.moved(start) if start < stop else 0)
-    return _edited(xml, room, found, stubs, places), places
+        starts, stops = [0, *(offset + STUB_BYTES for offset in found)], [*found, size]
+        for start, stop, moved in zip(starts, stops, growth, strict=True):
+            source.seek(start)
+            file.seek(start + moved)
+            for place in range(start, stop, _COPY_BYTES):
+                file.write(source.read(min(_COPY_BYTES, stop - place)))
+    return _edited(xml, found, growth, first, stubs)
 
 
 def _edited(
-    xml: bytes, room: _Room, found: Mapping[int, bytes], stubs: Mapping[bytes, Stub], places: Mapping[bytes, int]
-) -> bytes:
+    xml: bytes,
+    found: Mapping[int, bytes],
+    growth: Sequence[int],
+    first: Mapping[bytes, int],
+    stubs: Mapping[bytes, Stub],
+) -> tuple[bytes, dict[bytes, int]]:
+    """What `make_room` returns: every constant at its new offset, in place of a stub with its own type and shape."""
+    offsets = list(found)
+    places = {mark: offset + growth[bisect_left(offsets, offset)] for mark, offset in first.items()}
     pieces, done = [], 0
     for data in _DATA.finditer(xml):
         offset = int(data[1])
         if offset not in found or int(data[2]) != STUB_BYTES:
-            pieces += [xml[done : data.start(1)], b"%d" % room.moved(offset)]
+            pieces += [xml[done : data.start(1)], b"%d" % (offset + growth[bisect_left(offsets, offset)])]
             done = data.end(1)
             continue
         stub = stubs[found[offset]]
@@ -193,26 +172,9 @@ def _edited(
         tag = f'<data element_type="{kind}" shape="{shape}" offset="{places[found[offset]]}" size="{stub.nbytes}" />'
         port = _PORT.search(xml, data.end())
         assert port is not None
-        pieces += [
-            xml[done : data.start()],
-            tag.encode(),
-            xml[data.end() : port.start()],
-            _port(port, kind, stub.shape),
-        ]
+        output = b'precision="%s"%s' % (_PRECISIONS.get(kind, kind.upper()).encode(), port[1])
+        sizes = b"".join(b"%s<dim>%d</dim>" % (port[2], size) for size in stub.shape)
+        output += b">" + sizes + port[3] if sizes else b" />"  # as the serialiser writes it
+        pieces += [xml[done : data.start()], tag.encode(), xml[data.end() : port.start()], output]
         done = port.end()
-    return b"".join([*pieces, xml[done:]])
-
-
-def _port(port: re.Match[bytes], kind: str, shape: tuple[int, ...]) -> bytes:
-    """The output as the serialiser writes it for this type and shape."""
-    tag = b'precision="%s"%s' % (_PRECISIONS.get(kind, kind.upper()).encode(), port[1])
-    if not shape:
-        return tag + b" />"
-    return tag + b">" + b"".join(b"%s<dim>%d</dim>" % (port[2], size) for size in shape) + port[3]
-
-
-def _copy(source: int, target: int, start: int, stop: int, place: int) -> None:
-    while start < stop:
-        data = read_at(source, min(_COPY_BYTES, stop - start), start)
-        write_at(target, data, place)
-        start, place = start + len(data), place + len(data)
+    return b"".join([*pieces, xml[done:]]), places
