@@ -27,7 +27,7 @@ import openvino.opset13 as ops
 
 from ov_weight_compression.calibration.model_inputs import input_label
 from ov_weight_compression.ir_utils.errors import OptionError
-from ov_weight_compression.ir_utils.file_mappings import FileMappings
+from ov_weight_compression.ir_utils.file_io import FileMappings
 from ov_weight_compression.ir_utils.option_kinds import shown
 from ov_weight_compression.patterns import Consumer, Sources, Weight
 

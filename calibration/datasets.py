@@ -35,7 +35,7 @@ from ov_weight_compression.calibration.generate import random_tokens, written_to
 from ov_weight_compression.calibration.model_inputs import LanguageModel, ModelInputs, with_embeddings
 from ov_weight_compression.calibration.statistics import check_sample
 from ov_weight_compression.ir_utils.errors import CompressionError, OptionError, one_line
-from ov_weight_compression.ir_utils.file_mappings import file_of
+from ov_weight_compression.ir_utils.file_io import file_of
 from ov_weight_compression.ir_utils.option_kinds import count, path, shown
 from ov_weight_compression.ir_utils.types import Array
 

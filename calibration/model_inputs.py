@@ -37,7 +37,7 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from ov_weight_compression.ir_utils.errors import ModelError, OptionError
-from ov_weight_compression.ir_utils.file_mappings import file_of
+from ov_weight_compression.ir_utils.file_io import file_of
 from ov_weight_compression.ir_utils.option_kinds import shown
 from ov_weight_compression.ir_utils.types import Array, tensor_values
 from ov_weight_compression.patterns.graphs import constant_of

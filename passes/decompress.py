@@ -22,7 +22,7 @@ from openvino.passes import ModelPass
 
 from ov_weight_compression.ir_utils.dequantization import replace_constant
 from ov_weight_compression.ir_utils.errors import WorkError
-from ov_weight_compression.ir_utils.file_mappings import FileMappings
+from ov_weight_compression.ir_utils.file_io import FileMappings
 from ov_weight_compression.ir_utils.lazy_weight import LazyWeight, Part, Target
 from ov_weight_compression.ir_utils.metadata import drop_metadata
 from ov_weight_compression.ir_utils.option_kinds import OptionKind, check_model, choice, flag

@@ -41,7 +41,7 @@ from openvino.passes import ModelPass
 
 from ov_weight_compression.ir_utils.dequantization import ChainParts, build_dequantization, replace_constant
 from ov_weight_compression.ir_utils.device_facts import EXPANDED_STORAGE
-from ov_weight_compression.ir_utils.file_mappings import FileMappings
+from ov_weight_compression.ir_utils.file_io import FileMappings
 from ov_weight_compression.ir_utils.lazy_weight import LazyWeight, postponed_constant
 from ov_weight_compression.ir_utils.types import element_type
 from ov_weight_compression.ir_utils.weight_source import WeightSource

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from ov_weight_compression.ir_utils.file_mappings import FileRows
+from ov_weight_compression.ir_utils.file_io import FileRows
 from ov_weight_compression.ir_utils.types import Array, Float32, pack, tensor_bytes, to_f32
 from ov_weight_compression.quantization.formats import Encoded, Spec
 from ov_weight_compression.quantization.kernels import Key, kernel_for

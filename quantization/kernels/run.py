@@ -34,7 +34,7 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as ops
 
-from ov_weight_compression.ir_utils.file_mappings import FileRows
+from ov_weight_compression.ir_utils.file_io import FileRows
 from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.quantization.formats import E4M3
 from ov_weight_compression.quantization.kernels.graph import SMALL, Key, build, cells

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ov_weight_compression.ir_utils.errors import WorkError
-from ov_weight_compression.ir_utils.file_mappings import OWN_MEMORY, FileMappings
+from ov_weight_compression.ir_utils.file_io import OWN_MEMORY, FileMappings
 from tests.running import linux, resident_of
 
 

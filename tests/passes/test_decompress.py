@@ -14,7 +14,7 @@ from openvino.passes import Manager
 
 from ov_weight_compression.cli import main
 from ov_weight_compression.ir_utils.errors import OptionError
-from ov_weight_compression.ir_utils.file_mappings import FileMappings
+from ov_weight_compression.ir_utils.file_io import FileMappings
 from ov_weight_compression.ir_utils.lazy_weight import LazyWeight
 from ov_weight_compression.ir_utils.saving import save_model
 from ov_weight_compression.ir_utils.weight_source import source_at

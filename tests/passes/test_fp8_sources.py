@@ -9,7 +9,7 @@ import openvino as ov
 import pytest
 
 from ov_weight_compression.evaluation import inspect
-from ov_weight_compression.ir_utils.file_mappings import FileMappings
+from ov_weight_compression.ir_utils.file_io import FileMappings
 from ov_weight_compression.ir_utils.saving import save_model
 from ov_weight_compression.ir_utils.weight_source import ChainSource
 from ov_weight_compression.passes import WeightCompression, apply_weight_compression, apply_weight_decompression

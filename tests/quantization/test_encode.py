@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ov_weight_compression.ir_utils.file_mappings import FileMappings, FileRows
+from ov_weight_compression.ir_utils.file_io import FileMappings, FileRows
 from ov_weight_compression.ir_utils.types import pack
 from ov_weight_compression.quantization import (
     FORMATS,

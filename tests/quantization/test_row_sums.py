@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ov_weight_compression.ir_utils.file_mappings import FileMappings, FileRows
+from ov_weight_compression.ir_utils.file_io import FileMappings, FileRows
 from ov_weight_compression.quantization.kernels import row_sums
 from tests.running import linux
 
