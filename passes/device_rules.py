@@ -284,7 +284,10 @@ def pointwise_problem(consumer: Consumer) -> str | None:
         return "CPUs drop the strides of a 1x1 convolution on codes"
     if any((*attributes["pads_begin"], *attributes["pads_end"])):
         return "CPUs drop the padding of a 1x1 convolution on codes"
-    return _problem_before(node.input_value(0)) or _problem_behind(node)
+    problem = _problem_before(node.input_value(0))
+    if problem is None and any(_order(reader) != _BEHIND for reader in _transposes(node, 2)):
+        problem = "CPUs misread a 1x1 convolution on codes in front of a Transpose of other axes"
+    return problem
 
 
 def _problem_before(value: ov.Output) -> str | None:
@@ -296,12 +299,6 @@ def _problem_before(value: ov.Output) -> str | None:
     places = (dimensions(value) or [None] * 4)[2:]
     if kind in _RESHAPING and prod(size or 1 for size in places) == 1:
         return "CPUs misread a 1x1 convolution on codes behind a Reshape to a single position"
-    return None
-
-
-def _problem_behind(node: ov.Node) -> str | None:
-    if any(_order(reader) != _BEHIND for reader in _transposes(node, 2)):
-        return "CPUs misread a 1x1 convolution on codes in front of a Transpose of other axes"
     return None
 
 

@@ -77,7 +77,11 @@ def make_plan(
         else:
             wanted.append((weight, request))
     ranges = in_threads(lambda weight: data.sources[weight].scan(), [weight for weight, _ in wanted], options.threads)
-    nonfinite = [_nonfinite(weight, found) for (weight, _), found in zip(wanted, ranges, strict=True) if found.bad]
+    nonfinite = [
+        skipped(weight, f"{found.bad} NaN or infinite {'value' if found.bad == 1 else 'values'}")
+        for (weight, _), found in zip(wanted, ranges, strict=True)
+        if found.bad
+    ]
     sound = [(*pair, found) for pair, found in zip(wanted, ranges, strict=True) if not found.bad]
     if options.budget is not None:
         from ov_weight_compression.passes.budget import survey
@@ -225,10 +229,6 @@ def _sensitivity(weights: Sequence[Weight], options: Options, data: Measurements
         return sensitivity(metric.value, weight_noise(pieces, _EPSILON[source.element_type]), means[place])
 
     return in_threads(score, range(len(weights)), options.threads)
-
-
-def _nonfinite(weight: Weight, values: ValueRange) -> Skip:
-    return skipped(weight, f"{values.bad} NaN or infinite {'value' if values.bad == 1 else 'values'}")
 
 
 _LARGEST = 2.0**100  # where scales in f32 and f8e8m0 end, so that no product overflows

@@ -92,8 +92,14 @@ def save_recipe(path: str | os.PathLike[str], recipe: Recipe, layers: Mapping[st
         said["pipeline_defaults"] = False
     parts = {pattern: _file_as_json(own, place) for pattern, own in recipe.files.items()}
     for name, own in (layers or {}).items():
-        section = parts.setdefault(name, _file_as_json(_for_file(recipe.files, name), place)) if name else said
-        section["layers"] = {weight: _format_text(*target) for weight, target in own.items()}
+        section = said
+        if name:
+            options = next((own for pattern, own in recipe.files.items() if names_file(pattern, name)), {})
+            section = parts.setdefault(name, _file_as_json(options, place))
+        section["layers"] = {
+            weight: mode if mode == "none" or (group == -1 and "8" in mode) else f"{mode}:{group}"
+            for weight, (mode, group) in own.items()
+        }
     if parts:  # names before patterns: the first that matches counts
         said["files"] = dict(sorted(parts.items(), key=lambda part: part[0] not in (layers or {})))
     openvino = release_of(ov.get_version())
@@ -112,10 +118,6 @@ def option_lines(recipe: Recipe) -> list[tuple[str, str]]:
     lines = [(name, value if isinstance(value, str) else json.dumps(value)) for name, value in said.items()]
     more = (("data", recipe.data), ("task", recipe.task))
     return [*lines, *((name, value) for name, value in more if value is not None)]
-
-
-def _for_file(files: Mapping[str, Mapping[str, Any]], name: str) -> Mapping[str, Any]:
-    return next((own for pattern, own in files.items() if names_file(pattern, name)), {})
 
 
 def _file_as_json(own: Mapping[str, Any], place: Path) -> dict[str, Any]:
@@ -155,11 +157,6 @@ def _json_value(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_json_value(own) for own in value]
     return value
-
-
-def _format_text(mode: str, group: int) -> str:
-    own = "none" if mode == "none" else None
-    return own or (mode if group == -1 and "8" in mode else f"{mode}:{group}")
 
 
 def _named_data(data: str, place: Path) -> Any:

@@ -148,7 +148,11 @@ class Report:
             "warnings": list(self.warnings),
             "shares": [asdict(share) for share in self.shares],
             **({} if self.budget is None else {"budget": self.budget.to_dict()}),
-            "weights": [_row_as_dict(row) for row in self.rows],
+            "weights": [
+                {key: own for key, own in asdict(row).items() if key != "origin" or own}
+                | {"bits_per_weight": round(row.bits_per_weight, 4)}
+                for row in self.rows
+            ],
             **({"scalings": [asdict(scaling) for scaling in self.scalings]} if self.scalings else {}),
             **({"corrections": [asdict(line) for line in self.corrections]} if self.corrections else {}),
             "skips": [asdict(skip) for skip in self.skips],
@@ -217,13 +221,6 @@ def joined(kept: Report, made: Report) -> Report:
     skips = tuple(skip for skip in made.skips if skip.name not in names)
     warnings = tuple(dict.fromkeys((*kept.warnings, *made.warnings)))  # of the device, both may say the same
     return replace(made, rows=(*kept.rows, *made.rows), skips=skips, warnings=warnings)
-
-
-def _row_as_dict(row: Row) -> dict[str, Any]:
-    said = {**asdict(row), "bits_per_weight": round(row.bits_per_weight, 4)}
-    if not row.origin:
-        del said["origin"]
-    return said
 
 
 REPORTS: WeakKeyDictionary[ov.Model, Report] = WeakKeyDictionary()

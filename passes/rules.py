@@ -68,7 +68,7 @@ def _parse_rule(field: str, pair: Any) -> Rule:
     if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not isinstance(pair[0], str):
         raise OptionError(f"{field}: expected a pair (pattern, mode), got {shown(pair)}")
     pattern, target = pair
-    check_pattern(pattern)
+    _compiled(pattern)
     if target is None:
         return Rule(pattern, None)
     if not isinstance(target, Mapping):
@@ -114,25 +114,15 @@ def matching(pattern: str, weights: Sequence[Weight], others: Container[str] = (
         OptionError: the pattern is no regular expression.
     """
     matches = _compiled(pattern)
-    literal = [weight for weight in weights if pattern == weight.name or pattern in _layers(weight)]
+    layers = {weight.name: [consumer.name for consumer in weight.consumers] for weight in weights}
+    literal = [weight for weight in weights if pattern == weight.name or pattern in layers[weight.name]]
     if literal or pattern in others:
         return literal
-    return [weight for weight in weights if any(map(matches, _names_of(weight)))]
-
-
-def check_pattern(pattern: str) -> None:
-    """Raise OptionError where a pattern cannot be one."""
-    _compiled(pattern)
-
-
-def _names_of(weight: Weight) -> tuple[str, ...]:
-    """The names that a wildcard may match: the weight's own, its constant's, those of the layers that use it."""
-    own = dict.fromkeys((weight.name, str(weight.constant.get_friendly_name())))
-    return (*own, *_layers(weight))
-
-
-def _layers(weight: Weight) -> tuple[str, ...]:
-    return tuple(consumer.name for consumer in weight.consumers)
+    found = []
+    for weight in weights:
+        if any(map(matches, (weight.name, str(weight.constant.get_friendly_name()), *layers[weight.name]))):
+            found.append(weight)
+    return found
 
 
 @lru_cache(maxsize=256)

@@ -278,7 +278,8 @@ class WeightCompression(ModelPass):
         options = self.options
         weights, skips = find_weights(model, options.ignored_scope, options.roles)
         data = Measurements(model, weights, sources_of(weights, options.sources), method_of(options, model), options)
-        again = options.ratio < 1 and _says_the_same(model, options.as_recipe())
+        said = read_metadata(model).get(OWN_SECTION) if options.ratio < 1 else None
+        again = isinstance(said, dict) and all(str(said.get(one)) == own for one, own in options.as_recipe().items())
         return make_plan(weights, skips, options, data, shared_out=again), data
 
 
@@ -411,9 +412,3 @@ def _verify(model: ov.Model, devices: Devices, roles: Roles | None) -> None:
     if not found.ok:
         more = f" (and {len(found.wrong) - 1} more)" if len(found.wrong) > 1 else ""
         raise WorkError(f"verify: {found.device} does not compute what the weights say: {found.wrong[0]}{more}")
-
-
-def _says_the_same(model: Any, recipe: dict[str, str]) -> bool:
-    """Whether a model says that it has been compressed with these options."""
-    said = read_metadata(model).get(OWN_SECTION)
-    return isinstance(said, dict) and all(str(said.get(name)) == value for name, value in recipe.items())

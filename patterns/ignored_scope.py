@@ -18,8 +18,6 @@ from itertools import islice
 from types import NoneType
 from typing import Any
 
-import openvino as ov
-
 from ov_weight_compression.ir_utils.errors import OptionError, one_line
 from ov_weight_compression.ir_utils.option_kinds import OptionKind, flag, shown
 from ov_weight_compression.patterns.graphs import Graph
@@ -95,7 +93,11 @@ class IgnoredScope:
         """
         graphs = list(graphs)
         scope = replace(self, names=tuple(name for name in self.names if name not in later))
-        named = {node.get_friendly_name(): kind for graph in graphs for node, kind in _operations(graph)}
+        named = {
+            node.get_friendly_name(): kind
+            for graph in graphs
+            for node, kind in zip(graph.operations, graph.types, strict=True)
+        }
         rules: dict[str, str] = {}
         missing: list[str] = []
         for rule, matched in scope._matches(graphs, named):
@@ -132,10 +134,6 @@ class IgnoredScope:
         for subgraph in self.subgraphs:
             rule = f"subgraph from {list(subgraph.inputs)} to {list(subgraph.outputs)}"
             yield rule, [name for graph in graphs for name in _between(graph, subgraph)]
-
-
-def _operations(graph: Graph) -> Iterable[tuple[ov.Node, str]]:
-    return zip(graph.operations, graph.types, strict=True)
 
 
 def _between(graph: Graph, subgraph: Subgraph) -> list[str]:

@@ -533,10 +533,12 @@ def importance_sources(weights: Iterable[Weight]) -> dict[str, ImportanceSource]
 
 def _said_of(layer: Consumer, columns: int, origins: Origins) -> ImportanceSource | None:
     """What the graph says of the channels that a layer sums over; one that gathers rows has none."""
-    value, sizes = layer.input, None if layer.input is None else dimensions(layer.input)
-    if layer.activation is None or value is None or sizes is None or len(layer.activation.reduction) != 1:
+    assert layer.activation is not None
+    value, reduction = layer.node.input_value(layer.activation.port), layer.activation.reduction
+    sizes = dimensions(value)
+    if sizes is None or len(reduction) != 1:
         return None
-    place = len(sizes) + layer.activation.reduction[0]
+    place = len(sizes) + reduction[0]
     if sizes[place] not in (columns, None):
         return None
     if place == len(sizes) - 1:

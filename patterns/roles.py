@@ -325,7 +325,10 @@ def follow(graph: Graph, constant: ov.Node, roles: Roles = ROLES) -> list[Use]:
             node, port = target.get_node(), target.get_index()
             kind = node.get_type_name()
             if port == 0 and kind in _THROUGH:
-                front.append((node, _behind(node, kind, seen)))
+                if isinstance(seen, Refusal) or kind in ("Convert", "FakeConvert"):
+                    front.append((node, seen))
+                else:
+                    front.append((node, _rearranged(node, kind, seen)))
             elif kind == "ShapeOf" or node not in graph.position:
                 continue
             elif isinstance(seen, Refusal):
@@ -360,10 +363,8 @@ def reshaped(constant: ov.Node, alive: Container[ov.Node]) -> ov.Node:
             end = node
 
 
-def _behind(node: ov.Node, kind: str, view: View | Refusal) -> View | Refusal:
-    """The view behind an operation that only converts or rearranges."""
-    if isinstance(view, Refusal) or kind in ("Convert", "FakeConvert"):
-        return view
+def _rearranged(node: ov.Node, kind: str, view: View) -> View | Refusal:
+    """The view behind an operation that rearranges."""
     if kind == "Transpose":
         order = node.input_value(1).get_node()
         if order.get_type_name() != "Constant":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ov_weight_compression.ir_utils.errors import OptionError
-from ov_weight_compression.passes.rules import check_pattern, matching
+from ov_weight_compression.passes.rules import matching
 from ov_weight_compression.patterns import Weight, find_weights
 from tests import models
 
@@ -41,7 +41,7 @@ def test_patterns(weight: Weight, pattern: str, expected: bool) -> None:
 
 def test_a_bad_expression_is_named() -> None:
     with pytest.raises(OptionError, match=r"'re:\[' is no regular expression"):
-        check_pattern("re:[")
+        matching("re:[", [])
 
 
 def test_a_shared_weight_matches_by_any_of_its_layers() -> None:
