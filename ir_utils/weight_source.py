@@ -56,31 +56,22 @@ def depends_on_constants(node: ov.Node, depth: int = 24) -> bool:
     return all(depends_on_constants(value.get_node(), depth - 1) for value in node.input_values())
 
 
-def detached(output: Any) -> Any:
-    """The end of a copy of a subgraph of constants, which nobody can edit; the constants' memory is the same.
+def detached(output: Any) -> tuple[Any, list[Any]]:
+    """The end of a copy of a subgraph of constants, which nobody can edit, and its Constants, whose memory is the same.
 
     One that holds postponed constants is returned as it is: a copy would compute some of them.
     """
-    if any(isinstance(node, PostponedConstant) for node in _behind(output)):
-        return output
-    copy = ov.Model([ops.result(output)], []).clone()
-    return copy.get_results()[0].input_value(0)
-
-
-def constants_behind(output: Any) -> list[Any]:
-    """The Constants that an output is made of; none that are postponed."""
-    return [node for node in _behind(output) if node.get_type_name() == "Constant"]
-
-
-def _behind(output: Any) -> Iterator[Any]:
-    """Every node that an output is made of, once."""
-    waiting, seen = [output.get_node()], set()
+    nodes: dict[Any, None] = {}
+    waiting = [output.get_node()]
     while waiting:
         node = waiting.pop()
-        if node not in seen:
-            seen.add(node)
+        if node not in nodes:
+            nodes[node] = None
             waiting += [value.get_node() for value in node.input_values()]
-            yield node
+    if not any(isinstance(node, PostponedConstant) for node in nodes):
+        copy = ov.Model([ops.result(output)], []).clone()
+        output, nodes = copy.get_results()[0].input_value(0), dict.fromkeys(copy.get_ops())
+    return output, [node for node in nodes if node.get_type_name() == "Constant"]
 
 
 class ConstantValues:
@@ -108,23 +99,25 @@ class ConstantValues:
         align = self._align if self._lead == len(self.shape) - 1 else 1  # otherwise no row is a part of a group
         step = max(align, self._elements // max(1, width) // align * align)
         for start in range(0, rows, step):
-            yield self._rows(self._output, start, min(start + step, rows)).reshape(-1)
-
-    def rows(self, start: int, stop: int) -> Float32:
-        """Some rows, `[stop - start, …]`."""
-        return self._rows(self._output, start, stop)
+            yield self.rows(start, min(start + step, rows)).reshape(-1)
 
     def whole(self) -> Float32:
         """Every value at once, in the output's own shape; not kept."""
-        return self._rows(self._output, 0, self._split(self.shape)[0]).reshape(self.shape)
+        return self.rows(0, self._split(self.shape)[0]).reshape(self.shape)
 
     def _split(self, shape: Sequence[int]) -> tuple[int, int]:
         """How many rows a tensor of this shape has, and how many elements a row."""
         return math.prod(shape[: self._lead]), math.prod(shape[self._lead :])
 
-    def _rows(self, output: Any, start: int, stop: int) -> Float32:
-        """Some rows, `[stop - start, …]` with the axes that are not flattened into rows; a scalar has one row."""
-        node = self._plain(output.get_node())
+    def rows(self, start: int, stop: int, output: Any = None) -> Float32:
+        """Some rows, `[stop - start, …]` with the axes that are not flattened into rows; a scalar has one row. Of the
+        output itself, or of another one that it is made of."""
+        output = self._output if output is None else output
+        node = output.get_node()
+        if isinstance(node, PostponedConstant):  # as a Constant, computed once
+            if node not in self._made:
+                self._made[node] = ov.op.Constant(node.m_maker(), shared_memory=True)
+            node = self._made[node]
         evaluate = _EVALUATORS.get(node.get_type_name())
         found = evaluate(self, node, start, stop) if evaluate else None
         if found is None:
@@ -132,18 +125,10 @@ class ConstantValues:
             found = self._keep(output, _compiled).reshape(self._split(shape)[0], *shape[self._lead :])[start:stop]
         return found
 
-    def _plain(self, node: Any) -> Any:
-        """A postponed constant as a Constant, computed once."""
-        if not isinstance(node, PostponedConstant):
-            return node
-        if node not in self._made:
-            self._made[node] = ov.op.Constant(node.m_maker(), shared_memory=True)
-        return self._made[node]
-
     def _all(self, output: Any) -> Float32:
         """Every value in the output's own shape, kept: for an operation that cannot be taken in pieces."""
         shape = sizes_of(output.get_shape())
-        return self._keep(output, lambda value: self._rows(value, 0, self._split(shape)[0]).reshape(shape))
+        return self._keep(output, lambda value: self.rows(0, self._split(shape)[0], value).reshape(shape))
 
     def _keep(self, output: Any, evaluate: Callable[[Any], Float32]) -> Float32:
         if output not in self._whole:
@@ -155,7 +140,7 @@ class ConstantValues:
         them."""
         own, lead = sizes_of(output.get_shape()), self._lead
         if len(own) == len(like) and own[:lead] == tuple(like[:lead]):
-            return self._rows(output, start, stop)
+            return self.rows(start, stop, output)
         shape = (1,) * (len(like) - len(own)) + own
         whole = self._all(output).reshape(shape)
         if math.prod(shape[:lead]) == 1:
@@ -169,23 +154,18 @@ def _constant(values: ConstantValues, node: Any, start: int, stop: int) -> Float
     kind = node.get_output_element_type(0)
     if kind.bitwidth < 8 and start * width % 8:
         return None  # begins inside a byte: evaluate the whole
-    part = _part(node, kind, start * width, (stop - start) * width)
-    return np.asarray(part.get_data(dtype=np.float32), dtype=np.float32).reshape(stop - start, *shape[values._lead :])
-
-
-def _part(node: Any, kind: ov.Type, first: int, count: int) -> Any:
-    """A Constant of some consecutive elements of another; OpenVINO unpacks and converts every type that it has."""
-    raw = node.get_tensor_view().data.reshape(-1).view(np.uint8)
-    begin = first * kind.bitwidth // 8
-    tensor = ov.Tensor(kind, ov.Shape([count]))
+    # A Constant of some consecutive elements of another: OpenVINO unpacks and converts every type that it has.
+    raw, begin = node.get_tensor_view().data.reshape(-1).view(np.uint8), start * width * kind.bitwidth // 8
+    tensor = ov.Tensor(kind, ov.Shape([(stop - start) * width]))
     target = tensor.data.reshape(-1).view(np.uint8)
     target[:] = raw[begin : begin + len(target)]
-    return ov.op.Constant(tensor)
+    found = ov.op.Constant(tensor).get_data(dtype=np.float32)
+    return np.asarray(found, dtype=np.float32).reshape(stop - start, *shape[values._lead :])
 
 
 def _convert(values: ConstantValues, node: Any, start: int, stop: int) -> Float32 | None:
     """Only f32 to f16 or bf16 loses anything: plugins fold the scales as the graph has them, rounded."""
-    rows = values._rows(node.input_value(0), start, stop)
+    rows = values.rows(start, stop, node.input_value(0))
     if node.get_input_element_type(0) != ov.Type.f32:
         return rows
     kind = node.get_output_element_type(0)
@@ -217,7 +197,7 @@ def _reshape(values: ConstantValues, node: Any, start: int, stop: int) -> Float3
     source, target = sizes_of(node.input_value(0).get_shape()), sizes_of(node.get_output_shape(0))
     width, whole = values._split(target)[1], values._split(source)[1]
     first, last = start * width // whole, -(-stop * width // whole)
-    flat = values._rows(node.input_value(0), first, last).reshape(-1)
+    flat = values.rows(first, last, node.input_value(0)).reshape(-1)
     return flat[start * width - first * whole : stop * width - first * whole].reshape(-1, *target[values._lead :])
 
 
@@ -236,7 +216,7 @@ def _gather(values: ConstantValues, node: Any, start: int, stop: int) -> Float32
     table = node.input_value(0)
     if len(table.get_shape()) != 1:
         return None
-    indices = values._rows(node.input_value(1), start, stop)
+    indices = values.rows(start, stop, node.input_value(1))
     looked_up: Float32 = values._all(table)[indices.astype(np.int64)]
     return looked_up
 
@@ -453,8 +433,8 @@ class ChainSource(WeightSource):
 
     def __init__(self, last: Any, layout: Layout, mappings: FileMappings | None = None) -> None:
         self.layout = layout
-        self._end = detached(last.output(0))
-        stored = [_bytes_of(node) for node in constants_behind(self._end)]
+        self._end, constants = detached(last.output(0))
+        stored = [node.get_tensor_view().data.reshape(-1).view(np.uint8) for node in constants]
         self._stored = [(data, OWN_MEMORY if mappings is None else mappings.around(data)) for data in stored]
         self._values: ConstantValues | None = None
         self._matrix: Float32 | None = None
@@ -555,11 +535,6 @@ def source_at(node: Any, mappings: FileMappings | None = None) -> WeightSource:
     values lie in memory."""
     shape = tuple(node.get_output_shape(0))
     return ChainSource(node, Layout.of(shape, [len(shape) - 1] if shape else []), mappings)
-
-
-def _bytes_of(constant: Any) -> Array:
-    data: Array = constant.get_tensor_view().data
-    return data.reshape(-1).view(np.uint8)
 
 
 def _scan_half(block: Array) -> tuple[float, int]:
