@@ -312,7 +312,7 @@ class _Walk:
             if run is None or not run.over:
                 self._start_threads()
             while self._working and (run is None or not run.over):
-                self._told.wait()
+                self._told.wait(_IDLE_SECONDS)  # with a look for a Ctrl-C that came just before the wait began
         if run is None or not run.over:  # no thread could be started, or the interpreter ends
             with self._pipeline.held():
                 while (run is None or not run.over) and (piece := self._next(patient=False)) is not None:
