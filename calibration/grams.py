@@ -237,7 +237,7 @@ class Seen:
     gram: Float32
     """Ĥ = Σ x̂ x̂ᵀ, of the input as it is behind the compressed weights."""
     drift: Float32 | None = None
-    """D = Σ (x − x̂) x̂ᵀ with `x` of the float model (C − Ĥ of `quantization.layerwise`); None where not asked
+    """D = Σ (x − x̂) x̂ᵀ with `x` of the float model (C − Ĥ of `quantization.gptq`); None where not asked
     for or they are the same."""
     outputs: Float32 | None = None
     """Σ y x̂ᵀ, f32 [out, in], in its place where the layer has fewer outputs than inputs: `y = W x` in the float model,

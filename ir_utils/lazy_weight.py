@@ -349,7 +349,7 @@ class LazyWeight:
         return tensor
 
     def constant(self, name: str, plain_in_clones: bool = False) -> Any:
-        """A part as a postponed constant; `plain_in_clones` as in `ir_utils.lazy_weight`."""
+        """A part as a postponed constant; `plain_in_clones` as `plain` of `postponed_constant`."""
         part = self.encoding.parts[name]
         plain = partial(self._plain, name) if plain_in_clones else None
         return postponed_constant(element_type(part.type), ov.Shape(list(part.shape)), partial(self.part, name), plain)

@@ -383,7 +383,8 @@ def discard_open() -> None:
 def mend(target: Path) -> None:
     """Finish what a killed process had begun to put at `target`, a model or a folder, if there is anything of that."""
     with contextlib.suppress(OSError):
-        if target.parent.is_dir():
+        # Looked at without a lock first: nearly always there is nothing, and readers wait for nobody.
+        if any(path.name.startswith(prefix(target.name)) for path in target.parent.iterdir()):
             with turn(target.parent):
                 _sweep(target, [target.name, target.with_suffix(".bin").name])
 

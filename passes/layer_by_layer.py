@@ -33,7 +33,7 @@ from ov_weight_compression.passes.plan import Algorithm, Plan, PlannedWeight, St
 from ov_weight_compression.patterns import Kind
 from ov_weight_compression.quantization.encode import decode_rows, encode_rows
 from ov_weight_compression.quantization.formats import Encoded, Spec, join_rows
-from ov_weight_compression.quantization.layerwise import DAMPING, Hessian, Step, fit_rows, hessian_of, input_correction
+from ov_weight_compression.quantization.gptq import DAMPING, Hessian, Step, fit_rows, hessian_of, input_correction
 from ov_weight_compression.quantization.reference import tensor_scale_of
 
 if TYPE_CHECKING:

@@ -68,7 +68,7 @@ from ov_weight_compression.quantization.formats import CODEBOOK_TYPES, FORMATS, 
 from ov_weight_compression.quantization.lloyd import stand_in
 
 if TYPE_CHECKING:
-    from ov_weight_compression.quantization.layerwise import Step
+    from ov_weight_compression.quantization.gptq import Step
 
 
 # ruff: noqa: RUF009  (`declared` makes a `dataclasses.field`)

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from ov_weight_compression.passes.encoding import StoredRows
     from ov_weight_compression.passes.lora import StoredAdapters
     from ov_weight_compression.passes.options import Options
-    from ov_weight_compression.quantization.layerwise import Step
+    from ov_weight_compression.quantization.gptq import Step
 
 
 BY_LAYERS = (Accuracy.BALANCED, Accuracy.BEST)
@@ -116,7 +116,7 @@ def method_of(options: Options, model: Any) -> Method:
         return Method(folds=inserts, inserts=inserts, tuning=options.tuning)
     steps = options.algorithm
     if steps is None and (options.gptq or accuracy in BY_LAYERS):
-        from ov_weight_compression.quantization.layerwise import BALANCED, BEST
+        from ov_weight_compression.quantization.gptq import BALANCED, BEST
 
         steps = BEST if accuracy is Accuracy.BEST else BALANCED
     return Method(

@@ -24,7 +24,7 @@ from ov_weight_compression.passes.plan import Method
 from ov_weight_compression.patterns import Kind, Roles, Sources, Weight, find_weights, sources_of
 from ov_weight_compression.quantization.encode import Weighting, decode_rows, encode_rows
 from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL, Spec
-from ov_weight_compression.quantization.layerwise import DAMPING, fit_rows, gptq, hessian_of
+from ov_weight_compression.quantization.gptq import DAMPING, fit_rows, gptq, hessian_of
 from ov_weight_compression.quantization.reference import tensor_scale_of
 
 if TYPE_CHECKING:

@@ -55,7 +55,7 @@ from ov_weight_compression.patterns import GivenSources, Roles, find_weights, so
 from ov_weight_compression.quantization.kernels import kept_kernels
 
 if TYPE_CHECKING:
-    from ov_weight_compression.quantization.layerwise import Step
+    from ov_weight_compression.quantization.gptq import Step
 
 
 class WeightCompression(ModelPass):
@@ -105,7 +105,7 @@ class WeightCompression(ModelPass):
         scale_estimation: the scale search weighted with E[x²] of each input channel, as the data shows it.
         gptq: codes by GPTQ (Frantar et al., 2210.17323), with coordinate descent on codes and scales after it.
         algorithm: the steps that make each layer's codes, in place of GPTQ's own: functions `(target, draft, hessian,
-            grid) → draft`, as `quantization.layerwise.gptq` is one; needs a dataset.
+            grid) → draft`, as `quantization.gptq.gptq` is one; needs a dataset.
         awq: scale input channels so that important ones lose less (AWQ, Lin et al., 2306.00978); folded into norms and
             producing weights. By default only where `accuracy="fast"` has data.
         lora_correction: add two thin layers beside every MatMul with a weight of 4 bits or fewer, A `[rank, in]` and

@@ -10,7 +10,7 @@ from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.types import Float32
 from ov_weight_compression.passes import WeightCompression
 from ov_weight_compression.passes.options import read_options
-from ov_weight_compression.quantization.layerwise import CoordinateDescent, Draft, Grid, Hessian, cost, gptq
+from ov_weight_compression.quantization.gptq import CoordinateDescent, Draft, Grid, Hessian, cost, gptq
 from tests.models import layers
 from tests.running import constants
 

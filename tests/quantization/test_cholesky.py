@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ov_weight_compression.quantization.layerwise import cholesky, solve_positive
+from ov_weight_compression.quantization.gptq import cholesky, solve_positive
 
 
 def positive(size: int) -> np.ndarray:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ov_weight_compression.quantization import Encoded, Spec, decode_rows, encode_rows
-from ov_weight_compression.quantization.layerwise import (
+from ov_weight_compression.quantization.gptq import (
     Draft,
     Grid,
     Hessian,

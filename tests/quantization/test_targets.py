@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ov_weight_compression.quantization.layerwise import input_correction, solve_positive
+from ov_weight_compression.quantization.gptq import input_correction, solve_positive
 from tests.quantization.layerwise_cases import layer
 
 

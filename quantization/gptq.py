@@ -1,4 +1,4 @@
-"""Weights fitted to calibration data, layer by layer: GPTQ, coordinate descent after it, and other such steps.
+"""GPTQ, coordinate descent after it, and whatever else fits a weight to calibration data, layer by layer.
 
     for some rows at a time:
         scales to start from                                               (starting_draft)
