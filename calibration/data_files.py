@@ -71,7 +71,7 @@ def read_file(file: object, places: Sequence[Path | None], most: int | None = No
         ModelError: the tokenizer is damaged.
         MissingExtraError: the tokenizer needs a package that is not installed.
     """
-    path: Path = option_kinds.path().parse("data", file)
+    path: Path = option_kinds.PATH.parse("data", file)
     if not path.is_file():
         raise OptionError(f"data={str(path)!r}: there is no such file")
     if not is_text(path):

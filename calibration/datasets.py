@@ -36,7 +36,7 @@ from ov_weight_compression.calibration.model_inputs import LanguageModel, ModelI
 from ov_weight_compression.calibration.statistics import check_sample
 from ov_weight_compression.ir_utils.errors import CompressionError, OptionError, one_line
 from ov_weight_compression.ir_utils.file_io import file_of
-from ov_weight_compression.ir_utils.option_kinds import count, path, shown
+from ov_weight_compression.ir_utils.option_kinds import PATH, count, shown
 from ov_weight_compression.ir_utils.types import Array
 
 SUBSET_SIZE = 128
@@ -269,7 +269,7 @@ def opened(dataset: Any, model: ov.Model) -> Any:
     named = isinstance(dataset, PathLike) or (isinstance(dataset, str) and dataset not in ("random", "self"))
     if not named:
         return dataset
-    if not Path(path().parse("dataset", dataset)).exists():
+    if not Path(PATH.parse("dataset", dataset)).exists():
         raise OptionError(
             f"dataset={shown(str(dataset))}: allowed are 'random', 'self', a file (there is none of "
             "this name), token ids and model inputs"
@@ -338,7 +338,7 @@ def read_data(source: str | PathLike[str], folder: Path | None, model: Path | st
     """
     if str(source) in ("random", "self"):
         return str(source)
-    place: Any = path().parse("data", source)
+    place: Any = PATH.parse("data", source)
     if place.is_dir():
         place = recorded_data(place, [model])
     return read_file(place, [folder], _LONGEST_TEXT)[0] if isinstance(place, Path) else place

@@ -42,7 +42,7 @@ from ov_weight_compression.calibration.data_files import RecordedSamples
 from ov_weight_compression.calibration.model_inputs import input_label
 from ov_weight_compression.ir_utils.errors import CompressionWarning, OptionError
 from ov_weight_compression.ir_utils.model_folder import models_in
-from ov_weight_compression.ir_utils.option_kinds import by_name, count, path, shown
+from ov_weight_compression.ir_utils.option_kinds import PATH, by_name, count, shown
 from ov_weight_compression.ir_utils.publish import TemporaryFolder, cannot_write
 from ov_weight_compression.ir_utils.types import Array, tensor_values
 
@@ -127,7 +127,7 @@ class RecordedInputs(Mapping[str, RecordedSamples]):
             OptionError: the folder exists and is not empty.
             WorkError: it cannot be written.
         """
-        target: Path = path().parse("folder", folder)
+        target: Path = PATH.parse("folder", folder)
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise OptionError(f"folder: {target} exists; write somewhere else")
         try:
@@ -248,7 +248,7 @@ def record_inputs(
         OptionError: a limit that cannot be.
         WorkError: the temporary folder cannot be written.
     """
-    source: Path = path().parse("folder", folder)
+    source: Path = PATH.parse("folder", folder)
     samples, size = (
         count(1).parse("most_samples", most_samples),
         count(1 << 20, 1 << 48).parse("most_bytes", most_bytes),

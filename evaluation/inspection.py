@@ -246,7 +246,7 @@ def inspect(
     if isinstance(model, ov.Model):
         name, read = str(model.get_friendly_name()), model
     else:
-        path = expanded("model", option_kinds.path().parse("model", model))
+        path = expanded("model", option_kinds.PATH.parse("model", model))
         path = the_model_of(path) if path.is_dir() else path
         name, read = str(path), read_model(path)
     own = None if roles is None else parse_roles(roles)

@@ -32,7 +32,7 @@ from ov_weight_compression.calibration.runner import EXACT
 from ov_weight_compression.ir_utils.errors import ModelError, OptionError, WorkError
 from ov_weight_compression.ir_utils.ir_file import openvino_reason, read_model
 from ov_weight_compression.ir_utils.model_folder import known_config
-from ov_weight_compression.ir_utils.option_kinds import path as path_kind
+from ov_weight_compression.ir_utils.option_kinds import PATH
 from ov_weight_compression.ir_utils.publish import TemporaryFolder
 from ov_weight_compression.ir_utils.types import Array
 from ov_weight_compression.patterns.graphs import graphs_of, is_postponed
@@ -108,7 +108,6 @@ def _told(value: object) -> str:
 
 
 _NOT_MODELS = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
-_MODEL = path_kind()
 DEFAULT_WINDOW = 256
 _LIMITS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 
@@ -160,7 +159,7 @@ def load(source: ov.Model | str | PathLike[str], role: str, stack: ExitStack | N
     if isinstance(source, ov.Model):
         model, name = source, role
     else:
-        path = _MODEL.parse(f"the {role} model", source)
+        path = PATH.parse(f"the {role} model", source)
         path = _model_in(path, role) if path.is_dir() else path
         # What a person would call it: the folder's name, and the file's where it is not the same for every model.
         name = path.parent.resolve().name + ("" if path.name == "openvino_model.xml" else f"/{path.name}")

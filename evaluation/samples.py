@@ -30,15 +30,15 @@ from ov_weight_compression.calibration.generate import fitting_window, random_in
 from ov_weight_compression.calibration.model_inputs import LanguageModel, ModelInputs
 from ov_weight_compression.evaluation.models import DEFAULT_WINDOW, Pair
 from ov_weight_compression.ir_utils.errors import OptionError
-from ov_weight_compression.ir_utils.option_kinds import OptionKind, count, flag, path, shapes, word
+from ov_weight_compression.ir_utils.option_kinds import PATH, OptionKind, count, flag, shapes, word
 from ov_weight_compression.ir_utils.printing import thousands
 from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.patterns import Roles, parse_roles
 
 _KINDS = {
     **{"stride": count(1), "context": count(0), "score_last": flag(), "batch": count(1), "shapes": shapes()},
-    **{"layer_samples": count(0), "save_base": path(), "base_logits": path()},
-    **{"window": count(2), "windows": count(1), "tokenizer": path(), "device": word(), "as_deployed": flag()},
+    **{"layer_samples": count(0), "save_base": PATH, "base_logits": PATH},
+    **{"window": count(2), "windows": count(1), "tokenizer": PATH, "device": word(), "as_deployed": flag()},
     **{"layers": flag(), "roles": OptionKind("", parse_roles, "Roles")},
 }
 
@@ -313,7 +313,7 @@ def open_data(data: CompareData, inputs: ModelInputs, places: Sequence[Path | No
     """
     found: tuple[Array, ...] | dict[str, Array] | None = None
     if isinstance(data, (str, PathLike)):
-        file: Path = path().parse("data", data)
+        file: Path = PATH.parse("data", data)
         if file.is_file() and is_text(file) and not inputs.takes_tokens:
             raise OptionError(
                 f"data={str(file)!r}: text is for models that take input_ids alone; this one takes {inputs.listed}: "

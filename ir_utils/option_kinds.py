@@ -207,18 +207,17 @@ def optional(kind: OptionKind, name: str, value: object) -> Any:
     return None if value is None else kind.parse(name, value)
 
 
-def path() -> OptionKind:
-    """A path as text or object."""
+def _read_path(value: Any) -> Path:
+    text = os.fspath(value)
+    if not isinstance(text, str) or not text or "\0" in text or len(os.fsencode(text)) > _LONGEST_PATH:
+        raise ValueError
+    if any(len(os.fsencode(part)) > _LONGEST_NAME for part in Path(text).parts):
+        raise ValueError
+    return Path(text)
 
-    def read(value: Any) -> Path:
-        text = os.fspath(value)
-        if not isinstance(text, str) or not text or "\0" in text or len(os.fsencode(text)) > _LONGEST_PATH:
-            raise ValueError
-        if any(len(os.fsencode(part)) > _LONGEST_NAME for part in Path(text).parts):
-            raise ValueError
-        return Path(text)
 
-    return OptionKind("a path", read, "str | PathLike[str]")
+PATH = OptionKind("a path", _read_path, "str | PathLike[str]")
+"""A path as text or object."""
 
 
 def choice(allowed: Sequence[str]) -> OptionKind:

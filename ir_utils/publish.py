@@ -416,7 +416,7 @@ def expanded(option: str, path: Path) -> Path:
         OptionError: there is no such home, or no file can have this name.
     """
     try:
-        return Path(option_kinds.path().parse(option, path)).expanduser()
+        return Path(option_kinds.PATH.parse(option, path)).expanduser()
     except RuntimeError as error:
         raise OptionError(f"{option}: {path}: there is no such home") from error
 

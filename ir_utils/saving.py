@@ -31,7 +31,7 @@ from ov_weight_compression.ir_utils import option_kinds
 from ov_weight_compression.ir_utils.errors import CompressionError, OptionError, WorkError
 from ov_weight_compression.ir_utils.file_io import reserve
 from ov_weight_compression.ir_utils.ir_file import openvino_reason
-from ov_weight_compression.ir_utils.lazy_weight import STUB_BYTES, Stub, Stubs, stubbing
+from ov_weight_compression.ir_utils.lazy_weight import STUB_BYTES, Stub, stubbing
 from ov_weight_compression.ir_utils.publish import Publication, cannot_write
 
 _DATA = re.compile(rb'<data element_type="[^"]*" shape="[^"]*" offset="(\d+)" size="(\d+)" />')
@@ -55,12 +55,12 @@ def save_model(model: Any, path: str | Path, after_write: Callable[[], None] | N
         WorkError: the disk is full or the files cannot be written, or a weight could not be computed.
     """
     option_kinds.check_model(model)
-    path = Path(option_kinds.path().parse("path", path))
+    path = Path(option_kinds.PATH.parse("path", path))
     if path.suffix != ".xml":
         raise OptionError(f"path: {path} must end in .xml")
     try:
         with Publication(path, [path.with_suffix(".bin").name]) as partial:
-            stubs = partial.with_suffix(".stubs.bin")
+            weights, stubs = partial.with_suffix(".bin"), partial.with_suffix(".stubs.bin")
             with stubbing() as stubbed:
                 ov.serialize(model, str(partial), str(stubs))
             text = partial.read_bytes()
@@ -68,7 +68,17 @@ def save_model(model: Any, path: str | Path, after_write: Callable[[], None] | N
             written = stubs.stat().st_size if stubs.exists() else 0
             if written < needed:  # which OpenVINO does not notice
                 raise OSError(errno.ENOSPC, f"the disk is full ({written} of {needed} bytes were written)")
-            _fill(partial, text, stubs, stubbed)
+            if not stubbed.stubs:
+                stubs.replace(weights)
+            else:
+                text, places = make_room(text, stubs, weights, stubbed.stubs)
+                stubs.unlink()
+                partial.write_bytes(text)
+                descriptor = os.open(weights, os.O_WRONLY | getattr(os, "O_BINARY", 0))
+                try:
+                    stubbed.compute(descriptor, places)
+                finally:
+                    os.close(descriptor)
             if after_write is not None:
                 after_write()
     except (OSError, ValueError) as error:
@@ -81,22 +91,6 @@ def save_model(model: Any, path: str | Path, after_write: Callable[[], None] | N
         if isinstance(error, CompressionError):
             raise
         raise WorkError(f"{path}: cannot be written: {_reason(error)}") from error
-
-
-def _fill(xml: Path, text: bytes, stubs: Path, stubbed: Stubs) -> None:
-    """Put what the stubs stand for in their place."""
-    weights = xml.with_suffix(".bin")
-    if not stubbed.stubs:
-        stubs.replace(weights)
-        return
-    text, places = make_room(text, stubs, weights, stubbed.stubs)
-    stubs.unlink()
-    xml.write_bytes(text)
-    descriptor = os.open(weights, os.O_WRONLY | getattr(os, "O_BINARY", 0))
-    try:
-        stubbed.compute(descriptor, places)
-    finally:
-        os.close(descriptor)
 
 
 def _reason(error: RuntimeError) -> str:

@@ -59,9 +59,10 @@ class Importance:
 
     @property
     def identity(self) -> Hashable:
-        """Equal for weights that count alike, if their values are the same."""
+        """Equal for weights that count alike, if their values are the same: what these add is not in it."""
         arrays = [None if one is None else one.tobytes() for one in (self.seen, self.factors)]
-        return (*arrays, None if self.graph is None else self.graph.identity)
+        told = None if self.graph is None or self.graph.told is None else self.graph.told.identity
+        return (*arrays, told, None if self.graph is None else self.graph.lifts)
 
 
 def weigh_channels(plan: Plan, data: Measurements, algorithm: Algorithm = Algorithm.SCALE_SEARCH) -> Plan:
@@ -170,11 +171,6 @@ class GraphEnergy:
                 self.source.release(slab)
             self._sums = sums
         return self._sums
-
-    @property
-    def identity(self) -> Hashable:
-        """Equal for weights that the same is said of; what a weight's own values add is not in it."""
-        return (None if self.told is None else self.told.identity, self.lifts)
 
 
 def graph_energies(weights: Iterable[Weight], sources: Sources) -> dict[str, GraphEnergy]:

@@ -14,7 +14,7 @@ import openvino as ov
 from ov_weight_compression.ir_utils.errors import WorkError
 from ov_weight_compression.ir_utils.file_io import Spool, Spooled
 from ov_weight_compression.ir_utils.layout import Layout, Slab
-from ov_weight_compression.ir_utils.lazy_weight import Part, Target
+from ov_weight_compression.ir_utils.lazy_weight import Part, Sink, Target
 from ov_weight_compression.ir_utils.types import Array, Float32, element_type, pack
 from ov_weight_compression.ir_utils.weight_source import WeightSource
 from ov_weight_compression.ir_utils.worker_pool import Task
@@ -175,7 +175,7 @@ class WeightEncoding:
                 room = sink.room(offset, (slab.stop - slab.start) * columns * bits // 8)
                 into = Encoded(room, scales[rows], None if zeros is None else zeros[rows])
             encoded = self._encode(slab, into, self.packs)
-            if slab.start == 0:
+            if slab.start == 0 and self.spec.format.storage == "u2":
                 encoded = turn_over_first_group(encoded, self.spec, packed=self.packs)
             if unpacked is not None:
                 target = layout.matrix_view(unpacked)[slab.index]
@@ -187,15 +187,17 @@ class WeightEncoding:
                 if zeros is not None and encoded.zero_point is not None:
                     zeros[rows] = encoded.zero_point
 
-        def finish() -> None:
-            if unpacked is not None:
-                sink.write(0, pack(unpacked, bits))
-            self._write_beside(targets[0], scales, zeros)
-
+        finish = partial(self._finish, targets[0], scales, zeros, None if unpacked is None else (sink, unpacked))
         return [partial(encode, slab) for slab in self._pieces()], finish
 
-    def _write_beside(self, target: Target, scales: Array, zeros: Array | None) -> None:
-        """Write scales and zero points `[rows, groups]`, which are looked at for the last time."""
+    def _finish(
+        self, target: Target, scales: Array, zeros: Array | None, unpacked: tuple[Sink, Array] | None = None
+    ) -> None:
+        """Write codes that could not be written in pieces, and scales and zero points `[rows, groups]`, which are
+        looked at for the last time."""
+        if unpacked is not None:
+            sink, codes = unpacked
+            sink.write(0, pack(codes, self.spec.format.bits))
         if unusable(scales, self.spec.scale_type):
             raise WorkError(f"{self.name}: a scale is not finite: give it a rule or ignore it, and please report this")
         part = self.parts["scale"]
@@ -268,6 +270,7 @@ def _encode_together(targets: Sequence[Target]) -> None:
     encoded = encode_rows(np.concatenate(values), first.spec, importance=np.stack(importance), packed=True)
     for place, target in enumerate(targets):
         own = encoded.rows(place * rows, (place + 1) * rows)
-        own = turn_over_first_group(own, first.spec, packed=True)
+        if first.spec.format.storage == "u2":
+            own = turn_over_first_group(own, first.spec, packed=True)
         target.sink("codes").write(0, own.codes.reshape(-1))
-        target.encoding._write_beside(target, own.scale, own.zero_point)
+        target.encoding._finish(target, own.scale, own.zero_point)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.option_kinds import (
+    PATH,
     OptionKind,
     anything,
     candidates,
@@ -31,7 +32,6 @@ from ov_weight_compression.ir_utils.option_kinds import (
     group,
     number,
     one_of,
-    path,
     table,
     table_type,
     unknown_option,
@@ -252,7 +252,7 @@ class Options:
     )
     format_times: Path | None = declared(
         None,
-        path(),
+        PATH,
         "table of benchmarks.format_times, measured on your machine",
         recorded="never",
         need=_WITH_BUDGET,
@@ -307,7 +307,7 @@ class Options:
     context_length: int | None = declared(None, count(2), "tokens in a window", with_data=True, usual="256")
     statistics_path: Path | None = declared(
         None,
-        path(),
+        PATH,
         "folder to keep statistics in, and to read them from if they are there",
         recorded="never",
         below_8_bits=True,
@@ -377,7 +377,7 @@ class Options:
         None, anything("Any"), "NNCF's; what has a counterpart here is taken", flag=None, recorded="never"
     )
     sources: GivenSources | None = declared(None, _SOURCES, "where values come from", flag=None, recorded="never")
-    recipe: Path | None = declared(None, path(), "a file that says the options", flag=None, recorded="never")
+    recipe: Path | None = declared(None, PATH, "a file that says the options", flag=None, recorded="never")
     tuning: Tuning = field(default_factory=Tuning)
     """No option: what NNCF's advanced parameters say of the algorithms."""
     modes: tuple[Mode, ...] = field(init=False)

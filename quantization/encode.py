@@ -178,10 +178,10 @@ def turn_over_first_group(encoded: Encoded, spec: Spec, *, packed: bool) -> Enco
 
     Args:
         encoded: the first rows of a weight.
-        spec: how it is stored.
+        spec: how it is stored, in u2.
         packed: its codes are bytes as the tensor holds them.
     """
-    if spec.format.storage != "u2" or encoded.zero_point is None or encoded.zero_point.reshape(-1)[:1].any():
+    if encoded.zero_point is None or encoded.zero_point.reshape(-1)[:1].any():
         return encoded
     parts = (encoded.codes, encoded.scale, encoded.zero_point)
     codes, scale, zero_point = (part if part.flags.writeable else part.copy() for part in parts)
