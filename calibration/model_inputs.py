@@ -355,11 +355,8 @@ class ModelInputs:
         self.language = read_language_model(model)
         self.ids = self.language.ids if self.language else "input_ids"
         """The input of token ids."""
-
-    @property
-    def takes_tokens(self) -> bool:
+        self.takes_tokens = self.language is not None and not self.missing({self.ids})
         """Whether token ids alone are enough."""
-        return self.language is not None and not self.missing({self.ids})
 
     def rank(self, name: str) -> int | None:
         """Number of axes of an input; None for one that is not there or of no fixed rank."""

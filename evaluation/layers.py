@@ -193,7 +193,17 @@ def compare_layers(
             weigh(layer)
     progress("weights", len(layers), len(layers))
     if samples:
-        _measure_outputs(pair, layers, samples, progress)
+        for layer in layers:
+            if layer.weight.body and not layer.note:
+                layer.note = f"inside '{layer.weight.body}': its output is not measured"
+        measured, done = [layer for layer in layers if layer.read_alike and not layer.weight.body], 0
+        for chunk in _chunks(measured, samples):
+            _run(pair, chunk, samples)
+            for layer in chunk:
+                if layer.square > 0:  # the common factor that the weights do not tell: the one that fits best
+                    layer.output.noise = max(layer.output.signal - layer.across**2 / layer.square, 0.0)
+            done += len(chunk)
+            progress("layers", done, len(measured))
     return tuple(layer.figures() for layer in layers), formats_of(pair.compressed.model, layers)
 
 
@@ -351,30 +361,6 @@ def _is_cb4(weight: CompressedWeight) -> bool:
     if table is None or weight.storage != "u4" or is_postponed(table) or math.prod(table.shape) != len(levels):
         return False
     return bool(np.array_equal(table.get_data(dtype=np.float32), levels))
-
-
-def _measure_outputs(
-    pair: Pair, layers: Sequence[PairedLayer], samples: Sequence[Inputs], progress: OnProgress
-) -> None:
-    """Measure the outputs of the layers, and what each of them does alone.
-
-    Args:
-        pair: the models, of which neither is changed, and what both are compiled with.
-        layers: all compressed weights.
-        samples: sets of inputs to run, as few as will do.
-        progress: called after each chunk of layers.
-    """
-    for layer in layers:
-        if layer.weight.body and not layer.note:
-            layer.note = f"inside '{layer.weight.body}': its output is not measured"
-    measured, done = [layer for layer in layers if layer.read_alike and not layer.weight.body], 0
-    for chunk in _chunks(measured, samples):
-        _run(pair, chunk, samples)
-        for layer in chunk:
-            if layer.square > 0:  # the common factor that the weights do not tell: the one that fits best
-                layer.output.noise = max(layer.output.signal - layer.across**2 / layer.square, 0.0)
-        done += len(chunk)
-        progress("layers", done, len(measured))
 
 
 def _chunks(layers: Sequence[PairedLayer], samples: Sequence[Inputs]) -> Iterator[list[PairedLayer]]:

@@ -18,6 +18,8 @@ _CONSTANT = re.compile(rb'<data\b[^>]*?\boffset="(\d+)"[^>]*?\bsize="(\d+)"')
 _READABLE = (".xml", ".onnx")
 _HEAD_BYTES = 1 << 16
 _DIGITS = 19  # of an offset; a damaged file may have thousands
+_BEGINS = re.compile(rb"(?s)(?:\xef\xbb\xbf)?(?:\s|<\?(?:(?!\?>).)*\?>|<!--(?:(?!-->).)*-->)*<net\b")
+"""An IR: its first element is <net>, behind declarations and comments."""
 _VERSION = re.compile(rb"<net\b[^<>]{0,4096}?\bversion\s*=\s*[\"'](\d{1,9})[\"']")
 _VERSIONS = (10, 11)
 
@@ -103,8 +105,7 @@ def read_model(path: str | Path) -> ov.Model:
             "also a checkpoint's folder, with config.json and *.safetensors)"
         )
     if path.suffix.lower() == ".xml":
-        _check_head(path)
-        _check_weights(path)
+        _check_ir(path)
     note("reads", path)
     try:
         return ov.Core().read_model(path) if path.suffix.lower() == ".xml" else _read_onnx(path)
@@ -122,46 +123,27 @@ def _read_onnx(path: Path) -> ov.Model:
     return reader.convert(reader.load(str(path), True))
 
 
-def _check_head(xml: Path) -> None:
-    """Refuses what is no IR at all: OpenVINO would try its other readers on it, and TensorFlow's prints what it
-    thinks of that."""
+def _check_ir(xml: Path) -> None:
+    """Refuses what is no IR at all, on which OpenVINO would try its other readers, and TensorFlow's prints what it
+    thinks of that; and one whose weights are not there as a whole."""
     try:
         with xml.open("rb") as file:
             head = file.read(_HEAD_BYTES)
     except OSError as error:
         raise ModelError(f"{xml}: cannot be read: {error.strerror}") from error
-    if not _begins_with_net(head):
+    if _BEGINS.match(head) is None:
         raise ModelError(f"{xml}: OpenVINO cannot read it: an IR begins with <net, and this file does not")
     version = _VERSION.search(head)
     if version is None or int(version[1]) not in _VERSIONS:
         said = "has no version" if version is None else f"is of version {int(version[1])}"
         raise ModelError(f"{xml}: OpenVINO cannot read it: this IR {said}; versions 10 and 11 can be read")
-
-
-def _begins_with_net(head: bytes) -> bool:
-    """Whether the first element is <net>, after declarations and comments."""
-    place = 3 if head.startswith(b"\xef\xbb\xbf") else 0
-    while True:
-        place += len(head[place:]) - len(head[place:].lstrip())
-        for begin, end in ((b"<?", b"?>"), (b"<!--", b"-->")):
-            if head.startswith(begin, place):
-                stop = head.find(end, place + len(begin))
-                if stop < 0:
-                    return False
-                place = stop + len(end)
-                break
-        else:
-            return re.match(rb"<net\b", head[place : place + 5]) is not None
-
-
-def _check_weights(xml: Path) -> None:
-    weights = xml.with_suffix(".bin")
     try:
         xml.read_bytes().decode("utf-8")  # OpenVINO takes other bytes, and names that cannot be shown come of it
     except UnicodeDecodeError as error:
         raise ModelError(f"{xml}: damaged: byte {error.start} is no UTF-8") from error
     except OSError as error:
         raise ModelError(f"{xml}: cannot be read: {error.strerror}") from error
+    weights = xml.with_suffix(".bin")
     try:
         needed = max((constant.offset + constant.size for constant in stored_constants(xml)), default=0)
         size = weights.stat().st_size if weights.exists() else None

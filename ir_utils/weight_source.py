@@ -56,24 +56,6 @@ def depends_on_constants(node: ov.Node, depth: int = 24) -> bool:
     return all(depends_on_constants(value.get_node(), depth - 1) for value in node.input_values())
 
 
-def detached(output: Any) -> tuple[Any, list[Any]]:
-    """The end of a copy of a subgraph of constants, which nobody can edit, and its Constants, whose memory is the same.
-
-    One that holds postponed constants is returned as it is: a copy would compute some of them.
-    """
-    nodes: dict[Any, None] = {}
-    waiting = [output.get_node()]
-    while waiting:
-        node = waiting.pop()
-        if node not in nodes:
-            nodes[node] = None
-            waiting += [value.get_node() for value in node.input_values()]
-    if not any(isinstance(node, PostponedConstant) for node in nodes):
-        copy = ov.Model([ops.result(output)], []).clone()
-        output, nodes = copy.get_results()[0].input_value(0), dict.fromkeys(copy.get_ops())
-    return output, [node for node in nodes if node.get_type_name() == "Constant"]
-
-
 class ConstantValues:
     """The values of an output that depends on constants alone.
 
@@ -433,7 +415,20 @@ class ChainSource(WeightSource):
 
     def __init__(self, last: Any, layout: Layout, mappings: FileMappings | None = None) -> None:
         self.layout = layout
-        self._end, constants = detached(last.output(0))
+        self._end = last.output(0)
+        nodes: dict[Any, None] = {}
+        waiting = [last]
+        while waiting:
+            node = waiting.pop()
+            if node not in nodes:
+                nodes[node] = None
+                waiting += [value.get_node() for value in node.input_values()]
+        # A copy of the chain, which nobody can edit, with the same memory; but of postponed constants, a copy would
+        # compute some.
+        if not any(isinstance(node, PostponedConstant) for node in nodes):
+            copy = ov.Model([ops.result(self._end)], []).clone()
+            self._end, nodes = copy.get_results()[0].input_value(0), dict.fromkeys(copy.get_ops())
+        constants = [node for node in nodes if node.get_type_name() == "Constant"]
         stored = [node.get_tensor_view().data.reshape(-1).view(np.uint8) for node in constants]
         self._stored = [(data, OWN_MEMORY if mappings is None else mappings.around(data)) for data in stored]
         self._values: ConstantValues | None = None
@@ -468,7 +463,7 @@ class ChainSource(WeightSource):
 
     def cut(self, elements: int = _PIECE_ELEMENTS, block: int = 0) -> Iterator[Slab]:
         """Eight rows or a multiple of eight at a time: no packed code is cut in the middle."""
-        return super().cut(max(8, elements // max(1, self.layout.columns) // 8 * 8) * self.layout.columns, block)
+        return self.layout.slabs(max(8, elements // max(1, self.layout.columns) // 8 * 8), block)
 
     def read_all(self) -> Float32:
         """The whole matrix as float32."""
