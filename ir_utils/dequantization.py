@@ -21,7 +21,7 @@ is not written to the IR. Three exceptions, each for a plugin's sake (seen with 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -81,67 +81,48 @@ def build_dequantization(
     folded = expanded or kept_from_codes or parts.table is not None or kind in EXPANDED_STORAGE
     wide = wide or folded or parts.scale.get_output_element_type(0) == ov.Type.f32
     arithmetic = ov.Type.f32 if wide else ov.Type.f16
-    operations: list[Any] = []
-    scales: list[Any] = []
-
-    def add_scale(node: Any, suffix: str) -> Any:
-        node.set_friendly_name(f"{name}/{suffix}")
-        scales.append(node)
-        return node
-
-    def add(node: Any, suffix: str) -> Any:
-        node.set_friendly_name(f"{name}/{suffix}")
-        operations.append(node)
-        return node
-
+    operations: dict[str, Any] = {}  # by what follows the weight's name in theirs
+    scales: dict[str, Any] = {}  # what leads to the scale, likewise
     if parts.table is None:
-        value = add(_convert(parts.codes, arithmetic), "convert")
+        operations["convert"] = value = _convert(parts.codes, arithmetic)
     else:
-        value = _look_up(parts, arithmetic, add)
+        table = parts.table
+        operations["indices"] = indices = _convert(parts.codes, ov.Type.i32)
+        operations["table/axis"] = axis = ops.constant(np.array(0, dtype=np.int32))
+        if table.get_output_element_type(0) != arithmetic:
+            operations["table/convert"] = table = _convert(table, arithmetic)
+        operations["gather"] = value = ops.gather(table, indices, axis)
     if parts.zero_point is not None:
-        zero = add(_convert(parts.zero_point, arithmetic), "zero_point/convert")
-        value = add(ops.subtract(value, zero), "subtract")
-    apart = kept_from_codes and parts.tensor_scale is not None
-    own = replace(parts, tensor_scale=None) if apart else parts
-    value = add(_FACTORY.create("Multiply", [value, _scale(own, arithmetic, add_scale)]), "multiply")
+        operations["zero_point/convert"] = zero = _convert(parts.zero_point, arithmetic)
+        operations["subtract"] = value = ops.subtract(value, zero)
+    scale, apart = parts.scale, kept_from_codes and parts.tensor_scale is not None
+    if parts.tensor_scale is not None and not apart:
+        scales["scale/convert"] = in_f32 = _convert(scale, ov.Type.f32)
+        scales["scale/multiply"] = scale = ops.multiply(in_f32, parts.tensor_scale)
+    if scale.get_output_element_type(0) != arithmetic:
+        scales["scale/as_arithmetic"] = scale = _convert(scale, arithmetic)
+    operations["multiply"] = value = _FACTORY.create("Multiply", [value, scale])
     if apart:
-        value = add(ops.multiply(value, parts.tensor_scale), "tensor_scale/multiply")
+        operations["tensor_scale/multiply"] = value = ops.multiply(value, parts.tensor_scale)
     elif kept_from_codes:
-        value = add(ops.multiply(value, ops.constant(np.float32(1))), "one")
+        operations["one"] = value = ops.multiply(value, ops.constant(np.float32(1)))
     if sizes_of(value.get_output_shape(0)) != shape:
-        target = add(ov.op.Constant(np.array(shape, dtype=np.int64)), "shape")
-        value = add(_FACTORY.create("Reshape", [value, target], {"special_zero": False}), "reshape")
+        operations["shape"] = target = ov.op.Constant(np.array(shape, dtype=np.int64))
+        operations["reshape"] = value = _FACTORY.create("Reshape", [value, target], {"special_zero": False})
+    for suffix, node in (operations | scales).items():
+        node.set_friendly_name(f"{name}/{suffix}")
+    marked = list(operations.values())
     if folded:
-        for node in (operations[0], *(node for node in scales if node.get_type_name() == "Convert")):
-            protect_from_folding(node)
-            node.get_rt_info()[_DECOMPRESSION_MARK] = ""
-        return value
-    for node in operations:
+        marked = [marked[0], *(node for node in scales.values() if node.get_type_name() == "Convert")]
+    for node in marked:
         protect_from_folding(node)
+        if folded:
+            node.get_rt_info()[_DECOMPRESSION_MARK] = ""
     return value
 
 
 def _convert(node: Any, kind: ov.Type) -> Any:
     return _FACTORY.create("Convert", [node], {"destination_type": kind})
-
-
-def _look_up(parts: ChainParts, arithmetic: ov.Type, add: Any) -> Any:
-    indices = add(_convert(parts.codes, ov.Type.i32), "indices")
-    axis = add(ops.constant(np.array(0, dtype=np.int32)), "table/axis")
-    table = parts.table
-    if table.get_output_element_type(0) != arithmetic:
-        table = add(_convert(table, arithmetic), "table/convert")
-    return add(ops.gather(table, indices, axis), "gather")
-
-
-def _scale(parts: ChainParts, arithmetic: ov.Type, add: Any) -> Any:
-    scale = parts.scale
-    if parts.tensor_scale is not None:
-        wide = add(_convert(scale, ov.Type.f32), "scale/convert")
-        scale = add(ops.multiply(wide, parts.tensor_scale), "scale/multiply")
-    if scale.get_output_element_type(0) != arithmetic:
-        scale = add(_convert(scale, arithmetic), "scale/as_arithmetic")
-    return scale
 
 
 def protect_from_folding(node: Any) -> None:

@@ -34,11 +34,11 @@ def read_metadata(model: Any) -> dict[str, Any]:
 def write_metadata(model: Any, own: dict[str, str], nncf: dict[str, Any], version: str) -> None:
     """Write into a model how it was made: the package's section, and NNCF's with its words."""
     for key, value in own.items():
-        _set(model, [OWN_SECTION, key], value)
+        model.set_rt_info(value, [OWN_SECTION, key])
     for key, value in nncf.items():
-        _set(model, [_NNCF, OWN_SECTION, key], value)
+        model.set_rt_info(value, [_NNCF, OWN_SECTION, key])
     if not model.has_rt_info([_NNCF, _VERSION]):
-        _set(model, [_NNCF, _VERSION], f"{_WRITER} {version}")
+        model.set_rt_info(f"{_WRITER} {version}", [_NNCF, _VERSION])
 
 
 def is_compressed(model: Any) -> bool:
@@ -56,20 +56,12 @@ def drop_metadata(model: Any) -> None:
         del info[_NNCF]
         for key, value in nncf.items():
             if key != OWN_SECTION and not (key == _VERSION and _is_ours(nncf)):
-                _set(model, [_NNCF, key], value)
+                model.set_rt_info(value, [_NNCF, key])
 
 
 def _is_ours(section: Any) -> bool:
     """Whether a section `nncf` is this package's."""
     return isinstance(section, dict) and str(section.get(_VERSION, "")).startswith(_WRITER)
-
-
-def _set(model: Any, path: list[str], value: Any) -> None:
-    if isinstance(value, dict):
-        for key, entry in value.items():
-            _set(model, [*path, key], entry)
-    else:
-        model.set_rt_info(value, path)
 
 
 def _plain(value: Any) -> Any:

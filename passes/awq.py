@@ -217,7 +217,7 @@ def fold_scales(plan: Plan, data: Measurements, threads: int) -> Plan:
     decided = in_threads(decide, wanted, threads)
     folds = tuple(entry for entry in decided if isinstance(entry, Fold))
     left = tuple(entry for entry in decided if isinstance(entry, Scaling))
-    return _within_f16(plan, Folding(folds, left))
+    return _within_f16(plan, Folding.of(folds, left))
 
 
 def _fold(

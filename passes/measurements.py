@@ -68,6 +68,10 @@ class Measurements:
     """Whose data."""
     options: Options
     """How much of the data, in how much memory, and where statistics are kept."""
+    recipe: dict[str, str] = field(default_factory=dict)
+    """For the recipe: the data that were run, in words, where any were."""
+    left_out: list[str] = field(default_factory=list)
+    """Weights whose inputs were not finite on some samples, which were left out of their statistics."""
     _samples: dict[int | None, Samples] = field(default_factory=dict)
     _statistics: dict[int | None, Statistics] = field(default_factory=dict)
     _influences: tuple[Mapping[str, tuple[Influence, ...]], str] | None = None
@@ -79,15 +83,6 @@ class Measurements:
         from ov_weight_compression.calibration import DEFAULT_MEMORY
 
         return self.options.calibration_memory or DEFAULT_MEMORY
-
-    def recipe(self) -> dict[str, str]:
-        """For the recipe: the data that were run, in words, where any were."""
-        return {"data": next(iter(self._samples.values())).description} if self._samples else {}
-
-    @property
-    def left_out(self) -> tuple[str, ...]:
-        """Weights whose inputs were not finite on some samples, which were left out of their statistics."""
-        return tuple(name for found in self._statistics.values() for name in found.left_out)
 
     def samples(self, subset: int | None = None) -> Samples:
         """The samples, or the first few of them where `subset` is fewer than `subset_size` leaves."""
@@ -105,6 +100,7 @@ class Measurements:
                 context_length=options.context_length or CONTEXT_LENGTH,
                 quiet=options.quiet,
             )
+            self.recipe.setdefault("data", self._samples[subset].description)
         return self._samples[subset]
 
     def statistics(self, subset: int | None = None) -> Statistics:
@@ -113,6 +109,7 @@ class Measurements:
         subset = self._fewer(subset)
         if subset not in self._statistics:
             self._statistics[subset] = self._measured(subset)
+            self.left_out += self._statistics[subset].left_out
         return self._statistics[subset]
 
     def energy(self, weight: Weight, subset: int | None) -> Array | None:

@@ -12,8 +12,7 @@ the factors. New constants have the type and the name of those they replace; one
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -97,28 +96,28 @@ class Fold:
 
 @dataclass(frozen=True, eq=False)
 class Folding:
-    """All folds of a model."""
+    """All folds of a model, and the factors that follow from them: see `of`."""
 
     folds: tuple[Fold, ...] = ()
     left: tuple[Scaling, ...] = ()
     """The groups that have none, and why."""
+    columns: Mapping[str, Float32] = field(default_factory=dict)
+    """t of every weight whose columns are multiplied by it, `[in]` or `[experts, in]`, by the weight's name; the same
+    array for all weights of a fold."""
+    rows: Mapping[str, Float32] = field(default_factory=dict)
+    """1 / t of every weight whose rows take factors, `[rows]`, by the weight's name."""
 
-    @cached_property
-    def columns(self) -> Mapping[str, Float32]:
-        """t of every weight whose columns are multiplied by it, `[in]` or `[experts, in]`, by the weight's name; the
-        same array for all weights of a fold."""
-        return {weight.name: fold.columns for fold in self.folds for weight in fold.group.weights}
-
-    @cached_property
-    def rows(self) -> Mapping[str, Float32]:
-        """1 / t of every weight whose rows take factors, `[rows]`, by the weight's name."""
-        found: dict[str, Float32] = {}
-        for fold in self.folds:
+    @staticmethod
+    def of(folds: tuple[Fold, ...], left: tuple[Scaling, ...] = ()) -> Folding:
+        """The folds with their factors by weight."""
+        rows: dict[str, Float32] = {}
+        for fold in folds:
             if fold.producer is not None:
                 weight = fold.producer.weight
-                rows = found.setdefault(weight.name, np.ones(weight.rows, dtype=np.float32))
-                rows[list(fold.producer.rows)] /= fold.classes
-        return found
+                own = rows.setdefault(weight.name, np.ones(weight.rows, dtype=np.float32))
+                own[list(fold.producer.rows)] /= fold.classes
+        columns = {weight.name: fold.columns for fold in folds for weight in fold.group.weights}
+        return Folding(folds, left, columns, rows)
 
     def touches(self, weight: Weight) -> bool:
         """Whether a weight's values change."""
@@ -135,7 +134,7 @@ class Folding:
                 left.append(Scaling(fold.group.names, "", "", None, reason))
             else:
                 kept.append(fold)
-        return Folding(tuple(kept), tuple(left))
+        return Folding.of(tuple(kept), tuple(left))
 
 
 class ScaleFolding(ModelPass):
@@ -189,7 +188,7 @@ class ScaleFolding(ModelPass):
             found = [(group, factors_without_data(group, sources, self._group_size)) for group in wanted]
         else:
             found = [(group, factors(group)) for group in wanted]
-        folding = Folding(tuple(Fold(group, _checked(group, own), None) for group, own in found if own is not None))
+        folding = Folding.of(tuple(Fold(group, _checked(group, own), None) for group, own in found if own is not None))
         sources = sources.folded(folding.columns, folding.rows)
         touched = [weight for weight in weights if folding.touches(weight)]
         constants = [sources.constant(weight) for weight in touched]

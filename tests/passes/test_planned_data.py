@@ -25,7 +25,7 @@ def planned(**given: Any) -> Plan:
     weights, skips = find_weights(model)
     data = Measurements(model, weights, sources_of(weights), method_of(options, model), options)
     plan = make_plan(weights, skips, options, data)
-    assert data.recipe() == {}  # nothing of this runs the model
+    assert data.recipe == {}  # nothing of this runs the model
     return plan
 
 
