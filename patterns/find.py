@@ -106,7 +106,14 @@ def find_weights(
             entry.result = replace(entry.result, name=name)
     if scope:
         scope.check_found(_ignore(found, later))
-    _mark_last_layer(found)
+    main = [entry for entry in found if entry.layers and len(entry.place) == 1]
+    last = max(main, key=lambda entry: entry.layers[-1], default=None)
+    # NNCF keeps no MatMul back where the model's last layer is skipped, or shares its weight with an earlier one.
+    if last is not None and isinstance(last.result, Weight) and len(last.layers) == 1:
+        for entry in reversed(main):
+            if isinstance(entry.result, Weight) and entry.result.kind in (Kind.MATMUL, Kind.EXPERTS):
+                entry.result = replace(entry.result, is_last_layer=True)
+                break
     fragile = {node: what for graph in graphs for node, what in fragile_layers(graph).items()}
     for entry in found if fragile else ():
         if isinstance(entry.result, Weight):
@@ -179,23 +186,6 @@ def _found_in(graph: Graph, rules: dict[str, str], fp8_sources: bool, roles: Rol
             reason = known.get(constant, _POSTPONED if is_postponed(constant) else "")
             found.append(_judged(graph, constant, name, kind, (constant,), roles, rules, reason))
     return (one for one in found if one is not None)
-
-
-def _mark_last_layer(found: list[_Found]) -> None:
-    """Mark the last MatMul of the model itself, as NNCF chooses it.
-
-    Where the graph's last layer is skipped, or shares its weight with an earlier layer, NNCF keeps no MatMul back.
-    """
-    main = [entry for entry in found if entry.layers and len(entry.place) == 1]
-    if not main:
-        return
-    last = max(main, key=lambda entry: entry.layers[-1])
-    if isinstance(last.result, Skip) or len(last.layers) > 1:
-        return
-    for entry in reversed(main):
-        if isinstance(entry.result, Weight) and entry.result.kind in (Kind.MATMUL, Kind.EXPERTS):
-            entry.result = replace(entry.result, is_last_layer=True)
-            return
 
 
 def _judged(

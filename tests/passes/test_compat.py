@@ -375,3 +375,17 @@ def test_a_place_for_statistics_is_taken_with_8_bits() -> None:
     nncf.compress_weights(model, advanced_parameters=nncf.AdvancedCompressionParameters(statistics_path="statistics"))
     assert report_of(model).rows[0].mode == "int8_asym"
     assert not Path("statistics").exists()
+
+
+def test_the_section_says_the_last_scope() -> None:
+    model = layers(3)
+    for scope, said in (
+        ({"names": ["weight_0", "weight_1"]}, {"names": "['weight_0', 'weight_1']"}),
+        ({"patterns": ["weight_1"]}, {"patterns": "['weight_1']"}),
+        (None, "[]"),
+    ):
+        nncf.compress_weights(model, ignored_scope=scope)
+        assert _plain(model.get_rt_info()["nncf"])["weight_compression"]["ignored_scope"] == said
+    WeightCompression(rules=[("weight_0", None)]).run_on_model(model := layers(2))
+    nncf.compress_weights(model, ignored_scope={"patterns": ["weight_1"]})
+    assert _plain(model.get_rt_info()["nncf"])["weight_compression"]["ignored_scope"] == {"patterns": "['weight_1']"}
