@@ -23,7 +23,7 @@ from ov_weight_compression.calibration import (
 )
 from ov_weight_compression.calibration.activation_graph import read_graph
 from ov_weight_compression.calibration.divergence import kl_divergence
-from ov_weight_compression.calibration.probes import PASSES, find_blocks
+from ov_weight_compression.calibration.probe_plan import PASSES, find_blocks
 from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.patterns import sources_of
 from tests.calibration import small
