@@ -76,8 +76,10 @@ def perform(
     before: Callable[[], None] | None = None,
     prefix: Sequence[str] = (),
     timeout: float | None = None,
+    package: Path | None = None,
 ) -> Done:
-    """Runs ``own`` (this interpreter) or ``nncf`` (the peer's) on a job; ``prefix`` is put before the command."""
+    """Runs ``own`` (this interpreter) or ``nncf`` (the peer's) on a job; ``prefix`` is put before the command, and
+    ``package`` is a folder with another ``ov_weight_compression`` in it."""
     python, worker = (sys.executable, "own_worker.py") if tool == "own" else (str(peer_python), "nncf_worker.py")
     job.output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -94,7 +96,9 @@ def perform(
                 }
             )
         )
-        environment = dict.fromkeys(THREAD_VARIABLES, str(threads)) if threads else None
+        environment = dict.fromkeys(THREAD_VARIABLES, str(threads)) if threads else {}
+        if package is not None:
+            environment["PYTHONPATH"] = str(package)
         if threads and before is None:
             before = _pin(threads)
         done = run(
