@@ -80,9 +80,10 @@ by row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import cached_property
 from itertools import chain
 from typing import TypeAlias
 
@@ -244,14 +245,6 @@ class Draft:
         """One with arrays of its own, to be changed: what it costs is left out."""
         return Draft(self.levels.copy(), self.scale.copy(), None if self.zero is None else self.zero.copy())
 
-    def split(self, count: int) -> Iterator[Draft]:
-        """So many drafts of which this one has the rows, as many each; parts of its arrays."""
-        each = self.scale.shape[1] // count
-        for begin in range(0, each * count, each):
-            span = slice(begin, begin + each)
-            zero = None if self.zero is None else self.zero[:, span]
-            yield Draft(self.levels[:, span], self.scale[:, span], zero, None if self.cost is None else self.cost[span])
-
     def take(self, rows: Array, other: Draft) -> None:
         """Replace the rows where `rows` [rows] is true by those of `other`."""
         np.copyto(self.levels, other.levels, where=rows)
@@ -262,46 +255,31 @@ class Draft:
         self.cost = None if mine is None or its is None else np.where(rows, its, mine)
 
 
-def side_by_side(drafts: Sequence[Draft]) -> Draft:
-    """One draft with the rows of all of them, which are of one shape."""
-    zeros = [draft.zero for draft in drafts if draft.zero is not None]
-    levels, scale = (
-        np.concatenate(parts, axis=1) for parts in zip(*((d.levels, d.scale) for d in drafts), strict=True)
-    )
-    return Draft(levels, scale, np.concatenate(zeros, axis=1) if zeros else None)
-
-
-@dataclass(eq=False)
+@dataclass(frozen=True)
 class Grid:
     """The levels and the scales that a spec allows; `tensor_scale` as in `encode_rows`."""
 
     spec: Spec
     tensor_scale: np.float32 | None = None
 
-    def __post_init__(self) -> None:
-        format = self.spec.format
-        self._levels: LevelGrid | None = None if format.levels is None else level_grid(format)
-        self._low, self._high = np.float32(format.low), np.float32(format.high)
+    @cached_property
+    def _levels(self) -> LevelGrid:
+        return level_grid(self.spec.format)  # looked up once: a format with many levels takes long to hash
 
     def nearest(self, ratio: Float32, zero: Float32 | None) -> Float32:
         """The level nearest to `ratio` = weight / scale, any shape; `zero` broadcasts against it. May work in place."""
-        if self._levels is not None:
+        format = self.spec.format
+        if format.levels is not None:
             return np.asarray(self._levels.values[np.searchsorted(self._levels.thresholds, ratio, side="left")])
-        low, high = self._low, self._high
         np.rint(ratio, out=ratio)
-        np.maximum(ratio, low if zero is None else -zero, out=ratio)
-        return np.asarray(np.minimum(ratio, high if zero is None else high - zero, out=ratio))
+        np.maximum(ratio, format.low if zero is None else -zero, out=ratio)
+        return np.asarray(np.minimum(ratio, format.high if zero is None else format.high - zero, out=ratio))
 
     def stored(self, scale: Float32) -> Float32:
         """The values that scales have once stored; the sign of a symmetric integer format's scale is kept."""
         if self.spec.format.levels is not None or self.spec.format.asymmetric:
             scale = np.maximum(scale, 0)
         return scale_values(store_scales(scale, self.spec, self.tensor_scale), self.spec, self.tensor_scale)
-
-    def around(self, scale: Float32) -> tuple[Float32, ...]:
-        """Stored scales to choose from when `scale` would be best: one, or for powers of two the next lower one too."""
-        stored = self.stored(scale)
-        return (stored, self.stored(scale * np.float32(0.5))) if self.spec.scale_type == "f8e8m0" else (stored,)
 
     def encode(self, draft: Draft) -> Encoded:
         """The draft as stored arrays, canonical (rows first) again."""
@@ -319,18 +297,6 @@ class Grid:
         )
 
 
-def draft_of(encoded: Encoded, spec: Spec) -> Draft:
-    """The draft that `encoded` was made of, or could have been."""
-    format, (rows, width) = spec.format, encoded.codes.shape
-    scale = np.ascontiguousarray(scale_values(encoded.scale, spec, encoded.tensor_scale).T)
-    zero = None
-    if encoded.zero_point is not None:
-        zero = np.ascontiguousarray(encoded.zero_point.T, dtype=np.float32)
-    codes = encoded.codes.T.reshape(len(scale), -1, rows)
-    levels = decode_codes(codes, _ONE, None if zero is None else zero[:, None], format)
-    return Draft(levels.reshape(width, rows), scale, zero)
-
-
 class Start(Enum):
     """Where the scales come from."""
 
@@ -341,12 +307,18 @@ class Start(Enum):
 
 def starting_draft(rows: Float32, start: Start, hessian: Hessian, grid: Grid) -> Draft:
     """Scales, zero points and nearest levels for `rows` [rows, in]; the draft is channel-major."""
-    if start is Start.PLAIN:
-        return draft_of(encode_rows(rows, replace(grid.spec, search=0), tensor_scale=grid.tensor_scale), grid.spec)
-    weights = hessian.diagonal if start is Start.ENERGY else hessian.residual
-    spec = replace(grid.spec, search=grid.spec.search or grid.spec.format.default_search or _CANDIDATES)
+    spec, weights = replace(grid.spec, search=0), None
+    if start is not Start.PLAIN:
+        spec = replace(spec, search=grid.spec.search or spec.format.default_search or _CANDIDATES)
+        weights = hessian.diagonal if start is Start.ENERGY else hessian.residual
     encoded = encode_rows(rows, spec, importance=weights, weighting="trial", tensor_scale=grid.tensor_scale)
-    return draft_of(encoded, grid.spec)
+    scale = np.ascontiguousarray(scale_values(encoded.scale, spec, encoded.tensor_scale).T)
+    zero = None
+    if encoded.zero_point is not None:
+        zero = np.ascontiguousarray(encoded.zero_point.T, dtype=np.float32)
+    codes = encoded.codes.T.reshape(len(scale), -1, len(rows))
+    levels = decode_codes(codes, _ONE, None if zero is None else zero[:, None], spec.format)
+    return Draft(levels.reshape(rows.shape[::-1]), scale, zero)
 
 
 _BLOCK = 128
@@ -476,7 +448,9 @@ def _refit_scales(draft: Draft, span: slice, slope: Float32, hessian: Hessian, g
         pull = np.einsum("ij,ij->j", levels, slope[part] - before)
         ideal = old + np.divide(pull, bend, out=np.zeros_like(old), where=bend > 0)
         gain, best = np.zeros_like(old), old.copy()
-        for scale in grid.around(ideal):
+        # Of powers of two the next lower one may be better than the nearest.
+        for wanted in (ideal, ideal * np.float32(0.5)) if grid.spec.scale_type == "f8e8m0" else (ideal,):
+            scale = grid.stored(wanted)
             step = scale - old
             gains = step * (2 * pull - step * bend)
             np.copyto(best, scale, where=gains > gain)
@@ -508,10 +482,25 @@ class BestOf:
         """The best drafts; see `Step`."""
         rows, count = np.ascontiguousarray(target.T), 1 + len(self.starts)
         drafts = chain([draft], (starting_draft(rows, start, hessian, grid) for start in self.starts))
+        found: Iterator[Draft]
         if target.size * count > _ABREAST:
-            found: Iterator[Draft] = (self.step(target, one, hessian, grid) for one in drafts)
+            found = (self.step(target, one, hessian, grid) for one in drafts)
         else:  # side by side, as rows of one draft: what a channel costs by itself is paid once
-            found = self.step(np.tile(target, count), side_by_side(list(drafts)), hessian, grid).split(count)
+            every = list(drafts)
+            levels, scale = np.hstack([one.levels for one in every]), np.hstack([one.scale for one in every])
+            zeros = [one.zero for one in every if one.zero is not None]
+            wide = Draft(levels, scale, np.hstack(zeros) if zeros else None)
+            wide = self.step(np.tile(target, count), wide, hessian, grid)
+            spans = (slice(begin, begin + len(rows)) for begin in range(0, count * len(rows), len(rows)))
+            found = (
+                Draft(
+                    wide.levels[:, span],
+                    wide.scale[:, span],
+                    None if wide.zero is None else wide.zero[:, span],
+                    None if wide.cost is None else wide.cost[span],
+                )
+                for span in spans
+            )
         best = next(found)
         least = cost(target, best, hessian) if best.cost is None else best.cost
         for other in found:

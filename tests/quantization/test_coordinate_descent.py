@@ -11,7 +11,6 @@ from ov_weight_compression.quantization.gptq import (
     Grid,
     Start,
     cost,
-    draft_of,
     fit_rows,
     gptq,
     hessian_of,
@@ -27,7 +26,7 @@ def test_no_row_ever_gets_worse(name):
     grid, hessian, target = Grid(spec), hessian_of(gram_of(x)), np.ascontiguousarray(weight.T)
     if spec.format.tensor_scale:
         grid = Grid(spec, encode_rows(weight, spec).tensor_scale)
-    draft = draft_of(encode_rows(weight, spec), spec)
+    draft = starting_draft(weight, Start.PLAIN, hessian, grid)
     costs = [cost(target, draft, hessian)]
     for _ in range(4):
         draft = CoordinateDescent(1)(target, draft, hessian, grid)
@@ -46,11 +45,11 @@ def test_in_the_end_no_single_code_can_be_bettered(name, group):
     spec = type(SPECS[name])(row, group)
     grid, gram = Grid(spec), gram_of(x)
     hessian, target = hessian_of(gram), np.ascontiguousarray(weight.T)
-    draft = CoordinateDescent(60)(target, draft_of(encode_rows(weight, spec), spec), hessian, grid)
+    draft = CoordinateDescent(60)(target, starting_draft(weight, Start.PLAIN, hessian, grid), hessian, grid)
     base = cost(target, draft, hessian)
     for channel in range(0, len(target), 7):
         for step in (-1, 1):
-            other = draft_of(grid.encode(draft), spec)
+            other = draft.copy()
             zero = None if other.zero is None else other.zero[channel // other.group]
             scale = other.scale[channel // other.group]
             nudged = other.levels[channel] + np.float32(step * 0.51 if row.levels is None else step * 0.1)

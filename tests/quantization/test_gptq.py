@@ -10,10 +10,10 @@ from ov_weight_compression.quantization.gptq import (
     Hessian,
     Start,
     cost,
-    draft_of,
     fit_rows,
     gptq,
     hessian_of,
+    starting_draft,
 )
 from tests.quantization.layerwise_cases import SPECS, gram_of, layer, output_error
 
@@ -43,9 +43,8 @@ def textbook(weight: np.ndarray, draft: Draft, gram: np.ndarray, order: np.ndarr
 def test_it_is_the_published_algorithm(name):
     weight, x = layer(rows=7, width=64)
     spec, gram = SPECS[name], gram_of(x)
-    grid = Grid(spec)
-    start = draft_of(encode_rows(weight, spec), spec)
-    hessian = hessian_of(gram, damping=0.05)
+    grid, hessian = Grid(spec), hessian_of(gram, damping=0.05)
+    start = starting_draft(weight, Start.PLAIN, hessian, grid)
     found = gptq(np.ascontiguousarray(weight.T), start, hessian, grid).values().T
     order = np.argsort(-np.diag(gram), kind="stable")
     expected = textbook(weight, start, gram.astype(np.float64), order, 0.05, grid)
@@ -58,8 +57,9 @@ def test_it_is_the_published_algorithm(name):
 def test_it_knows_what_its_codes_cost(name):
     weight, x = layer(rows=7, width=160)
     spec, hessian, target = SPECS[name], hessian_of(gram_of(x)), np.ascontiguousarray(weight.T)
-    start = draft_of(encode_rows(weight, spec), spec)
-    found = gptq(target, start, hessian, Grid(spec))
+    grid = Grid(spec)
+    start = starting_draft(weight, Start.PLAIN, hessian, grid)
+    found = gptq(target, start, hessian, grid)
     np.testing.assert_allclose(found.cost, cost(target, found, hessian), rtol=1e-4)
     assert found.copy().cost is None
     found.take(np.arange(7) < 3, start)
