@@ -225,7 +225,7 @@ def _uses_of(
             continue
         tap, role = None, consumer.role
         in_order = weight.input_axes == weight.reduction_axes  # else what is seen has another order than its columns
-        if role is not None and role.activation is not None and in_order:
+        if role.activation is not None and in_order:
             shape = nodes[layer].get_input_partial_shape(consumer.port)
             sizes = [shape[dim].get_length() for dim in role.batch]
             batch = tuple(zip(role.activation.batch, sizes, strict=True)) if prod(sizes) > 1 else ()

@@ -106,7 +106,7 @@ def shift_of(
         for slab, rows in source.pieces(_PIECE_ELEMENTS, block)
     )
     role = use.consumer.role
-    if role is not None and not role.batch:
+    if not role.batch:
         meets = role.activation
         if meets is not None and len(meets.reduction) == len(meets.output) == 1 and len(use.weight.channel_axes) == 1:
             key = graph.sources[use.layer][meets.port]

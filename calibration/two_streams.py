@@ -287,7 +287,6 @@ class Streams:
                 use.weight.name in self.outputs
                 and self.graph.nodes[use.layer].get_type_name() == "MatMul"
                 and (tap.reduction, tap.batch) == ((-1,), ())
-                and role is not None
                 and role.activation is not None
                 and role.activation.port == 0
                 and len(use.weight.shape) == 2

@@ -177,7 +177,7 @@ def _fitted(weight: Weight, quantised: QuantisedWeight, devices: Devices) -> Pla
 
 def _gather_problem(weight: Weight, quantised: QuantisedWeight) -> str | None:
     """A table in groups must have its scales in f16, or a CPU does not compile it."""
-    gathered = any(consumer.kind is Kind.GATHER for consumer in weight.consumers)
+    gathered = any(consumer.role.kind is Kind.GATHER for consumer in weight.consumers)
     if gathered and quantised.spec.group_size != -1 and quantised.spec.scale_type == "f32":
         return "CPUs refuse an embedding in groups with scales in f32"
     return None
@@ -245,7 +245,7 @@ def _activations(weight: Weight) -> list[Reader] | None:
     found = []
     for consumer in weight.consumers:
         node, port = consumer.node, 1 - consumer.port
-        if consumer.kind not in (Kind.MATMUL, Kind.EXPERTS) or node.get_type_name() != "MatMul":
+        if consumer.role.kind not in (Kind.MATMUL, Kind.EXPERTS) or node.get_type_name() != "MatMul":
             return None
         attributes = node.get_attributes()
         last = not attributes["transpose_a"] if port == 0 else bool(attributes["transpose_b"])

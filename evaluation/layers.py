@@ -396,7 +396,7 @@ def _run(pair: Pair, layers: Sequence[PairedLayer], samples: Sequence[Inputs]) -
     for layer in layers:  # add_outputs would skip what is an output already
         consumer, factors = layer.weight.consumers[0], layer.factors
         role, scaled = consumer.role, their_nodes[consumer.name].output(0)
-        if factors is not None and role is not None and role.activation is not None:
+        if factors is not None and role.activation is not None:
             # In the base model's units: whose rows or columns are output channels is scaled with them.
             channels = factors.rows if role.channel == (0,) else factors.columns
             (axis,) = role.activation.output

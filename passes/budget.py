@@ -70,7 +70,7 @@ def usual_formats(max_slowdown: float, devices: Devices, times: FormatTimes | No
 
 def is_multiplied(weight: Weight) -> bool:
     """Whether a layer computes with it; none does with a table that rows are picked from and nothing else."""
-    return any(use.kind is not Kind.GATHER for use in weight.consumers)
+    return any(use.role.kind is not Kind.GATHER for use in weight.consumers)
 
 
 def candidates_for(

@@ -114,7 +114,9 @@ def _for_npu(weight: Weight, format: Format, group: int) -> Variant | None:
 
 def _is_head(weight: Weight) -> bool:
     """Whether it is the last layer, one that an embedding shares included."""
-    return weight.is_last_layer or (weight.is_embedding and any(use.kind is Kind.MATMUL for use in weight.consumers))
+    return weight.is_last_layer or (
+        weight.is_embedding and any(use.role.kind is Kind.MATMUL for use in weight.consumers)
+    )
 
 
 def refused_by_name(devices: Devices, mode: Mode, group: int | None, rules: Iterable[Rule]) -> str | None:
@@ -194,11 +196,11 @@ def refused_on_cpu(devices: Devices, weight: Weight, format: Format, group: int)
     for use in weight.consumers:
         if layer_of(use) == GROUPED_MATMUL and batch == 1 and format.storage in CPU_EXECUTED[GROUPED_MATMUL]:
             return f"CPUs refuse {format.storage} in a GroupedMatMul of one expert"
-        if use.kind is Kind.EXPERTS and weight.batch_axes != tuple(range(len(weight.batch_axes))):
+        if use.role.kind is Kind.EXPERTS and weight.batch_axes != tuple(range(len(weight.batch_axes))):
             return "CPUs mix up the axes of weights side by side behind a Transpose"
-        if use.kind is Kind.CONVOLUTION and (reason := pointwise_problem(use)):
+        if use.role.kind is Kind.CONVOLUTION and (reason := pointwise_problem(use)):
             return reason
-        if group not in (PER_CHANNEL, weight.columns) or layer_of(use) != _SINGLE or use.role is None:
+        if group not in (PER_CHANNEL, weight.columns) or layer_of(use) != _SINGLE:
             continue
         sizes = None if use.input is None else dimensions(use.input)
         if use.role.rank > 3 or sizes is None or len(sizes) < use.role.rank:
@@ -256,15 +258,15 @@ def _expanding_layer(device: Device, weight: Weight, format: Format) -> str | No
 def layer_of(consumer: Consumer) -> str:
     """What `device_facts` calls a layer."""
     kind = str(consumer.node.get_type_name())
-    if consumer.kind is Kind.CONVOLUTION:
+    if consumer.role.kind is Kind.CONVOLUTION:
         return CONVOLUTION
     if kind != MATMUL:
         return kind if kind in (GATHER, GROUPED_MATMUL) else OTHER_OPERATION
     if consumer.port == 0:
         return FIRST_INPUT
-    if consumer.kind is Kind.EXPERTS:
+    if consumer.role.kind is Kind.EXPERTS:
         return EXPERTS if tiled_block_of(consumer.node) is None else TILED_EXPERTS
-    return _SINGLE if consumer.role is not None and consumer.role.rank > 2 else MATMUL
+    return _SINGLE if consumer.role.rank > 2 else MATMUL
 
 
 _BEFORE, _BEHIND = [0, 3, 1, 2], [0, 2, 3, 1]

@@ -54,7 +54,7 @@ def code_shared_tables(plan: Plan, data: Measurements, spool: Spool) -> dict[str
         and one.weight.is_embedding
         and one.weight.kind is not Kind.EXPERTS
         and not one.weight.body
-        and any(use.kind is Kind.MATMUL for use in one.weight.consumers)
+        and any(use.role.kind is Kind.MATMUL for use in one.weight.consumers)
         and plan.folding.columns.get(one.weight.name) is None  # no factors are folded into what the layer reads
     ]
     if method.steps is None or not tables:

@@ -185,11 +185,12 @@ def obstacle(weight: Weight) -> str:
 
 def _layer_obstacle(layer: Consumer) -> str:
     """Why no adapters can stand beside a layer, whatever its weight; empty where they can."""
-    if layer.kind is Kind.EXPERTS:
+    meets = layer.role.activation
+    if layer.role.kind is Kind.EXPERTS:
         return "experts side by side"
-    if layer.activation is None:
+    if meets is None:
         return f"a {layer.node.get_type_name()} reads the weight"
-    if any(dims not in ((-1,), (-2,)) for dims in (layer.activation.reduction, layer.activation.output)):
+    if any(dims not in ((-1,), (-2,)) for dims in (meets.reduction, meets.output)):
         return "its channels are not one of the last two dimensions"
     return ""
 
@@ -277,7 +278,7 @@ class AddAdapters(ModelPass):
 
 def _fitting(name: str, layer: Consumer | None, down: Array, up: Array) -> tuple[Consumer, ov.Type, Float32, Float32]:
     """A layer, the type of its activation, and both matrices, if it can have them."""
-    if layer is None or layer.role is None:
+    if layer is None:
         raise OptionError(f"adapters: the model has no layer {shown(name)} with a weight")
     reason = _layer_obstacle(layer)
     if reason or layer.input is None:
@@ -332,7 +333,7 @@ def _attach(weight: Weight, adapters: StoredAdapters, pipeline: Pipeline, lazy: 
 def _put_beside(layer: Consumer, down: Any, up: Any) -> None:
     """Let what reads a layer read the sum of its output and `x · Aᵀ · Bᵀ`, for nodes A `[rank, in]` and B `[out, rank]`
     of the activation's type."""
-    node, meets, x = layer.node, layer.activation, layer.input
+    node, meets, x = layer.node, layer.role.activation, layer.input
     assert meets is not None, "see `_layer_obstacle`"
     last, name = meets.reduction == (-1,), layer.name
     if meets.output == (-1,):

@@ -239,7 +239,7 @@ class PlannedWeight:
     """Whether f16 cannot hold values of this size, a level or a power of two above included, or their scales."""
 
     def __post_init__(self) -> None:
-        format, kinds = self.spec.format, [consumer.kind for consumer in self.weight.consumers]
+        format, kinds = self.spec.format, [consumer.role.kind for consumer in self.weight.consumers]
         # In groups the chain ends in a Reshape, which the CPU plugin of OpenVINO 2026.4 looks through in front of a
         # Gather only where the table has two dimensions: left unfolded, others are expanded at every inference.
         behind_reshape = self.spec.group_size != PER_CHANNEL and len(self.weight.shape) > 2

@@ -208,7 +208,7 @@ def _constants(weight: LazyWeight, encoding: WeightEncoding, planned: PlannedWei
     that it recognises a compressed model by has all of them plain, in the clone that it writes.
     """
     known = encoding.known_parts()
-    gathered = any(consumer.kind is Kind.GATHER for consumer in planned.weight.consumers)
+    gathered = any(consumer.role.kind is Kind.GATHER for consumer in planned.weight.consumers)
     nodes = {}
     for name, part in encoding.parts.items():
         if lazy and name not in known:

@@ -247,11 +247,11 @@ def _last_line(error: BaseException) -> str:
 def _way(consumer: Consumer) -> tuple[_Make, _Expect] | None:
     """How inputs of a layer are made up, and its output computed by numpy; None where that is not known."""
     role, x = consumer.role, consumer.input
-    if role is not None and role.kind is Kind.GATHER:
+    if role.kind is Kind.GATHER:
         return _indices, _gather
     if consumer.node.get_type_name() in ("Convolution", "GroupConvolution"):
         return _image, _convolution
-    if role is None or role.activation is None or x is None or len(role.channel) != 1 or len(role.reduction) != 1:
+    if role.activation is None or x is None or len(role.channel) != 1 or len(role.reduction) != 1:
         return None
     rank = x.get_partial_shape().rank
     if role.kind is Kind.EXPERTS and rank.is_static and rank.get_length() == 2 and len(role.activation.batch) == 1:
@@ -278,7 +278,7 @@ def _whole(consumer: Consumer) -> Array:
 def _activations(parameter: Any, consumer: Consumer, rows: int, rng: np.random.Generator) -> Array | None:
     """`[1, …, rows, n]`, or with its channels elsewhere, where the model leaves sizes open."""
     shape, role = parameter.get_partial_shape(), consumer.role
-    if shape.rank.is_dynamic or len(shape) == 0 or role is None or role.activation is None:
+    if shape.rank.is_dynamic or len(shape) == 0 or role.activation is None:
         return None
     sizes = [dim.get_length() if dim.is_static else 1 for dim in shape]
     (channels,) = (len(shape) + dim for dim in role.activation.reduction)
@@ -329,7 +329,6 @@ def _grouped(parameter: Any, consumer: Consumer, rows: int, rng: np.random.Gener
 def _product(inputs: Sequence[Array], consumer: Consumer) -> tuple[Array, Array]:
     """`x · wᵀ` over the dimensions that the role names, and what each of its elements is expected to be."""
     role, stored = consumer.role, _stored(consumer)
-    assert role is not None
     assert role.activation is not None
     x = np.moveaxis(inputs[0].astype(np.float64), role.activation.reduction[0], -1)
     if len(stored.get_shape()) > 2:

@@ -253,10 +253,14 @@ def _read_by_layers(graph: Graph, chain: _Chain, roles: Roles) -> CompressedWeig
     """The compressed weight, if a layer reads the end of the chain as one."""
     last = chain.nodes[-1]
     uses = [use for use in follow(graph, last, roles) if isinstance(use.role, Role)]
-    consumers = tuple(Consumer(use.node, use.port, use.role) for use in uses if isinstance(use.role, Role))
-    if not uses or isinstance(uses[0].view, Refusal) or consumers[0].role is None:
+    consumers = tuple(
+        Consumer(use.node, use.port, use.node.get_friendly_name(), use.role)
+        for use in uses
+        if isinstance(use.role, Role)
+    )
+    if not uses or isinstance(uses[0].view, Refusal):
         return None
-    kinds = {consumer.kind for consumer in consumers}
+    kinds = {consumer.role.kind for consumer in consumers}
     reduction = {piece.axis for dimension in consumers[0].role.reduction for piece in uses[0].view[dimension]}
     return CompressedWeight(
         name=chain.codes.get_friendly_name().removesuffix("_nncf_codebook_idxs"),

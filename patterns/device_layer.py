@@ -169,20 +169,20 @@ def unmatched(weight: CompressedWeight, consumer: Consumer, device: str) -> str 
 
 
 def _gpu(weight: CompressedWeight, consumer: Consumer) -> str | None:
-    if consumer.kind is Kind.CONVOLUTION:
+    if consumer.role.kind is Kind.CONVOLUTION:
         return _gpu_convolution(weight, consumer)
     if weight.table is not None:
         return "no pattern for a codebook"
     if (
-        consumer.kind is Kind.EXPERTS
+        consumer.role.kind is Kind.EXPERTS
         and consumer.node.get_type_name() == "MatMul"
         and tiled_block_of(consumer.node) is None
     ):
         return "these experts are in no tiled block that is gathered"
-    known = _INTEGERS if consumer.kind in (Kind.GATHER, Kind.EXPERTS) else _GPU_MATMUL
+    known = _INTEGERS if consumer.role.kind in (Kind.GATHER, Kind.EXPERTS) else _GPU_MATMUL
     if weight.storage not in known:
         return f"no kernel reads {weight.storage} ({', '.join(sorted(known))} are read)"
-    if consumer.kind is not Kind.GATHER and consumer.port == 0:
+    if consumer.role.kind is not Kind.GATHER and consumer.port == 0:
         return "the weight is the first input"
     return _gpu_chain([*weight.chain, *weight.links_to(consumer)], weight)
 
@@ -225,16 +225,16 @@ def _gpu_chain(links: list[ov.Node], weight: CompressedWeight) -> str | None:
 
 
 def _npu(weight: CompressedWeight, consumer: Consumer) -> str | None:
-    if consumer.kind is Kind.CONVOLUTION:
+    if consumer.role.kind is Kind.CONVOLUTION:
         if weight.storage not in _NPU_GROUPS:
             return "of convolutions only i4 and i8 are read"
         between = _is_moved(consumer.node, frozenset({"Transpose"}), [])
         return None if between else "a convolution is read only between two Transposes"
-    if consumer.kind is Kind.GATHER:
+    if consumer.role.kind is Kind.GATHER:
         return _npu_embedding(weight, consumer)
     if weight.table is not None:
         return "a codebook is read in embeddings only"
-    if consumer.kind is Kind.EXPERTS:
+    if consumer.role.kind is Kind.EXPERTS:
         return _npu_experts(weight, consumer)
     if consumer.port == 0:
         return "the weight is the first input"

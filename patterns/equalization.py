@@ -185,7 +185,7 @@ class _Layers:
 
 def _activation_port(layer: Consumer) -> int | None:
     """The activation's port of a layer that sums over its last dimension."""
-    meets = layer.activation
+    meets = layer.role.activation
     plain = meets is not None and meets.reduction == (-1,) and meets.batch in ((), (-3,))
     return meets.port if meets is not None and plain else None
 

@@ -224,8 +224,12 @@ def _judged(
         reader = str(readers[0].get_friendly_name()) if readers else ""
         result = Skip(name, reader, sizes_of(start.shape), element_type, axes, sum(map(bytes_of, parts)))
     else:
-        consumers = [Consumer(use.node, use.port, use.role) for use in layers if isinstance(use.role, Role)]
-        kinds = {consumer.kind for consumer in consumers}
+        consumers = [
+            Consumer(use.node, use.port, use.node.get_friendly_name(), use.role)
+            for use in layers
+            if isinstance(use.role, Role)
+        ]
+        kinds = {consumer.role.kind for consumer in consumers}
         result = Weight(
             name=name,
             constant=end,
@@ -238,7 +242,7 @@ def _judged(
             batch_axes=axes.batch,
             input_axes=axes.inputs,
             is_embedding=Kind.GATHER in kinds,
-            other_uses=tuple(Consumer(use.node, use.port) for use in uses if use.role is None),
+            other_uses=tuple(use.node.get_friendly_name() for use in uses if use.role is None),
             body=graph.path,
             parts=() if parts[0] is end else parts,
         )

@@ -174,7 +174,7 @@ class RowsTracer:
             for weight in weights
             if weight.kind is Kind.MATMUL and len(weight.shape) == 2 and not weight.other_uses
             if len(weight.consumers) == 1
-            if (meets := weight.consumers[0].activation) is not None and meets.output == (-1,)
+            if (meets := weight.consumers[0].role.activation) is not None and meets.output == (-1,)
         }
 
     def rows_target(self, value: ov.Output, columns: int) -> RowsTarget | None:

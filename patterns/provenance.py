@@ -39,7 +39,7 @@ import openvino as ov
 from ov_weight_compression.ir_utils.types import sizes_of
 from ov_weight_compression.patterns.graphs import constant_of, constant_port, dimensions
 from ov_weight_compression.patterns.roles import Piece, View, cut, repeat, reshape_partly, transpose, whole_axis
-from ov_weight_compression.patterns.weight import Consumer, Weight
+from ov_weight_compression.patterns.weight import Weight
 
 _NORM_DEPTH = 24
 _MOVING = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Tile", "Broadcast", "Transpose", "Gather", "Slice"})
@@ -268,7 +268,7 @@ class Origins:
             for weight in weights
             if len(weight.reduction_axes) == 1 and len(weight.channel_axes) == 1
             for consumer in weight.consumers
-            if consumer.activation is not None and consumer.activation.output == (-1,)
+            if consumer.role.activation is not None and consumer.role.activation.output == (-1,)
         }
         self._known: dict[tuple[ov.Node, int], tuple[Origin, ...] | None] = {}
 
@@ -522,19 +522,18 @@ def importance_sources(weights: Iterable[Weight]) -> dict[str, ImportanceSource]
     weights = list(weights)
     origins, known = Origins(weights), dict[str, ImportanceSource]()
     for weight in weights:
-        layers = [consumer for consumer in weight.consumers if consumer.activation is not None]
-        if not layers or len(weight.input_axes) != 1:
+        roles = [(consumer.input, consumer.role.activation) for consumer in weight.consumers]
+        read = [(value, meets.reduction) for value, meets in roles if value is not None and meets is not None]
+        if not read or len(weight.input_axes) != 1:
             continue
-        first, *others = (_said_of(layer, weight.columns, origins) for layer in layers)
+        first, *others = (_said_of(value, reduction, weight.columns, origins) for value, reduction in read)
         if first is not None and all(one == first for one in others):
             known[weight.name] = first
     return known
 
 
-def _said_of(layer: Consumer, columns: int, origins: Origins) -> ImportanceSource | None:
-    """What the graph says of the channels that a layer sums over; one that gathers rows has none."""
-    assert layer.activation is not None
-    value, reduction = layer.node.input_value(layer.activation.port), layer.activation.reduction
+def _said_of(value: ov.Output, reduction: tuple[int, ...], columns: int, origins: Origins) -> ImportanceSource | None:
+    """What the graph says of the channels of a tensor that a layer sums over."""
     sizes = dimensions(value)
     if sizes is None or len(reduction) != 1:
         return None

@@ -34,35 +34,25 @@ from ov_weight_compression.ir_utils.layout import Layout
 from ov_weight_compression.ir_utils.option_kinds import shown
 from ov_weight_compression.ir_utils.types import FLOAT_TYPES, Array, Float32, float_constant
 from ov_weight_compression.ir_utils.weight_source import ChainSource, ConstantSource, FoldedSource, WeightSource
-from ov_weight_compression.patterns.roles import Activation, Kind, Role
+from ov_weight_compression.patterns.roles import Kind, Role
 
 
 @dataclass(frozen=True, eq=False)
 class Consumer:
-    """An input port of the graph that a weight arrives at, after any Convert, Reshape, Transpose or FakeConvert."""
+    """A layer, and the port that a weight arrives at behind any Convert, Reshape, Transpose or FakeConvert."""
 
     node: ov.Node
     port: int
-    role: Role | None = None
-    """In the dimensions of the tensor that arrives there. None for an operation that is not a layer but reads the same
-    constant (an Add, a Result)."""
-
-    name: str = field(init=False)
-    """The operation's friendly name."""
-    kind: Kind | None = field(init=False)
-    """The layer's sort; None where it is none."""
-    activation: Activation | None = field(init=False)
-    """What the layer multiplies the weight with; None where it is none, or multiplies nothing."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "name", str(self.node.get_friendly_name()))
-        object.__setattr__(self, "kind", None if self.role is None else self.role.kind)
-        object.__setattr__(self, "activation", None if self.role is None else self.role.activation)
+    name: str
+    """The layer's friendly name."""
+    role: Role
+    """What it makes of the tensor that arrives there, in the dimensions of that."""
 
     @property
     def input(self) -> ov.Output | None:
-        """The tensor that the layer multiplies the weight with, as the graph is now."""
-        return None if self.activation is None else self.node.input_value(self.activation.port)
+        """The tensor that the layer multiplies the weight with, as the graph is now; None where it multiplies none."""
+        meets = self.role.activation
+        return None if meets is None else self.node.input_value(meets.port)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,8 +85,9 @@ class Weight:
     shares, nor any weight at all where the graph's last layer is ignored."""
     fragile: str = ""
     """Why few bits in it would cost more than in others (see `find.fragile_layers`): empty, or what it decides."""
-    other_uses: tuple[Consumer, ...] = ()
-    """Operations that are not layers and read the same constant: they will read the decompressed values."""
+    other_uses: tuple[str, ...] = ()
+    """Names of operations that are not layers and read the same constant (an Add, a Result): they will read the
+    decompressed values."""
     body: str = ""
     """Where it lies: empty in the model itself, else the path of operations whose bodies lead to it."""
     parts: tuple[ov.Node, ...] = ()

@@ -178,7 +178,7 @@ def test_a_shared_compressed_embedding() -> None:
     embedded = op.gather(table, ids, op.constant(np.int64(0)))
     found = only(ov.Model([op.matmul(embedded, table, False, True)], [ids]))
     assert found.kind is Kind.GATHER
-    assert [consumer.kind for consumer in found.consumers] == [Kind.GATHER, Kind.MATMUL]
+    assert [consumer.role.kind for consumer in found.consumers] == [Kind.GATHER, Kind.MATMUL]
 
 
 def test_a_compressed_convolution_and_the_groups_of_a_transposed_matmul() -> None:
