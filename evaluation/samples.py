@@ -280,8 +280,8 @@ def prepare(pair: Pair, data: CompareData, request: CompareRequest) -> InputSets
     ids, longest = pair.base.inputs.ids, pair.base.longest_window
     places = [one.path and one.path.parent for one in (pair.base, pair.compressed)]
     places = [Path(request.tokenizer)] if request.tokenizer else places
-    if isinstance(data, (str, PathLike)) and Path(data).is_dir():
-        data = recorded_data(Path(data), [pair.base.path])
+    if isinstance(data, (str, PathLike)) and (folder := PATH.parse("data", data)).is_dir():
+        data = recorded_data(folder, [pair.base.path])
     read = _made_up(pair, request) if data is None else open_data(data, pair.base.inputs, places, request.batch)
     windows = cut_windows(read.tokens, request, pair.base.usual_window) if read.tokens else None
     is_text = pair.base.logits is not None and pair.compressed.logits is not None

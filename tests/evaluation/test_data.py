@@ -93,6 +93,13 @@ def test_files_that_are_none(tmp_path: Path, content: bytes, message: str) -> No
             read(tmp_path / name)
 
 
+@pytest.mark.parametrize("no_path", ["x" * 5000, ""])
+def test_data_that_is_no_path(no_path: str) -> None:
+    model = language_model()
+    with pytest.raises(OptionError, match="data: must be a path"):
+        compare(model, model, no_path)
+
+
 def test_data_that_does_not_fit(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="there is no such file"):
         read(tmp_path / "nothing.npy")

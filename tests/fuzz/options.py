@@ -288,16 +288,17 @@ def _check_command(random: np.random.Generator, folder: Path, told: Callable[[st
     said = err.getvalue()
     if code == 0:
         return []
-    found = _judge(said.removesuffix("\n"), place)
+    given = max(map(len, words))  # a path that is not there is said whole
+    found = _judge(said.removesuffix("\n"), place, LONGEST + given)
     if code not in (1, 2) or not said.startswith("ov-compress: ") or "a fault of this program" in said:
         found.append(Failure(f"exit code {code}", f"{place}: {said[:200]!r}"))
     return found
 
 
-def _judge(message: str, place: str) -> list[Failure]:
+def _judge(message: str, place: str, longest: int = LONGEST) -> list[Failure]:
     if "\n" in message or not message.isprintable():
         return [Failure("a message of several lines", f"{place}: {message[:200]!r}")]
-    if not 10 < len(message) < LONGEST:
+    if not 10 < len(message) < longest:
         return [Failure("a message too long or too short", f"{place}: {len(message)}: {message[:200]!r}")]
     return []
 
