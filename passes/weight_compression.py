@@ -52,7 +52,7 @@ from ov_weight_compression.passes.report import REPORTS, Report, make_report
 from ov_weight_compression.passes.rewrite import hold_small_constants, rewrite, with_equal_weights, with_telltale
 from ov_weight_compression.passes.rules import RulesLike
 from ov_weight_compression.patterns import GivenSources, Roles, find_weights, sources_of
-from ov_weight_compression.quantization.kernels import kept_kernels
+from ov_weight_compression.quantization.encode import kept_kernels
 
 if TYPE_CHECKING:
     from ov_weight_compression.quantization.gptq import Step

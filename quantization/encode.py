@@ -2,18 +2,39 @@
 
 A weight comes as its canonical matrix ``[rows, in]``, the reduction axis last; rows do not depend on each other, so a
 caller may cut them as it likes and use as many threads as it likes: the bytes are the same.
+
+**Kernels or the reference.** A kernel computes a fixed block of groups. Each thread that runs one compiles it for
+itself, for one stream of one thread: OpenVINO then computes in the thread that asks, so N threads use N cores and no
+more. A large weight takes many blocks, the last one partly empty. Small weights get a block of the size of the first of
+them, which serves for all that fill half of it; a model's weights are of few sizes.
+
+Compiling costs tens of milliseconds, as much as the numpy reference needs for some ten thousand weights; so a key is
+compiled when it has been asked for that many, and until then (or for good, in a model of small odd weights) the
+reference does the work. They agree to the bit, so nobody can tell.
+
+Kernels are kept while somebody is inside ``kept_kernels``, and freed with the last one.
 """
 
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import platform
+import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import openvino as ov
 
 from ov_weight_compression.ir_utils.file_io import FileRows
 from ov_weight_compression.ir_utils.types import Array, Float32, pack, tensor_bytes, to_f32
-from ov_weight_compression.quantization.formats import Encoded, Spec
-from ov_weight_compression.quantization.kernels import Key, kernel_for
+from ov_weight_compression.quantization.formats import E4M3, Encoded, Spec
+from ov_weight_compression.quantization.kernels import SMALL, Key, build, cells
 from ov_weight_compression.quantization.reference import STARTS, decode_groups, encode_groups, tensor_scale_of
 
 Weighting = Literal["graph", "data", "trial"]
@@ -153,6 +174,228 @@ def _per_group(importance: Float32, rows: int, group: int) -> Float32 | None:
     if len(scaled) > 1:
         scaled = np.repeat(scaled, rows // len(scaled), axis=0)
     return scaled.reshape(-1, group)
+
+
+# Weights of one key that the reference works off before a kernel is compiled.
+COMPILE_AFTER = 1 << 17
+
+# Elements of a plain kernel, and those times candidates of a search and starts of a refit: inputs and outputs of a
+# block stay in a core's cache, what a refit keeps of each start too, and pieces of 2^21 weights in groups of 128 are
+# whole blocks.
+_PLAIN_ELEMENTS = 1 << 19
+_SEARCH_ELEMENTS = 3 << 19
+
+# Sizes of small blocks beside the whole one: compiling one takes as long as a thousand runs.
+_SMALL_SIZES = 3
+
+# Rows of a weight that a block must hold at least to be filled with whole ones only.
+_WHOLE_PERIODS = 8
+
+# Kernels kept compiled, some megabytes each; the one not used for longest goes first.
+_KEPT = 24
+
+_CONFIG = {
+    "INFERENCE_PRECISION_HINT": "f32",
+    "NUM_STREAMS": 1,
+    "INFERENCE_NUM_THREADS": 1,
+    "ENABLE_CPU_PINNING": False,
+}
+
+# OpenVINO (2026.4) makes one loop of element-wise operations, of reductions over the last axis too where it is not
+# asked to judge for itself whether that pays. Here it does: no intermediate tensor leaves the registers. A kernel with
+# more constants than a processor has vector registers (16 without AVX-512) is refused then, and so it is where OpenVINO
+# judges; it can be had without such loops.
+_LOOPS: tuple[dict[str, str], ...] = ({"SNIPPETS_MODE": "IGNORE_CALLBACK"}, {}, {"SNIPPETS_MODE": "DISABLE"})
+if platform.machine().lower() not in ("x86_64", "amd64"):
+    _LOOPS = ({},)
+
+
+@dataclass
+class _Cache:
+    """What is kept while somebody computes."""
+
+    users: int = 0
+    asked: dict[Key, int] = field(default_factory=dict)
+    kernels: dict[Key, Kernel] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+_cache = _Cache()
+_usable = True
+"""Whether the CPU plugin can be relied on in this process."""
+
+
+@contextmanager
+def kept_kernels() -> Iterator[None]:
+    """Keep compiled kernels until the last user is gone."""
+    cache = _cache
+    with cache.lock:
+        cache.users += 1
+    try:
+        yield
+    finally:
+        with cache.lock:
+            cache.users -= 1
+            freed = () if cache.users else (*cache.kernels.values(),)
+            if not cache.users:
+                cache.kernels.clear()
+                cache.asked.clear()
+        del freed  # outside the lock: it takes a while
+
+
+def block_of(key: Key) -> int:
+    """Groups in a kernel's block: a multiple of eight."""
+    size = _PLAIN_ELEMENTS // key.group
+    if key.spec.search > 1:
+        size = _SEARCH_ELEMENTS // (key.group * key.spec.search * max(1, len(key.starts)))
+    return max(8, size // 8 * 8)
+
+
+def kernel_for(key: Key, elements: int) -> Kernel | None:
+    """The kernel to use for ``elements`` more weights of this kind, or None where the reference is better."""
+    if not _usable or key.group > _PLAIN_ELEMENTS:
+        return None
+    format = key.spec.format
+    large = format.levels is not None and len(format.levels) > SMALL
+    if large and (key.spec.search > 1 or (format.levels != E4M3 and cells(format) is None)):
+        return None
+    cache = _cache
+    with cache.lock:
+        asked = elements
+        if cache.users:
+            asked = cache.asked[key] = cache.asked.get(key, 0) + elements
+        if asked < COMPILE_AFTER:
+            return None
+        kernel = cache.kernels.pop(key) if key in cache.kernels else Kernel(key, block_of(key))
+        if cache.users:
+            cache.kernels[key] = kernel  # the last in the dict's order
+            while len(cache.kernels) > _KEPT:
+                del cache.kernels[next(iter(cache.kernels))]
+    return kernel
+
+
+@functools.cache
+def _core() -> ov.Core:
+    """One for the whole process, which is never freed: the CPU plugin of OpenVINO 2026.4 gives the thread that loads it
+    a stack for signals, and takes it away from whichever thread frees the plugin. Were that another one, the next
+    Ctrl-C would end the process with a segmentation fault."""
+    return ov.Core()
+
+
+def _after_fork() -> None:
+    """A child of a process in which the CPU plugin has been at work has none of its threads: compiling there hangs now
+    and then (one time in twenty with OpenVINO 2026.4), and so does freeing what has threads. It computes with numpy
+    only, and what it has inherited stays as it is."""
+    global _cache, _usable
+    inherited = [*_cache.kernels.values(), *([_core()] if _core.cache_info().currsize else [])]
+    for one in inherited:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(one))
+    _core.cache_clear()
+    _cache = _Cache()
+    try:
+        _usable = _usable and "openvino_intel_cpu_plugin" not in Path("/proc/self/maps").read_text()
+    except OSError:
+        _usable = False
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+class Kernel:
+    """A kernel, and what is compiled of it: for each thread that runs it at the same time as others, of each size."""
+
+    def __init__(self, key: Key, block: int) -> None:
+        self.key = key
+        self.block = block
+        self._free: dict[int, list[_Compiled]] = {self.block: []}
+        self._refused = 0
+        """How many of `_LOOPS` cannot be had."""
+        self._lock = threading.Lock()
+
+    def run(
+        self,
+        groups: Array,
+        copy: Callable[[Array, Array], None],
+        importance: Float32 | None,
+        tensor_scale: np.float32 | None,
+    ) -> Iterator[tuple[int, list[Array]]]:
+        """Run over all groups, block by block.
+
+        Args:
+            groups: [n, g] of the key's source type, perhaps mapped from a file and not to be touched.
+            copy: puts some of them into an array.
+            importance: [groups of a row, g] f32, for a key that has it.
+            tensor_scale: for a format that has one.
+
+        Returns:
+            Each block's start and its outputs, cut to the groups it holds: the kernel's own memory, until the next.
+        """
+        block = self._block_for(len(groups))
+        compiled = self._acquire(block)
+        try:
+            if tensor_scale is not None:
+                compiled.inputs["tensor_scale"][:] = tensor_scale
+            step, refill = block, importance is not None
+            if importance is not None and len(importance) * _WHOLE_PERIODS <= block:
+                # Blocks that begin where the importance does all have the same, at the price of some empty groups.
+                step, refill = block // len(importance) * len(importance), False
+                count, target = min(step, len(groups)), compiled.inputs["importance"]
+                whole = count // len(importance) * len(importance)
+                target[:whole].reshape(-1, *importance.shape)[...] = importance
+                target[whole:count] = importance[: count - whole]
+            for start in range(0, len(groups), step):
+                size = min(step, len(groups) - start)  # the rest of the block keeps what it held: nobody looks at it
+                copy(compiled.inputs["groups"][:size], groups[start : start + size])
+                if importance is not None and refill:
+                    compiled.inputs["importance"][:size] = importance[np.arange(start, start + size) % len(importance)]
+                compiled.request.infer(share_outputs=True)
+                yield start, [output[:size] for output in compiled.outputs]
+        finally:
+            with self._lock:
+                self._free[block].append(compiled)
+
+    def _block_for(self, groups: int) -> int:
+        """The size of the blocks for a weight of so many groups."""
+        with self._lock:
+            fitting = [size for size in self._free if groups <= size <= 2 * groups]
+            if fitting or groups * 2 > self.block:
+                return min(fitting, default=self.block)
+            if len(self._free) <= _SMALL_SIZES:
+                size = -(-groups // 8) * 8
+                self._free[size] = []
+                return size
+            return min(size for size in self._free if size >= groups)
+
+    def _acquire(self, block: int) -> _Compiled:
+        with self._lock:
+            if self._free[block]:
+                return self._free[block].pop()
+        model = build(self.key, block)
+        while True:
+            refused = self._refused
+            try:
+                compiled = _core().compile_model(model, "CPU", _CONFIG | _LOOPS[refused])
+                break
+            except RuntimeError:
+                if refused + 1 == len(_LOOPS):
+                    raise
+                self._refused = max(self._refused, refused + 1)
+        request = compiled.create_infer_request()
+        return _Compiled(
+            request,
+            {port.get_any_name(): request.get_tensor(port).data for port in compiled.inputs},
+            [request.get_tensor(port).data for port in compiled.outputs],
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Compiled:
+    """A compiled kernel's request, and its tensors as arrays: asking for them costs as much as small blocks do."""
+
+    request: ov.InferRequest
+    inputs: dict[str, Array]
+    outputs: list[Array]
 
 
 def decode_rows(encoded: Encoded, spec: Spec) -> Float32:

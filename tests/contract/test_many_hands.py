@@ -22,7 +22,7 @@ from ov_weight_compression.ir_utils.saving import save_model
 from ov_weight_compression.ir_utils.weight_source import ConstantSource
 from ov_weight_compression.ir_utils.worker_pool import Job
 from ov_weight_compression.passes import DecompressWeights, WeightCompression, WorkError, apply_weight_compression
-from ov_weight_compression.quantization.kernels import run as kernels
+from ov_weight_compression.quantization import encode as kernels
 from tests.models import llama
 from tests.running import EXACT, constants, inputs_for
 

@@ -17,8 +17,8 @@ from ov_weight_compression.ir_utils.worker_pool import Pipeline
 from ov_weight_compression.passes.channel_importance import GraphEnergy, Importance, graph_energies
 from ov_weight_compression.passes.encoding import WeightEncoding
 from ov_weight_compression.patterns import find_weights, sources_of
+from ov_weight_compression.quantization.encode import kept_kernels
 from ov_weight_compression.quantization.formats import FORMATS, Spec
-from ov_weight_compression.quantization.kernels import kept_kernels
 
 SHAPE, COUNT = (48, 64), 50
 

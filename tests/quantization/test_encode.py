@@ -23,8 +23,8 @@ from ov_weight_compression.quantization import (
     tensor_scale_of,
     with_codebook,
 )
+from ov_weight_compression.quantization import encode as encoding
 from ov_weight_compression.quantization.encode import Weighting
-from ov_weight_compression.quantization.kernels import run
 from ov_weight_compression.quantization.reference import level_grid
 from tests.quantization.groups import nasty_groups
 from tests.running import linux
@@ -132,10 +132,10 @@ def test_the_bytes_do_not_depend_on_cuts_threads_or_kernels(
     def encode(part: np.ndarray) -> object:
         return encode_rows(part, spec, importance=importance, tensor_scale=scalar)
 
-    monkeypatch.setattr(run, "COMPILE_AFTER", 1 << 60)
+    monkeypatch.setattr(encoding, "COMPILE_AFTER", 1 << 60)
     whole = encode(values)
-    monkeypatch.setattr(run, "COMPILE_AFTER", 0)
-    monkeypatch.setattr(run, "block_of", lambda key: 32)
+    monkeypatch.setattr(encoding, "COMPILE_AFTER", 0)
+    monkeypatch.setattr(encoding, "block_of", lambda key: 32)
     pieces: dict[int, object] = {}
     cuts = [0, 1, 8, 40, 41, 96]
 
@@ -143,7 +143,7 @@ def test_the_bytes_do_not_depend_on_cuts_threads_or_kernels(
         pieces[k] = encode(values[cuts[k] : cuts[k + 1]])
 
     threads = [threading.Thread(target=work, args=(k,)) for k in range(len(cuts) - 1)]
-    with run.kept_kernels():
+    with encoding.kept_kernels():
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -184,8 +184,8 @@ def test_rows_that_are_in_a_file_still(
     mapped = np.memmap(tmp_path / "values", np.float16, "r", shape=values.shape)
     rows = FileRows(mapped, FileMappings().around(mapped).read_into)
     spec, importance = spec_of("int4_asym", 64, 4), np.random.default_rng(3).random(192).astype(np.float32)
-    monkeypatch.setattr(run, "COMPILE_AFTER", compile_after)
-    monkeypatch.setattr(run, "block_of", lambda key: 32)
+    monkeypatch.setattr(encoding, "COMPILE_AFTER", compile_after)
+    monkeypatch.setattr(encoding, "block_of", lambda key: 32)
     options = {"importance": importance, "weighting": weighting}
     read, there = encode_rows(rows, spec, **options), encode_rows(values, spec, **options)
     for part in ("codes", "scale", "zero_point"):

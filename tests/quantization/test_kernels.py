@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from ov_weight_compression.quantization import FORMATS, Format, Spec, tensor_scale_of, with_codebook
-from ov_weight_compression.quantization.kernels import Kernel, Key
+from ov_weight_compression.quantization.encode import Kernel
+from ov_weight_compression.quantization.kernels import Key
 from ov_weight_compression.quantization.reference import STARTS, encode_groups
 from tests.quantization.groups import nasty_groups
 
@@ -143,7 +144,7 @@ def test_a_kernel_that_cannot_be_a_loop_changes_no_other() -> None:
     """A table of sixteen levels has more constants than a processor without AVX-512 has vector registers."""
     groups, weights = nasty_groups(96, 32), np.ones((1, 32), np.float32)
     key = Key(spec_of(FORMATS["nf4"], 9), 32, "f32", importance=True, starts=(1.0, 0.9))
-    Kernel(key, 96).run(groups, weights, None, lambda start, outputs: None)
+    list(Kernel(key, 96).run(groups, np.copyto, weights, None))
     test_reductions_are_part_of_a_loop()
 
 
@@ -151,7 +152,7 @@ def test_reductions_are_part_of_a_loop() -> None:
     """A third of the time goes with them where they are not."""
     kernel = Kernel(Key(spec_of(FORMATS["int4_asym"]), 64, "f16"), 96)
     list(kernel.run(nasty_groups(96, 64, dtype=np.float16), np.copyto, None, None))
-    model = kernel._made[0]._request.get_compiled_model().get_runtime_model()
+    model = kernel._free[96][0].request.get_compiled_model().get_runtime_model()
     kinds = {node.get_rt_info()["layerType"].astype(str) for node in model.get_ops()}
     assert "Subgraph" in kinds
     assert not [kind for kind in kinds if kind.startswith("Reduce")]

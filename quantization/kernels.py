@@ -1,6 +1,6 @@
 """The whole kernel for one kind of weight as a graph: a block of groups in, codes and scales out.
 
-It computes what ``quantization.reference`` and ``quantization.reference`` define, to the bit: read it beside them.
+It computes what ``quantization.reference`` defines, to the bit: read it beside that. ``quantization.encode`` runs it.
 The few operations that it is made of are chosen so that any IEEE machine computes the same bits as numpy.
 What the CPU plugin may do to a graph, and how the kernels keep clear of it:
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ov_weight_compression.ir_utils.file_io import FileMappings, FileRows
-from ov_weight_compression.quantization.kernels import row_sums
+from ov_weight_compression.passes.channel_importance import row_sums
 from tests.running import linux
 
 
