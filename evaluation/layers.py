@@ -42,7 +42,7 @@ from openvino import opset13 as ops
 
 from ov_weight_compression.evaluation.models import OnProgress, Pair, Runner
 from ov_weight_compression.ir_utils.types import Array, Float32
-from ov_weight_compression.ir_utils.weight_source import WeightSource, depends_on_constants, source_at
+from ov_weight_compression.ir_utils.weight_source import ConstantValues, depends_on_constants
 from ov_weight_compression.patterns import CompressedWeight, Roles, find_compressed
 from ov_weight_compression.patterns.graphs import graphs_of, is_postponed
 from ov_weight_compression.quantization.formats import FORMATS
@@ -59,8 +59,10 @@ _UNKNOWN_WIDTH = 4096
 """Elements that a layer without a known last axis puts out for a row."""
 _PIECE = 1 << 21
 """Elements of a weight that are read at a time."""
-_SAMPLE = 512
-"""Rows that show whether a weight is scaled."""
+_SAMPLE, _SAMPLE_ELEMENTS = 512, 1 << 18
+"""Rows that show whether a weight is scaled, and the most that are read for that."""
+_TOGETHER = 8
+"""Rows are read in multiples of so many: no packed code is cut in the middle."""
 
 
 @dataclass
@@ -246,23 +248,33 @@ def weigh(layer: PairedLayer) -> None:
     consumer, last = layer.weight.consumers[0], layer.weight.last
     if layer.read_alike:  # as their layers read them
         last = consumer.node.input_value(consumer.port).get_node()
-    base, compressed = source_at(layer.original), source_at(last)
+    lead = max(1, len(layer.original.shape) - 1)
+    base, compressed = (ConstantValues(node.output(0), lead) for node in (layer.original, last))
     factors = layer.factors = factors_between(base, compressed)
     if factors is not None:
         layer.note = layer.note or "channels scaled (AWQ), compared as if they were not"
-    for (slab, left), (_, right) in zip(base.pieces(_PIECE), compressed.pieces(_PIECE), strict=True):
-        if factors is not None:
-            right = right * factors.columns * factors.rows[slab.start : slab.stop]
-        layer.energy.add(left, right)
+    for rows, left, right in _side_by_side(base, compressed):
+        layer.energy.add(left, right if factors is None else right * factors.columns * factors.rows[rows])
 
 
-def factors_between(base: WeightSource, compressed: WeightSource) -> ChannelFactors | None:
+def _side_by_side(
+    base: ConstantValues, compressed: ConstantValues, elements: int = _PIECE
+) -> Iterator[tuple[slice, Float32, Float32]]:
+    """The same rows of two weights of one shape, some at a time."""
+    rows, columns = math.prod(base.shape[:-1]), base.shape[-1] if base.shape else 1
+    step = max(_TOGETHER, elements // max(1, columns) // _TOGETHER * _TOGETHER)
+    for start in range(0, rows, step):
+        stop = min(start + step, rows)
+        yield slice(start, stop), base.rows(start, stop), compressed.rows(start, stop)
+
+
+def factors_between(base: ConstantValues, compressed: ConstantValues) -> ChannelFactors | None:
     """The factors between two weights of one shape; None where they are not scaled or not 2-D."""
-    shape = base.layout.shape
+    shape = base.shape
     if len(shape) != 2 or min(shape) < 2:
         return None
     plain, scaled = SignalNoise(), SignalNoise()
-    w, q = (next(source.pieces())[1][:_SAMPLE] for source in (base, compressed))
+    w, q = (part[:_SAMPLE] for part in next(_side_by_side(base, compressed, _SAMPLE_ELEMENTS))[1:])
     columns: Array = np.ones((1, shape[1]), np.float32)
     for _ in range(2):
         rows = _fit((w * (q * columns)).sum(1), np.square(q * columns).sum(1))[:, None]
@@ -274,9 +286,8 @@ def factors_between(base: WeightSource, compressed: WeightSource) -> ChannelFact
     columns, rows = np.ones((1, shape[1])), np.ones((shape[0], 1))
     for _ in range(_ROUNDS):
         above, below = np.zeros(shape[1]), np.zeros(shape[1])
-        for (slab, left), (_, right) in zip(base.pieces(_PIECE), compressed.pieces(_PIECE), strict=True):
+        for span, left, right in _side_by_side(base, compressed):
             w, q = left.astype(np.float64), right.astype(np.float64)
-            span = slice(slab.start, slab.stop)
             rows[span] = _fit((w * (q * columns)).sum(1), np.square(q * columns).sum(1))[:, None]
             q *= rows[span]
             above, below = above + (w * q).sum(0), below + (q * q).sum(0)
