@@ -196,15 +196,14 @@ def compare_text(pair: Pair, samples: InputSets, request: CompareRequest, progre
     if not any((one.batch.following != NO_TOKEN).any() for one in scored):
         raise OptionError("data: it has no token with a next one to predict")
     figures = summarise(Scores.concatenate([one.scores for one in scored]))
-    positions, passages, note = worst_positions(scored), worst_passages(scored), ""
+    note = "" if tokenizer_files(samples.places) else "there is no tokenizer beside the models."
     try:
-        if tokenizer_files(samples.places):
-            positions, passages = with_text(positions, passages, find_tokenizer(samples.places))
-        else:
-            note = "Tokens are shown as ids: there is no tokenizer beside the models."
+        tokenizer = None if note else find_tokenizer(samples.places)
+        positions, passages = worst_positions(scored, tokenizer), worst_passages(scored, tokenizer)
     except (CompressionError, ImportError) as error:
-        note = f"Tokens are shown as ids: {error}"
-    return TextFound(figures, positions, passages, len(scored), note)
+        positions, passages, note = worst_positions(scored, None), worst_passages(scored, None), str(error)
+    told = f"Tokens are shown as ids: {note}" if note else ""
+    return TextFound(figures, positions, passages, len(scored), told)
 
 
 def logits_of(runner: Runner, batch: Batch) -> Float32:
@@ -337,6 +336,8 @@ def _histogram(kl: _Values) -> KlHistogram:
     return KlHistogram(tuple(map(float, edges)), tuple(map(int, counts)), int((kl < edges[0]).sum()))
 
 
+_POSITIONS, _PASSAGES = 10, 3
+"""That are shown."""
 _BEFORE = 24
 _APART = 8
 
@@ -377,14 +378,14 @@ class Passage:
     """The tokens as text, where there is a tokenizer."""
 
 
-def worst_positions(scored: Sequence[Scored], count: int = 10) -> list[Surprise]:
+def worst_positions(scored: Sequence[Scored], tokenizer: Tokenizer | None) -> list[Surprise]:
     """The positions with the largest divergence, no two within 8 tokens of each other."""
     divergences = np.concatenate([one.scores.kl for one in scored])
     sizes = [len(one.scores.kl) for one in scored]
     owners, starts = np.repeat(np.arange(len(scored)), sizes), np.cumsum([0, *sizes])
     found: list[Surprise] = []
     taken: list[tuple[int, int]] = []
-    for place in np.argsort(-divergences, kind="stable")[: 50 * count]:
+    for place in np.argsort(-divergences, kind="stable")[: 50 * _POSITIONS]:
         window = int(owners[place])
         index = int(place - starts[window])
         if any(window == other and abs(index - near) < _APART for other, near in taken):
@@ -394,51 +395,48 @@ def worst_positions(scored: Sequence[Scored], count: int = 10) -> list[Surprise]
         row, position = (int(axis[index]) for axis in np.nonzero(batch.chosen))
         following = int(batch.following[index])
         known = following != NO_TOKEN
+        before = tuple(map(int, batch.tokens[row, max(0, position + 1 - _BEFORE) : position + 1]))
+        top_base, top = int(scores.top_base[index]), int(scores.top[index])
+        text = None
+        if tokenizer is not None:
+            # A token where it stands: alone, some tokenizers would drop the space in front of it.
+            right, base, own = (
+                "" if token == NO_TOKEN else tokenizer.pieces([before[-1], token])[-1] or tokenizer.decode([token])
+                for token in (following, top_base, top)
+            )
+            text = (tokenizer.decode(before), right, base, own)
         found.append(
             Surprise(
                 window=window,
                 position=position,
                 kl=float(scores.kl[index]),
-                before=tuple(map(int, batch.tokens[row, max(0, position + 1 - _BEFORE) : position + 1])),
+                before=before,
                 right=following if known else None,
                 right_base_p=float(np.exp(-scores.nll_base[index])) if known else None,
                 right_p=float(np.exp(-scores.nll[index])) if known else None,
-                top_base=int(scores.top_base[index]),
+                top_base=top_base,
                 top_base_p=float(scores.top_base_p[index]),
-                top=int(scores.top[index]),
+                top=top,
                 top_p=float(scores.top_p[index]),
+                text=text,
             )
         )
-        if len(found) == count:
+        if len(found) == _POSITIONS:
             break
     return found
 
 
-def worst_passages(scored: Sequence[Scored], count: int = 3) -> list[Passage]:
+def worst_passages(scored: Sequence[Scored], tokenizer: Tokenizer | None) -> list[Passage]:
     """The windows with the largest mean divergence (of several sequences run at once, the first)."""
     means = np.array([one.scores.kl.mean() for one in scored])
     found = []
-    for window in np.argsort(-means, kind="stable")[:count]:
+    for window in np.argsort(-means, kind="stable")[:_PASSAGES]:
         one = scored[window]
         tokens, chosen = one.batch.tokens[0], np.flatnonzero(one.batch.chosen[0])
         shown: list[float | None] = [None] * len(tokens)
         for position, kl in zip(chosen, one.scores.kl, strict=False):
             if position + 1 < len(tokens):
                 shown[position + 1] = float(kl)
-        found.append(Passage(int(window), float(means[window]), tuple(map(int, tokens)), tuple(shown)))
+        text = None if tokenizer is None else tuple(tokenizer.pieces(tokens.tolist()))
+        found.append(Passage(int(window), float(means[window]), tuple(tokens.tolist()), tuple(shown), text))
     return found
-
-
-def with_text(
-    surprises: Sequence[Surprise], passages: Sequence[Passage], tokenizer: Tokenizer
-) -> tuple[list[Surprise], list[Passage]]:
-    """The same with the tokens as text."""
-    worded = []
-    for one in surprises:
-        # A token where it stands: alone, some tokenizers would drop the space in front of it.
-        right, base, top = (
-            "" if token is None else tokenizer.pieces([one.before[-1], token])[-1] or tokenizer.decode([token])
-            for token in (one.right, one.top_base, one.top)
-        )
-        worded.append(replace(one, text=(tokenizer.decode(one.before), right, base, top)))
-    return worded, [replace(one, text=tuple(tokenizer.pieces(one.tokens))) for one in passages]
