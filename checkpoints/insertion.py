@@ -42,8 +42,8 @@ from ov_weight_compression.checkpoints.layouts.quantised_weight import (
     with_rows_in_order,
 )
 from ov_weight_compression.ir_utils.errors import ModelError
-from ov_weight_compression.ir_utils.layout import Slab
 from ov_weight_compression.ir_utils.types import Array
+from ov_weight_compression.ir_utils.weight_source import Slab
 from ov_weight_compression.ir_utils.worker_pool import Pipeline
 from ov_weight_compression.passes.device_rules import misread_on_cpu, refused_on_cpu
 from ov_weight_compression.passes.option_values import Devices

@@ -41,8 +41,8 @@ import openvino as ov
 from openvino import opset13 as ops
 
 from ov_weight_compression.evaluation.models import OnProgress, Pair, Runner
+from ov_weight_compression.ir_utils.constant_values import ConstantValues, depends_on_constants
 from ov_weight_compression.ir_utils.types import Array, Float32
-from ov_weight_compression.ir_utils.weight_source import ConstantValues, depends_on_constants
 from ov_weight_compression.patterns import CompressedWeight, Roles, find_compressed
 from ov_weight_compression.patterns.graphs import graphs_of, is_postponed
 from ov_weight_compression.quantization.formats import FORMATS

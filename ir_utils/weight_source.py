@@ -1,4 +1,19 @@
-"""Where a weight's values come from, and how they are read: a piece of rows at a time, never a copy of the whole.
+"""A weight as a matrix `[rows, columns]`, and where its values come from: read a piece of rows at a time, never copied
+as a whole.
+
+**Layouts.** The columns are what a weight is reduced over (`in` of a MatMul; `in·kh·kw` of a convolution), so groups
+run along them and every row is independent of the others. The rows are all other axes in order (`out`; `experts, out`;
+`vocabulary`).
+
+    [out, in]            reduced over axis 1      → rows out,           columns in
+    [in, out]            reduced over axis 0      → rows out,           columns in (transposed)
+    [experts, out, in]   reduced over axis 2      → rows experts·out,   columns in
+    [out, in, kh, kw]    reduced over 1, 2, 3     → rows out,           columns in·kh·kw
+
+Codes are stored in the constant's own order; only the group axis is split: `[in, out]` becomes `[in/g, g, out]`, its
+scales `[in/g, 1, out]`.
+
+**Sources.**
 
     ConstantSource    a float Constant, most often of a mapped file
     ChainSource       the end of a chain of constants: codes behind a scale, as fp8 checkpoints and compressed models
@@ -14,22 +29,15 @@ anywhere: derive from the protocol, and say how some rows are read.
 
 The marked Convert stands for a Constant of f32: a weight is read, encoded and named as if it were one. What is left of
 them when a model is saved can be written as what it stands for (`float_constants`).
-
-**Chains.** A float weight is `Constant ─ [Convert] ─ [Reshape] ─ layer`, a compressed one the longer chain of codes,
-zero points and scales. Either is evaluated at any of its outputs (`ConstantValues`), in f32 as a layer sees it that is
-executed in f32, whatever type the chain is written in. Pieces are rows: of the first axis, or of the first two and more
-flattened where one index of the first is too much already (a weight of experts). So a table of a gigabyte is never
-there as a whole; only an operation that mixes rows (a Transpose) is evaluated whole, for that weight.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 import threading
 import zlib
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Protocol
 
@@ -38,202 +46,133 @@ import openvino as ov
 from openvino import opset13 as ops
 from openvino.utils.postponed_constant import PostponedConstant
 
+from ov_weight_compression.ir_utils.constant_values import ConstantValues
+from ov_weight_compression.ir_utils.errors import WorkError
 from ov_weight_compression.ir_utils.file_io import OWN_MEMORY, FileMappings, FileRows
-from ov_weight_compression.ir_utils.layout import Layout, Slab
 from ov_weight_compression.ir_utils.lazy_weight import LazyWeight, Part, Target
 from ov_weight_compression.ir_utils.types import Array, Float32, bf16_to_f32, sizes_of, to_f32
 from ov_weight_compression.ir_utils.worker_pool import Pipeline, Task
 
-_CHAIN_ELEMENTS = 1 << 21
-_ALIGN = 1 << 10
-"""Pieces begin at multiples of this many rows, so that groups and packed codes are never cut in the middle."""
+_SIDE_BY_SIDE = 8
+"""Rows that are sampled together: reading one costs nearly as much as reading eight."""
 
 
-def depends_on_constants(node: ov.Node, depth: int = 24) -> bool:
-    """Whether a node's output depends on no input and no state of the model."""
-    if node.get_type_name() in ("Parameter", "ReadValue", "RandomUniform") or depth == 0:
-        return False
-    return all(depends_on_constants(value.get_node(), depth - 1) for value in node.input_values())
+@dataclass(frozen=True)
+class Slab:
+    """Some consecutive rows: `start` to `stop` in matrix order, and where they lie in the permuted constant."""
+
+    start: int
+    stop: int
+    index: tuple[int | slice, ...]
 
 
-class ConstantValues:
-    """The values of an output that depends on constants alone.
+@dataclass(frozen=True)
+class Layout:
+    """The correspondence between a constant of `shape` and its matrix; `reduced` are the columns' axes, rising."""
 
-    Args:
-        output: where they are asked for.
-        lead: axes that are flattened into rows; by default as many as it takes to make rows small.
-        elements: of a piece, and the most of a row where it can be made smaller.
-        align: pieces begin at multiples of so many rows.
-    """
+    shape: tuple[int, ...]
+    reduced: tuple[int, ...]
 
-    def __init__(self, output: Any, lead: int = 0, *, elements: int = _CHAIN_ELEMENTS, align: int = _ALIGN) -> None:
-        self._output, self._elements, self._align = output, elements, align
-        self.shape = sizes_of(output.get_shape())
-        self._lead = lead or 1
-        while not lead and self._lead < len(self.shape) - 1 and math.prod(self.shape[self._lead :]) > elements:
-            self._lead += 1
-        self._whole: dict[Any, Float32] = {}
-        self._made: dict[Any, Any] = {}
+    order: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    """The permutation of the constant's axes that brings the reduced ones last."""
+    lead: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    """The sizes of the row axes."""
+    rows: int = field(init=False, repr=False, compare=False)
+    columns: int = field(init=False, repr=False, compare=False)
+    contiguous: bool = field(init=False, repr=False, compare=False)
+    """Whether the matrix is the constant itself, read in its own order."""
+    groupable: bool = field(init=False, repr=False, compare=False)
+    """Whether a Reshape alone can cut the constant into groups: its reduced axes lie side by side."""
 
-    def pieces(self) -> Iterator[Float32]:
-        """All values in row-major order, as flat arrays."""
-        rows, width = self._split(self.shape)
-        align = self._align if self._lead == len(self.shape) - 1 else 1  # otherwise no row is a part of a group
-        step = max(align, self._elements // max(1, width) // align * align)
-        for start in range(0, rows, step):
-            yield self.rows(start, min(start + step, rows)).reshape(-1)
+    def __post_init__(self) -> None:
+        outer = tuple(axis for axis in range(len(self.shape)) if axis not in self.reduced)
+        lead = tuple(self.shape[axis] for axis in outer)
+        order = (*outer, *self.reduced)
+        follows = {
+            "order": order,
+            "lead": lead,
+            "rows": math.prod(lead),
+            "columns": math.prod(self.shape[axis] for axis in self.reduced),
+            "contiguous": order == tuple(range(len(self.shape))),
+            "groupable": len(self.reduced) > 0 and self.reduced[-1] - self.reduced[0] == len(self.reduced) - 1,
+        }
+        for name, value in follows.items():
+            object.__setattr__(self, name, value)
 
-    def whole(self) -> Float32:
-        """Every value at once, in the output's own shape; not kept."""
-        return self.rows(0, self._split(self.shape)[0]).reshape(self.shape)
+    def slabs(self, max_rows: int, block: int = 0) -> Iterator[Slab]:
+        """Cut the rows into pieces of at most `max_rows` that can each be read by one index.
 
-    def _split(self, shape: Sequence[int]) -> tuple[int, int]:
-        """How many rows a tensor of this shape has, and how many elements a row."""
-        return math.prod(shape[: self._lead]), math.prod(shape[self._lead :])
+        With `block` no piece goes across a multiple of so many rows (an expert's).
+        """
+        if self.contiguous or not self.lead:
+            block = block or self.rows
+            for first in range(0, self.rows, max(1, block)):
+                for start in range(first, first + block, max_rows):
+                    stop = min(start + max_rows, first + block)
+                    yield Slab(start, stop, (slice(start, stop),))
+            return
+        *outer, last = self.lead
+        for number, position in enumerate(np.ndindex(*outer)):
+            for start in range(0, last, max_rows):
+                stop = min(start + max_rows, last)
+                base = number * last
+                yield Slab(base + start, base + stop, (*position, slice(start, stop)))
 
-    def rows(self, start: int, stop: int, output: Any = None) -> Float32:
-        """Some rows, `[stop - start, …]` with the axes that are not flattened into rows; a scalar has one row. Of the
-        output itself, or of another one that it is made of."""
-        output = self._output if output is None else output
-        node = output.get_node()
-        if isinstance(node, PostponedConstant):  # as a Constant, computed once
-            if node not in self._made:
-                self._made[node] = ov.op.Constant(node.m_maker(), shared_memory=True)
-            node = self._made[node]
-        evaluate = _EVALUATORS.get(node.get_type_name())
-        found = evaluate(self, node, start, stop) if evaluate else None
-        if found is None:
-            shape = sizes_of(output.get_shape())
-            found = self._keep(output, _compiled).reshape(self._split(shape)[0], *shape[self._lead :])[start:stop]
-        return found
+    def spread(self, count: int) -> Iterator[Slab]:
+        """About `count` rows, a few side by side and evenly spread over the matrix; all where there are no more."""
+        if self.rows <= count:
+            return self.slabs(max(1, count))
+        wanted = max(1, count // _SIDE_BY_SIDE)
+        step = max(1, self.rows // _SIDE_BY_SIDE // wanted)
+        if not self.contiguous:
+            return islice(self.slabs(_SIDE_BY_SIDE), step // 2, None, step)
+        starts = range(0, self.rows, _SIDE_BY_SIDE)[step // 2 :: step]
+        ends = [min(start + _SIDE_BY_SIDE, self.rows) for start in starts]
+        return (Slab(start, stop, (slice(start, stop),)) for start, stop in zip(starts, ends, strict=True))
 
-    def _all(self, output: Any) -> Float32:
-        """Every value in the output's own shape, kept: for an operation that cannot be taken in pieces."""
-        shape = sizes_of(output.get_shape())
-        return self._keep(output, lambda value: self.rows(0, self._split(shape)[0], value).reshape(shape))
+    def matrix_view(self, values: Array) -> Array:
+        """`values` of the constant's shape, so that a slab's `index` picks `[n, columns]` (after a reshape)."""
+        return values.reshape(self.rows, self.columns) if self.contiguous else values.transpose(self.order)
 
-    def _keep(self, output: Any, evaluate: Callable[[Any], Float32]) -> Float32:
-        if output not in self._whole:
-            self._whole[output] = evaluate(output)
-        return self._whole[output]
+    def to_matrix(self, values: Array) -> Array:
+        """The whole constant as a contiguous `[rows, columns]`; a copy where the axes are permuted."""
+        return np.ascontiguousarray(values.reshape(self.shape).transpose(self.order)).reshape(self.rows, self.columns)
 
-    def _operand(self, output: Any, like: Sequence[int], start: int, stop: int) -> Array:
-        """The rows of an operand that meet rows `start` to `stop` of a result of shape `like`, as broadcasting pairs
+    def from_matrix(self, matrix: Array) -> Array:
+        """`[rows, columns]` in the constant's own order and shape."""
+        sizes = [self.shape[axis] for axis in self.order]
+        return np.ascontiguousarray(matrix.reshape(sizes).transpose(np.argsort(self.order)))
+
+    def in_groups(self, group: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The shapes of codes and of scales: the constant's, with the reduced axes cut into `in/g, g`, and the same
+        with 1 along what shares a scale. The codes keep the constant's own for one scale a channel, and for one group
+        `[1, in, out]`, for whose Reshape the CPU plugin of OpenVINO 2026.4 makes up a wrong shape where it expands the
+        chain."""
+        if group < 0 or (group == self.columns and not self.contiguous):
+            return self.shape, tuple(1 if axis in self.reduced else size for axis, size in enumerate(self.shape))
+        before, behind = self.shape[: self.reduced[0]], self.shape[self.reduced[-1] + 1 :]
+        groups = self.columns // group
+        return (*before, groups, group, *behind), (*before, groups, 1, *behind)
+
+    def scales_in_place(self, scales: Array, shape: tuple[int, ...]) -> Array:
+        """Scales `[rows, columns/g]` of the matrix, in the constant's order and in the shape that `in_groups` has for
         them."""
-        own, lead = sizes_of(output.get_shape()), self._lead
-        if len(own) == len(like) and own[:lead] == tuple(like[:lead]):
-            return self.rows(start, stop, output)
-        shape = (1,) * (len(like) - len(own)) + own
-        whole = self._all(output).reshape(shape)
-        if math.prod(shape[:lead]) == 1:
-            return whole.reshape(1, *shape[lead:])
-        return np.broadcast_to(whole, (*like[:lead], *shape[lead:])).reshape(-1, *shape[lead:])[start:stop]
+        if shape != tuple(1 if axis in self.reduced else size for axis, size in enumerate(self.shape)):
+            before = len(self.lead) - (len(self.shape) - 1 - self.reduced[-1])
+            scales = np.moveaxis(scales.reshape(*self.lead, -1), -1, before)
+        return np.ascontiguousarray(scales).reshape(shape)
 
-
-def _constant(values: ConstantValues, node: Any, start: int, stop: int) -> Float32 | None:
-    shape = sizes_of(node.get_output_shape(0))
-    width = values._split(shape)[1]
-    kind = node.get_output_element_type(0)
-    if kind.bitwidth < 8 and start * width % 8:
-        return None  # begins inside a byte: evaluate the whole
-    # A Constant of some consecutive elements of another: OpenVINO unpacks and converts every type that it has.
-    raw, begin = node.get_tensor_view().data.reshape(-1).view(np.uint8), start * width * kind.bitwidth // 8
-    tensor = ov.Tensor(kind, ov.Shape([(stop - start) * width]))
-    target = tensor.data.reshape(-1).view(np.uint8)
-    target[:] = raw[begin : begin + len(target)]
-    found = ov.op.Constant(tensor).get_data(dtype=np.float32)
-    return np.asarray(found, dtype=np.float32).reshape(stop - start, *shape[values._lead :])
-
-
-def _convert(values: ConstantValues, node: Any, start: int, stop: int) -> Float32 | None:
-    """Only f32 to f16 or bf16 loses anything: plugins fold the scales as the graph has them, rounded."""
-    rows = values.rows(start, stop, node.input_value(0))
-    if node.get_input_element_type(0) != ov.Type.f32:
-        return rows
-    kind = node.get_output_element_type(0)
-    if kind == ov.Type.f16:
-        return rows.astype(np.float16).astype(np.float32)
-    return _to_bf16(rows) if kind == ov.Type.bf16 else rows
-
-
-def _to_bf16(values: Float32) -> Float32:
-    """The upper 16 bits, rounded as OpenVINO's ConstantFolding does: half is added only where the last bit kept is 1,
-    so that even numbers are cut off (seen with 2026.4)."""
-    bits = np.ascontiguousarray(values).view(np.uint32)
-    return ((bits + ((bits & np.uint32(0x10000)) >> 1)) & np.uint32(0xFFFF0000)).view(np.float32)
-
-
-def _elementwise(
-    function: Callable[[Array, Array], Array],
-) -> Callable[[ConstantValues, Any, int, int], Float32 | None]:
-    def evaluate(values: ConstantValues, node: Any, start: int, stop: int) -> Float32 | None:
-        shape = sizes_of(node.get_output_shape(0))
-        left, right = (values._operand(node.input_value(port), shape, start, stop) for port in (0, 1))
-        return np.asarray(function(left, right), dtype=np.float32)
-
-    return evaluate
-
-
-def _reshape(values: ConstantValues, node: Any, start: int, stop: int) -> Float32 | None:
-    """Rows of the result are consecutive elements, and lie in consecutive rows of what is reshaped."""
-    source, target = sizes_of(node.input_value(0).get_shape()), sizes_of(node.get_output_shape(0))
-    width, whole = values._split(target)[1], values._split(source)[1]
-    first, last = start * width // whole, -(-stop * width // whole)
-    flat = values.rows(first, last, node.input_value(0)).reshape(-1)
-    return flat[start * width - first * whole : stop * width - first * whole].reshape(-1, *target[values._lead :])
-
-
-def _transpose(values: ConstantValues, node: Any, start: int, stop: int) -> Float32 | None:
-    order = node.input_value(1).get_node()
-    if order.get_type_name() != "Constant":
-        return None
-    axes = [int(axis) for axis in order.data.reshape(-1)] or None
-    source, shape = node.input_value(0), sizes_of(node.get_output_shape(0))
-    whole = values._keep(node.output(0), lambda _: np.ascontiguousarray(values._all(source).transpose(axes)))
-    return whole.reshape(values._split(shape)[0], *shape[values._lead :])[start:stop]
-
-
-def _gather(values: ConstantValues, node: Any, start: int, stop: int) -> Float32 | None:
-    """A look-up in a table of one axis."""
-    table = node.input_value(0)
-    if len(table.get_shape()) != 1:
-        return None
-    indices = values.rows(start, stop, node.input_value(1))
-    looked_up: Float32 = values._all(table)[indices.astype(np.int64)]
-    return looked_up
-
-
-_EVALUATORS: dict[str, Callable[[ConstantValues, Any, int, int], Float32 | None]] = {
-    "Constant": _constant,
-    "Convert": _convert,
-    "Multiply": _elementwise(np.multiply),
-    "Subtract": _elementwise(np.subtract),
-    "Add": _elementwise(np.add),
-    "Divide": _elementwise(np.divide),
-    "Reshape": _reshape,
-    "Squeeze": _reshape,
-    "Unsqueeze": _reshape,
-    "Transpose": _transpose,
-    "Gather": _gather,
-}
-
-
-def _compiled(output: Any) -> Float32:
-    """Any other operation, evaluated by OpenVINO as a model of its own."""
-    model = ov.Model([ops.convert(output, ov.Type.f32).output(0)], [], "values")
-    compiled = _core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    return np.array(compiled([])[0], dtype=np.float32)
-
-
-@functools.cache
-def _core() -> ov.Core:
-    return ov.Core()
+    @staticmethod
+    def of(shape: Sequence[int], reduced: Sequence[int]) -> Layout:
+        """A layout from any sequences; the reduced axes are sorted."""
+        return Layout(tuple(int(size) for size in shape), tuple(sorted(int(axis) for axis in reduced)))
 
 
 _PIECE_ELEMENTS = 1 << 18
 _SCAN_BYTES = 1 << 20
 _SCAN_BLOCKS = 8  # mapped and given back at a time
 _STRETCH_BYTES = 1 << 12
+_WRITTEN_ELEMENTS = 1 << 21
 
 
 @dataclass(frozen=True)
@@ -245,7 +184,7 @@ class ValueRange:
 
 
 class WeightSource(Protocol):
-    """A weight's values as a matrix `[rows, columns]` (see `layout`).
+    """A weight's values as a matrix `[rows, columns]` (see `Layout`).
 
     Derived classes have `layout`, `element_type` and `read`; everything else follows from those, and may be done
     better. Methods are called from several threads at once, and again each time the model is saved or compiled.
@@ -577,33 +516,39 @@ def float_constants(nodes: Iterable[Any], threads: int) -> None:
         if is_widened(node):
             names = node.output(0).get_names()
             stored = node.input_value(0).get_node()
-            value = LazyWeight(pipeline, _Widened(stored, mappings)).constant("values")
-            value.set_friendly_name(stored.get_friendly_name())
+            name, shape = stored.get_friendly_name(), sizes_of(stored.shape)
+            source = ConstantSource(stored, Layout.of(shape, (len(shape) - 1,)), mappings, "f32")
+            value = LazyWeight(pipeline, FloatValues(name, source, "f32")).constant("values")
+            value.set_friendly_name(name)
             node.output(0).replace(value.output(0))
             value.output(0).set_names(names)
 
 
-class _Widened:
-    """The values of a 16-bit Constant as f32. Implements `ir_utils.lazy_weight.Encoding`."""
+class FloatValues:
+    """A source's values as floats, in the order of its layout's shape. Implements `ir_utils.lazy_weight.Encoding`."""
 
     bulk, together = "values", None
 
-    def __init__(self, constant: Any, mappings: FileMappings) -> None:
-        self.name = str(constant.get_friendly_name())
-        shape = sizes_of(constant.shape)
-        self._source = ConstantSource(constant, Layout.of(shape, (len(shape) - 1,)), mappings, "f32")
-        self.parts: Mapping[str, Part] = {"values": Part("f32", shape)}
+    def __init__(self, name: str, source: WeightSource, dtype: str) -> None:
+        self.name, self.identity = name, source.identity
+        self.parts = {"values": Part(dtype, source.layout.shape)}
         self.nbytes = self.parts["values"].nbytes
-
-    @property
-    def identity(self) -> Hashable | None:
-        return self._source.identity
+        self._source = source
 
     def begin(self, targets: Sequence[Target]) -> tuple[Sequence[Task], Task]:
-        sink = targets[0].sink("values")
+        """One task: what is kept of a chain while it is evaluated should be kept once."""
+        sink, dtype = targets[0].sink("values"), np.float16 if self.parts["values"].type == "f16" else np.float32
 
         def write() -> None:
-            for slab, values in self._source.pieces():
-                sink.write(4 * slab.start * self._source.layout.columns, values)
+            place = 0
+            try:
+                for _, piece in self._source.pieces(_WRITTEN_ELEMENTS):
+                    values: Array = np.ascontiguousarray(piece.astype(dtype, copy=False))
+                    sink.write(place, values)
+                    place += values.nbytes
+            except WorkError:
+                raise
+            except RuntimeError as error:
+                raise WorkError(f"{self.name}: cannot be decompressed: {error}") from error
 
         return [write], lambda: None

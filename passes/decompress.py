@@ -11,32 +11,27 @@ rounded away is not in the file any more and does not come back.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, prod
 from typing import Any
 
-import numpy as np
 import openvino as ov
 from openvino.passes import ModelPass
 
 from ov_weight_compression.ir_utils.dequantization import replace_constant
-from ov_weight_compression.ir_utils.errors import WorkError
 from ov_weight_compression.ir_utils.file_io import FileMappings
-from ov_weight_compression.ir_utils.lazy_weight import LazyWeight, Part, Target
+from ov_weight_compression.ir_utils.lazy_weight import LazyWeight
 from ov_weight_compression.ir_utils.metadata import drop_metadata
 from ov_weight_compression.ir_utils.option_kinds import OptionKind, check_model, choice, flag
-from ov_weight_compression.ir_utils.types import F16_MAX, Array, sizes_of
-from ov_weight_compression.ir_utils.weight_source import source_at
-from ov_weight_compression.ir_utils.worker_pool import Pipeline, Task
+from ov_weight_compression.ir_utils.types import F16_MAX
+from ov_weight_compression.ir_utils.weight_source import FloatValues, source_at
+from ov_weight_compression.ir_utils.worker_pool import Pipeline
 from ov_weight_compression.patterns import CompressedWeight, Roles, find_compressed, parse_roles
 from ov_weight_compression.patterns.graphs import graphs_of
 
-_DTYPES: dict[str, type] = {"f16": np.float16, "f32": np.float32}
-_DTYPE = OptionKind("'f16' or 'f32', or None for the type of each chain", choice(list(_DTYPES)).read, "str")
+_DTYPE = OptionKind("'f16' or 'f32', or None for the type of each chain", choice(("f16", "f32")).read, "str")
 _LARGEST = {"nf4": 1.0, "f4e2m1": 6.0, "f8e4m3": 448.0, "f8e5m2": 57344.0}
 """The largest magnitude of a code; integers of n bits are taken to reach 2ⁿ."""
-_PIECE_ELEMENTS = 1 << 21
 
 
 @dataclass(frozen=True)
@@ -81,7 +76,7 @@ class DecompressWeights(ModelPass):
         found = find_compressed(model, self.roles)
         mappings = FileMappings()
         pipeline = Pipeline()
-        replaced = [_FloatWeight(one, self._type_of(one), mappings) for one in found]
+        replaced = [FloatValues(one.name, source_at(one.end, mappings), self._type_of(one)) for one in found]
         lazy = [LazyWeight(pipeline, one) for one in replaced]
         # OpenVINO 2026.4 runs a body that reads constants alone while it compiles the model, and reads postponed
         # constants in it from memory that is not theirs.
@@ -132,37 +127,6 @@ def apply_weight_decompression(
 
 def _plain(weight: LazyWeight) -> Any:
     return ov.op.Constant(weight.computed("values"), shared_memory=True)
-
-
-class _FloatWeight:
-    """One weight's values to be computed from its chain. Implements `ir_utils.lazy_weight.Encoding`."""
-
-    bulk, identity, together = "values", None, None
-
-    def __init__(self, weight: CompressedWeight, dtype: str, mappings: FileMappings) -> None:
-        self.name = weight.name
-        self.parts = {"values": Part(dtype, sizes_of(weight.end.shape))}
-        self.nbytes = self.parts["values"].nbytes
-        self._source = source_at(weight.end, mappings)
-
-    def begin(self, targets: Sequence[Target]) -> tuple[Sequence[Task], Task]:
-        """One task: what is kept of a chain while it is evaluated should be kept once."""
-        sink = targets[0].sink("values")
-
-        def write() -> None:
-            place = 0
-            dtype = _DTYPES[self.parts["values"].type]
-            try:
-                for _, piece in self._source.pieces(_PIECE_ELEMENTS):
-                    values: Array = np.ascontiguousarray(piece.astype(dtype, copy=False))
-                    sink.write(place, values)
-                    place += values.nbytes
-            except WorkError:
-                raise
-            except RuntimeError as error:
-                raise WorkError(f"{self.name}: cannot be decompressed: {error}") from error
-
-        return [write], lambda: None
 
 
 def _bound(weight: CompressedWeight) -> float:

@@ -13,10 +13,9 @@ import openvino as ov
 
 from ov_weight_compression.ir_utils.errors import WorkError
 from ov_weight_compression.ir_utils.file_io import Spool, Spooled
-from ov_weight_compression.ir_utils.layout import Layout, Slab
 from ov_weight_compression.ir_utils.lazy_weight import Part, Sink, Target
 from ov_weight_compression.ir_utils.types import Array, Float32, element_type, pack
-from ov_weight_compression.ir_utils.weight_source import WeightSource
+from ov_weight_compression.ir_utils.weight_source import Layout, Slab, WeightSource
 from ov_weight_compression.ir_utils.worker_pool import Task
 from ov_weight_compression.passes.channel_importance import Importance
 from ov_weight_compression.passes.plan import Plan, PlannedWeight, stored_parts

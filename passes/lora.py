@@ -33,10 +33,10 @@ from openvino.passes import ModelPass
 from ov_weight_compression.ir_utils.dequantization import ChainParts, build_dequantization, protect_from_folding
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.file_io import Spool
-from ov_weight_compression.ir_utils.layout import Layout
 from ov_weight_compression.ir_utils.lazy_weight import LazyWeight, Part
 from ov_weight_compression.ir_utils.option_kinds import shown
 from ov_weight_compression.ir_utils.types import Array, Float32
+from ov_weight_compression.ir_utils.weight_source import Layout
 from ov_weight_compression.ir_utils.worker_pool import Pipeline
 from ov_weight_compression.passes.encoding import StoredWeight, WeightEncoding, keep
 from ov_weight_compression.passes.plan import Algorithm, Plan, stored_parts

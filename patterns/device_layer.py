@@ -37,7 +37,7 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as ops
 
-from ov_weight_compression.ir_utils.weight_source import depends_on_constants
+from ov_weight_compression.ir_utils.constant_values import depends_on_constants
 from ov_weight_compression.patterns.compressed import CompressedWeight
 from ov_weight_compression.patterns.experts import block_operations, tiled_block_of
 from ov_weight_compression.patterns.graphs import is_constant

@@ -30,10 +30,9 @@ import openvino as ov
 
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.file_io import FileMappings
-from ov_weight_compression.ir_utils.layout import Layout
 from ov_weight_compression.ir_utils.option_kinds import shown
 from ov_weight_compression.ir_utils.types import FLOAT_TYPES, Array, Float32, float_constant
-from ov_weight_compression.ir_utils.weight_source import ChainSource, ConstantSource, FoldedSource, WeightSource
+from ov_weight_compression.ir_utils.weight_source import ChainSource, ConstantSource, FoldedSource, Layout, WeightSource
 from ov_weight_compression.patterns.roles import Kind, Role
 
 

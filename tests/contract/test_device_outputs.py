@@ -8,7 +8,7 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from ov_weight_compression.ir_utils.weight_source import ConstantValues
+from ov_weight_compression.ir_utils.constant_values import ConstantValues
 from ov_weight_compression.passes import apply_weight_compression
 from ov_weight_compression.patterns import find_compressed
 from tests.models import linear

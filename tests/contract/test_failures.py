@@ -10,9 +10,8 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from ov_weight_compression.ir_utils.layout import Slab
 from ov_weight_compression.ir_utils.types import Array
-from ov_weight_compression.ir_utils.weight_source import ValueRange, WeightSource
+from ov_weight_compression.ir_utils.weight_source import Slab, ValueRange, WeightSource
 from ov_weight_compression.passes import CompressionError, WorkError, apply_weight_compression
 from ov_weight_compression.patterns import Weight
 from tests.models import layers, llama

@@ -10,8 +10,8 @@ import openvino as ov
 import pytest
 from openvino import opset13 as op
 
+from ov_weight_compression.ir_utils.constant_values import ConstantValues
 from ov_weight_compression.ir_utils.lazy_weight import postponed_constant
-from ov_weight_compression.ir_utils.weight_source import ConstantValues
 from tests.running import EXACT
 
 SEED = np.random.default_rng(3)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ov_weight_compression.ir_utils.layout import Layout
+from ov_weight_compression.ir_utils.weight_source import Layout
 
 
 @st.composite

@@ -15,9 +15,8 @@ from openvino import opset13 as op
 
 from ov_weight_compression.ir_utils.errors import WorkError
 from ov_weight_compression.ir_utils.file_io import FileMappings
-from ov_weight_compression.ir_utils.layout import Layout, Slab
 from ov_weight_compression.ir_utils.types import Array, bf16_to_f32
-from ov_weight_compression.ir_utils.weight_source import ConstantSource, FoldedSource, WeightSource
+from ov_weight_compression.ir_utils.weight_source import ConstantSource, FoldedSource, Layout, Slab, WeightSource
 from tests.models import constant, linear
 from tests.running import linux, resident_of
 

@@ -8,8 +8,8 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from ov_weight_compression.ir_utils.layout import Layout
-from ov_weight_compression.ir_utils.weight_source import ConstantValues
+from ov_weight_compression.ir_utils.constant_values import ConstantValues
+from ov_weight_compression.ir_utils.weight_source import Layout
 from ov_weight_compression.passes import Codebook, OptionError, WeightCompression
 from ov_weight_compression.passes.encoding import WeightEncoding
 from ov_weight_compression.passes.options import read_options

@@ -10,9 +10,8 @@ import pytest
 from openvino import opset13 as op
 
 from ov_weight_compression.ir_utils.errors import WorkError
-from ov_weight_compression.ir_utils.layout import Layout
 from ov_weight_compression.ir_utils.lazy_weight import LazyWeight
-from ov_weight_compression.ir_utils.weight_source import ConstantSource
+from ov_weight_compression.ir_utils.weight_source import ConstantSource, Layout
 from ov_weight_compression.ir_utils.worker_pool import Pipeline
 from ov_weight_compression.passes.channel_importance import GraphEnergy, Importance, graph_energies
 from ov_weight_compression.passes.encoding import WeightEncoding

@@ -12,10 +12,9 @@ from openvino import opset13 as op
 
 from ov_weight_compression.calibration import filled_copy
 from ov_weight_compression.ir_utils.errors import OptionError
-from ov_weight_compression.ir_utils.layout import Layout, Slab
 from ov_weight_compression.ir_utils.saving import save_model
 from ov_weight_compression.ir_utils.types import Array
-from ov_weight_compression.ir_utils.weight_source import WeightSource
+from ov_weight_compression.ir_utils.weight_source import Layout, Slab, WeightSource
 from ov_weight_compression.passes import WeightCompression, apply_weight_compression
 from ov_weight_compression.patterns import Weight, find_weights, sources_of
 from tests.models import in_if, llama, tied_head
