@@ -21,9 +21,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ov_weight_compression.checkpoints.safetensors_file import DTYPES, StoredTensor
+from ov_weight_compression.checkpoints.safetensors_file import StoredTensor
 from ov_weight_compression.ir_utils.errors import ModelError
-from ov_weight_compression.ir_utils.types import Array, bf16_to_f32
+from ov_weight_compression.ir_utils.types import Array, to_f32
 from ov_weight_compression.patterns.graphs import graphs_of, is_postponed
 
 _PRESENT, _SWAPPED, _OF_A_FILE = 1 << 63, 1 << 62, 1 << 61  # bits of an entry of /proc/self/pagemap
@@ -172,7 +172,7 @@ def explain_constants(model: Any, places: Places) -> Explained:
             if stretch is None:
                 computed.append(constant)
                 continue
-            if kind != DTYPES[stretch.tensor.dtype].openvino:
+            if kind != stretch.tensor.openvino_type:
                 raise ModelError(
                     f"{stretch.tensor.file}: {stretch.tensor.name} is {stretch.tensor.dtype}, and the exporter took it "
                     f"for {kind}"
@@ -204,7 +204,6 @@ def sum_of_bits(values: Array, kind: str) -> int:
     exact. `kind` is OpenVINO's name of the type, `values` bits for bf16."""
     flat, total = values.reshape(-1), 0
     for start in range(0, flat.size, _SUMMED):
-        piece = flat[start : start + _SUMMED]
-        wide = bf16_to_f32(piece) if kind == "bf16" else piece.astype(np.float32)
+        wide = to_f32(flat[start : start + _SUMMED], kind)
         total += int(wide.view(np.uint32).sum(dtype=np.uint64))
     return total

@@ -54,10 +54,6 @@ class Checkpoint:
     """What config.json, or a file of its own, says about quantised weights; it has a `quant_method` as far as that is
     known. None where nothing is said."""
 
-    def place(self, tensor: StoredTensor) -> str:
-        """A tensor's place for people: `model-00002-of-00005.safetensors: model.layers.3.mlp.up_proj.weight`."""
-        return f"{tensor.file.relative_to(self.folder).as_posix()}: {tensor.name}"
-
 
 def is_checkpoint(path: Path) -> bool:
     """Whether a path is meant as a checkpoint: a folder with a config.json and without a model of OpenVINO's beside it.

@@ -75,6 +75,12 @@ class OpenedCheckpoint:
     checkpoint: Checkpoint
     quantised: Mapping[str, QuantisedWeight]
 
+    def place(self, name: str) -> str:
+        """`model-00002-of-00005.safetensors: model.layers.3.mlp.up_proj.weight`, also of a weight that is quantised."""
+        weight = self.quantised.get(name)
+        tensor = self.checkpoint.tensors[name if weight is None else weight.tensors[0]]
+        return f"{tensor.file.relative_to(self.checkpoint.folder).as_posix()}: {name}"
+
 
 @dataclass(frozen=True)
 class OpenedModel:
@@ -144,7 +150,7 @@ def open_exported(exported: Exported, name: str, opened: OpenedCheckpoint, devic
     """
     checkpoint, skeleton = opened.checkpoint, exported.models[name]
     model, holes = read_skeleton(exported.folder / name, skeleton.holes)
-    origins = {copy: f"{_place(opened, one)}, cast or rearranged" for copy, one in skeleton.copies.items()}
+    origins = {copy: f"{opened.place(one)}, cast or rearranged" for copy, one in skeleton.copies.items()}
     quantised: dict[ov.op.Constant, QuantisedWeight] = {}
     in_floats = []
     for hole in holes:
@@ -166,19 +172,10 @@ def open_exported(exported: Exported, name: str, opened: OpenedCheckpoint, devic
             in_floats.append(hole)
         else:
             quantised[constant] = whole
-        origins[constant.get_friendly_name()] = f"{_place(opened, placed.tensor)}{part}"
+        origins[constant.get_friendly_name()] = f"{opened.place(placed.tensor)}{part}"
     fill(in_floats, checkpoint.tensors)
     kept = insert_codes(model, quantised, devices) if opened.quantised else None
     return OpenedModel(model, origins, kept)
-
-
-def _place(opened: OpenedCheckpoint, name: str) -> str:
-    """`model-00002-of-00005.safetensors: model.layers.3.mlp.up_proj.weight`, also of a weight that is quantised."""
-    weight = opened.quantised.get(name)
-    if weight is None:
-        return opened.checkpoint.place(opened.checkpoint.tensors[name])
-    tensor = opened.checkpoint.tensors[weight.tensors[0]]
-    return opened.checkpoint.place(tensor).removesuffix(tensor.name) + name
 
 
 _PACKAGES = ("torch", "transformers", "optimum-intel")

@@ -23,7 +23,7 @@ import openvino as ov
 
 from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.option_kinds import shown
-from ov_weight_compression.ir_utils.types import Array
+from ov_weight_compression.ir_utils.types import Array, Float32, to_f32
 
 _LENGTH_BYTES = 8
 _LONGEST_HEADER = 100_000_000  # what the format's own library reads
@@ -87,6 +87,11 @@ class StoredTensor:
         """How many numbers it has."""
         return prod(self.shape)
 
+    @property
+    def openvino_type(self) -> str | None:
+        """OpenVINO's name of its type; None where it has no such type."""
+        return DTYPES[self.dtype].openvino
+
     def values(self) -> Array:
         """A read-only view of the mapped file; of types that numpy does not know, the bits (bf16 as uint16; of types
         below a byte all bytes, without the shape)."""
@@ -97,6 +102,10 @@ class StoredTensor:
         mapped = np.memmap(self.file, np.uint8, "r", self.offset, (self.nbytes,))
         values: Array = mapped.view(dtype.numpy).reshape(shape)
         return values
+
+    def floats(self) -> Float32:
+        """The values of a tensor of f16, bf16, f32 or f64, as float32."""
+        return to_f32(self.values(), self.dtype.lower())
 
 
 @dataclass(frozen=True)
@@ -232,7 +241,7 @@ def mapped_constants(
 
 
 def _openvino_type(tensor: StoredTensor) -> str:
-    kind = DTYPES[tensor.dtype].openvino
+    kind = tensor.openvino_type
     if kind is None:
         raise ModelError(f"{tensor.file}: {tensor.name} is of type {tensor.dtype}, which OpenVINO does not have")
     return kind

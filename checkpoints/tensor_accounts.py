@@ -30,11 +30,11 @@ from ov_weight_compression.checkpoints.explain import (
     sum_of_bits,
 )
 from ov_weight_compression.checkpoints.folder import Checkpoint, is_buffer, is_training_only, unused_head
-from ov_weight_compression.checkpoints.safetensors_file import DTYPES, StoredTensor
+from ov_weight_compression.checkpoints.safetensors_file import StoredTensor
 from ov_weight_compression.checkpoints.skeleton import HOLES, forget_reads, holes_read, write_skeleton
 from ov_weight_compression.checkpoints.widening import Widening
 from ov_weight_compression.ir_utils.errors import ModelError
-from ov_weight_compression.ir_utils.types import FLOAT_TYPES, bf16_to_f32, float_values
+from ov_weight_compression.ir_utils.types import FLOAT_TYPES, float_values, to_f32
 
 _NUMBER = re.compile(r"\.\d+(?=\.)")
 _LEAST_COMPARED, _COMPARED = 1024, 1 << 20  # numbers of a constant: of few, the sum says little
@@ -193,7 +193,7 @@ class TensorAccounts:
             return None
         values, width = constant.data.reshape(-1), constant.get_element_type().size
         for tensor in self.checkpoint.tensors.values():
-            own = DTYPES[tensor.dtype].openvino
+            own = tensor.openvino_type
             wide = kind == "f32" and own in ("f16", "bf16")
             if tensor.elements % count or tensor.file.name == HOLES or not (wide or own == kind):
                 continue
@@ -223,13 +223,11 @@ class TensorAccounts:
     def _floats(self, count: int) -> dict[str, StoredTensor]:
         """The tensors of so many floats."""
         found = self.checkpoint.tensors.items()
-        return {n: one for n, one in found if one.elements == count and DTYPES[one.dtype].openvino in FLOAT_TYPES}
+        return {n: one for n, one in found if one.elements == count and one.openvino_type in FLOAT_TYPES}
 
     def _sum(self, tensor: StoredTensor) -> int:
         if tensor.name not in self._sums:
-            kind = DTYPES[tensor.dtype].openvino
-            assert kind is not None
-            self._sums[tensor.name] = sum_of_bits(tensor.values(), kind)
+            self._sums[tensor.name] = sum_of_bits(tensor.values(), str(tensor.openvino_type))
         return self._sums[tensor.name]
 
     def _check_computed(self, constant: Any, model: str) -> None:
@@ -321,7 +319,7 @@ def _are_equal(values: Any, stored: Any, kind: str) -> bool:
     for first in [0, *range(_LEAST_COMPARED, values.size, _COMPARED)]:
         size = _COMPARED if first else _LEAST_COMPARED
         one, other = values[first : first + size], stored[first : first + size]
-        wide = other if not kind else bf16_to_f32(other) if kind == "bf16" else other.astype(np.float32)
+        wide = to_f32(other, kind) if kind else other
         if not np.array_equal(one.view(np.uint8), wide.view(np.uint8)):
             return False
     return True

@@ -34,12 +34,11 @@ from ov_weight_compression.ir_utils.dequantization import replace_constant
 from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.option_kinds import check_model, flag, shown
 from ov_weight_compression.ir_utils.publish import expanded
-from ov_weight_compression.ir_utils.types import bf16_to_f32
+from ov_weight_compression.ir_utils.types import FLOAT_TYPES, to_f32
 from ov_weight_compression.passes.option_values import DEVICES, Device, Devices
 from ov_weight_compression.passes.rewrite import hold_small_constants, take_over_transpose
 from ov_weight_compression.patterns import Kind, Weight, find_compressed, find_weights
 
-_FLOATS = {"F16": "f16", "BF16": "bf16", "F32": "f32", "F64": "f64"}
 _ONE_PLUS = ("gemma", "gemma2", "gemma3", "gemma3_text", "recurrent_gemma")
 """Architectures whose norms multiply by 1 + weight, which exporters compute."""
 _SAMPLE = 4096
@@ -163,11 +162,13 @@ class _Source:
     """A checkpoint's weights by the names of the float tensors that they are, or stand for."""
 
     def __init__(self, opened: OpenedCheckpoint) -> None:
-        self.checkpoint = checkpoint = opened.checkpoint
-        self.quantised = opened.quantised
+        self.opened, self.quantised = opened, opened.quantised
+        checkpoint = opened.checkpoint
         parts = {name for weight in self.quantised.values() for name in weight.tensors}
         self.floats: dict[str, StoredTensor] = {
-            name: tensor for name, tensor in checkpoint.tensors.items() if name not in parts and tensor.dtype in _FLOATS
+            name: tensor
+            for name, tensor in checkpoint.tensors.items()
+            if name not in parts and tensor.openvino_type in FLOAT_TYPES
         }
         shapes = {name: weight.float_shape or weight.shape for name, weight in self.quantised.items()}
         self.shapes = shapes | {name: tensor.shape for name, tensor in self.floats.items()}
@@ -181,9 +182,8 @@ class _Source:
         """Whether a constant has a tensor's values, as f16 rounds them."""
         if name not in self.floats:
             return False
-        mine = _floats_of(place.node.data, place.type).reshape(-1)
-        stored = self.floats[name]
-        theirs = _floats_of(stored.values(), _FLOATS[stored.dtype]).reshape(-1)
+        mine = to_f32(place.node.data, place.type).reshape(-1)
+        theirs = self.floats[name].floats().reshape(-1)
         return _equal(mine[:_SAMPLE], theirs[:_SAMPLE]) and _equal(mine, theirs)
 
     def why_unused(self, name: str, matches: Sequence[Match], there: Set[str]) -> str:
@@ -206,25 +206,21 @@ class _Source:
         if twin is not None:
             return f"the same values as {twin.name}"
         neutral = 0 if name.endswith("bias") else 1
-        if len(stored.shape) == 1 and bool((_floats_of(stored.values(), _FLOATS[stored.dtype]) == neutral).all()):
+        if len(stored.shape) == 1 and bool((stored.floats() == neutral).all()):
             return f"all {'ones' if neutral else 'zeros'}, which exporters leave out"
         return ""
 
     def row(self, match: Match, said: str | None) -> Transplanted:
         """A pair as a line of the report."""
         name = match.tensor
-        tensor = self.floats[name] if name in self.floats else self.checkpoint.tensors[self.quantised[name].tensors[0]]
-        place = self.checkpoint.place(tensor)
-        if name not in self.floats:
-            place = place.removesuffix(tensor.name) + name
-        stored = said or _FLOATS[tensor.dtype] + (", plus 1" if self.is_one_plus(match) else "")
-        return Transplanted(match.place.name, match.place.shape, place, stored, match.rule)
+        stored = said or f"{self.floats[name].openvino_type}{', plus 1' if self.is_one_plus(match) else ''}"
+        return Transplanted(match.place.name, match.place.shape, self.opened.place(name), stored, match.rule)
 
 
 def _refuse_what_is_left(
     source: _Source, weights: Mapping[Any, Weight], left: Sequence[Place], unused: Mapping[str, str]
 ) -> None:
-    folder = source.checkpoint.folder
+    folder = source.opened.checkpoint.folder
     advice = "; allow_unmatched=True leaves it as it is"
     for place in left:
         near = next((name for name in (place.own_name, *place.layer_names) if name in unused), None)
@@ -259,8 +255,7 @@ def _constants(matches: Sequence[Match], source: _Source) -> list[Any]:
     constants = mapped_constants(stored, shapes)
     for number, (one, match) in enumerate(zip(stored, matches, strict=True)):
         if source.is_one_plus(match):
-            values = 1 + _floats_of(one.values(), _FLOATS[one.dtype])
-            constants[number] = ops.constant(values.astype(np.float32).reshape(match.place.shape))
+            constants[number] = ops.constant((1 + one.floats()).reshape(match.place.shape))
     return constants
 
 
@@ -277,10 +272,6 @@ def _replace(match: Match, constant: Any, weight: Weight | None) -> None:
     replace_constant(match.place.node, value, name)
     for consumer in weight.consumers if weight is not None and match.turned else ():
         take_over_transpose(consumer)
-
-
-def _floats_of(values: Any, kind: str) -> Any:
-    return bf16_to_f32(values) if kind == "bf16" else np.asarray(values, dtype=np.float32)
 
 
 def _equal(mine: Any, theirs: Any) -> bool:

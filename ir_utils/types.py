@@ -61,13 +61,16 @@ _HALF_INFINITY = 0x7C00
 _IN_CACHE = 1 << 16  # elements
 
 
-def to_f32(values: Array) -> Float32:
-    """Values of any float type as float32: themselves where they are, else a new array.
+def to_f32(values: Array, kind: str = "") -> Float32:
+    """Values of any float type as float32: themselves where they are, else a new array. Of a `kind` "bf16", which numpy
+    does not have, they are the bits.
 
     numpy (2.4) widens halves one by one. Shifted to where float32 has its exponent and mantissa their bits are 2^-112
     of what they stand for, subnormal ones too; that is exact, for whole vectors, and takes a quarter of the time. It
     does not hold for NaN and infinity, nor where somebody lets this thread take subnormal numbers for zero.
     """
+    if kind == "bf16":
+        return bf16_to_f32(values)
     if values.dtype != np.float16 or not (_HALF_STEP * _HALF_UNIT)[0]:
         return values.astype(np.float32, copy=False)
     wide = np.empty(values.shape, dtype=np.float32)

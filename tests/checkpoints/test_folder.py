@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ov_weight_compression.checkpoints.folder import is_checkpoint, read_checkpoint
+from ov_weight_compression.checkpoints.opening import OpenedCheckpoint
 from ov_weight_compression.cli.compress_files import compress_path
 from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.passes.recipe import Recipe
@@ -27,8 +28,8 @@ def test_one_file_and_shards_hold_the_same(tmp_path: Path) -> None:
         assert checkpoint.quantization is None
         assert np.array_equal(checkpoint.tensors["one"].values(), ONE)
         assert np.array_equal(checkpoint.tensors["two"].values(), TWO)
-    assert whole.place(whole.tensors["two"]) == "model.safetensors: two"
-    assert shards.place(shards.tensors["two"]) == "model-00002-of-00002.safetensors: two"
+    assert OpenedCheckpoint(whole, {}).place("two") == "model.safetensors: two"
+    assert OpenedCheckpoint(shards, {}).place("two") == "model-00002-of-00002.safetensors: two"
 
 
 def test_a_folder_of_links_is_read_as_the_hubs_cache_makes_them(tmp_path: Path) -> None:
