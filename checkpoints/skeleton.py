@@ -44,7 +44,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import openvino as ov
 
-from ov_weight_compression.checkpoints.explain import FileSpans, Stretch, address_of, is_present
+from ov_weight_compression.checkpoints.constant_origins import FileSpans, Stretch, address_of, is_present
 from ov_weight_compression.checkpoints.folder import QUANTIZATION_KEYS, Checkpoint
 from ov_weight_compression.checkpoints.layouts.layout_choice import is_of_activations
 from ov_weight_compression.checkpoints.layouts.quantised_weight import QuantisedWeight, row_blocks

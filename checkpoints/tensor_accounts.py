@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from ov_weight_compression.checkpoints.explain import (
+from ov_weight_compression.checkpoints.constant_origins import (
     FileSpans,
     Stretch,
     TensorPlaces,

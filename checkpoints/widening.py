@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from ov_weight_compression.checkpoints.explain import FileSpans, Stretch, TensorPlaces, is_written
+from ov_weight_compression.checkpoints.constant_origins import FileSpans, Stretch, TensorPlaces, is_written
 from ov_weight_compression.checkpoints.safetensors_file import StoredTensor
 from ov_weight_compression.checkpoints.skeleton import HOLES
 from ov_weight_compression.ir_utils.errors import WorkError

@@ -16,7 +16,7 @@ import pytest
 
 from ov_weight_compression.checkpoints import from_checkpoint, read_checkpoint
 from ov_weight_compression.checkpoints import opening as export_module
-from ov_weight_compression.checkpoints.explain import TensorPlaces, explain_constants
+from ov_weight_compression.checkpoints.constant_origins import TensorPlaces, explain_constants
 from ov_weight_compression.checkpoints.opening import missing_package
 from ov_weight_compression.cli import main
 from ov_weight_compression.cli.compress_files import compress_path

@@ -10,7 +10,7 @@ import openvino as ov
 import openvino.opset13 as opset
 import pytest
 
-from ov_weight_compression.checkpoints.explain import (
+from ov_weight_compression.checkpoints.constant_origins import (
     FileSpans,
     TensorPlaces,
     address_of,

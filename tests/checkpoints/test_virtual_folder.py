@@ -14,7 +14,7 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from ov_weight_compression.checkpoints.explain import TensorPlaces, explain_constants
+from ov_weight_compression.checkpoints.constant_origins import TensorPlaces, explain_constants
 from ov_weight_compression.checkpoints.folder import read_checkpoint
 from ov_weight_compression.checkpoints.opening import (
     Exported,
