@@ -291,7 +291,9 @@ def filled_copy(model: ov.Model, weights: Iterable[Weight], sources: Sources) ->
     for weight in weights:
         twin = twins.get(weight.constant.get_name())
         if weight.name in sources.given and twin is not None:
-            _bypass(twin, sources.constant(weight).output(0))
+            values = sources.constant(weight)
+            values.set_friendly_name(twin.get_friendly_name())
+            _bypass(twin, values.output(0))
     return clone
 
 

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 import openvino as ov
 
+from ov_weight_compression.calibration import filled_copy
 from ov_weight_compression.evaluation.layers import FormatFigures, LayerFigures, compare_layers
-from ov_weight_compression.evaluation.models import Arithmetic, OnProgress, Pair, choose, load
+from ov_weight_compression.evaluation.models import Arithmetic, Loaded, OnProgress, Pair, choose, load
 from ov_weight_compression.evaluation.outputs import OutputFigures, compare_outputs
 from ov_weight_compression.evaluation.predictions import Estimate, LanguageFigures, Passage, Surprise, compare_text
 from ov_weight_compression.evaluation.samples import (
@@ -51,7 +52,7 @@ from ov_weight_compression.ir_utils.printing import (
     with_error,
 )
 from ov_weight_compression.ir_utils.publish import write_text
-from ov_weight_compression.patterns import Roles
+from ov_weight_compression.patterns import GivenSources, Roles, find_weights, sources_of
 from ov_weight_compression.patterns.graphs import constants_bytes
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def compare(
     layers: bool = True,
     protocol: ComparisonProtocol | None = None,
     roles: Roles | None = None,
+    sources: GivenSources | None = None,
     progress: OnProgress | None = None,
 ) -> Comparison:
     """Say what compression cost.
@@ -94,6 +96,8 @@ def compare(
         layers: whether to compare weights and layers.
         protocol: what else may be said of windows, batches, made-up inputs and kept logits.
         roles: what operations of your own make of their weights, as `WeightCompression` takes it.
+        sources: where the values of the original's weights come from if not from its constants, likewise; they are
+            read into memory.
         progress: called with (stage, done, total or None).
 
     Returns:
@@ -121,12 +125,15 @@ def compare(
         as_deployed=as_deployed,
         layers=layers,
         roles=roles,
+        sources=sources,
     )
     if request.tokenizer and not Path(request.tokenizer).exists():
         raise OptionError(f"tokenizer={str(request.tokenizer)!r}: there is no such file or folder")
     with ExitStack() as stack:
         arithmetic = choose(request.device, request.as_deployed)
         pair = Pair(load(base, "base", stack), load(compressed, "compressed", stack), arithmetic)
+        if request.sources is not None:
+            pair = replace(pair, base=_filled(pair.base, request.sources, request.roles))
         names = [", ".join(sorted(one.inputs.names)) for one in (pair.base, pair.compressed)]
         if names[0] != names[1]:
             raise ModelError(f"the models take different inputs: base {names[0]}; compressed {names[1]}")
@@ -151,6 +158,18 @@ def compare(
         worst_passages=tuple(text.passages) if text else (),
         notes=(*samples.notes, *((text.note,) if text and text.note else ())),
     )
+
+
+def _filled(base: Loaded, given: GivenSources, roles: Roles | None) -> Loaded:
+    """The original with the values of its weights' sources in place of constants that only keep their places."""
+    weights, _ = find_weights(base.model, roles=roles)
+    sources = sources_of(weights, given)
+    inside = next((one for one in weights if one.body and one.name in sources.given), None)
+    if inside is not None:
+        raise OptionError(
+            f"sources: {shown(inside.name)} lies inside {shown(inside.body)}, where it cannot be replaced"
+        )
+    return replace(base, model=filled_copy(base.model, weights, sources))
 
 
 @dataclass(frozen=True)

@@ -30,16 +30,17 @@ from ov_weight_compression.calibration.generate import fitting_window, random_in
 from ov_weight_compression.calibration.model_inputs import LanguageModel, ModelInputs
 from ov_weight_compression.evaluation.models import DEFAULT_WINDOW, Pair
 from ov_weight_compression.ir_utils.errors import OptionError
-from ov_weight_compression.ir_utils.option_kinds import PATH, OptionKind, count, flag, shapes, word
+from ov_weight_compression.ir_utils.option_kinds import PATH, count, flag, shapes, word
 from ov_weight_compression.ir_utils.printing import thousands
 from ov_weight_compression.ir_utils.types import Array, Float32
-from ov_weight_compression.patterns import Roles, parse_roles
+from ov_weight_compression.passes.options import OPTIONS
+from ov_weight_compression.patterns import GivenSources, Roles
 
 _KINDS = {
     **{"stride": count(1), "context": count(0), "score_last": flag(), "batch": count(1), "shapes": shapes()},
     **{"layer_samples": count(0), "save_base": PATH, "base_logits": PATH},
     **{"window": count(2), "windows": count(1), "tokenizer": PATH, "device": word(), "as_deployed": flag()},
-    **{"layers": flag(), "roles": OptionKind("", parse_roles, "Roles")},
+    **{"layers": flag(), "roles": OPTIONS["roles"].kind, "sources": OPTIONS["sources"].kind},
 }
 
 
@@ -95,6 +96,7 @@ class CompareRequest(ComparisonProtocol):
     as_deployed: bool = False
     layers: bool = True
     roles: Roles | None = None
+    sources: GivenSources | None = None
 
 
 NO_TOKEN = -1

@@ -11,6 +11,7 @@ import pytest
 from openvino import opset13 as op
 
 from ov_weight_compression.calibration import filled_copy
+from ov_weight_compression.evaluation import compare
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.saving import save_model
 from ov_weight_compression.ir_utils.types import Array
@@ -85,6 +86,21 @@ def test_some_from_elsewhere_by_name(tmp_path: Path) -> None:
     expected = written(apply_weight_compression(llama()), tmp_path)
     sources = {name: Elsewhere(weight, kept[name]) for name, weight in weights.items()}
     assert written(apply_weight_compression(model, sources=sources), tmp_path) == expected
+
+
+def test_what_it_cost_is_measured_against_the_same_values() -> None:
+    compressed = apply_weight_compression(llama(), mode="int4_sym", group_size=32)
+    expected = compare(llama(), compressed, windows=2).to_dict()
+    model, kept = emptied(llama())
+    sources = {weight.name: Elsewhere(weight, kept[weight.name]) for weight in find_weights(model)[0]}
+    found = compare(model, compressed, windows=2, sources=sources)
+    assert found.to_dict() == expected
+    assert found.language is not None
+    with pytest.raises(OptionError, match="is no weight of the model"):
+        compare(model, compressed, sources={"tabel": sources.popitem()[1]})
+    inside = find_weights(in_if())[0][0]
+    with pytest.raises(OptionError, match="lies inside"):
+        compare(in_if(), in_if(), sources={inside.name: Elsewhere(inside, inside.constant.data)})
 
 
 def test_an_embedding_from_elsewhere_is_seen_by_its_other_readers(tmp_path: Path) -> None:
