@@ -18,7 +18,6 @@ from ov_weight_compression.evaluation.device import DeviceCheck, Execution, chec
 from ov_weight_compression.evaluation.layers import mode_of, zero_point_of
 from ov_weight_compression.ir_utils import option_kinds
 from ov_weight_compression.ir_utils.ir_file import read_model
-from ov_weight_compression.ir_utils.metadata import read_metadata
 from ov_weight_compression.ir_utils.model_folder import the_model_of
 from ov_weight_compression.ir_utils.printing import (
     as_text,
@@ -40,6 +39,7 @@ from ov_weight_compression.patterns import (
     find_weights,
     parse_roles,
 )
+from ov_weight_compression.patterns.compressed import read_metadata
 from ov_weight_compression.patterns.find import REPORTED_ELEMENTS
 from ov_weight_compression.patterns.graphs import bytes_of, constants_bytes
 

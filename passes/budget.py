@@ -97,7 +97,7 @@ def candidates_for(
     for one, format in wanted:
         if one.group != PER_CHANNEL and weight.columns % one.group:
             continue
-        fitted = fit(weight, FormatRequest(one.mode, one.group, decided_by=(DecidedBy.BUDGET,)), values, strict, method)
+        fitted = fit(weight, FormatRequest(format, one.group, decided_by=(DecidedBy.BUDGET,)), values, strict, method)
         if isinstance(fitted, Skip) or fitted.spec.format.name != format.name:
             continue
         spec = fitted.spec
@@ -107,7 +107,7 @@ def candidates_for(
 
 def last_resort(weight: Weight, values: ValueRange, options: Options, method: Method) -> PlannedWeight | Skip:
     """8 bits per channel, or why not even those: for a weight that no candidate fits."""
-    request = FormatRequest(Mode.INT8_ASYM, PER_CHANNEL, "no format of the budget fits it", (DecidedBy.FALLBACK,))
+    request = FormatRequest(FORMATS["int8_asym"], PER_CHANNEL, "no format of the budget fits it", (DecidedBy.FALLBACK,))
     return fit(weight, request, values, options, method)
 
 

@@ -21,12 +21,12 @@ from openvino.passes import ModelPass
 from ov_weight_compression.ir_utils.dequantization import replace_constant
 from ov_weight_compression.ir_utils.file_io import FileMappings
 from ov_weight_compression.ir_utils.lazy_weight import LazyWeight
-from ov_weight_compression.ir_utils.metadata import drop_metadata
 from ov_weight_compression.ir_utils.option_kinds import OptionKind, check_model, choice, flag
 from ov_weight_compression.ir_utils.types import F16_MAX
 from ov_weight_compression.ir_utils.weight_source import FloatValues, source_at
 from ov_weight_compression.ir_utils.worker_pool import Pipeline
 from ov_weight_compression.patterns import CompressedWeight, Roles, find_compressed, parse_roles
+from ov_weight_compression.patterns.compressed import drop_metadata
 from ov_weight_compression.patterns.graphs import graphs_of
 
 _DTYPE = OptionKind("'f16' or 'f32', or None for the type of each chain", choice(("f16", "f32")).read, "str")

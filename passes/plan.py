@@ -22,7 +22,7 @@ without. GPTQ makes up for most of what AWQ brings.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sized
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ from ov_weight_compression.ir_utils.lazy_weight import Part
 from ov_weight_compression.ir_utils.option_kinds import shown
 from ov_weight_compression.ir_utils.types import F16_MAX
 from ov_weight_compression.ir_utils.weight_source import Layout
-from ov_weight_compression.passes.option_values import Accuracy, Mode
+from ov_weight_compression.passes.option_values import Accuracy
 from ov_weight_compression.passes.scale_folding import Folding
 from ov_weight_compression.passes.targets import BudgetOutcome
 from ov_weight_compression.patterns import Kind, Skip, Sources, Weight
@@ -188,16 +188,20 @@ class Statistic(Enum):
 
 @dataclass(frozen=True)
 class FormatRequest:
-    """A mode and group before they are fitted to the weight; `mode` None is the reason for a skip."""
+    """A format and a group for a weight: as they are asked for, and then as they fit it."""
 
-    mode: Mode | None
+    format: Format
     group: int
     reason: str = ""
+    """Why it is not simply the mode that was asked for."""
     decided_by: tuple[DecidedBy, ...] = ()
+    """What decided, in turn."""
+    regrouped: bool = False
+    """In place of a group size that the caller named and CPUs would misread."""
 
-    def because(self, reason: str, decider: DecidedBy) -> FormatRequest:
-        """The same, with one more reason."""
-        return replace(self, reason=joined_reasons(self.reason, reason), decided_by=(*self.decided_by, decider))
+    def instead(self, format: Format, group: int, reason: str, decider: DecidedBy) -> FormatRequest:
+        """Others in their place, with one more reason."""
+        return FormatRequest(format, group, joined_reasons(self.reason, reason), (*self.decided_by, decider))
 
 
 @dataclass(frozen=True)
@@ -210,7 +214,6 @@ class PlannedWeight:
     reason: str
     """Why it is not simply the mode that was asked for; empty where it is."""
     decided_by: tuple[DecidedBy, ...] = ()
-    """What decided, in turn."""
     algorithms: tuple[Algorithm, ...] = ()
     statistics: tuple[Statistic, ...] = ()
     """What the algorithms want of the data."""
@@ -236,7 +239,9 @@ class PlannedWeight:
     is_low_bit: bool = field(init=False)
     """Whether it is stored in 4 bits or fewer (or as a codebook's indices): what is worth calibrating for."""
     beyond_f16: bool = field(init=False)
-    """Whether f16 cannot hold values of this size, a level or a power of two above included, or their scales."""
+    """See `is_beyond_f16`."""
+    nbytes: int = field(init=False)
+    """What it will cost: bytes of its constants in the .bin file."""
 
     def __post_init__(self) -> None:
         format, kinds = self.spec.format, [consumer.role.kind for consumer in self.weight.consumers]
@@ -244,21 +249,19 @@ class PlannedWeight:
         # Gather only where the table has two dimensions: left unfolded, others are expanded at every inference.
         behind_reshape = self.spec.group_size != PER_CHANNEL and len(self.weight.shape) > 2
         gathered_in_floats = format.storage not in CPU_EXECUTED[GATHER] or behind_reshape
+        scale_type = "f32" if self.scales_in_f32 else self.spec.scale_type
+        has_unit_factor = self.kept_from_codes and not format.tensor_scale
+        parts = stored_parts(self.weight.layout, self.spec, scale_type)
         follows = {
-            "stored_scale_type": "f32" if self.scales_in_f32 else self.spec.scale_type,
+            "stored_scale_type": scale_type,
             "expanded": gathered_in_floats if Kind.GATHER in kinds else Kind.CONVOLUTION in kinds,
-            "has_unit_factor": self.kept_from_codes and not format.tensor_scale,
+            "has_unit_factor": has_unit_factor,
             "is_low_bit": format.default_search > 0,
             "beyond_f16": (self.exact and format.tensor_scale) or is_beyond_f16(format, self.absmax),
+            "nbytes": sum(part.nbytes for part in parts.values()) + (4 if has_unit_factor else 0),
         }
         for name, value in follows.items():
             object.__setattr__(self, name, value)
-
-    @property
-    def nbytes(self) -> int:
-        """What it will cost: bytes of its constants in the .bin file."""
-        parts = stored_parts(self.weight.layout, self.spec, self.stored_scale_type)
-        return sum(part.nbytes for part in parts.values()) + (4 if self.has_unit_factor else 0)
 
 
 @dataclass(frozen=True)

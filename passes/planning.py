@@ -15,15 +15,14 @@ of it is data: a `PlannedWeight` for each weight, a `Skip` for every other const
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ov_weight_compression.ir_utils.device_facts import CHECKED, working_groups
 from ov_weight_compression.ir_utils.errors import OptionError
-from ov_weight_compression.ir_utils.option_kinds import shown
 from ov_weight_compression.ir_utils.types import F16_MAX
 from ov_weight_compression.ir_utils.weight_source import ValueRange
 from ov_weight_compression.ir_utils.worker_pool import in_threads
-from ov_weight_compression.passes.device_rules import executed_variant, misread_on_cpu, refused_on_cpu
+from ov_weight_compression.passes.device_rules import as_executed, misread_on_cpu, refused_on_cpu
 from ov_weight_compression.passes.measurements import Measurements
 from ov_weight_compression.passes.option_values import BackupMode, Device, FragileLayers, GroupSizeFallback, Mode
 from ov_weight_compression.passes.options import Options
@@ -39,11 +38,11 @@ from ov_weight_compression.passes.plan import (
     joined_reasons,
     skipped,
 )
-from ov_weight_compression.passes.rules import Rule, matching
+from ov_weight_compression.passes.rules import Rule, rules_by_weight
 from ov_weight_compression.patterns import Kind, Skip, Weight
 from ov_weight_compression.patterns.experts import expert_blocks
 from ov_weight_compression.quantization.allocation import sensitivity, weight_noise
-from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL, Format, Spec
+from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL, Spec
 
 _PIECE_ELEMENTS = 1 << 19
 _EPSILON = {"f16": 2.0**-10, "bf16": 2.0**-10, "f32": 2.0**-23, "f64": 2.0**-52}
@@ -66,12 +65,12 @@ def make_plan(
             nothing.
     """
     skips = tuple(skips)
-    rules = _rules_by_weight(weights, skips, options)
+    rules = rules_by_weight(options.rules, weights, skips) if options.rules else {}
     left, wanted = list(skips), []
     for weight in weights:
         request = _forced(weight, rules.get(weight.name), options)
-        if request is not None and request.mode is None:
-            left.append(skipped(weight, request.reason))
+        if isinstance(request, Skip):
+            left.append(request)
         elif request is None and shared_out:
             left.append(skipped(weight, "left alone when the model was compressed with this ratio"))
         else:
@@ -94,16 +93,15 @@ def make_plan(
         left += [one for one in found.settled if isinstance(one, Skip)]
         plan = Plan((), (*left, *nonfinite), tuple(nonfinite), data.sources, data.method, survey=found)
         return with_choice(plan)
-    primary = FormatRequest(options.mode, options.effective_group, decided_by=(DecidedBy.RATIO,))
-    kept: dict[str, FormatRequest] = {}
-    if options.ratio < 1:
-        backup = _backup(options, f"among the most sensitive {1 - options.ratio:.0%}", DecidedBy.RATIO)
-        free = [weight for weight, request, _ in sound if request is None]
-        kept = {free[place].name: backup for place in _most_sensitive(free, options, data)}
-    fitted = [
-        fit(weight, request or kept.get(weight.name, primary), values, options, data.method)
-        for weight, request, values in sound
-    ]
+    free = [weight for weight, request, _ in sound if request is None]
+    kept = {free[place].name for place in _most_sensitive(free, options, data)} if options.ratio < 1 else ()
+    primary = FormatRequest(options.format_of(options.mode), options.effective_group, decided_by=(DecidedBy.RATIO,))
+    fitted: list[PlannedWeight | Skip] = []
+    for weight, request, values in sound:
+        asked: FormatRequest | Skip = request or primary
+        if request is None and weight.name in kept:
+            asked = _backup(weight, options, f"among the most sensitive {1 - options.ratio:.0%}", DecidedBy.RATIO)
+        fitted.append(asked if isinstance(asked, Skip) else fit(weight, asked, values, options, data.method))
     if any(weight.kind is Kind.EXPERTS for weight, _, _ in sound):
         ranges_by_name = {weight.name: values for weight, _, values in sound}
         fitted = _with_equal_experts(fitted, ranges_by_name, options, data.method)
@@ -139,55 +137,44 @@ def _with_equal_experts(
         size = PER_CHANNEL if most.spec.format.default_group == PER_CHANNEL else size
         for one, own in zip(members, groups, strict=True):
             if one.spec.format != most.spec.format or size not in (own, one.spec.group_size):
-                request = FormatRequest(Mode(most.spec.format.name), size, one.reason, one.decided_by)
-                request = request.because("as the other experts of its block", DecidedBy.FALLBACK)
+                request = FormatRequest(one.spec.format, own, one.reason, one.decided_by)
+                request = request.instead(
+                    most.spec.format, size, "as the other experts of its block", DecidedBy.FALLBACK
+                )
                 settled[places[one.weight.name]] = fit(one.weight, request, values[one.weight.name], options, method)
     return settled
 
 
-def _rules_by_weight(weights: Sequence[Weight], skips: Sequence[Skip], options: Options) -> dict[str, Rule]:
-    """The first rule that speaks for each weight, by the weight's name."""
-    found: dict[str, Rule] = {}
-    apart = {name for skip in skips for name in (skip.name, skip.consumer)}
-    for number, rule in enumerate(options.rules):
-        matched = matching(rule.pattern, weights, apart)
-        if not matched and rule.pattern not in apart:
-            raise OptionError(
-                f"rules[{number}]: {shown(rule.pattern)} matches no weight of the model; "
-                "names are those of constants and of the layers that use them, as the report lists them"
-            )
-        for weight in matched:
-            found.setdefault(weight.name, rule)
-    return found
-
-
-def _forced(weight: Weight, rule: Rule | None, options: Options) -> FormatRequest | None:
+def _forced(weight: Weight, rule: Rule | None, options: Options) -> FormatRequest | Skip | None:
     """What a weight gets whatever the ratio or the budget; None where one of them decides."""
     if rule is not None:
         if rule.mode is None:
-            return FormatRequest(None, PER_CHANNEL, f"rule {rule.pattern!r} leaves it alone")
+            return skipped(weight, f"rule {rule.pattern!r} leaves it alone")
         group = FORMATS[rule.mode.value].default_group if rule.group_size is None else rule.group_size
-        return FormatRequest(rule.mode, group, f"rule {rule.pattern!r}", (DecidedBy.RULE,))
+        return FormatRequest(options.format_of(rule.mode), group, f"rule {rule.pattern!r}", (DecidedBy.RULE,))
     if weight.fragile and options.fragile_layers is FragileLayers.FLOAT:
-        return FormatRequest(None, PER_CHANNEL, f"{weight.fragile}, and fragile_layers is float")
+        return skipped(weight, f"{weight.fragile}, and fragile_layers is float")
     if options.budget is not None:
         return None
+    own = FORMATS[options.mode.value]
     if options.mode.is_int8:
-        return FormatRequest(options.mode, PER_CHANNEL, decided_by=(DecidedBy.MODE,))
-    if weight.kind is Kind.CONVOLUTION and not FORMATS[options.mode.value].everywhere:
-        return _backup(options, "convolution")
+        return FormatRequest(own, PER_CHANNEL, decided_by=(DecidedBy.MODE,))
+    if weight.kind is Kind.CONVOLUTION and not own.everywhere:
+        return _backup(weight, options, "convolution")
     if weight.fragile and options.fragile_layers is FragileLayers.BACKUP:
-        return _backup(options, weight.fragile)
+        return _backup(weight, options, weight.fragile)
     if weight.backup_reason and not options.all_layers:
-        return _backup(options, weight.backup_reason)
+        return _backup(weight, options, weight.backup_reason)
     return None
 
 
-def _backup(options: Options, reason: str, decider: DecidedBy = DecidedBy.BACKUP) -> FormatRequest:
+def _backup(
+    weight: Weight, options: Options, reason: str, decider: DecidedBy = DecidedBy.BACKUP
+) -> FormatRequest | Skip:
     if options.backup_mode is BackupMode.NONE:
-        return FormatRequest(None, PER_CHANNEL, f"{reason}, and backup_mode is none")
-    mode = Mode(options.backup_mode.value)
-    return FormatRequest(mode, FORMATS[mode.value].default_group, reason, (decider,))
+        return skipped(weight, f"{reason}, and backup_mode is none")
+    format = FORMATS[options.backup_mode.value]
+    return FormatRequest(format, format.default_group, reason, (decider,))
 
 
 def _most_sensitive(weights: Sequence[Weight], options: Options, data: Measurements) -> set[int]:
@@ -234,17 +221,6 @@ def _sensitivity(weights: Sequence[Weight], options: Options, data: Measurements
 _LARGEST = 2.0**100  # where scales in f32 and f8e8m0 end, so that no product overflows
 
 
-@dataclass(frozen=True)
-class _Fitted:
-    """A format and a group that fit a weight's shape, and the request that led there."""
-
-    format: Format
-    group: int
-    request: FormatRequest
-    regrouped: bool = False
-    """In place of a group size that the caller named and CPUs would misread."""
-
-
 def fit(
     weight: Weight, request: FormatRequest, values: ValueRange, options: Options, method: Method
 ) -> PlannedWeight | Skip:
@@ -257,7 +233,7 @@ def fit(
     fitted = _fit(weight, request, options)
     if isinstance(fitted, Skip):
         return fitted
-    format, group, reason, absmax = fitted.format, fitted.group, fitted.request.reason, values.absmax
+    format, group, reason, absmax = fitted.format, fitted.group, fitted.reason, values.absmax
     problem = misread_on_cpu(options.device, weight, format, group) if group == PER_CHANNEL else None
     problem = problem or refused_on_cpu(options.device, weight, format, group)
     if problem is not None:
@@ -270,7 +246,7 @@ def fit(
     if scale_type == "f16" and is_beyond_f16(format, absmax):
         scale_type = "f32"
         if group != PER_CHANNEL and weight.is_embedding:  # the CPU plugin wants scales in groups in f16 there
-            format, group = FORMATS[Mode.INT8_ASYM.value], PER_CHANNEL
+            format, group = FORMATS["int8_asym"], PER_CHANNEL
             reason = joined_reasons(reason, "f16 cannot hold its scales, and an embedding in groups cannot have others")
     search = 0
     if options.scale_search != "off" and format.default_search > 0:
@@ -292,7 +268,7 @@ def fit(
         Spec(format, group, scale_type, search),
         absmax,
         reason,
-        fitted.request.decided_by,
+        fitted.decided_by,
         tuple(algorithms),
         tuple(statistics),
         kept_from_codes=problem is not None,
@@ -300,83 +276,65 @@ def fit(
     )
 
 
-def _fit(weight: Weight, request: FormatRequest, options: Options) -> _Fitted | Skip:
+def _fit(weight: Weight, request: FormatRequest, options: Options) -> FormatRequest | Skip:
     """Fit a request to the device and the weight's shape: what the format takes, and what the group size divides."""
-    if request.mode is None:
-        return skipped(weight, request.reason)
-    format = options.format_of(request.mode)
     named = DecidedBy.RULE in request.decided_by  # for this very weight, so the device does not change it
-    variant = None if named else executed_variant(options.device, weight, format, request.group)
-    if variant is not None:
-        request = replace(request.because(variant.reason, DecidedBy.DEVICE), mode=variant.mode, group=variant.group)
-        format = options.format_of(variant.mode)
+    request = request if named else as_executed(options.device, weight, request)
+    format, group, fallback = request.format, request.group, options.group_size_fallback
     if format.storage == weight.element_type:
         return skipped(weight, f"stored as {format.storage} already")
     if weight.kind is Kind.CONVOLUTION and not format.everywhere:
         return _fall_back(weight, request, options, f"{format.name} is not for convolutions")
-    group = request.group
     if group == PER_CHANNEL or (group == weight.columns and not format.fixed_group):
-        return _Fitted(format, PER_CHANNEL, request)
+        return replace(request, group=PER_CHANNEL)
     if not weight.groupable:
-        if options.group_size_fallback is GroupSizeFallback.ERROR:
-            raise OptionError(_group_error(weight, group, "groups cannot run along its reduction axes"))
-        return _fall_back(weight, request, options, "groups cannot run along its reduction axes")
-    if weight.columns % group == 0:
-        problem = misread_on_cpu(options.device, weight, format, group)
-        return (
-            _Fitted(format, group, request)
-            if problem is None
-            else _other_group(weight, request, options, format, problem)
-        )
-    return _adjust(weight, request, options, format, f"{weight.columns} channels cannot be cut into groups of {group}")
+        why = "groups cannot run along its reduction axes"
+        if fallback is GroupSizeFallback.ERROR:
+            raise OptionError(_group_error(weight, group, why))
+        return _fall_back(weight, request, options, why)
+    if weight.columns % group:
+        problem = f"{weight.columns} channels cannot be cut into groups of {group}"
+        return _adjust(weight, request, options, problem)
+    misread = misread_on_cpu(options.device, weight, format, group)
+    if misread is None:
+        return request
+    if named or fallback is GroupSizeFallback.ERROR:
+        raise OptionError(_misread_error(weight, request))
+    adjusted = _adjust(weight, request, options, misread)
+    return adjusted if isinstance(adjusted, Skip) else replace(adjusted, regrouped=options.group_size is not None)
 
 
-def _other_group(
-    weight: Weight, request: FormatRequest, options: Options, format: Format, problem: str
-) -> _Fitted | Skip:
-    """What a weight gets whose group size CPUs misread: named for this very weight it is refused, with those that
-    work."""
-    if DecidedBy.RULE in request.decided_by or options.group_size_fallback is GroupSizeFallback.ERROR:
-        raise OptionError(_misread_error(weight, format, request))
-    fitted = _adjust(weight, request, options, format, problem)
-    named = options.group_size is not None
-    return replace(fitted, regrouped=named) if isinstance(fitted, _Fitted) else fitted
-
-
-def _adjust(weight: Weight, request: FormatRequest, options: Options, format: Format, problem: str) -> _Fitted | Skip:
-    fallback = options.group_size_fallback
+def _adjust(weight: Weight, request: FormatRequest, options: Options, problem: str) -> FormatRequest | Skip:
+    """The largest power of two that cuts the weight's channels, or what `group_size_fallback` says in its place."""
+    format, fallback = request.format, options.group_size_fallback
     if fallback is GroupSizeFallback.ERROR:
         raise OptionError(_group_error(weight, request.group, f"it has {weight.columns} channels"))
     if fallback is GroupSizeFallback.IGNORE:
         return skipped(weight, problem)
-    if Device.NPU in options.device and not format.fixed_group:
-        return _Fitted(format, PER_CHANNEL, request.because(problem, DecidedBy.FALLBACK))
-    size = 1 << (request.group.bit_length() - 1)
-    while size >= options.min_adjusted_group_size and not format.fixed_group:
-        adjusted = request.because(problem, DecidedBy.FALLBACK)
-        if weight.columns == size:
-            return _Fitted(format, PER_CHANNEL, adjusted)
-        if weight.columns % size == 0:
-            return _Fitted(format, size, adjusted)
-        size //= 2
+    if not format.fixed_group:
+        if Device.NPU in options.device:
+            return request.instead(format, PER_CHANNEL, problem, DecidedBy.FALLBACK)
+        size = 1 << (request.group.bit_length() - 1)
+        while size >= options.min_adjusted_group_size:
+            if weight.columns % size == 0:
+                group = PER_CHANNEL if weight.columns == size else size
+                return request.instead(format, group, problem, DecidedBy.FALLBACK)
+            size //= 2
     return _fall_back(weight, request, options, problem)
 
 
-def _fall_back(weight: Weight, request: FormatRequest, options: Options, problem: str) -> _Fitted | Skip:
+def _fall_back(weight: Weight, request: FormatRequest, options: Options, problem: str) -> FormatRequest | Skip:
     """The backup mode, per channel 8 bits if that has groups which do not fit either, or a skip."""
-    request = request.because(problem, DecidedBy.FALLBACK)
     if options.group_size_fallback is GroupSizeFallback.IGNORE:
-        return skipped(weight, request.reason)
+        return skipped(weight, joined_reasons(request.reason, problem))
     if options.backup_mode is BackupMode.NONE:
-        return skipped(weight, f"{request.reason}, and backup_mode is none")
+        return skipped(weight, f"{joined_reasons(request.reason, problem)}, and backup_mode is none")
     format = FORMATS[options.backup_mode.value]
     fits = format.default_group == PER_CHANNEL or (weight.groupable and weight.columns % format.default_group == 0)
     if not fits or (weight.kind is Kind.CONVOLUTION and not format.everywhere):
-        format = FORMATS[Mode.INT8_ASYM.value]
-    variant = executed_variant(options.device, weight, format, format.default_group)
-    if variant is not None:
-        format, request = FORMATS[variant.mode.value], request.because(variant.reason, DecidedBy.DEVICE)
-    return _Fitted(format, format.default_group, request)
+        format = FORMATS["int8_asym"]
+    backup = request.instead(format, format.default_group, problem, DecidedBy.FALLBACK)
+    return as_executed(options.device, weight, backup)
 
 
 def _is_read_in_f16(weight: Weight) -> bool:
@@ -392,13 +350,13 @@ def _group_error(weight: Weight, group: int, why: str) -> str:
     )
 
 
-def _misread_error(weight: Weight, format: Format, request: FormatRequest) -> str:
+def _misread_error(weight: Weight, request: FormatRequest) -> str:
     """A group size that was asked for by name is refused, with those that work."""
     said = f"{request.reason}: group_size" if DecidedBy.RULE in request.decided_by else "group_size"
     sizes = ", ".join(map(str, working_groups(weight.columns) or working_groups()))
     return (
         f"{said}: {request.group} cannot be used for {weight.name} (used by {weight.consumers[0].name}): the CPU "
-        f"plugin of OpenVINO {CHECKED[-1]} computes something else from {format.storage} in groups of {request.group}; "
-        f"sizes that work for its {weight.columns} channels: {sizes}; device='GPU' or 'NPU' says that no CPU will run "
-        "it"
+        f"plugin of OpenVINO {CHECKED[-1]} computes something else from {request.format.storage} in groups of "
+        f"{request.group}; sizes that work for its {weight.columns} channels: {sizes}; device='GPU' or 'NPU' says that "
+        "no CPU will run it"
     )

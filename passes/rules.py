@@ -26,7 +26,7 @@ from typing import Any, TypeAlias
 from ov_weight_compression.ir_utils.errors import OptionError, one_line
 from ov_weight_compression.ir_utils.option_kinds import group, parse_enum, shown, whole_from_text
 from ov_weight_compression.passes.option_values import Mode
-from ov_weight_compression.patterns.weight import Weight
+from ov_weight_compression.patterns import Skip, Weight
 
 _MOST_RULES = 100_000
 
@@ -122,6 +122,26 @@ def matching(pattern: str, weights: Sequence[Weight], others: Container[str] = (
     for weight in weights:
         if any(map(matches, (weight.name, str(weight.constant.get_friendly_name()), *layers[weight.name]))):
             found.append(weight)
+    return found
+
+
+def rules_by_weight(rules: Sequence[Rule], weights: Sequence[Weight], skips: Sequence[Skip]) -> dict[str, Rule]:
+    """The first rule that speaks for each weight, by the weight's name.
+
+    Raises:
+        OptionError: a rule matches nothing in the model.
+    """
+    found: dict[str, Rule] = {}
+    apart = {name for skip in skips for name in (skip.name, skip.consumer)}
+    for number, rule in enumerate(rules):
+        matched = matching(rule.pattern, weights, apart)
+        if not matched and rule.pattern not in apart:
+            raise OptionError(
+                f"rules[{number}]: {shown(rule.pattern)} matches no weight of the model; "
+                "names are those of constants and of the layers that use them, as the report lists them"
+            )
+        for weight in matched:
+            found.setdefault(weight.name, rule)
     return found
 
 

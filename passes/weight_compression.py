@@ -27,7 +27,6 @@ from openvino.passes import ModelPass
 
 import ov_weight_compression
 from ov_weight_compression.ir_utils.errors import OptionError, WorkError, warn_caller
-from ov_weight_compression.ir_utils.metadata import OWN_SECTION, read_metadata, write_metadata
 from ov_weight_compression.ir_utils.option_kinds import by_name, check_model, shown
 from ov_weight_compression.ir_utils.worker_pool import Job, Pipeline
 from ov_weight_compression.passes.channel_importance import weigh_channels
@@ -52,6 +51,7 @@ from ov_weight_compression.passes.report import REPORTS, Report, make_report
 from ov_weight_compression.passes.rewrite import hold_small_constants, rewrite, with_equal_weights, with_telltale
 from ov_weight_compression.passes.rules import RulesLike
 from ov_weight_compression.patterns import GivenSources, Roles, find_weights, sources_of
+from ov_weight_compression.patterns.compressed import OWN_SECTION, read_metadata, write_metadata
 from ov_weight_compression.quantization.encode import kept_kernels
 
 if TYPE_CHECKING:

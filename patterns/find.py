@@ -38,10 +38,9 @@ from math import prod
 
 import openvino as ov
 
-from ov_weight_compression.ir_utils.metadata import is_compressed
 from ov_weight_compression.ir_utils.types import FLOAT_TYPES, sizes_of
 from ov_weight_compression.ir_utils.weight_source import is_widened
-from ov_weight_compression.patterns.compressed import compressed_in
+from ov_weight_compression.patterns.compressed import compressed_in, is_compressed
 from ov_weight_compression.patterns.graphs import BODY_OPERATIONS, Graph, bytes_of, graphs_of, is_postponed
 from ov_weight_compression.patterns.ignored_scope import IgnoredScope
 from ov_weight_compression.patterns.roles import (

@@ -522,8 +522,11 @@ def importance_sources(weights: Iterable[Weight]) -> dict[str, ImportanceSource]
     weights = list(weights)
     origins, known = Origins(weights), dict[str, ImportanceSource]()
     for weight in weights:
-        roles = [(consumer.input, consumer.role.activation) for consumer in weight.consumers]
-        read = [(value, meets.reduction) for value, meets in roles if value is not None and meets is not None]
+        read = [
+            (layer.node.input_value(meets.port), meets.reduction)
+            for layer in weight.consumers
+            if (meets := layer.role.activation) is not None
+        ]
         if not read or len(weight.input_axes) != 1:
             continue
         first, *others = (_said_of(value, reduction, weight.columns, origins) for value, reduction in read)

@@ -14,9 +14,9 @@ import pytest
 from openvino import opset13 as op
 
 import ov_weight_compression.passes.compat as nncf
-from ov_weight_compression.ir_utils.metadata import _plain, read_metadata
 from ov_weight_compression.passes import OptionError, WeightCompression, apply_weight_decompression, report_of
 from ov_weight_compression.passes.plan import Tuning
+from ov_weight_compression.patterns.compressed import _plain, read_metadata
 from tests.models import layers, linear, llama
 
 
