@@ -39,7 +39,6 @@ from ov_weight_compression.ir_utils.device_facts import (
 )
 from ov_weight_compression.ir_utils.option_kinds import shown
 from ov_weight_compression.passes.option_values import Device, Devices, Mode
-from ov_weight_compression.passes.plan import DecidedBy, FormatRequest
 from ov_weight_compression.passes.rules import Rule
 from ov_weight_compression.patterns import Consumer, Kind, Weight
 from ov_weight_compression.patterns.experts import expert_blocks, is_run_as_one, tiled_block_of
@@ -54,9 +53,13 @@ _MEASURED = {
 }
 
 
-def as_executed(devices: Devices, weight: Weight, request: FormatRequest) -> FormatRequest:
-    """The request with the format nearest to its own that all devices execute in every layer of the weight; as it is
-    where they execute it, or are not known to execute anything for this weight, or none is named.
+Instead = tuple[Format, int, str]
+"""What a weight gets in place of a format that its device would expand: a format, a group, and why."""
+
+
+def executed_instead(devices: Devices, weight: Weight, format: Format, group: int) -> Instead | None:
+    """The format nearest to `format` that all devices execute in every layer of the weight; None where they execute
+    `format` itself, or are not known to execute anything for this weight, or none is named.
 
     Formats of four bits and fewer become int4_sym, which takes as many bytes as nf4 and fp4 do, in the same groups (32
     in place of the fixed groups of mxfp4 and nvfp4, 128 where there are none); those of eight bits int8_sym. Experts
@@ -64,45 +67,39 @@ def as_executed(devices: Devices, weight: Weight, request: FormatRequest) -> For
     an NPU symmetric ones per channel.
     """
     if weight.kind is Kind.EXPERTS:
-        return _for_experts(devices, request)
-    if Device.NPU in devices and (found := _for_npu(weight, request)) is not None:
+        return _for_experts(devices, format, group)
+    if Device.NPU in devices and (found := _for_npu(weight, format, group)) is not None:
         return found
-    expanding = [(device.value, _expanding_layer(device, weight, request.format)) for device in devices]
+    expanding = [(device.value, _expanding_layer(device, weight, format)) for device in devices]
     device, layer = next((pair for pair in expanding if pair[1] is not None), ("", None))
-    for format, group in _nearest(request) if device else ():
-        if all(_expanding_layer(one, weight, format) is None for one in devices):
-            group = NPU_GROUP if Device.NPU in devices and group != PER_CHANNEL else group
-            reason = f"{device} would expand {request.format.name} in a {layer}"
-            return request.instead(format, group, reason, DecidedBy.DEVICE)
-    return request
+    for nearest, size in _nearest(format, group) if device else ():
+        if all(_expanding_layer(one, weight, nearest) is None for one in devices):
+            size = NPU_GROUP if Device.NPU in devices and size != PER_CHANNEL else size
+            return nearest, size, f"{device} would expand {format.name} in a {layer}"
+    return None
 
 
-def _for_experts(devices: Devices, request: FormatRequest) -> FormatRequest:
-    own, (format, group) = request.format, _nearest(request)[0]
+def _for_experts(devices: Devices, format: Format, group: int) -> Instead | None:
+    nearest, size = _nearest(format, group)[0]
     if Device.NPU in devices:
-        if own.storage in NPU_EXPERT_STORAGE and request.group == PER_CHANNEL:
-            return request
-        group, reason = PER_CHANNEL, "NPU chooses among experts with one scale a channel alone"
-    elif own.codebook_type is not None or own.storage not in EXPERT_STORAGE:
-        format = FORMATS["int4_asym"] if format.name == "int4_sym" and Device.GPU in devices else format
-        reason = f"experts run from integers of 4 and 8 bits, {own.name} would be expanded"
-    elif Device.GPU in devices and own.storage == "i4":
-        format, group = FORMATS["int4_asym"], request.group
-        reason = "GPU fuses experts with zero points of 4 bits alone"
-    else:
-        return request
-    return request.instead(format, group, reason, DecidedBy.DEVICE)
+        if format.storage in NPU_EXPERT_STORAGE and group == PER_CHANNEL:
+            return None
+        return nearest, PER_CHANNEL, "NPU chooses among experts with one scale a channel alone"
+    if format.codebook_type is not None or format.storage not in EXPERT_STORAGE:
+        if nearest.name == "int4_sym" and Device.GPU in devices:
+            nearest = FORMATS["int4_asym"]
+        return nearest, size, f"experts run from integers of 4 and 8 bits, {format.name} would be expanded"
+    if Device.GPU in devices and format.storage == "i4":
+        return FORMATS["int4_asym"], group, "GPU fuses experts with zero points of 4 bits alone"
+    return None
 
 
-def _for_npu(weight: Weight, request: FormatRequest) -> FormatRequest | None:
+def _for_npu(weight: Weight, format: Format, group: int) -> Instead | None:
     """What an NPU wants beside the types of its codes: the head in int8_asym, and groups of one size."""
-    name, group = request.format.name, request.group
-    if _is_head(weight) and (name, group) != ("int8_asym", PER_CHANNEL):
-        reason = "NPU unpacks the last layer from int8_asym per channel"
-        return request.instead(FORMATS["int8_asym"], PER_CHANNEL, reason, DecidedBy.DEVICE)
-    if name == "int4_sym" and group not in (NPU_GROUP, PER_CHANNEL):
-        reason = f"NPU takes groups of {NPU_GROUP}, or whole channels"
-        return request.instead(request.format, NPU_GROUP, reason, DecidedBy.DEVICE)
+    if _is_head(weight) and (format.name, group) != ("int8_asym", PER_CHANNEL):
+        return FORMATS["int8_asym"], PER_CHANNEL, "NPU unpacks the last layer from int8_asym per channel"
+    if format.name == "int4_sym" and group not in (NPU_GROUP, PER_CHANNEL):
+        return format, NPU_GROUP, f"NPU takes groups of {NPU_GROUP}, or whole channels"
     return None
 
 
@@ -155,9 +152,8 @@ def _not_for_gpu(mode: Mode, group: int, devices: Devices) -> str | None:
     return f"a GPU does not run {mode.value}; use int4_sym, int4_asym, int8_sym or int8_asym"
 
 
-def _nearest(request: FormatRequest) -> list[tuple[Format, int]]:
+def _nearest(format: Format, group: int) -> list[tuple[Format, int]]:
     """The integers that may stand for a format, and their groups, the nearest first."""
-    format, group = request.format, request.group
     eight = FORMATS["int8_sym"], PER_CHANNEL
     if format.bits > 4:
         return [eight]

@@ -22,7 +22,7 @@ from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.types import F16_MAX
 from ov_weight_compression.ir_utils.weight_source import ValueRange
 from ov_weight_compression.ir_utils.worker_pool import in_threads
-from ov_weight_compression.passes.device_rules import as_executed, misread_on_cpu, refused_on_cpu
+from ov_weight_compression.passes.device_rules import executed_instead, misread_on_cpu, refused_on_cpu
 from ov_weight_compression.passes.measurements import Measurements
 from ov_weight_compression.passes.option_values import BackupMode, Device, FragileLayers, GroupSizeFallback, Mode
 from ov_weight_compression.passes.options import Options
@@ -99,7 +99,7 @@ def make_plan(
     fitted: list[PlannedWeight | Skip] = []
     for weight, request, values in sound:
         asked: FormatRequest | Skip = request or primary
-        if request is None and weight.name in kept:
+        if weight.name in kept:
             asked = _backup(weight, options, f"among the most sensitive {1 - options.ratio:.0%}", DecidedBy.RATIO)
         fitted.append(asked if isinstance(asked, Skip) else fit(weight, asked, values, options, data.method))
     if any(weight.kind is Kind.EXPERTS for weight, _, _ in sound):
@@ -279,7 +279,8 @@ def fit(
 def _fit(weight: Weight, request: FormatRequest, options: Options) -> FormatRequest | Skip:
     """Fit a request to the device and the weight's shape: what the format takes, and what the group size divides."""
     named = DecidedBy.RULE in request.decided_by  # for this very weight, so the device does not change it
-    request = request if named else as_executed(options.device, weight, request)
+    instead = None if named else executed_instead(options.device, weight, request.format, request.group)
+    request = request if instead is None else request.instead(*instead, DecidedBy.DEVICE)
     format, group, fallback = request.format, request.group, options.group_size_fallback
     if format.storage == weight.element_type:
         return skipped(weight, f"stored as {format.storage} already")
@@ -334,7 +335,8 @@ def _fall_back(weight: Weight, request: FormatRequest, options: Options, problem
     if not fits or (weight.kind is Kind.CONVOLUTION and not format.everywhere):
         format = FORMATS["int8_asym"]
     backup = request.instead(format, format.default_group, problem, DecidedBy.FALLBACK)
-    return as_executed(options.device, weight, backup)
+    instead = executed_instead(options.device, weight, format, format.default_group)
+    return backup if instead is None else backup.instead(*instead, DecidedBy.DEVICE)
 
 
 def _is_read_in_f16(weight: Weight) -> bool:
