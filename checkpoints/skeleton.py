@@ -36,7 +36,6 @@ import ctypes
 import json
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -51,11 +50,11 @@ from ov_weight_compression.checkpoints.layouts.quantised_weight import Quantised
 from ov_weight_compression.checkpoints.safetensors_file import DTYPES, StoredTensor, mapped_constants, read_header
 from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.ir_file import read_model
-from ov_weight_compression.ir_utils.lazy_weight import FileSink, here, postponed_constant, stubbing
-from ov_weight_compression.ir_utils.saving import make_room
+from ov_weight_compression.ir_utils.lazy_weight import LazyWeight
+from ov_weight_compression.ir_utils.saving import make_room, stubbing
 from ov_weight_compression.ir_utils.types import Array
 from ov_weight_compression.ir_utils.weight_source import widened
-from ov_weight_compression.ir_utils.worker_pool import Job, Pipeline
+from ov_weight_compression.ir_utils.worker_pool import Job, Part, Pipeline, Task
 from ov_weight_compression.patterns.graphs import graphs_of, is_postponed
 
 
@@ -83,24 +82,25 @@ class Hole:
 
 @dataclass(eq=False)
 class _Room:
-    """What `save_model` leaves room for. Implements `StubbedWeight`, of which nobody asks to be computed."""
+    """What room is left for. Implements `ir_utils.worker_pool.Encoding`, of which nobody asks to be computed."""
 
     name: str
     stretch: Stretch
-    kind: str
-    shape: tuple[int, ...]
+    part: Part
     names: tuple[str, ...]
     turned: bool
+    nbytes = 0
+    together = None
 
     @property
-    def pipeline(self) -> Pipeline:
-        raise NotImplementedError
+    def parts(self) -> Mapping[str, Part]:
+        return {"weight": self.part}
 
     @property
     def identity(self) -> Hashable | None:
-        return self.stretch, self.kind, self.shape, self.names, self.turned
+        return self.stretch, self.part, self.names, self.turned
 
-    def job(self, places: Mapping[str, FileSink]) -> Job:
+    def begin(self, jobs: Sequence[Job]) -> tuple[Sequence[Task], Task]:
         raise NotImplementedError
 
 
@@ -113,32 +113,28 @@ def write_skeleton(
     Raises:
         OSError: the files cannot be written.
     """
+    pipeline = Pipeline()
     for constant, stretch in (*stored, *turned):
-        kind, shape = constant.get_output_element_type(0), constant.get_output_shape(0)
+        part = Part(constant.get_output_element_type(0).to_string(), tuple(constant.get_output_shape(0)))
         names = tuple(sorted(constant.output(0).get_names()))
-        is_turned = constant.get_type_name() != "Constant"
-        room = _Room(constant.get_friendly_name(), stretch, kind.to_string(), tuple(shape), names, is_turned)
-        hole = postponed_constant(kind, shape, partial(_stub, room, kind), name=room.name)
+        room = _Room(constant.get_friendly_name(), stretch, part, names, constant.get_type_name() != "Constant")
+        hole = LazyWeight(pipeline, room).constant("weight")
+        hole.set_friendly_name(room.name)
         constant.output(0).replace(hole.output(0))
     stubs = path.with_suffix(".stubs.bin")
-    with stubbing() as stubbed:
+    with stubbing() as stood_for:
         ov.save_model(model, path, compress_to_fp16=False)
     path.with_suffix(".bin").replace(stubs)
-    text, offsets = make_room(path.read_bytes(), stubs, path.with_suffix(".bin"), stubbed.stubs, sparse=True)
+    text, offsets = make_room(path.read_bytes(), stubs, path.with_suffix(".bin"), stood_for, sparse=True)
     path.write_bytes(text)
     stubs.unlink()
     placed = []
     for mark, offset in offsets.items():
-        owner = stubbed.stubs[mark].owner
+        owner = stood_for[mark][0].encoding
         assert isinstance(owner, _Room)
         stretch = owner.stretch
         placed.append(Placed(offset, stretch.tensor.name, stretch.begin, stretch.nbytes, owner.names, owner.turned))
     return tuple(placed)
-
-
-def _stub(room: _Room, kind: ov.Type) -> ov.Tensor:
-    assert here.stubs is not None
-    return here.stubs.stub(room, "weight", kind, room.shape)
 
 
 def read_skeleton(path: Path, placed: Sequence[Placed]) -> tuple[ov.Model, list[Hole]]:

@@ -49,9 +49,9 @@ from openvino.utils.postponed_constant import PostponedConstant
 from ov_weight_compression.ir_utils.constant_values import ConstantValues
 from ov_weight_compression.ir_utils.errors import WorkError
 from ov_weight_compression.ir_utils.file_io import OWN_MEMORY, FileMappings, FileRows
-from ov_weight_compression.ir_utils.lazy_weight import LazyWeight, Part, Target
+from ov_weight_compression.ir_utils.lazy_weight import LazyWeight
 from ov_weight_compression.ir_utils.types import Array, Float32, bf16_to_f32, sizes_of, to_f32
-from ov_weight_compression.ir_utils.worker_pool import Pipeline, Task
+from ov_weight_compression.ir_utils.worker_pool import Job, Part, Pipeline, Task
 
 _SIDE_BY_SIDE = 8
 """Rows that are sampled together: reading one costs nearly as much as reading eight."""
@@ -525,9 +525,9 @@ def float_constants(nodes: Iterable[Any], threads: int) -> None:
 
 
 class FloatValues:
-    """A source's values as floats, in the order of its layout's shape. Implements `ir_utils.lazy_weight.Encoding`."""
+    """A source's values as floats, in the order of its layout's shape. Implements `worker_pool.Encoding`."""
 
-    bulk, together = "values", None
+    together = None
 
     def __init__(self, name: str, source: WeightSource, dtype: str) -> None:
         self.name, self.identity = name, source.identity
@@ -535,9 +535,9 @@ class FloatValues:
         self.nbytes = self.parts["values"].nbytes
         self._source = source
 
-    def begin(self, targets: Sequence[Target]) -> tuple[Sequence[Task], Task]:
+    def begin(self, jobs: Sequence[Job]) -> tuple[Sequence[Task], Task]:
         """One task: what is kept of a chain while it is evaluated should be kept once."""
-        sink, dtype = targets[0].sink("values"), np.float16 if self.parts["values"].type == "f16" else np.float32
+        sink, dtype = jobs[0].sink("values"), np.float16 if self.parts["values"].type == "f16" else np.float32
 
         def write() -> None:
             place = 0

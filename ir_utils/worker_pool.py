@@ -1,33 +1,38 @@
-"""Jobs worked off by threads: those that postponed constants ask for, a little ahead, in a bounded amount of memory.
+"""Weights computed by threads: those that postponed constants ask for, a little ahead, in a bounded amount of memory.
 
-A job is one weight. Its parts (codes, zero points, scales) come from one computation, cut into pieces that threads run
-in any order; small jobs that are alike are begun together, for most of what each costs alone is the interpreter's.
+A job is one weight: what computes it (its `Encoding`), and where its parts go, codes, zero points and scales: each into
+a tensor or straight to its place in a file. They come from one computation, cut into pieces that threads run in any
+order; small weights that are alike are begun together, for most of what each costs alone is the interpreter's.
 
 `ov.save_model` asks for the parts in graph order; while it writes one weight, the next ones are computed, as many as
 fit into `look_ahead` bytes. A part is handed out once and forgotten; asking again computes again, so that a model can
-be saved twice, or saved and compiled. The package's own `save_model` has the jobs write their parts themselves, and
-runs them all at once.
+be saved twice, or saved and compiled. The package's own `save_model` gives all parts places, and runs all jobs at once.
 
 All clones of a model ask the same pipeline. What is under way belongs to the thread that asks (OpenVINO calls the
 makers of constants in the thread that saves or compiles), so any number of threads may save, compile and clone at once:
 each has its own walk through the jobs, with threads of its own, which start with the first job and end by themselves
-when they have had nothing to do for a while. Only the jobs are shared, which running does not change. A process that
-was forked begins anew.
+when they have had nothing to do for a while. Only the encodings are shared, which running does not change. A process
+that was forked begins anew.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
+import openvino as ov
+
 from ov_weight_compression.ir_utils.errors import CompressionError, WorkError
-from ov_weight_compression.ir_utils.file_io import ForeignFiles
+from ov_weight_compression.ir_utils.file_io import ForeignFiles, WriteBehind, write_at
+from ov_weight_compression.ir_utils.types import Array, element_type, tensor_bytes
 
 Task = Callable[[], None]
 
@@ -40,70 +45,9 @@ Held = Callable[[], AbstractContextManager[object]]
 _TURNS = 64
 _IDLE_SECONDS = 0.1
 _IDLE_TIMES = 10  # with a look in between at whether the interpreter ends
-
-
-class Job(Protocol):
-    """One weight's computation."""
-
-    @property
-    def name(self) -> str:
-        """The weight's, for errors."""
-        ...
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held from `begin` until the parts are taken."""
-        ...
-
-    @property
-    def together(self) -> Hashable | None:
-        """Equal for small jobs that are begun together; None for one that is done alone."""
-        ...
-
-    def begin(self, *others: Any) -> tuple[Sequence[Task], Task, Sequence[dict[str, Any]]]:
-        """The tasks of this job and of `others`, to be run in any order and thread; what is to be run after the last;
-        and the parts of each job by name, which are complete then."""
-        ...
-
-
 _TOGETHER_BYTES = 1 << 17
 """Of jobs that are begun together: as much as the quantiser takes in one run, most often."""
-
-
-@dataclass(eq=False)
-class JobBatch:
-    """Jobs that are begun together, most often one."""
-
-    jobs: list[Job] = field(default_factory=list)
-    nbytes: int = 0
-
-
-class Batches:
-    """Jobs in the order in which they were added, and which of them are begun together."""
-
-    def __init__(self, jobs: Iterable[Job] = ()) -> None:
-        self.each: list[JobBatch] = []
-        self.places: list[tuple[int, int]] = []
-        """Of each job: which batch it is in, and where there."""
-        self._open: dict[Hashable, int] = {}
-        for job in jobs:
-            self.add(job)
-
-    def add(self, job: Job) -> int:
-        """Append a job, to the batch of those before it that are alike if there is room; its number."""
-        number = len(self.each)
-        if job.together is not None:
-            number = self._open.get(job.together, number)
-            if number < len(self.each) and self.each[number].nbytes + job.nbytes > _TOGETHER_BYTES:
-                number = len(self.each)
-            self._open[job.together] = number
-        if number == len(self.each):
-            self.each.append(JobBatch())
-        batch = self.each[number]
-        self.places.append((number, len(batch.jobs)))
-        batch.jobs.append(job)
-        batch.nbytes += job.nbytes
-        return len(self.places) - 1
+_MOST_AHEAD = 64  # batches: enough to keep every thread busy, and few enough to look through
 
 
 def default_threads() -> int:
@@ -124,25 +68,176 @@ def in_threads(function: Callable[[_T], _R], parts: Sequence[_T], threads: int) 
         return [one for found in pool.map(lambda share: [function(part) for part in share], shares) for one in found]
 
 
-class Run:
-    """A batch under way, or over: then its jobs have their parts or an error."""
+@dataclass(frozen=True)
+class Part:
+    """One constant as it will be stored: OpenVINO's name of its type, and its shape."""
 
-    def __init__(self, batch: JobBatch) -> None:
-        self.jobs, self.nbytes = (*batch.jobs,), batch.nbytes
-        self.parts: Sequence[dict[str, Any]] = ()
-        """Of each job, by name."""
-        self.fetched = 0
-        """Of how many jobs all parts have been fetched."""
-        self.error: BaseException | None = None
-        self.over = False
-        self.tasks: deque[Task] = deque()
-        self.finish: Task | None = None
-        try:
-            tasks, self.finish, self.parts = self.jobs[0].begin(*self.jobs[1:])
-            self.tasks.extend(tasks)
-        except BaseException as caught:
-            self.fail(caught)
-        self.left = len(self.tasks)
+    type: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Its bytes in the .bin file."""
+        return tensor_bytes(math.prod(self.shape), element_type(self.type).bitwidth)
+
+
+class Sink(Protocol):
+    """Where a part goes piece by piece: memory, or the output file itself."""
+
+    def room(self, offset: int, size: int) -> Array:
+        """Memory (uint8) to put in what will be written at byte `offset`; this thread's until it asks again."""
+
+    def write(self, offset: int, data: Array) -> None:
+        """Put the bytes of `data` at byte `offset` of the part."""
+
+
+@dataclass(frozen=True, eq=False)
+class MemorySink:
+    """The bytes of a tensor, or of a mapped file."""
+
+    bytes: Array
+
+    def room(self, offset: int, size: int) -> Array:
+        """The place itself."""
+        return self.bytes[offset : offset + size]
+
+    def write(self, offset: int, data: Array) -> None:
+        """Copy what does not lie there already."""
+        data = data.reshape(-1).view(np.uint8)
+        target = self.bytes[offset : offset + data.size]
+        if not np.may_share_memory(target, data):  # it is `room`
+            target[:] = data
+
+
+@dataclass(frozen=True, eq=False)
+class FileSink:
+    """A stretch of an open file that pieces are written into, from any thread."""
+
+    descriptor: int
+    offset: int
+    behind: WriteBehind | None = None
+
+    def room(self, offset: int, size: int) -> Array:
+        """Memory of the calling thread, which its next call hands out again."""
+        buffer: Array | None = getattr(_own, "buffer", None)
+        if buffer is None or buffer.size < size:
+            buffer = _own.buffer = np.empty(size, dtype=np.uint8)
+        return buffer[:size]
+
+    def write(self, offset: int, data: Array) -> None:
+        """Put the bytes of `data` at byte `offset` of the stretch."""
+        view = np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
+        start = self.offset + offset
+        write_at(self.descriptor, view, start)
+        if self.behind is not None:
+            self.behind.note(start, len(view))
+
+
+_own = threading.local()
+
+
+class Encoding(Protocol):
+    """What computes a weight's constants. Running it changes nothing of it."""
+
+    @property
+    def name(self) -> str:
+        """The weight's, for errors."""
+        ...
+
+    @property
+    def identity(self) -> Hashable | None:
+        """Equal for weights whose constants are the same bytes, which are then stored once; None is equal to none."""
+        ...
+
+    @property
+    def parts(self) -> Mapping[str, Part]:
+        """The constants; the first is computed in pieces."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held while it is computed in memory."""
+        ...
+
+    @property
+    def together(self) -> Hashable | None:
+        """Equal for small weights that `begin` takes together; None for one that is computed alone."""
+        ...
+
+    def begin(self, jobs: Sequence[Job]) -> tuple[Sequence[Task], Task]:
+        """The tasks that put this weight's computed parts, and those of others that are computed together with it,
+        where they go, to be run in any order and thread; and what is to be run after the last. The first job is its
+        own."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A weight to be computed, and where its parts go: into sinks of their own, else into tensors."""
+
+    encoding: Any
+    sinks: Mapping[str, Sink] = field(default_factory=dict)
+    tensors: dict[str, Any] = field(default_factory=dict)
+    """Complete when it has been run."""
+
+    def sink(self, name: str) -> Sink:
+        """Of a part; asked for once."""
+        if name in self.sinks:
+            return self.sinks[name]
+        part = self.encoding.parts[name]
+        # A tensor that owns its memory: one over a numpy array dangles once that is collected.
+        tensor = self.tensors[name] = ov.Tensor(element_type(part.type), ov.Shape(list(part.shape)))
+        return MemorySink(tensor.data.reshape(-1).view(np.uint8))
+
+
+@dataclass(eq=False)
+class JobBatch:
+    """Jobs that are begun together, most often one."""
+
+    jobs: list[Job] = field(default_factory=list)
+    nbytes: int = 0
+
+
+@dataclass(eq=False)
+class Batches:
+    """Jobs in the order in which they were added, and which of them are begun together."""
+
+    each: list[JobBatch] = field(default_factory=list)
+    places: list[tuple[int, int]] = field(default_factory=list)
+    """Of each job: which batch it is in, and where there."""
+    _open: dict[Hashable, int] = field(default_factory=dict)
+
+    def add(self, job: Job) -> int:
+        """Append a job, to the batch of those before it that are alike if there is room; its number."""
+        number, together, nbytes = len(self.each), job.encoding.together, job.encoding.nbytes
+        if together is not None:
+            number = self._open.get(together, number)
+            if number < len(self.each) and self.each[number].nbytes + nbytes > _TOGETHER_BYTES:
+                number = len(self.each)
+            self._open[together] = number
+        if number == len(self.each):
+            self.each.append(JobBatch())
+        batch = self.each[number]
+        self.places.append((number, len(batch.jobs)))
+        batch.jobs.append(job)
+        batch.nbytes += nbytes
+        return len(self.places) - 1
+
+
+@dataclass(eq=False)
+class Run:
+    """A batch under way, or over: then its jobs have their tensors or an error."""
+
+    jobs: Sequence[Job]
+    nbytes: int
+    tasks: deque[Task] = field(default_factory=deque)
+    finish: Task | None = None
+    left: int = 0
+    """Tasks that are not done."""
+    fetched: int = 0
+    """Of how many jobs all parts have been fetched."""
+    error: BaseException | None = None
+    over: bool = False
 
     def fail(self, caught: BaseException) -> None:
         """Note what went wrong first, as the caller is to be told; the rest of the tasks is dropped."""
@@ -152,27 +247,21 @@ class Run:
         self.error = caught
         if isinstance(caught, (KeyboardInterrupt, SystemExit)):
             return
-        if len(self.jobs) > 1:  # it may be of any of them: the first that fails alone is named
-            self.error = next((error for error in map(_error_alone, self.jobs) if error is not None), caught)
-        if not isinstance(self.error, CompressionError):
-            self.error = WorkError(f"{self.jobs[0].name}: {type(caught).__name__}: {caught}")
+        failed = self.jobs[0]
+        # It may be of any of several: the first that fails alone is named.
+        for job in self.jobs if len(self.jobs) > 1 else ():
+            try:
+                tasks, finish = job.encoding.begin([replace(job, tensors={})])
+                for task in tasks:
+                    task()
+                finish()
+            except BaseException as again:
+                failed, caught = job, again
+                break
+        self.error = caught
+        if not isinstance(caught, CompressionError):
+            self.error = WorkError(f"{failed.encoding.name}: {type(caught).__name__}: {caught}")
             self.error.__cause__ = caught
-
-
-def _error_alone(job: Job) -> BaseException | None:
-    """What goes wrong with a job that is done here; None where nothing does."""
-    run = Run(JobBatch([job], job.nbytes))
-    try:
-        for task in run.tasks:
-            task()
-        if run.finish is not None:
-            run.finish()
-    except BaseException as caught:
-        run.fail(caught)
-    return run.error
-
-
-_MOST_AHEAD = 64  # batches: enough to keep every thread busy, and few enough to look through
 
 
 @dataclass(eq=False)
@@ -188,8 +277,8 @@ class Pipeline:
     small_job: int = 32 << 10
     """Bytes below which most of a job's time is the interpreter's, which runs one thread at a time: jobs that are
     smaller on average are done by one. Two would wait for each other, and each compile its kernels."""
-    on_finished: Callable[[Job], object] | None = None
-    """Called, in whichever thread, after each job's last piece, for one job at a time: for progress bars."""
+    on_finished: Callable[[Encoding], object] | None = None
+    """Called, in whichever thread, after each weight's last piece, for one at a time: for progress bars."""
     held: Held = nullcontext
     """What each thread enters for as long as it works."""
     files: ForeignFiles = field(default_factory=ForeignFiles)
@@ -215,14 +304,16 @@ class Pipeline:
             walk.close(wait=True)
 
     def run_all(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
-        """Run jobs beside the list, as many at a time as keep every thread busy, and return their parts. For jobs with
-        small parts or none. It returns, or raises, when no thread touches them any more; jobs that are begun when one
-        has failed are the last.
+        """Run jobs beside the list, as many at a time as keep every thread busy, and return their tensors. For jobs
+        with small ones or none. It returns, or raises, when no thread touches them any more; jobs that are begun when
+        one has failed are the last.
 
         Raises:
             WorkError: a computation failed; names the weight.
         """
-        batches = Batches(jobs)
+        batches = Batches()
+        for job in jobs:
+            batches.add(job)
         walk = _Walk(self, batches, takes=False)
         try:
             walk.wait(None)
@@ -232,7 +323,7 @@ class Pipeline:
         for run in walk.runs.values():
             if run.error is not None:
                 raise run.error
-        return [walk.runs[batch].parts[place] for batch, place in batches.places]
+        return [walk.runs[batch].jobs[place].tensors for batch, place in batches.places]
 
 
 class _Walk:
@@ -268,7 +359,7 @@ class _Walk:
             with self._lock:
                 run = self.runs.get(number)
                 lacks = run is not None and place >= len(run.jobs)  # it was added to its batch meanwhile
-                if run is None or lacks or (run.over and run.error is None and part not in run.parts[place]):
+                if run is None or lacks or (run.over and run.error is None and part not in run.jobs[place].tensors):
                     if number in self._taken:  # the model is being saved or compiled once more
                         self._taken.clear()
                     if run is not None:
@@ -286,9 +377,10 @@ class _Walk:
         except BaseException:
             self.close()
             raise
-        value = run.parts[place].pop(part)
-        if not run.parts[place]:
-            self._pipeline.files.handed_out(run.jobs[place].nbytes)
+        job = run.jobs[place]
+        value = job.tensors.pop(part)
+        if not job.tensors:
+            self._pipeline.files.handed_out(job.encoding.nbytes)
             run.fetched += 1
         if run.fetched == len(run.jobs):
             with self._lock:
@@ -300,7 +392,14 @@ class _Walk:
         return value
 
     def _begin(self, number: int) -> Run:
-        run = self.runs[number] = Run(self._batches.each[number])
+        batch = self._batches.each[number]
+        run = self.runs[number] = Run([replace(job, tensors={}) for job in batch.jobs], batch.nbytes)
+        try:
+            tasks, run.finish = run.jobs[0].encoding.begin(run.jobs)
+            run.tasks.extend(tasks)
+            run.left = len(run.tasks)
+        except BaseException as caught:
+            run.fail(caught)
         self._held += run.nbytes
         self._waiting.append(run)
         self._more.notify_all()
@@ -403,7 +502,7 @@ class _Walk:
             if self._pipeline.on_finished is not None and run.error is None:
                 with self._telling:
                     for job in run.jobs:
-                        self._pipeline.on_finished(job)
+                        self._pipeline.on_finished(job.encoding)
         except BaseException as caught:
             run.error = caught
         run.finish = None  # what it holds

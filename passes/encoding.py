@@ -6,17 +6,16 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import prod
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import numpy as np
 import openvino as ov
 
 from ov_weight_compression.ir_utils.errors import WorkError
 from ov_weight_compression.ir_utils.file_io import Spool, Spooled
-from ov_weight_compression.ir_utils.lazy_weight import Part, Sink, Target
 from ov_weight_compression.ir_utils.types import Array, Float32, element_type, pack
 from ov_weight_compression.ir_utils.weight_source import Layout, Slab, WeightSource
-from ov_weight_compression.ir_utils.worker_pool import Task
+from ov_weight_compression.ir_utils.worker_pool import Job, Part, Sink, Task
 from ov_weight_compression.passes.channel_importance import Importance
 from ov_weight_compression.passes.plan import Plan, PlannedWeight, stored_parts
 from ov_weight_compression.quantization.encode import decode_rows, encode_rows, turn_over_first_group
@@ -101,9 +100,7 @@ def encoding_of(planned: PlannedWeight, plan: Plan) -> WeightEncoding:
 
 @dataclass(frozen=True, eq=False)
 class WeightEncoding:
-    """Quantise one weight. Implements `ir_utils.lazy_weight.Encoding`."""
-
-    bulk: ClassVar[str] = "codes"
+    """Quantise one weight. Implements `ir_utils.worker_pool.Encoding`."""
 
     name: str
     layout: Layout
@@ -156,12 +153,12 @@ class WeightEncoding:
         importance = None if self.importance is None else self.importance.identity
         return self.source.element_type, self.layout, self.spec, self.scale_type, self.absmax, importance, values
 
-    def begin(self, targets: Sequence[Target]) -> tuple[Sequence[Task], Task]:
+    def begin(self, jobs: Sequence[Job]) -> tuple[Sequence[Task], Task]:
         """One task for each piece of rows; with other weights that are encoded together with this one, one for all."""
-        if len(targets) > 1:
-            return [partial(_encode_together, targets)], lambda: None
+        if len(jobs) > 1:
+            return [partial(_encode_together, jobs)], lambda: None
         layout, bits, columns = self.layout, self.spec.format.bits, self.layout.columns
-        sink, shape = targets[0].sink("codes"), (layout.rows, prod(self.parts["scale"].shape) // max(1, layout.rows))
+        sink, shape = jobs[0].sink("codes"), (layout.rows, prod(self.parts["scale"].shape) // max(1, layout.rows))
         scale_dtype = {"f16": np.float16, "f32": np.float32}.get(self.spec.scale_type, np.uint8)
         scales: Array = np.empty(shape, dtype=scale_dtype)
         zeros: Array | None = np.empty(shape, dtype=np.uint8) if self.spec.format.asymmetric else None
@@ -186,12 +183,10 @@ class WeightEncoding:
                 if zeros is not None and encoded.zero_point is not None:
                     zeros[rows] = encoded.zero_point
 
-        finish = partial(self._finish, targets[0], scales, zeros, None if unpacked is None else (sink, unpacked))
+        finish = partial(self._finish, jobs[0], scales, zeros, None if unpacked is None else (sink, unpacked))
         return [partial(encode, slab) for slab in self._pieces()], finish
 
-    def _finish(
-        self, target: Target, scales: Array, zeros: Array | None, unpacked: tuple[Sink, Array] | None = None
-    ) -> None:
+    def _finish(self, job: Job, scales: Array, zeros: Array | None, unpacked: tuple[Sink, Array] | None = None) -> None:
         """Write codes that could not be written in pieces, and scales and zero points `[rows, groups]`, which are
         looked at for the last time."""
         if unpacked is not None:
@@ -201,10 +196,10 @@ class WeightEncoding:
             raise WorkError(f"{self.name}: a scale is not finite: give it a rule or ignore it, and please report this")
         part = self.parts["scale"]
         wide = scales.astype(np.float32) if part.type == "f32" else scales
-        target.sink("scale").write(0, self.layout.scales_in_place(wide, part.shape))
+        job.sink("scale").write(0, self.layout.scales_in_place(wide, part.shape))
         if zeros is not None:
             bits = element_type(self.parts["zero_point"].type).bitwidth
-            target.sink("zero_point").write(0, pack(self.layout.scales_in_place(zeros, part.shape), bits))
+            job.sink("zero_point").write(0, pack(self.layout.scales_in_place(zeros, part.shape), bits))
 
     def _pieces(self) -> Iterator[Slab]:
         """What is encoded at a time: whole blocks of the quantiser, none of two experts with an importance each."""
@@ -250,26 +245,31 @@ class WeightEncoding:
             values["tensor_scale"] = np.array([self.tensor_scale], dtype=np.float32)
         if format.table is not None:
             values["table"] = format.table
-        return {name: self.parts[name].tensor(data) for name, data in values.items()}
+        known = {}
+        for name, data in values.items():
+            part = self.parts[name]
+            known[name] = ov.Tensor(element_type(part.type), ov.Shape(list(part.shape)))
+            known[name].data.reshape(-1).view(np.uint8)[...] = data.reshape(-1).view(np.uint8)
+        return known
 
 
-def _encode_together(targets: Sequence[Target]) -> None:
+def _encode_together(jobs: Sequence[Job]) -> None:
     """Encode small weights that are alike (see `WeightEncoding.together`) in one run."""
-    first: WeightEncoding = targets[0].encoding
+    first: WeightEncoding = jobs[0].encoding
     rows = first.layout.rows
     whole = Slab(0, rows, (slice(0, rows),))
     values, importance = [], []
-    for target in targets:
-        one: WeightEncoding = target.encoding
+    for job in jobs:
+        one: WeightEncoding = job.encoding
         assert one.source is not None
         energy = None if one.importance is None else one.importance.energy()
         importance.append(np.ones(first.layout.columns, np.float32) if energy is None else energy)
         values.append(one.source.read(whole))
         one.source.release(whole)
     encoded = encode_rows(np.concatenate(values), first.spec, importance=np.stack(importance), packed=True)
-    for place, target in enumerate(targets):
+    for place, job in enumerate(jobs):
         own = encoded.rows(place * rows, (place + 1) * rows)
         if first.spec.format.storage == "u2":
             own = turn_over_first_group(own, first.spec, packed=True)
-        target.sink("codes").write(0, own.codes.reshape(-1))
-        target.encoding._finish(target, own.scale, own.zero_point)
+        job.sink("codes").write(0, own.codes.reshape(-1))
+        job.encoding._finish(job, own.scale, own.zero_point)

@@ -33,11 +33,11 @@ from openvino.passes import ModelPass
 from ov_weight_compression.ir_utils.dequantization import ChainParts, build_dequantization, protect_from_folding
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.file_io import Spool
-from ov_weight_compression.ir_utils.lazy_weight import LazyWeight, Part
+from ov_weight_compression.ir_utils.lazy_weight import LazyWeight
 from ov_weight_compression.ir_utils.option_kinds import shown
 from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.ir_utils.weight_source import Layout
-from ov_weight_compression.ir_utils.worker_pool import Pipeline
+from ov_weight_compression.ir_utils.worker_pool import Part, Pipeline
 from ov_weight_compression.passes.encoding import StoredWeight, WeightEncoding, keep
 from ov_weight_compression.passes.plan import Algorithm, Plan, stored_parts
 from ov_weight_compression.patterns import Consumer, Kind, Roles, Weight, find_compressed, find_weights, parse_roles
@@ -355,7 +355,7 @@ def _put_beside(layer: Consumer, down: Any, up: Any) -> None:
 
 def _matrix(weight: LazyWeight, kind: ov.Type, lazy: bool, tells: bool) -> Any:
     """One adapter's chain, which ends in values of type `kind`."""
-    name, parts = weight.name, weight.encoding.parts
+    name, parts = weight.encoding.name, weight.encoding.parts
     nodes: dict[str, Any] = {}
     for part in parts:
         node = weight.constant(part, tells) if lazy else ov.op.Constant(weight.computed(part), shared_memory=True)

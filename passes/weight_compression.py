@@ -28,7 +28,7 @@ from openvino.passes import ModelPass
 import ov_weight_compression
 from ov_weight_compression.ir_utils.errors import OptionError, WorkError, warn_caller
 from ov_weight_compression.ir_utils.option_kinds import by_name, check_model, shown
-from ov_weight_compression.ir_utils.worker_pool import Job, Pipeline
+from ov_weight_compression.ir_utils.worker_pool import Encoding, Pipeline
 from ov_weight_compression.passes.channel_importance import weigh_channels
 from ov_weight_compression.passes.measurements import Measurements
 from ov_weight_compression.passes.option_values import (
@@ -223,7 +223,7 @@ class WeightCompression(ModelPass):
             raise OptionError("report: the pass has not been run on a model yet")
         return self._report
 
-    def on_weight_finished(self, callback: Callable[[Job], None]) -> None:
+    def on_weight_finished(self, callback: Callable[[Encoding], None]) -> None:
         """Call `callback` whenever a weight of the rewritten model has been computed, in whichever thread did it."""
         if self._pipeline is not None:
             self._pipeline.on_finished = callback

@@ -20,7 +20,7 @@ from openvino import opset13 as op
 
 from ov_weight_compression.ir_utils.saving import save_model
 from ov_weight_compression.ir_utils.weight_source import ConstantSource
-from ov_weight_compression.ir_utils.worker_pool import Job
+from ov_weight_compression.ir_utils.worker_pool import Encoding
 from ov_weight_compression.passes import DecompressWeights, WeightCompression, WorkError, apply_weight_compression
 from ov_weight_compression.quantization import encode as kernels
 from tests.models import llama
@@ -136,8 +136,8 @@ def test_what_a_callback_raises_ends_the_save(writer: str, tmp_path: Path) -> No
     compression.run_on_model(model)
     told: list[str] = []
 
-    def tell(job: Job) -> None:
-        told.append(job.name)
+    def tell(weight: Encoding) -> None:
+        told.append(weight.name)
         if len(told) == 5:
             raise StopError("enough")
 
@@ -153,7 +153,7 @@ def test_what_a_callback_raises_ends_compiling() -> None:
     model = small()
     compression.run_on_model(model)
 
-    def tell(job: Job) -> None:
+    def tell(weight: Encoding) -> None:
         raise StopError("enough")
 
     compression.on_weight_finished(tell)

@@ -13,6 +13,7 @@ import ov_weight_compression
 from ov_weight_compression.ir_utils import lazy_weight
 from ov_weight_compression.ir_utils.file_io import reserve
 from ov_weight_compression.ir_utils.saving import save_model
+from ov_weight_compression.ir_utils.worker_pool import Job, Pipeline
 from ov_weight_compression.passes import Mode, WeightCompression, apply_weight_compression
 from tests.models import embedding, llama
 from tests.running import files_of, run, stored
@@ -100,17 +101,14 @@ def test_one_copy_of_constants_that_lie_in_the_same_place(tmp_path: Path) -> Non
 
 
 def test_the_own_writer_computes_into_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = []
-    original = lazy_weight.Stubs.stub
-    monkeypatch.setattr(
-        lazy_weight.Stubs,
-        "stub",
-        lambda self, owner, part, *rest: (made.append((owner.name, part)), original(self, owner, part, *rest))[1],
-    )
+    jobs: list[Job] = []
+    run_all = Pipeline.run_all
+    monkeypatch.setattr(Pipeline, "run_all", lambda self, each: (jobs.extend(each), run_all(self, each))[1])
     model = apply_weight_compression(ov.Core().read_model(REAL), mode="int4_asym", group_size=32)
     save_model(model, tmp_path / "m.xml")
-    assert len({name for name, _ in made}) == 43
-    assert {part for _, part in made} == {"codes", "scale", "zero_point"}
+    assert len({job.encoding.name for job in jobs}) == 43
+    assert {part for job in jobs for part in job.sinks} == {"codes", "scale", "zero_point"}
+    assert not any(job.tensors for job in jobs)
 
 
 def test_a_second_run_changes_nothing(tmp_path: Path) -> None:

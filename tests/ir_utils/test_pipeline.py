@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ov_weight_compression.ir_utils.errors import OptionError, WorkError
-from ov_weight_compression.ir_utils.worker_pool import Pipeline, default_threads
+from ov_weight_compression.ir_utils.worker_pool import Job, Pipeline, default_threads
 
 
 @dataclass
 class Counting:
-    """A job of some pieces that notes what happens to it."""
+    """An encoding of some pieces that notes what happens to it."""
 
     name: str
     nbytes: int = 100
@@ -38,38 +38,41 @@ class Counting:
 
     together: str | None = None
     beside: list[str] = field(default_factory=list)
-    """Names of the jobs that it was last begun with."""
+    """Names of those that it was last begun with."""
 
-    def begin(self, *others: Counting) -> tuple[list[Callable[[], None]], Callable[[], None], list[dict[str, Any]]]:
+    def begin(self, jobs: Sequence[Job]) -> tuple[list[Callable[[], None]], Callable[[], None]]:
         self.begun += 1
-        jobs = (self, *others)
-        self.beside = [job.name for job in others]
+        assert jobs[0].encoding is self
+        self.beside = [job.encoding.name for job in jobs[1:]]
         done: list[int] = []
-        parts: list[dict[str, Any]] = [{} for _ in jobs]
 
         def piece(number: int) -> None:
             self.entered.set()
             if self.wait is not None:
                 assert self.wait.wait(20)
             for job in jobs:
-                if job.fail is not None:
-                    raise job.fail
+                if job.encoding.fail is not None:
+                    raise job.encoding.fail
             self.seen.append(number)
             done.append(number)
 
         def finish() -> None:
             self.finished += 1
-            for job, own in zip(jobs, parts, strict=True):
-                own.update({"codes": sorted(done), "scale": job.name})
+            for job in jobs:
+                job.tensors.update({"codes": sorted(done), "scale": job.encoding.name})
 
-        return [lambda number=number: piece(number) for number in range(self.pieces)], finish, parts
+        return [lambda number=number: piece(number) for number in range(self.pieces)], finish
 
 
 def with_jobs(*jobs: Counting, **options: Any) -> Pipeline:
     pipeline = Pipeline(**{"small_job": 0, **options})
     for number, job in enumerate(jobs):
-        assert pipeline.batches.add(job) == number
+        assert pipeline.batches.add(Job(job)) == number
     return pipeline
+
+
+def run_all(pipeline: Pipeline, *jobs: Counting) -> list[dict[str, Any]]:
+    return pipeline.run_all([Job(job) for job in jobs])
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
@@ -172,9 +175,9 @@ class TestRunAll:
 
     def test_the_list_is_left_alone(self) -> None:
         pipeline = with_jobs(Counting("listed"), threads=2)
-        pipeline.run_all([Counting("beside")])
+        run_all(pipeline, Counting("beside"))
         assert pipeline.take(0, "scale") == "listed"
-        assert pipeline.run_all([Counting("beside")])[0]["scale"] == "beside"
+        assert run_all(pipeline, Counting("beside"))[0]["scale"] == "beside"
         assert pipeline.take(0, "codes") == [0, 1, 2, 3]
 
     @pytest.mark.parametrize("threads", [1, 2, 5])
@@ -182,12 +185,14 @@ class TestRunAll:
         told: list[str] = []
         jobs = [Counting(f"job {number}", pieces=number % 3) for number in range(20)]
         pipeline = with_jobs(threads=threads, on_finished=lambda job: told.append(job.name))
-        assert [parts["codes"] for parts in pipeline.run_all(jobs)] == [list(range(number % 3)) for number in range(20)]
+        assert [parts["codes"] for parts in run_all(pipeline, *jobs)] == [
+            list(range(number % 3)) for number in range(20)
+        ]
         assert [(job.begun, job.finished, sorted(job.seen)) for job in jobs] == [
             (1, 1, list(range(number % 3))) for number in range(20)
         ]
         assert sorted(told) == sorted(job.name for job in jobs)
-        pipeline.run_all(jobs[:2])
+        run_all(pipeline, *jobs[:2])
         assert jobs[1].finished == 2
 
     def test_no_more_are_begun_than_keep_the_workers_busy(self) -> None:
@@ -204,7 +209,7 @@ class TestRunAll:
 
         looking = threading.Thread(target=look)
         looking.start()
-        pipeline.run_all(jobs)
+        run_all(pipeline, *jobs)
         looking.join()
         assert begun == [2]
 
@@ -217,13 +222,13 @@ class TestRunAll:
         for job in jobs:
             begin = job.begin
 
-            def slow(begin: Any = begin) -> Any:
+            def slow(jobs: Any, begin: Any = begin) -> Any:
                 time.sleep(0.1)
                 seen.update(set(workers()) - others)
-                return begin()
+                return begin(jobs)
 
             job.begin = slow  # type: ignore[method-assign]
-        with_jobs(threads=4, small_job=200).run_all(jobs)
+        run_all(with_jobs(threads=4, small_job=200), *jobs)
         assert len(seen) == threads
 
     def test_an_error_names_the_weight_and_ends_the_rest(self) -> None:
@@ -231,24 +236,24 @@ class TestRunAll:
         later = [Counting(f"later {number}") for number in range(100)]
         pipeline, others = with_jobs(threads=2), set(workers())
         with pytest.raises(WorkError, match="bad: ArithmeticError: overflow"):
-            pipeline.run_all([*jobs, *later])
+            run_all(pipeline, *jobs, *later)
         assert not all(job.begun for job in later)
         assert not set(workers()) - others
-        pipeline.run_all(later)
+        run_all(pipeline, *later)
         assert all(job.finished for job in later)
 
     @pytest.mark.parametrize("place", ["begin", "finish"])
     def test_an_error_at_the_ends(self, place: str) -> None:
-        def broken() -> Any:
+        def broken(*jobs: Any) -> Any:
             raise ArithmeticError("overflow")
 
         job = Counting("bad")
         if place == "begin":
             job.begin = broken  # type: ignore[method-assign]
         else:
-            job.begin = lambda: ([], broken, [{}])  # type: ignore[method-assign]
+            job.begin = lambda jobs: ([], broken)  # type: ignore[method-assign]
         with pytest.raises(WorkError, match="bad: ArithmeticError: overflow"):
-            with_jobs(threads=2).run_all([job])
+            run_all(with_jobs(threads=2), job)
 
     def test_interrupted_it_leaves_nobody_at_work(self) -> None:
         done = []
@@ -259,10 +264,10 @@ class TestRunAll:
             done.append(1)
 
         job = Counting("slow")
-        job.begin = lambda: ([slow, slow, slow], lambda: None, [{}])  # type: ignore[method-assign,assignment]
+        job.begin = lambda jobs: ([slow, slow, slow], lambda: None)  # type: ignore[method-assign,assignment]
         others = set(workers())
         with pytest.raises(KeyboardInterrupt):
-            with_jobs(threads=1).run_all([job])
+            run_all(with_jobs(threads=1), job)
         assert done == [1]
         assert not set(workers()) - others
 
@@ -331,7 +336,7 @@ class TestJobsBegunTogether:
         jobs.insert(3, Counting("other", together="another kind"))
         told: list[str] = []
         pipeline = with_jobs(threads=2, on_finished=lambda job: told.append(job.name))
-        parts = pipeline.run_all(jobs)
+        parts = run_all(pipeline, *jobs)
         assert [part["scale"] for part in parts] == [job.name for job in jobs]
         assert jobs[0].beside == ["job 1", "job 2", "job 3"]
         assert [job.name for job in jobs if job.begun] == ["job 0", "apart", "other", "job 4"]
@@ -351,7 +356,7 @@ class TestJobsBegunTogether:
         jobs = self.small(3)
         jobs[1].fail = ArithmeticError("overflow")
         with pytest.raises(WorkError, match="job 1: ArithmeticError: overflow"):
-            with_jobs(threads=2).run_all(jobs)
+            run_all(with_jobs(threads=2), *jobs)
         with pytest.raises(WorkError, match="job 1: ArithmeticError: overflow"):
             with_jobs(*jobs, threads=1).take(0, "codes")
 
@@ -359,6 +364,6 @@ class TestJobsBegunTogether:
         first, second = self.small(2)
         pipeline = with_jobs(first, threads=1)
         assert pipeline.take(0, "codes") == [0, 1, 2, 3]
-        assert pipeline.take(pipeline.batches.add(second), "scale") == "job 1"
+        assert pipeline.take(pipeline.batches.add(Job(second)), "scale") == "job 1"
         assert first.beside == ["job 1"]
         assert pipeline.take(0, "scale") == "job 0"

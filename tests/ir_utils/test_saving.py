@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,53 +13,42 @@ import pytest
 from openvino import opset13 as op
 
 from ov_weight_compression.ir_utils.errors import WorkError
-from ov_weight_compression.ir_utils.lazy_weight import FileSink, here, postponed_constant
+from ov_weight_compression.ir_utils.lazy_weight import LazyWeight, here, postponed_constant
 from ov_weight_compression.ir_utils.saving import save_model
-from ov_weight_compression.ir_utils.worker_pool import Pipeline, Task
+from ov_weight_compression.ir_utils.worker_pool import Job, Part, Pipeline, Sink, Task
 from tests.models import in_if, in_loop, layers, linear
 from tests.running import run
 
 
 class Piecewise:
-    """A weight that is written in pieces, with its values known so that they can be compared. It is its own job."""
+    """A weight that is written in pieces, with its values known so that they can be compared."""
 
-    nbytes = 0
+    nbytes, together = 0, None
 
     def __init__(self, name: str, shape: tuple[int, ...] = (64, 64), identity: object = None) -> None:
         self.name, self.identity = name, identity
         self.values = np.random.default_rng(len(name)).standard_normal(shape).astype(np.float32)
-        self.pipeline = Pipeline(threads=2)
+        self.parts = {"codes": Part("f32", shape)}
         self.written = 0
-        self.sinks: Mapping[str, FileSink] = {}
 
-    def make(self) -> ov.Tensor:
-        if here.stubs is not None:
-            return here.stubs.stub(self, "codes", ov.Type.f32, self.values.shape)
-        tensor = ov.Tensor(ov.Type.f32, ov.Shape(list(self.values.shape)))
-        tensor.data[:] = self.values
-        return tensor
+    def begin(self, jobs: Sequence[Job]) -> tuple[Sequence[Task], Task]:
+        return [partial(self.write, jobs[0].sink("codes"))], lambda: None
 
-    def job(self, places: Mapping[str, FileSink]) -> Piecewise:
-        self.sinks = places
-        return self
-
-    together = None
-
-    def begin(self) -> tuple[Sequence[Task], Task, list[dict[str, Any]]]:
-        return [self.write], lambda: None, [{}]
-
-    def write(self) -> None:
+    def write(self, sink: Sink) -> None:
         self.written += 1
         flat = self.values.reshape(-1)
         for start in range(0, flat.size, 1000):
-            self.sinks["codes"].write(start * 4, flat[start : start + 1000])
+            sink.write(start * 4, flat[start : start + 1000])
+
+    def constant(self) -> Any:
+        return LazyWeight(Pipeline(threads=2), self).constant("codes")
 
 
 def model_of(*weights: Piecewise) -> ov.Model:
     x = op.parameter([-1, 64], np.float32)
     hidden: ov.Node = x
     for weight in weights:
-        node = postponed_constant(ov.Type.f32, ov.Shape(list(weight.values.shape)), weight.make)
+        node = weight.constant()
         node.set_friendly_name(weight.name)
         hidden = op.matmul(hidden, node, False, True)
     return ov.Model([op.result(hidden)], [x])
@@ -102,7 +92,7 @@ def test_plain_constants_lie_between(tmp_path: Path) -> None:
     first, second = Piecewise("one"), Piecewise("three", (64, 3))
     one = model_of(first)
     hidden = op.add(one.outputs[0].get_node().input_value(0), op.constant(np.arange(64, dtype=np.float32)))
-    node = postponed_constant(ov.Type.f32, ov.Shape([64, 3]), second.make)
+    node = second.constant()
     hidden = op.add(op.matmul(hidden, node, False, False), op.constant(np.float32([1, 2, 3])))
     model = ov.Model(
         [op.result(op.add(hidden, op.constant(np.full((5, 3), 7, np.float32))))], one.get_parameters(), "m"
@@ -142,20 +132,18 @@ class TestFailures:
         assert [path.read_bytes(), path.with_suffix(".bin").read_bytes()] == before
 
     def test_in_a_maker(self, there: tuple[Path, list[bytes]]) -> None:
-        weight = Piecewise("one")
-
         def broken() -> ov.Tensor:
             raise WorkError("one: no luck")
 
-        weight.make = broken  # type: ignore[method-assign]
+        node = postponed_constant(ov.Type.f32, ov.Shape([64, 64]), broken)
         with pytest.raises(WorkError, match="one: no luck"):
-            save_model(model_of(weight), there[0])
+            save_model(ov.Model([op.result(node)], []), there[0])
         self.check(there)
 
     def test_while_pieces_are_written(self, there: tuple[Path, list[bytes]]) -> None:
         class Broken(Piecewise):
-            def write(self) -> None:
-                super().write()
+            def write(self, sink: Sink) -> None:
+                super().write(sink)
                 raise OSError(28, "No space left on device")
 
         with pytest.raises(WorkError, match=r"m\.xml: cannot be written: No space left on device"):
@@ -164,7 +152,7 @@ class TestFailures:
 
     def test_interrupted(self, there: tuple[Path, list[bytes]]) -> None:
         class Interrupted(Piecewise):
-            def write(self) -> None:
+            def write(self, sink: Sink) -> None:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
@@ -198,7 +186,7 @@ class TestFailures:
 
     def test_no_stubs_are_left_behind(self, there: tuple[Path, list[bytes]]) -> None:
         self.test_interrupted(there)
-        assert here.stubs is None
+        assert here.stub is None
 
 
 def test_the_destination_is_whole_at_every_moment(tmp_path: Path) -> None:

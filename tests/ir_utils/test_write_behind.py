@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ov_weight_compression.ir_utils.file_io import ForeignFiles, WriteBehind, reserve
-from ov_weight_compression.ir_utils.lazy_weight import FileSink
+from ov_weight_compression.ir_utils.worker_pool import FileSink
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="needs posix_fadvise")
 
