@@ -5,7 +5,7 @@
     python -m benchmarks.device_sweep --isa AVX2       # as a processor of that kind would, in f32
 
 A layer is *misread* where an output differs by more than its arithmetic explains, in units of ‖x‖·‖w‖/√n. The rule that
-`ir_utils.device_facts` states is then tried on random shapes, channels, threads and rows: none may be misread.
+`passes.device_rules` states is then tried on random shapes, channels, threads and rows: none may be misread.
 `--isa` limits the kernels (oneDNN's ONEDNN_MAX_CPU_ISA); what OpenVINO itself asks the processor is not changed by it,
 so only f32 without quantised activations is meaningful then.
 """
@@ -32,7 +32,7 @@ from benchmarks.places import ROOT
 from benchmarks.tables import markdown
 from ov_weight_compression.evaluation.device import RuntimeGraph
 from ov_weight_compression.ir_utils.dequantization import ChainParts, build_dequantization
-from ov_weight_compression.ir_utils.device_facts import misread
+from ov_weight_compression.passes.device_rules import misread
 
 RESULT = ROOT / "benchmarks" / "results" / "device_sweep.md"
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}

@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks import accuracy, accuracy_cases, machine, peers, tables
 from benchmarks.accuracy_cases import Case, Variant
-from ov_weight_compression.ir_utils.device_facts import MEASURED_TIMES, time_of
+from ov_weight_compression.passes.device_rules import MEASURED_TIMES, time_of
 
 ROWS = (
     ("int8_asym", -1),

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 import openvino as ov
 
 import ov_weight_compression
-from ov_weight_compression.ir_utils.device_facts import release_of
 from ov_weight_compression.ir_utils.errors import one_line
 from ov_weight_compression.ir_utils.model_folder import known_config
 from ov_weight_compression.ir_utils.printing import human_bytes, plain, with_error
+from ov_weight_compression.passes.device_rules import release_of
 from ov_weight_compression.passes.recipe import options_as_json
 from ov_weight_compression.passes.report import Report, explained, share_cells
 

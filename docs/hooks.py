@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 
 from ov_weight_compression.cli.command import command_parser
-from ov_weight_compression.ir_utils.device_facts import CPU_EXECUTED, GATHER, MATMUL
+from ov_weight_compression.passes.device_rules import CPU_EXECUTED, GATHER, MATMUL
 from ov_weight_compression.passes.options import OPTIONS
 from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL, Format
 

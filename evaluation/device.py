@@ -27,10 +27,9 @@ from typing import Any
 import openvino as ov
 
 from ov_weight_compression.evaluation.models import Arithmetic, choose, core
-from ov_weight_compression.ir_utils.device_facts import CHECKED, misread
 from ov_weight_compression.ir_utils.errors import WorkError
 from ov_weight_compression.ir_utils.ir_file import openvino_reason
-from ov_weight_compression.passes.device_rules import layer_of
+from ov_weight_compression.passes.device_rules import CHECKED, layer_of, misread
 from ov_weight_compression.patterns import CompressedWeight, Consumer, Roles, find_compressed
 from ov_weight_compression.patterns.device_layer import PATTERNS, cut_rows, layer_kind, single_layer, unmatched
 from ov_weight_compression.patterns.experts import tiled_block_of

@@ -29,8 +29,10 @@ import openvino as ov
 from openvino import opset13 as ops
 from openvino.utils.node_factory import NodeFactory
 
-from ov_weight_compression.ir_utils.device_facts import EXPANDED_STORAGE
 from ov_weight_compression.ir_utils.types import sizes_of
+
+EXPANDED_STORAGE = frozenset({"u1", "u3", "u6", "f8e4m3", "f8e5m2"})
+"""Storage types that the CPU folds to floats in every layer."""
 
 _FOLDING_MARK = "DisableConstantFolding_0"
 _DECOMPRESSION_MARK = "decompression_0"
@@ -71,7 +73,7 @@ def build_dequantization(
         shape: the weight's shape.
         expanded: the layer is one for which the CPU plugin folds the chain whatever the codes are.
         wide: compute in f32 in any case: the scales are beyond f16 though they are not stored as f32.
-        kept_from_codes: the CPU plugin would misread the codes (see `device_facts`): the chain is multiplied by a one,
+        kept_from_codes: the CPU plugin would misread the codes: the chain is multiplied by a one,
             or by the tensor's scale where there is one, which it does not recognise and so folds to floats, when it
             reads the chain from a file too.
 

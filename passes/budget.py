@@ -26,11 +26,16 @@ from typing import Any
 
 import numpy as np
 
-from ov_weight_compression.ir_utils.device_facts import FormatTimes, read_format_times, time_of, working_groups
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.printing import plain, thousands
 from ov_weight_compression.ir_utils.weight_source import ValueRange
-from ov_weight_compression.passes.device_rules import runs_from_codes
+from ov_weight_compression.passes.device_rules import (
+    FormatTimes,
+    read_format_times,
+    runs_from_codes,
+    time_of,
+    working_groups,
+)
 from ov_weight_compression.passes.layer_losses import LayerLosses, layer_losses
 from ov_weight_compression.passes.measurements import Measurements
 from ov_weight_compression.passes.option_values import Device, Devices, FragileLayers, GroupSizeFallback, Mode

@@ -27,12 +27,12 @@ from enum import Enum
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from ov_weight_compression.ir_utils.device_facts import CPU_EXECUTED, GATHER
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.option_kinds import shown
 from ov_weight_compression.ir_utils.types import F16_MAX
 from ov_weight_compression.ir_utils.weight_source import Layout
 from ov_weight_compression.ir_utils.worker_pool import Part
+from ov_weight_compression.passes.device_rules import CPU_EXECUTED, GATHER
 from ov_weight_compression.passes.option_values import Accuracy
 from ov_weight_compression.passes.scale_folding import Folding
 from ov_weight_compression.passes.targets import BudgetOutcome

@@ -17,12 +17,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from ov_weight_compression.ir_utils.device_facts import CHECKED, working_groups
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.types import F16_MAX
 from ov_weight_compression.ir_utils.weight_source import ValueRange
 from ov_weight_compression.ir_utils.worker_pool import in_threads
-from ov_weight_compression.passes.device_rules import executed_instead, misread_on_cpu, refused_on_cpu
+from ov_weight_compression.passes.device_rules import (
+    CHECKED,
+    executed_instead,
+    misread_on_cpu,
+    refused_on_cpu,
+    working_groups,
+)
 from ov_weight_compression.passes.measurements import Measurements
 from ov_weight_compression.passes.option_values import BackupMode, Device, FragileLayers, GroupSizeFallback, Mode
 from ov_weight_compression.passes.options import Options

@@ -31,11 +31,11 @@ from typing import Any
 import openvino as ov
 
 import ov_weight_compression
-from ov_weight_compression.ir_utils.device_facts import release_of
 from ov_weight_compression.ir_utils.errors import OptionError, one_line
 from ov_weight_compression.ir_utils.model_folder import names_file
 from ov_weight_compression.ir_utils.option_kinds import shown, unknown_option, whole_from_text
 from ov_weight_compression.ir_utils.publish import expanded, write_text
+from ov_weight_compression.passes.device_rules import release_of
 from ov_weight_compression.passes.options import OPTIONS
 from ov_weight_compression.passes.rules import Rule
 from ov_weight_compression.patterns import IgnoredScope

@@ -12,12 +12,11 @@ from weakref import WeakKeyDictionary
 
 import openvino as ov
 
-from ov_weight_compression.ir_utils.device_facts import CHECKED, release_of
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.option_kinds import check_model
 from ov_weight_compression.ir_utils.printing import as_text, format_name, human_bytes, terminal_table
 from ov_weight_compression.ir_utils.publish import write_text
-from ov_weight_compression.passes.device_rules import device_warnings
+from ov_weight_compression.passes.device_rules import CHECKED, device_warnings, release_of
 from ov_weight_compression.passes.option_values import Device, parse_devices
 from ov_weight_compression.passes.plan import DecidedBy, Plan
 from ov_weight_compression.passes.targets import BudgetOutcome

@@ -39,8 +39,12 @@ from typing import Any
 import openvino as ov
 from openvino.passes import ModelPass
 
-from ov_weight_compression.ir_utils.dequantization import ChainParts, build_dequantization, replace_constant
-from ov_weight_compression.ir_utils.device_facts import EXPANDED_STORAGE
+from ov_weight_compression.ir_utils.dequantization import (
+    EXPANDED_STORAGE,
+    ChainParts,
+    build_dequantization,
+    replace_constant,
+)
 from ov_weight_compression.ir_utils.file_io import FileMappings
 from ov_weight_compression.ir_utils.lazy_weight import LazyWeight, postponed_constant
 from ov_weight_compression.ir_utils.types import element_type

@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
-from ov_weight_compression.ir_utils.device_facts import CHECKED, is_checked
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.types import Array
 from ov_weight_compression.ir_utils.weight_source import Slab, WeightSource, source_at
+from ov_weight_compression.passes.device_rules import CHECKED, is_checked
 from ov_weight_compression.patterns import CompressedWeight, Consumer, Kind, Roles, find_compressed
 from ov_weight_compression.patterns.device_layer import layer_kind, single_layer
 

@@ -9,8 +9,8 @@ import openvino as ov
 import pytest
 from openvino import opset13 as op
 
-from ov_weight_compression.ir_utils.device_facts import is_checked, misread, release_of, working_groups
 from ov_weight_compression.passes import CompressionWarning, OptionError, WeightCompression
+from ov_weight_compression.passes.device_rules import is_checked, misread, release_of, working_groups
 from ov_weight_compression.passes.report import Row
 from tests import models
 from tests.running import run

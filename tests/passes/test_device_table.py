@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ov_weight_compression.ir_utils.device_facts import EXECUTED, EXECUTED_ROWS
+from ov_weight_compression.passes.device_rules import EXECUTED, EXECUTED_ROWS
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "howto" / "devices.md"
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ov_weight_compression.ir_utils.device_facts import FormatTime, read_format_times, time_of
 from ov_weight_compression.ir_utils.errors import OptionError
+from ov_weight_compression.passes.device_rules import FormatTime, read_format_times, time_of
 
 TIMES = {"nf4": {128: FormatTime(1.5, 1.4), 16: FormatTime(1.9, 1.5)}, "int8_sym": {-1: FormatTime(1.2, 1.0)}}
 
