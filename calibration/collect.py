@@ -8,6 +8,7 @@ runs once by itself, and what counts is looked at wherever it comes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from math import prod
 from typing import TypeAlias
 
@@ -77,7 +78,7 @@ def _run(
         for tap in by_key[key]:
             taps[tap](rows_by_expert(array, tap.reduction, tap.batch))
 
-    with Pool(memory // 4) as pool, progress_bar(quiet=quiet) as bar:
+    with closing(Pool(memory // 4)) as pool, progress_bar(quiet=quiet) as bar:
         store, limit = Store(pool), memory // 6
         windows = feed(graph, store, samples)
         for key in [key for key in by_key if key in store.entries]:
@@ -107,14 +108,14 @@ def grams_of_inputs(
         sources: where the weights' values come from, the model's constants by default.
     """
     graph = read_graph(model, weights, values=sources)
-    kernels = Kernels()
+    kernels: Kernels = {}
     taps = [tap for tap in graph.taps if not tap.batch]
     sums = {name: GramSums(tap.width, kernels) for tap in taps for name in tap.weights}
 
     def add_to(names: Sequence[str]) -> _Add:
         def add(rows: Float32) -> None:
             for name in names:
-                sums[name].add(rows.reshape(1, -1, rows.shape[-1]))
+                sums[name].add(rows)
 
         return add
 

@@ -9,6 +9,7 @@ Both are quadratic in small errors, so those of independent changes add up. Outp
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from math import sqrt
 from typing import TypeAlias
@@ -203,7 +204,7 @@ def divergence_of(
             pair = (base, array) if whole else (base[number], array[number])
             part.add(positions[key], *pair)
 
-    with Pool(calibration_memory // 4) as pool, progress_bar(quiet=quiet) as bar:
+    with closing(Pool(calibration_memory // 4)) as pool, progress_bar(quiet=quiet) as bar:
         store = Store(pool)
         windows = feed(graph, store, apart(samples))
         pieces = split(graph, 0, len(graph.order), limit)

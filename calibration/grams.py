@@ -32,7 +32,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import openvino as ov
@@ -101,12 +101,6 @@ def mirror(total: Float32) -> None:
         np.copyto(block, block.T.copy(), where=np.tri(end - begin, k=-1, dtype=bool))
 
 
-def add_cross(total: Float32, x: Float32, y: Float32) -> None:
-    """`total += xᵀ y` for `x, y [n, in]`."""
-    for begin in range(0, x.shape[1], _PANEL):
-        total[begin : begin + _PANEL] += x[:, begin : begin + _PANEL].T @ y
-
-
 BATCH_ROWS = 1024
 """Rows that are multiplied at a time."""
 _TILE = 512
@@ -114,33 +108,23 @@ _NARROWEST, _WIDEST = 256, 4096
 """Channels: with fewer BLAS is as fast, with more the tiles would take as much memory again as the matrix."""
 
 
-@dataclass(eq=False)
-class Kernels:
-    """Products of activations, compiled when they are first asked for. Not for several threads at once."""
-
-    _found: dict[tuple[int, int | None, bool], Products] = field(default_factory=dict)
-
-    def of(self, width: int, beside: int | None = None, *, drift: bool = False) -> Products | None:
-        """Those of so many channels, and of so many `beside` them; None where BLAS does it better. `drift` as in
-        `Products`."""
-        if not (_NARROWEST <= width <= _WIDEST and computes_bf16()):
-            return None
-        key = (width, beside, drift)
-        if key not in self._found:
-            self._found[key] = Products(*key)
-        return self._found[key]
-
-
 class Products:
-    """Compiled products for some numbers of channels."""
+    """Compiled products for some numbers of channels. Not for several threads at once."""
 
     def __init__(self, width: int, beside: int | None = None, drift: bool = False) -> None:
         """Of x̂ with so many channels, and where there is something beside it, with so many, that one times x̂: with
         `drift` its distance to x̂."""
         size = -(-width // -(-width // _TILE))
         self._tiles = [(begin, min(begin + size, width)) for begin in range(0, width, size)]
-        model = _model(width, self._tiles, beside, drift)
-        self._requests = Requests(model, {"INFERENCE_PRECISION_HINT": "bf16"}, side_by_side=2)
+        hat, other = (ops.parameter([BATCH_ROWS, size], np.float32) for size in (width, beside or width))
+        found = []
+        for begin, end in self._tiles:
+            right = ops.slice(hat, [begin], [width], [1], [1])
+            found.append(ops.matmul(ops.slice(hat, [begin], [end], [1], [1]), right, True, False))
+        if beside is not None:
+            found.append(ops.matmul(ops.subtract(other, hat) if drift else other, hat, True, False))
+        model = ov.Model([ops.result(one) for one in found], [hat] if beside is None else [hat, other])
+        self._requests = Requests(model, bf16=True, side_by_side=2)
         self._widths = (width,) if beside is None else (width, beside)
         self._spare: list[list[Float32]] = []
 
@@ -171,17 +155,6 @@ class Products:
                 np.add(cross, found[-1], out=cross)
             if spare is not None:
                 self._spare.append(spare)
-
-
-def _model(width: int, tiles: list[tuple[int, int]], beside: int | None, drift: bool) -> ov.Model:
-    hat, other = (ops.parameter([BATCH_ROWS, size], np.float32) for size in (width, beside or width))
-    found = []
-    for begin, end in tiles:
-        right = ops.slice(hat, [begin], [width], [1], [1])
-        found.append(ops.matmul(ops.slice(hat, [begin], [end], [1], [1]), right, True, False))
-    if beside is not None:
-        found.append(ops.matmul(ops.subtract(other, hat) if drift else other, hat, True, False))
-    return ov.Model([ops.result(one) for one in found], [hat] if beside is None else [hat, other])
 
 
 _FOLDERS = ("../numpy.libs", ".dylibs")  # beside the package numpy: Linux and Windows, macOS
@@ -228,6 +201,10 @@ def _calls() -> tuple[Any, Any] | None:
     return None
 
 
+Kernels: TypeAlias = dict[tuple[int, int | None, bool], Products]
+"""What sums of one thread share: compiled products by the arguments of `Products`, made when they are first needed."""
+
+
 @dataclass(frozen=True, eq=False)
 class Seen:
     """Gram matrices of one layer input: f32 [in, in], or [experts, in, in] where each expert has rows of its own."""
@@ -237,11 +214,12 @@ class Seen:
     gram: Float32
     """Ĥ = Σ x̂ x̂ᵀ, of the input as it is behind the compressed weights."""
     drift: Float32 | None = None
-    """D = Σ (x − x̂) x̂ᵀ with `x` of the float model (C − Ĥ of `quantization.gptq`); None where not asked
-    for or they are the same."""
+    """D = Σ (x − x̂) x̂ᵀ with `x` of the float model (C − Ĥ of `quantization.gptq`); None where they are the same."""
     outputs: Float32 | None = None
     """Σ y x̂ᵀ, f32 [out, in], in its place where the layer has fewer outputs than inputs: `y = W x` in the float model,
     so it is W (D + Ĥ)."""
+    left_out: bool = False
+    """Whether rows were left out because they hold values that do not count (see `unfit`)."""
 
 
 @dataclass(eq=False)
@@ -250,10 +228,8 @@ class GramSums:
 
     width: int
     kernels: Kernels
-    outputs: int | None = None
-    """How many channels they have, where they come beside the inputs and not `x`."""
-    left_out: bool = False
-    """Whether rows were left out because they hold values that do not count (see `unfit`)."""
+    outputs: bool = False
+    """Whether outputs come beside the inputs, and not `x`."""
     _kernel: Products | None = None
     _count: int = 0
     _gram: Float32 | None = None
@@ -261,79 +237,77 @@ class GramSums:
     _buffers: list[Float32] = field(default_factory=list)
     """[experts, BATCH_ROWS, …]: where rows wait."""
     _waiting: int = 0
-    _at_work: bool = False
+    _left_out: bool = False
 
     def add(self, hat: Float32, beside: Float32 | None = None) -> None:
-        """Add a window, [experts, rows, in]; in every window `x` or the outputs come `beside` it, or in none. Nothing
+        """Add a window, [experts, …, in]; in every window `x` or the outputs come `beside` it, or in none. Nothing
         keeps the arrays once this returns."""
-        experts, rows, begin = len(hat), hat.shape[1], 0
-        widths = [self.width] if beside is None else [self.width, beside.shape[2]]
-        while begin < rows:
-            if self._gram is None:
-                self._kernel = self.kernels.of(*widths, drift=beside is not None and self.outputs is None)
-                self._gram = np.zeros((experts, self.width, self.width), np.float32)
-                self._cross = None if beside is None else np.zeros((experts, beside.shape[2], self.width), np.float32)
+        experts, begin = len(hat), 0
+        given = [one.reshape(experts, -1, one.shape[-1]) for one in (hat, beside) if one is not None]
+        widths = [one.shape[-1] for one in given]
+        if self._gram is None and given[0].size:
+            self._gram = np.zeros((experts, self.width, self.width), np.float32)
+            self._cross = None if beside is None else np.zeros((experts, widths[1], self.width), np.float32)
+            if _NARROWEST <= self.width <= _WIDEST and computes_bf16():
+                key = self.width, None if beside is None else widths[1], beside is not None and not self.outputs
+                if key not in self.kernels:
+                    self.kernels[key] = Products(*key)
+                self._kernel = self.kernels[key]
+        while begin < given[0].shape[1]:
             if not self._buffers and experts == 1 and self._kernel is not None:
                 self._buffers = [one[None] for one in self._kernel.buffers()]
             elif not self._buffers:
                 self._buffers = [np.empty((experts, BATCH_ROWS, width), np.float32) for width in widths]
-            count = min(BATCH_ROWS - self._waiting, rows - begin)
-            for buffer, one in zip(self._buffers, (hat, beside), strict=False):
-                if one is not None:
-                    buffer[:, self._waiting : self._waiting + count] = one[:, begin : begin + count]
+            count = min(BATCH_ROWS - self._waiting, given[0].shape[1] - begin)
+            for buffer, one in zip(self._buffers, given, strict=True):
+                buffer[:, self._waiting : self._waiting + count] = one[:, begin : begin + count]
             self._waiting += count
             begin += count
             if self._waiting == BATCH_ROWS:
-                self._take()
-
-    def finish(self) -> None:
-        """There are no more windows: what is still to be multiplied is."""
-        if self._waiting:
-            self._take()
-        self._settle()
-        self._buffers = []
+                self._multiply()
 
     def result(self) -> Seen:
-        """What there is."""
-        self.finish()
+        """What there is, once there are no more windows."""
+        if self._waiting:
+            self._multiply()
+        if self._kernel is not None:
+            self._kernel.finish()
+        self._buffers = []
         gram = np.zeros((1, self.width, self.width), np.float32) if self._gram is None else self._gram
         for one in gram:
             mirror(one)
         cross = self._cross
         if len(gram) == 1:
             gram, cross = gram[0], None if cross is None else cross[0]
-        return Seen(self._count, gram, cross) if self.outputs is None else Seen(self._count, gram, outputs=cross)
+        drift, outputs = (None, cross) if self.outputs else (cross, None)
+        return Seen(self._count, gram, drift, outputs, self._left_out)
 
-    def _take(self) -> None:
-        """Multiply the rows that wait, without those that hold a value that does not count (see `unfit`)."""
+    def _multiply(self) -> None:
+        """Add the products of the rows that wait, without those that hold a value that does not count (see `unfit`)."""
         assert self._gram is not None
         pairs = [one[:, : self._waiting] for one in self._buffers]
         self._waiting = 0
         found = [bad for bad in map(unfit, pairs) if bad is not None]
         if found:
-            self.left_out = True
+            self._left_out = True
             kept = ~np.any([bad.any(axis=0) for bad in found], axis=0)
             pairs = [one[:, kept] for one in pairs]
-        count = pairs[0].shape[1]
+        count, experts = pairs[0].shape[1], len(self._gram)
+        self._count += count
+        whole = self._kernel is not None and count == BATCH_ROWS
         for expert, gram in enumerate(self._gram):
             rows, cross = [one[expert] for one in pairs], None if self._cross is None else self._cross[expert]
-            if self._kernel is not None and count == BATCH_ROWS:
-                self._kernel.add(rows, gram, cross, spare=len(self._gram) == 1)
-                self._at_work = True
-                continue
-            self._settle()
-            if count:
+            if self._kernel is not None and whole:
+                self._kernel.add(rows, gram, cross, spare=experts == 1)
+            elif count:
+                if self._kernel is not None:
+                    self._kernel.finish()
                 add_gram(gram, rows[0])
                 if cross is not None:
-                    add_cross(cross, rows[1] - rows[0] if self.outputs is None else rows[1], rows[0])
-        if len(self._gram) > 1:
-            self._settle()  # the rows of many experts are large: the same memory takes the next ones
-        elif self._at_work:
-            self._buffers = []
-        self._count += count
-
-    def _settle(self) -> None:
-        """Wait for the products that are at work."""
-        if self._kernel is not None and self._at_work:
-            self._kernel.finish()
-        self._at_work = False
+                    other = rows[1] if self.outputs else rows[1] - rows[0]
+                    for begin in range(0, len(cross), _PANEL):
+                        cross[begin : begin + _PANEL] += other[:, begin : begin + _PANEL].T @ rows[0]
+        if whole and experts == 1:
+            self._buffers = []  # the kernel has them
+        elif self._kernel is not None:
+            self._kernel.finish()  # the rows of many experts are large: the same memory takes the next ones

@@ -28,6 +28,7 @@ everything else by the operation itself, compiled for the difference.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -42,16 +43,7 @@ from ov_weight_compression.calibration.collect import DEFAULT_MEMORY
 from ov_weight_compression.calibration.divergence import DivergenceSum, scored_outputs
 from ov_weight_compression.calibration.grams import add_gram, mirror, rows_by_expert, unfit
 from ov_weight_compression.calibration.probe_plan import PASSES, Probe, plan_probes
-from ov_weight_compression.calibration.runner import (
-    CompiledPiece,
-    Pool,
-    Store,
-    compiled_exactly,
-    entrance,
-    feed,
-    in_place_of,
-    split,
-)
+from ov_weight_compression.calibration.runner import CompiledPiece, Pool, Store, feed, split
 from ov_weight_compression.ir_utils.printing import progress_bar
 from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.ir_utils.weight_source import WeightSource
@@ -91,7 +83,7 @@ def shift_of(
 
     Args:
         graph: that the layer is in.
-        nodes: the operations of a copy of the graph's model that nothing else is cut out of.
+        nodes: as in `CompiledPiece`.
         use: the layer.
         source: the weight's values.
         rounding: how the weight is rounded.
@@ -177,21 +169,9 @@ def _computed(
     graph: ActivationGraph, nodes: Sequence[ov.Node], use: LayerUse, difference: Array, store: Store, windows: int
 ) -> list[Array]:
     """By the operation, with the difference in place of the weight."""
-    layer, keys, parameters = nodes[use.layer], [], []
-    for port, key in enumerate(graph.sources[use.layer]):
-        if not graph.constant[key[0]]:
-            entry, parameter = entrance(graph.nodes[key[0]].output(key[1]), store, key)
-            layer.input(port).replace_source_output(entry)
-            if parameter is not None:
-                parameters.append(parameter)
-                keys.append(key)
-    with in_place_of(nodes[graph.weight_nodes[use.weight.name]], ops.constant(difference)):
-        requests = compiled_exactly(ov.Model([ops.result(ops.convert(layer, "f32"))], parameters))
-    found: list[Array] = []
-    for window in range(windows):
-        requests.start(window, [np.asarray(store.get(key, window), order="C") for key in keys])
-        found += [np.array(output) for _, (output,) in requests.received()]
-    return found
+    place, replaced = graph.place[use.layer], {use.weight.name: ops.constant(difference)}
+    piece = CompiledPiece(graph, nodes, place, place + 1, store, [(use.layer, 0)], replaced=replaced)
+    return [np.array(output) for _, outputs in piece.run(store, windows) for output in outputs.values()]
 
 
 _LARGE_SHARE = 4
@@ -259,7 +239,7 @@ def run_probes(
     graph = read_graph(model, weights, values=sources, outputs=outputs.numbers)
     every = plan_probes(graph, most_passes)
     probes = every[share[0] :: share[1]]
-    with Pool(calibration_memory // 4) as pool, progress_bar(quiet=quiet) as bar:
+    with closing(Pool(calibration_memory // 4)) as pool, progress_bar(quiet=quiet) as bar:
         exact = Store(pool)
         windows = list(samples)
         total = feed(graph, exact, [*windows, *more])
@@ -324,13 +304,8 @@ class _Run:
     tick: Callable[[int], None]
 
     @cached_property
-    def pieces_of(self) -> Sequence[ov.Node]:
-        """A copy that pieces are cut out of."""
-        return tuple(self.graph.model.clone().get_ordered_ops())
-
-    @cached_property
-    def layers_of(self) -> Sequence[ov.Node]:
-        """A copy that single layers are cut out of."""
+    def nodes(self) -> Sequence[ov.Node]:
+        """A copy that pieces and single layers are cut out of."""
         return tuple(self.graph.model.clone().get_ordered_ops())
 
     def piece(self, begin: int, end: int, every: Sequence[_Seen]) -> None:
@@ -340,7 +315,7 @@ class _Run:
         cut = _Cut.of(graph, begin, end, here, {one.probe.border for one in every if one.probe.border})
         compiled = CompiledPiece(
             graph,
-            self.pieces_of,
+            self.nodes,
             begin,
             end,
             self.exact,
@@ -368,7 +343,7 @@ class _Run:
             rounding = self._rounding(use)
             shift = shift_of(
                 self.graph,
-                self.layers_of,
+                self.nodes,
                 use,
                 self.sources[use.weight],
                 rounding,

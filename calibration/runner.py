@@ -33,12 +33,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from threading import Lock
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -104,10 +103,8 @@ class Pool:
             self._files += 1
             return self._directory.path / f"{self._files}.bin"
 
-    def __enter__(self) -> Pool:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def close(self) -> None:
+        """Remove the directory."""
         if self._directory is not None:
             self._directory.discard()
             self._directory = None
@@ -191,9 +188,7 @@ EXACT = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "
 """How a model is compiled whose activations are measured: nothing rounded below f32."""
 
 
-@cache
-def _core() -> ov.Core:
-    return ov.Core()
+_core = cache(ov.Core)
 
 
 @cache
@@ -203,21 +198,22 @@ def computes_bf16() -> bool:
 
 
 class Requests:
-    """Requests of one compiled model. Not for several threads at once."""
+    """Requests of one model, compiled for the CPU. Not for several threads at once."""
 
-    def __init__(
-        self, model: ov.Model, config: Mapping[str, str | int], threads: int = 0, side_by_side: int = 1
-    ) -> None:
-        """Compile a model, to compute in so many `threads` in all, 0 for all that there are, so many inputs
-        `side_by_side` at most.
+    def __init__(self, model: ov.Model, *, bf16: bool = False, threads: int = 0, side_by_side: int = 1) -> None:
+        """Compile a model with nothing rounded below f32, or below bf16 if that is said and the CPU is made for it: to
+        compute in so many `threads` in all, 0 for all that there are, so many inputs `side_by_side` at most.
 
         Raises WorkError where it cannot be compiled.
         """
         streams = min(side_by_side, threads or default_threads())
+        how: dict[str, Any] = {**EXACT, "EXECUTION_MODE_HINT": "ACCURACY", "PERFORMANCE_HINT": "LATENCY"}
+        if bf16 and computes_bf16():
+            how["INFERENCE_PRECISION_HINT"] = "bf16"
         # A thread that is tied to a processor waits for it while numpy has it and another one is idle.
-        how = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": streams, "ENABLE_CPU_PINNING": False}
+        how |= {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": streams, "ENABLE_CPU_PINNING": False}
         try:
-            compiled = _core().compile_model(model, "CPU", {"PERFORMANCE_HINT": "LATENCY", **config, **how})
+            compiled = _core().compile_model(model, "CPU", how)
         except RuntimeError as error:
             reason = openvino_reason(error)
             raise WorkError(f"calibration: the model cannot be compiled for the data: {reason}") from error
@@ -232,8 +228,10 @@ class Requests:
         """
         request = self._idle.pop()
         self._running.append((job, arrays, name, request))
-        with _blamed_on(name):
+        try:
             request.start_async(dict(enumerate(arrays)), share_inputs=True)
+        except RuntimeError as error:
+            raise _failure(name, error) from error
 
     def received(self, room: int | None = None) -> Iterator[tuple[Any, list[NDArray[Any]]]]:
         """The jobs that ran and their outputs, in the order in which they were started, until there is `room` for so
@@ -246,8 +244,11 @@ class Requests:
             running = self._running.popleft()  # with its inputs
             job, _, name, request = running
             try:
-                with _blamed_on(name):
-                    request.wait()
+                request.wait()
+            except RuntimeError as error:
+                self._idle.append(request)
+                raise _failure(name, error) from error
+            try:
                 yield job, [tensor.data for tensor in request.output_tensors]
             finally:
                 self._idle.append(request)
@@ -261,20 +262,8 @@ class Requests:
             self._idle.append(request)
 
 
-@contextmanager
-def _blamed_on(name: str) -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        reason = openvino_reason(error)
-        raise WorkError(f"calibration: the model fails on {name}: {reason}") from error
-
-
-def compiled_exactly(model: ov.Model, *, bf16: bool = False, threads: int = 0, side_by_side: int = 1) -> Requests:
-    """What runs a model on the CPU with nothing rounded below f32, or below bf16 if that is said and the CPU is made
-    for it; `threads` and `side_by_side` as in `Requests`. Raises WorkError where it cannot be compiled."""
-    precision = {"INFERENCE_PRECISION_HINT": "bf16"} if bf16 and computes_bf16() else {}
-    return Requests(model, {**EXACT, "EXECUTION_MODE_HINT": "ACCURACY", **precision}, threads, side_by_side)
+def _failure(name: str, error: RuntimeError) -> WorkError:
+    return WorkError(f"calibration: the model fails on {name}: {openvino_reason(error)}")
 
 
 _HALF = ("f16", "bf16")
@@ -302,42 +291,56 @@ class CompiledPiece:
         """Cut the piece out and compile it.
 
         Args:
-            nodes: the graph's operations in a copy of which every operation is cut out once: what enters the piece
-                stays cut off; it gets its own constants back, so that the copy does not keep what stood in for them.
+            nodes: the graph's operations in a copy that nothing else is cut out of meanwhile; it is put together again.
             store: tells the shapes of what enters the piece.
             outputs: tensors made in the piece that are wanted.
             forced: tensors made in the piece that are taken from the store all the same.
             replaced: what stands in for a weight's constant, by the weight's name.
             shifted: tensors made in the piece to which something is added that comes from outside.
-            bf16, threads, side_by_side: as in `compiled_exactly`.
+            bf16, threads, side_by_side: as in `Requests`.
         """
         within = {nodes[index].get_name() for index in graph.order[begin:end]}
-        parameters: list[ov.Node] = []
-        self._keys: list[TensorKey] = []
         read = [key for index in graph.order[begin:end] for key in graph.sources[index] if not graph.constant[key[0]]]
-        for key in (*dict.fromkeys(key for key in read if graph.place.get(key[0], -1) < begin), *forced):
-            tensor = nodes[key[0]].output(key[1])
-            entry, parameter = entrance(tensor, store, key)
-            if parameter is not None:
-                parameters.append(parameter)
-                self._keys.append(key)
-            for port in list(tensor.get_target_inputs()):
-                if port.get_node().get_name() in within:
-                    port.replace_source_output(entry)
-        with ExitStack() as stack:
-            for name, constant in (replaced or {}).items():
-                stack.enter_context(in_place_of(nodes[graph.weight_nodes[name]], constant))
+        entering = [*dict.fromkeys(key for key in read if graph.place.get(key[0], -1) < begin), *forced]
+        entrances = {key: _entrance(nodes[key[0]].output(key[1]), store.find(key)) for key in entering}
+        self._keys = [key for key, (_, parameter) in entrances.items() if parameter is not None]
+        parameters = [parameter for _, parameter in entrances.values() if parameter is not None]
+        cut: list[tuple[Any, ov.Output]] = []
+        """The edges that lead elsewhere meanwhile, and where they come from."""
+        try:
+            for key, (entry, _) in entrances.items():
+                tensor = nodes[key[0]].output(key[1])
+                for port in tensor.get_target_inputs():
+                    if port.get_node().get_name() in within:
+                        cut.append((port, tensor))
+                        port.replace_source_output(entry)
+            for name, other in (replaced or {}).items():
+                tensor = nodes[graph.weight_nodes[name]].output(0)
+                own = tensor.get_element_type()
+                for port in tensor.get_target_inputs():
+                    # The type may be another only where a Convert follows anyway.
+                    fits = other.get_output_element_type(0) == own or port.get_node().get_type_name() == "Convert"
+                    cut.append((port, tensor))
+                    port.replace_source_output((other if fits else ops.convert(other, own.to_string())).output(0))
+            ends = {key: nodes[key[0]].output(key[1]) for key in dict.fromkeys((*outputs, *shifted))}
             if shifted:  # the shapes are known only now that the Parameters have theirs
-                ends = [_exit(nodes[index].output(port)) for index, port in shifted]
-                ov.Model(ends, parameters).validate_nodes_and_infer_types()
-            sums = {key: _shifted(nodes[key[0]].output(key[1]), within) for key in shifted}
-            added = [parameter for _, parameter in sums.values()]
-            results = [_exit(sums[key][0] if key in sums else nodes[key[0]].output(key[1])) for key in outputs]
-            model = ov.Model(results, parameters + added)
-            self._requests = compiled_exactly(model, bf16=bf16, threads=threads, side_by_side=side_by_side)
+                ov.Model([ops.result(ends[key]) for key in shifted], parameters).validate_nodes_and_infer_types()
+            self._shifted: dict[TensorKey, ov.PartialShape] = {}
+            for key in shifted:
+                readers = [port for port in ends[key].get_target_inputs() if port.get_node().get_name() in within]
+                cut += [(port, ends[key]) for port in readers]
+                ends[key], parameter = _shifted(ends[key], readers)
+                self._shifted[key] = parameter.get_partial_shape()
+                parameters.append(parameter)
+            halves = {key: ends[key].get_element_type().to_string() in _HALF for key in outputs}
+            results = [ops.result(ops.convert(ends[key], "f32") if halves[key] else ends[key]) for key in outputs]
+            model = ov.Model(results, parameters)
+            self._requests = Requests(model, bf16=bf16, threads=threads, side_by_side=side_by_side)
+        finally:
+            for port, tensor in reversed(cut):
+                port.replace_source_output(tensor)
         graph.give_back(begin, end)
         self._outputs = outputs
-        self._shifted = {key: one.get_partial_shape() for key, one in zip(shifted, added, strict=True)}
 
     def run(
         self, store: Store, windows: int, shifts: Mapping[TensorKey, Sequence[NDArray[Any]]] | None = None
@@ -363,12 +366,12 @@ class CompiledPiece:
             self._requests.stop()
 
 
-def entrance(tensor: ov.Output, store: Store, key: TensorKey) -> tuple[ov.Output, ov.Node | None]:
+def _entrance(tensor: ov.Output, kept: Kept) -> tuple[ov.Output, ov.Node | None]:
     """What a tensor from outside comes in by, brought to the tensor's own type: a Parameter, or a Constant for a value
     that is the same in all windows and no input of the model."""
-    own, shape, value = tensor.get_element_type().to_string(), store.find(key).shape, store.find(key).value
-    if value is not None and tensor.get_node().get_type_name() != "Parameter":
-        node, parameter = ops.constant(value), None
+    own, shape = tensor.get_element_type().to_string(), kept.shape
+    if kept.value is not None and tensor.get_node().get_type_name() != "Parameter":
+        node, parameter = ops.constant(kept.value), None
     else:
         node = parameter = ops.parameter(
             # A dimension that is 0 in every window is left open: the CPU plugin divides by it when it compiles.
@@ -378,25 +381,8 @@ def entrance(tensor: ov.Output, store: Store, key: TensorKey) -> tuple[ov.Output
     return (ops.convert(node, own) if own in _HALF else node).output(0), parameter
 
 
-@contextmanager
-def in_place_of(constant: ov.Node, other: ov.Node) -> Iterator[None]:
-    """While the block runs the readers of `constant` read `other`; its type may be another only where a Convert follows
-    anyway."""
-    own = constant.get_output_element_type(0).to_string()
-    readers = list(constant.output(0).get_target_inputs())
-    for port in readers:
-        fits = other.get_output_element_type(0).to_string() == own or port.get_node().get_type_name() == "Convert"
-        port.replace_source_output((other if fits else ops.convert(other, own)).output(0))
-    try:
-        yield
-    finally:
-        for port in readers:
-            port.replace_source_output(constant.output(0))
-
-
-def _shifted(tensor: ov.Output, within: Container[str]) -> tuple[ov.Output, ov.Node]:
-    """A tensor plus a Parameter, which the piece's operations read in its place, and the Parameter."""
-    readers = [port for port in tensor.get_target_inputs() if port.get_node().get_name() in within]
+def _shifted(tensor: ov.Output, readers: Sequence[Any]) -> tuple[ov.Output, ov.Node]:
+    """A tensor plus a Parameter, which its readers get in its place, and the Parameter."""
     shape = tensor.get_partial_shape()
     parameter = ops.parameter(shape if shape.is_static else ov.PartialShape([-1] * len(shape)), ov.Type.f32)
     added = ops.convert_like(parameter, tensor)
@@ -407,11 +393,6 @@ def _shifted(tensor: ov.Output, within: Container[str]) -> tuple[ov.Output, ov.N
     for port in readers:
         port.replace_source_output(total)
     return total, parameter
-
-
-def _exit(tensor: ov.Output) -> ov.Node:
-    half = tensor.get_element_type().to_string() in _HALF
-    return ops.result(ops.convert(tensor, "f32") if half else tensor)
 
 
 Receive = Callable[[int, TensorKey, NDArray[Any]], None]
@@ -455,54 +436,43 @@ class Stream:
         What later operations read is kept in the store. The `watched` tensors are handed to their function, or are
         kept as well where it is None. The `forced` ones are not computed but taken from the store.
         """
-        self._nodes = self._nodes or self.graph.model.clone().get_ordered_ops()
-        ends = self.graph.level_ends
+        graph, ends = self.graph, self.graph.level_ends
+        self._nodes = self._nodes or graph.model.clone().get_ordered_ops()
         middle = min(max(ends[0], begin), end) if self.bf16 and ends else begin
-        before = split(self.graph, begin, middle, self.limit)
-        for first, last in (*before, *split(self.graph, middle, end, self.limit)):
-            self._run(first, last, watched, forced, bf16=self.bf16 and first >= middle)
-            self.graph.give_back(first, last)
+        before = split(graph, begin, middle, self.limit)
+        for first, last in (*before, *split(graph, middle, end, self.limit)):
+            within = graph.order[first:last]
+            made = {(index, port) for index in within for port in range(graph.nodes[index].get_output_size())}
+            kept = set(graph.outputs_of(first, last)) - set(forced)
+            kept |= {key for key, receive in watched.items() if receive is None} & made
+            # What stands for weights that are read here, where it is not the model's constant.
+            read, given = (
+                {name for place in range(first, last) for name in at.get(place, ())}
+                for at in (graph.layers, graph.given_at)
+            )
+            replaced = {name: graph.given[name]() for name in sorted(given - self._replaced.keys())}
+            piece = CompiledPiece(
+                graph,
+                self._nodes,
+                first,
+                last,
+                self.store,
+                sorted(kept | (made & watched.keys())),
+                forced=[key for key in forced if key in made],
+                replaced=replaced | {name: node for name, node in self._replaced.items() if name in read},
+                bf16=self.bf16 and first >= middle,
+                threads=self.threads,
+                side_by_side=self.side_by_side,
+            )
+            for window, outputs in piece.run(self.store, self.windows):
+                for key, array in outputs.items():
+                    if key in kept:
+                        self.store.put(key, window, array)
+                    if receive := watched.get(key):
+                        receive(window, key, array)
+                self.tick(1)
+            graph.give_back(first, last)
             self.forget(last, watched, since=begin)
-
-    def _run(
-        self,
-        begin: int,
-        end: int,
-        watched: Mapping[TensorKey, Receive | None],
-        forced: Sequence[TensorKey],
-        bf16: bool,
-    ) -> None:
-        """The operations of one piece; see `advance`."""
-        graph = self.graph
-        sizes = {index: graph.nodes[index].get_output_size() for index in graph.order[begin:end]}
-        made = {(index, port) for index, size in sizes.items() for port in range(size)}
-        kept = set(graph.outputs_of(begin, end)) - set(forced)
-        kept |= {key for key, receive in watched.items() if receive is None} & made
-        # What stands for weights that are read here, where it is not the model's constant.
-        read, given = (
-            {name for place in range(begin, end) for name in at.get(place, ())} for at in (graph.layers, graph.given_at)
-        )
-        replaced = {name: graph.given[name]() for name in sorted(given - self._replaced.keys())}
-        piece = CompiledPiece(
-            graph,
-            self._nodes,
-            begin,
-            end,
-            self.store,
-            sorted(kept | (made & watched.keys())),
-            forced=[key for key in forced if key in made],
-            replaced=replaced | {name: node for name, node in self._replaced.items() if name in read},
-            bf16=bf16,
-            threads=self.threads,
-            side_by_side=self.side_by_side,
-        )
-        for window, outputs in piece.run(self.store, self.windows):
-            for key, array in outputs.items():
-                if key in kept:
-                    self.store.put(key, window, array)
-                if receive := watched.get(key):
-                    receive(window, key, array)
-            self.tick(1)
 
     def forget(self, front: int, kept: Container[TensorKey], since: int | None = None) -> None:
         """Drop tensors from before the front that nothing at or after it reads, and replaced weights likewise.

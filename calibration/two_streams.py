@@ -3,7 +3,7 @@
     with open_streams(model, weights, samples) as streams:
         for stage in streams:                            # in graph order
             for layer_input in stage.inputs:             # q, k, v share one; gate, up share one
-                seen = layer_input.measure(drift=True)
+                seen = layer_input.measure()
                 for name in layer_input.weights:
                     stage.replace(name, compress(name, seen))
 
@@ -20,9 +20,9 @@ that several layers share belongs to the first stage that reads it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
@@ -39,7 +39,7 @@ from ov_weight_compression.calibration.grams import BATCH_ROWS, GramSums, Kernel
 from ov_weight_compression.calibration.runner import Pool, Store, Stream, feed
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.printing import progress_bar
-from ov_weight_compression.ir_utils.types import Array, Float32
+from ov_weight_compression.ir_utils.types import Array
 from ov_weight_compression.ir_utils.worker_pool import default_threads
 from ov_weight_compression.patterns import Sources, Weight
 
@@ -47,58 +47,15 @@ _TOGETHER = 1 << 26
 """Levels of a single stream are run at once for fewer compilations, and activations that are never stored."""
 
 
-_Outputs = tuple[TensorKey, int]
-"""The outputs of a layer in the float model, which may stand beside its input in place of what the input is there, and
-how many channels they have."""
-
-
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class LayerInput:
-    """A tensor that some layers of a stage read. Its activations wait in the streams' stores until it is measured."""
+    """A tensor that some layers of a stage read."""
 
     weights: tuple[str, ...]
     """Names of the weights that are multiplied with it."""
-    tap: Tap
-    exact: Stream
-    compressed: Stream
-    kernels: Kernels
-    measured: Callable[[], object]
-    """Called when it has been."""
-    sums: GramSums | None = None
-    """Where they have been taken while the model ran."""
-    outputs: _Outputs | None = None
-    left_out: bool = False
-    """After `measure`: whether rows were left out because the model gave values there that are not finite."""
-
-    @property
-    def same(self) -> bool:
-        """Both streams hold the same tensor: nothing that it depends on has been replaced."""
-        return self.tap.key not in self.compressed.store.entries or self.compressed is self.exact
-
-    def measure(self, *, drift: bool = False) -> Seen:
-        """Ĥ over all windows and, if asked for, D or Σ y x̂ᵀ. Each takes in² floats at most until the caller drops it;
-        once only."""
-        sums, tap, exact, hat = self.sums, self.tap, self.exact, self.exact if self.same else self.compressed
-        if sums is None:
-            sums = GramSums(tap.width, self.kernels, None if self.outputs is None else self.outputs[1])
-            for window in range(exact.windows):
-                beside = None
-                if drift and not self.same and self.outputs is None:
-                    beside = _rows(tap, exact.store.get(tap.key, window))
-                elif drift and not self.same and self.outputs is not None:
-                    key, channels = self.outputs
-                    beside = np.asarray(exact.store.get(key, window), np.float32).reshape(1, -1, channels)
-                sums.add(_rows(tap, hat.store.get(tap.key, window)), beside)
-        self.sums, seen = None, sums.result()
-        self.left_out = sums.left_out
-        self.measured()
-        return seen
-
-
-def _rows(tap: Tap, array: Array) -> Float32:
-    """What a tap looks at, [experts, rows, in]."""
-    x = rows_by_expert(array, tap.reduction, tap.batch)
-    return x.reshape(len(x), -1, tap.width)
+    measure: Callable[[], Seen]
+    """Ĥ over all windows and, where the streams differ, D or Σ y x̂ᵀ. Each takes in² floats at most until the caller
+    drops it; once only."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,12 +65,9 @@ class Stage:
     inputs: tuple[LayerInput, ...]
     others: tuple[str, ...]
     """Weights that meet no activation, first read here."""
+    weights: tuple[str, ...]
+    """All weights that belong to the stage."""
     _compressed: Stream | None
-
-    @property
-    def weights(self) -> tuple[str, ...]:
-        """Names of all weights that belong to the stage."""
-        return (*(name for one in self.inputs for name in one.weights), *self.others)
 
     def replace(self, name: str, values: NDArray[Any]) -> None:
         """From here on the compressed stream has `values` (f32 or f16, the constant's own shape) as weight `name`."""
@@ -121,179 +75,6 @@ class Stage:
             raise OptionError(f"weight '{name}' is not of this stage: those are {', '.join(self.weights)}")
         if self._compressed is not None:
             self._compressed.replace(name, values)
-
-
-@dataclass(frozen=True, eq=False)
-class _Run:
-    """Operations that are run at once: of one level of the graph or of several."""
-
-    begin: int
-    end: int
-    """Their places in the graph's order."""
-    stages: list[tuple[list[Tap], tuple[str, ...]]]
-    """For each level the taps that layers above it read, and the weights there that have no tap; each weight once."""
-    routes: list[TensorKey]
-    """Choices of rows that are made here; see `ActivationGraph.routes`."""
-
-    @property
-    def taps(self) -> list[Tap]:
-        return [tap for taps, _ in self.stages for tap in taps]
-
-
-@dataclass(eq=False)
-class Streams:
-    """Iterates over the stages of a model. Use `open_streams`."""
-
-    graph: ActivationGraph
-    exact: Stream
-    compressed: Stream | None
-    quiet: bool
-    measured: Container[str] | None
-    ahead: Executor
-    together: int
-    outputs: Container[str]
-
-    def __post_init__(self) -> None:
-        levels = _plan(self.graph)
-        self._stages = max((number for number, level in enumerate(levels, 1) if any(level.stages[0])), default=0)
-        seen, behind = levels[: self._stages], levels[self._stages : self._stages + 1]
-        self._kernels, self._kernels_ahead = Kernels(), Kernels()
-        self._outputs = {} if self.compressed is None else self._find_outputs(seen)
-        """By the tap's tensor."""
-        # One level more, where nothing is decided, if the outputs of a layer are made there.
-        here = all(self.graph.place[key[0]] < seen[-1].end for key, _ in self._outputs.values())
-        self._runs = list(self._joined(seen)) if self.compressed is None else seen
-        self._behind = [] if here else behind
-
-    def __len__(self) -> int:
-        return self._stages
-
-    def __iter__(self) -> Iterator[Stage]:
-        runs = [*self._runs, *self._behind]
-        begun: list[Future[dict[Tap, GramSums]]] = []
-        lead = 2 if self._outputs else 1  # a layer's outputs are made when the next level is
-
-        def begin(number: int) -> None:
-            """It and all before it, once, whoever asks first."""
-            for one in runs[len(begun) : number + 1]:
-                begun.append(self.ahead.submit(self._run_exact if self.compressed else self._run_one, one))
-
-        with progress_bar(quiet=self.quiet) as bar:
-            advance = bar.start("Layer by layer", self._stages)
-            for number, run in enumerate(self._runs):
-                begin(number)
-                sums = begun[number].result()
-                if any(tap.key in self._outputs for tap in run.taps):
-                    begin(number + 1)
-                    begun[number + 1].result()
-                self._follow(run)
-                begin_next = partial(begin, number + lead)
-                if self.compressed is None or not run.taps:  # there is nothing to be measured first
-                    begin_next()
-                for taps, others in run.stages:
-                    inputs = tuple(
-                        LayerInput(
-                            tap.weights,
-                            tap,
-                            self.exact,
-                            self.compressed or self.exact,
-                            self._kernels,
-                            begin_next,
-                            sums.pop(tap, None),  # Gram matrices are large: what has been given is not kept here
-                            self._outputs.get(tap.key),
-                        )
-                        for tap in taps
-                    )
-                    yield Stage(inputs, others, self.compressed)
-                    advance(1)
-
-    def _joined(self, levels: Sequence[_Run]) -> Iterator[_Run]:
-        """The levels that are run at once: as many as are not large. The first one is run by itself."""
-        run: _Run | None = None
-        for level in levels:
-            if run is None:
-                run = level
-                continue
-            both = _Run(run.begin, level.end, [*run.stages, *level.stages], [*run.routes, *level.routes])
-            if run is levels[0] or self._size(both) > self.together:
-                yield run
-                both = level
-            run = both
-        if run is not None:
-            yield run
-
-    def _size(self, run: _Run) -> int:
-        """Bytes of the weights that the operations take, and of the sums of what is looked at behind them."""
-        weights = {key: size for place in range(run.begin, run.end) for key, size in self.graph.loads.get(place, ())}
-        rows = [prod(size for _, size in tap.batch) * (tap.width + BATCH_ROWS) for tap in run.taps]
-        return sum(weights.values()) + sum(4 * tap.width * each for tap, each in zip(run.taps, rows, strict=True))
-
-    def _follow(self, run: _Run) -> None:
-        """The float stream is behind these operations: take the compressed one there too, and forget what nothing
-        reads."""
-        watched = dict.fromkeys([tap.key for tap in run.taps])
-        if self.compressed is None:
-            self.exact.forget(run.end, watched.keys() - {tap.key for tap in self._made(run)})
-            return
-        if self.compressed.changed:
-            self.compressed.advance(run.begin, run.end, watched, forced=run.routes)
-            self.compressed.forget(run.end, watched)
-        self.exact.forget(run.end, watched)
-
-    def _run_exact(self, run: _Run) -> dict[Tap, GramSums]:
-        """Take the float stream behind these operations, keeping what is looked at there."""
-        place = self.graph.place
-        made = {key: tap for tap, (key, _) in self._outputs.items() if run.begin <= place[key[0]] < run.end}
-        self.exact.advance(run.begin, run.end, dict.fromkeys([*(tap.key for tap in run.taps), *run.routes, *made]))
-        for tap in made.values():  # its outputs stand for it, and the compressed stream will have one of its own
-            if self.compressed is not None and self.compressed.changed and self.graph.last_use[tap] < run.end:
-                self.exact.store.drop(tap)
-        return {}
-
-    def _run_one(self, run: _Run) -> dict[Tap, GramSums]:
-        """The same where there is no other stream: what is kept are the sums of what is measured, by the tap."""
-        sums = {
-            tap: GramSums(tap.width, self._kernels_ahead)
-            for tap in self._made(run)
-            if self.measured is None or any(name in self.measured for name in tap.weights)
-        }
-
-        def receive(window: int, key: TensorKey, array: Array) -> None:
-            for tap, one in sums.items():
-                if tap.key == key:
-                    one.add(_rows(tap, array))
-
-        self.exact.advance(run.begin, run.end, {tap.key: receive for tap in sums})
-        for one in sums.values():
-            one.finish()
-        return sums
-
-    def _made(self, run: _Run) -> list[Tap]:
-        """The taps whose tensors these operations make."""
-        return [tap for tap in run.taps if run.begin <= self.graph.place.get(tap.key[0], -1) < run.end]
-
-    def _find_outputs(self, levels: Sequence[_Run]) -> dict[TensorKey, _Outputs]:
-        """By the tap's tensor: where its one reader is `x Wᵀ`, with fewer outputs than inputs, so that the last
-        dimension of each holds its channels."""
-        found: dict[TensorKey, _Outputs] = {}
-        for tap in [tap for level in levels for tap in level.taps]:
-            readers = [use for use in self.graph.uses if use.tap is not None and use.tap[0] == tap.key]
-            measured = [name for name in tap.weights if self.measured is None or name in self.measured]
-            own = [use for use in readers if use.weight.name in measured]
-            if not len(measured) == len(own) == 1 == len({use.tap for use in readers}):
-                continue
-            use, role = own[0], own[0].consumer.role
-            if (
-                use.weight.name in self.outputs
-                and self.graph.nodes[use.layer].get_type_name() == "MatMul"
-                and (tap.reduction, tap.batch) == ((-1,), ())
-                and role.activation is not None
-                and role.activation.port == 0
-                and len(use.weight.shape) == 2
-                and use.weight.rows < use.weight.columns
-            ):
-                found[tap.key] = ((use.layer, 0), use.weight.rows)
-        return found
 
 
 @contextmanager
@@ -310,41 +91,229 @@ def open_streams(
     bf16: bool = False,
     together: int = _TOGETHER,
     outputs: Container[str] = (),
-) -> Iterator[Streams]:
+) -> Iterator[Iterator[Stage]]:
     """Run `samples` through `model` stage by stage; see the module for how it is used.
 
     `weights` are those that the caller may replace; the model itself is not changed. With `compressed=False` there is
-    the float stream only, at half the time: replacements change nothing and every `LayerInput` is `same`. `sources` say
-    where the weights' values come from, the model's constants by default. `measured` names the weights whose inputs
-    will be measured, all by default. With `bf16` layers are computed in it where the CPU is made for that.
-    `together`: bytes of weights and Gram matrices up to which levels of a single stream are run at once. `outputs`:
-    weights for which Σ y x̂ᵀ will do in place of D, where they have fewer outputs than inputs.
+    the float stream only, at half the time, and replacements change nothing. `sources` say where the weights' values
+    come from, the model's constants by default. `measured` names the weights whose inputs will be measured, all by
+    default. With `bf16` layers are computed in it where the CPU is made for that. `together`: bytes of weights and Gram
+    matrices up to which levels of a single stream are run at once. `outputs`: weights for which Σ y x̂ᵀ will do in place
+    of D, where they have fewer outputs than inputs.
     """
     graph = read_graph(model, weights, values=sources)
-    half = max(default_threads() // 2, 1)
-    with Pool(calibration_memory // 4) as pool, ThreadPoolExecutor(1) as ahead, blas_threads(half):
-        store = Store(pool)
+    measured = {weight.name for weight in weights} if measured is None else measured
+    levels = _levels(graph)
+    stages = max((number for number, level in enumerate(levels, 1) if level.weights), default=0)
+    half, limit = max(default_threads() // 2, 1), calibration_memory // 6
+    with (
+        closing(Pool(calibration_memory // 4)) as pool,
+        progress_bar(quiet=quiet) as bar,
+        ThreadPoolExecutor(1) as ahead,
+        blas_threads(half),
+    ):
+        store, tick = Store(pool), bar.start("Layer by layer", stages)
         windows = feed(graph, store, samples)
-        limit = calibration_memory // 6
-        exact = Stream(graph, store, windows, limit, bf16=bf16, threads=half if compressed else 0)
-        second = Stream(graph, Store(pool, store), windows, limit, bf16=bf16, side_by_side=2) if compressed else None
-        yield Streams(graph, exact, second, quiet, measured, ahead, together, outputs)
+        if not compressed:
+            exact = Stream(graph, store, windows, limit, bf16=bf16)
+            yield _one_stream(exact, levels[:stages], measured, together, ahead, tick)
+            return
+        exact = Stream(graph, store, windows, limit, bf16=bf16, threads=half)
+        second = Stream(graph, Store(pool, store), windows, limit, bf16=bf16, side_by_side=2)
+        instead = _outputs_for_inputs(graph, levels[:stages], measured, outputs)
+        # One level more, where nothing is decided, if the outputs of a layer are made there.
+        more = any(graph.place[key[0]] >= levels[stages - 1].end for key in instead.values())
+        yield _two_streams(exact, second, levels[: stages + more], stages, instead, ahead, tick)
 
 
-def _plan(graph: ActivationGraph) -> list[_Run]:
-    """The levels of the graph."""
+@dataclass(frozen=True, eq=False)
+class _Level:
+    """The operations of one level of the graph, and what can be decided behind them."""
+
+    begin: int
+    end: int
+    """Their places in the graph's order."""
+    taps: tuple[Tap, ...]
+    """What layers above them read; each weight in one of them."""
+    others: tuple[str, ...]
+    """Weights of those layers that have no tap."""
+    weights: tuple[str, ...]
+    """Of the taps, and the others."""
+    routes: tuple[TensorKey, ...]
+    """Choices of rows that are made here; see `ActivationGraph.routes`."""
+
+
+def _levels(graph: ActivationGraph) -> list[_Level]:
     levels, seen, begin = [], set[str](), 0
     for level, end in enumerate(graph.level_ends):
         following = (*graph.level_ends, len(graph.order))[level + 1]
-        taps = []
+        taps: list[Tap] = []
         for tap in graph.taps:
             names = tuple(name for name in tap.weights if name not in seen)
             if tap.level == level and names:
                 taps.append(replace(tap, weights=names))
                 seen.update(names)
         read = {name for place in range(end, following) for name in graph.layers.get(place, ())}
-        routes = [key for key in graph.routes if begin <= graph.place[key[0]] < end]
-        levels.append(_Run(begin, end, [(taps, tuple(sorted(read - seen)))], routes))
+        others = tuple(sorted(read - seen))
+        weights = (*(name for tap in taps for name in tap.weights), *others)
+        routes = tuple(key for key in graph.routes if begin <= graph.place[key[0]] < end)
+        levels.append(_Level(begin, end, tuple(taps), others, weights, routes))
         seen |= read
         begin = end
     return levels
+
+
+def _two_streams(
+    exact: Stream,
+    compressed: Stream,
+    levels: Sequence[_Level],
+    stages: int,
+    outputs: Mapping[TensorKey, TensorKey],
+    ahead: Executor,
+    tick: Callable[[int], None],
+) -> Iterator[Stage]:
+    """The stages, which are the first of the levels.
+
+    `outputs`: the outputs of a layer, by the tensor that it reads: those of the float model stand beside the compressed
+    stream's input in place of what the input is there.
+    """
+    begun: list[Future[None]] = []
+    kernels: Kernels = {}
+    lead = 2 if outputs else 1  # a layer's outputs are made when the next level is
+
+    def begin(number: int) -> None:
+        """Let the float stream take a level and all before it, once, whoever asks first."""
+        for level in levels[len(begun) : number + 1]:
+            begun.append(ahead.submit(_run_exact, exact, level, outputs, compressed))
+
+    for number, level in enumerate(levels[:stages]):
+        last = number + any(tap.key in outputs for tap in level.taps)
+        begin(last)
+        begun[last].result()
+        watched = dict.fromkeys(tap.key for tap in level.taps)
+        if compressed.changed:
+            compressed.advance(level.begin, level.end, watched, forced=level.routes)
+            compressed.forget(level.end, watched)
+        exact.forget(level.end, watched)
+        begin_next = partial(begin, number + lead)
+        if not level.taps:  # there is nothing to be measured first
+            begin_next()
+        inputs = []
+        for tap in level.taps:
+            # The same where nothing that it depends on has been replaced.
+            hat = compressed.store if tap.key in compressed.store.entries else None
+            measure = partial(_measured, tap, exact, hat, outputs.get(tap.key), kernels, begin_next)
+            inputs.append(LayerInput(tap.weights, measure))
+        yield Stage(tuple(inputs), level.others, level.weights, compressed)
+        tick(1)
+
+
+def _run_exact(exact: Stream, level: _Level, outputs: Mapping[TensorKey, TensorKey], compressed: Stream) -> None:
+    """Take the float stream behind a level, keeping what is looked at there."""
+    place = exact.graph.place
+    made = {key: tap for tap, key in outputs.items() if level.begin <= place[key[0]] < level.end}
+    exact.advance(level.begin, level.end, dict.fromkeys([*(tap.key for tap in level.taps), *level.routes, *made]))
+    for tap in made.values():  # its outputs stand for it, and the compressed stream will have one of its own
+        if compressed.changed and exact.graph.last_use[tap] < level.end:
+            exact.store.drop(tap)
+
+
+def _measured(
+    tap: Tap, exact: Stream, hat: Store | None, outputs: TensorKey | None, kernels: Kernels, then: Callable[[], None]
+) -> Seen:
+    """What all windows show of a tap, whose tensors are in the stores of both streams, or in the float stream's alone
+    where `hat` is None; `then` is called when they have been seen."""
+    sums = GramSums(tap.width, kernels, outputs is not None)
+    for window in range(exact.windows):
+        beside: Array | None = None
+        if hat is not None and outputs is not None:
+            beside = np.asarray(exact.store.get(outputs, window), np.float32)
+        elif hat is not None:
+            beside = rows_by_expert(exact.store.get(tap.key, window), tap.reduction, tap.batch)
+        x = (exact.store if hat is None else hat).get(tap.key, window)
+        sums.add(rows_by_expert(x, tap.reduction, tap.batch), beside)
+    seen = sums.result()
+    then()
+    return seen
+
+
+def _outputs_for_inputs(
+    graph: ActivationGraph, levels: Sequence[_Level], measured: Container[str], wanted: Container[str]
+) -> dict[TensorKey, TensorKey]:
+    """The outputs that may stand for a layer's input, by the tensor of that: where its one reader is one of the
+    `wanted` and is `x Wᵀ`, with fewer outputs than inputs, so that the last dimension of each holds its channels."""
+    found: dict[TensorKey, TensorKey] = {}
+    for tap in [tap for level in levels for tap in level.taps]:
+        readers = [use for use in graph.uses if use.tap is not None and use.tap[0] == tap.key]
+        names = [name for name in tap.weights if name in measured]
+        own = [use for use in readers if use.weight.name in names]
+        if not len(names) == len(own) == 1 == len({use.tap for use in readers}):
+            continue
+        use, role = own[0], own[0].consumer.role
+        if (
+            use.weight.name in wanted
+            and graph.nodes[use.layer].get_type_name() == "MatMul"
+            and (tap.reduction, tap.batch) == ((-1,), ())
+            and role.activation is not None
+            and role.activation.port == 0
+            and len(use.weight.shape) == 2
+            and use.weight.rows < use.weight.columns
+        ):
+            found[tap.key] = (use.layer, 0)
+    return found
+
+
+def _one_stream(
+    exact: Stream,
+    levels: Sequence[_Level],
+    measured: Container[str],
+    together: int,
+    ahead: Executor,
+    tick: Callable[[int], None],
+) -> Iterator[Stage]:
+    """The stages of the float stream alone: levels that are not large run at once, but for the first, and what is
+    measured is summed up meanwhile."""
+    runs: list[list[_Level]] = []
+    for level in levels:
+        if len(runs) > 1 and _size(exact.graph, [*runs[-1], level]) <= together:
+            runs[-1].append(level)
+        else:
+            runs.append([level])
+    kernels: Kernels = {}
+    sums = (ahead.submit(_summed, exact, run, measured, kernels) for run in runs)  # each begins when it is asked for
+    begun = next(sums, None)
+    for run in runs:
+        assert begun is not None
+        seen = begun.result()
+        exact.forget(run[-1].end, ())
+        begun = next(sums, None)
+        for level in run:
+            # Gram matrices are large: what has been given is not kept here.
+            inputs = tuple(LayerInput(tap.weights, partial(seen.pop, tap)) for tap in level.taps)
+            yield Stage(inputs, level.others, level.weights, None)
+            tick(1)
+
+
+def _size(graph: ActivationGraph, run: Sequence[_Level]) -> int:
+    """Bytes of the weights that the operations take, and of the sums of what is looked at behind them."""
+    places, taps = range(run[0].begin, run[-1].end), [tap for level in run for tap in level.taps]
+    weights = {key: size for place in places for key, size in graph.loads.get(place, ())}
+    rows = [prod(size for _, size in tap.batch) * (tap.width + BATCH_ROWS) for tap in taps]
+    return sum(weights.values()) + sum(4 * tap.width * each for tap, each in zip(taps, rows, strict=True))
+
+
+def _summed(exact: Stream, run: Sequence[_Level], measured: Container[str], kernels: Kernels) -> dict[Tap, Seen]:
+    """Take the stream behind some levels; what that shows of the taps that are measured."""
+    taps = [tap for level in run for tap in level.taps if any(name in measured for name in tap.weights)]
+    sums = {tap: GramSums(tap.width, kernels) for tap in taps}
+
+    def receive(window: int, key: TensorKey, array: Array) -> None:
+        for tap, one in sums.items():
+            if tap.key == key:
+                one.add(rows_by_expert(array, tap.reduction, tap.batch))
+
+    for key in {tap.key for tap in sums} & exact.store.entries.keys():  # inputs of the model
+        for window in range(exact.windows):
+            receive(window, key, exact.store.get(key, window))
+    exact.advance(run[0].begin, run[-1].end, dict.fromkeys((tap.key for tap in sums), receive))
+    return {tap: one.result() for tap, one in sums.items()}

@@ -15,9 +15,9 @@ alone, in int4_asym in groups of 32, then leaves .009 nats in the head, where th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -33,11 +33,11 @@ from ov_weight_compression.passes.plan import Algorithm, Plan, PlannedWeight, St
 from ov_weight_compression.patterns import Kind
 from ov_weight_compression.quantization.encode import decode_rows, encode_rows
 from ov_weight_compression.quantization.formats import Encoded, Spec, join_rows
-from ov_weight_compression.quantization.gptq import DAMPING, Hessian, Step, fit_rows, hessian_of, input_correction
+from ov_weight_compression.quantization.gptq import Hessian, Step, fit_rows, hessian_of, input_correction
 from ov_weight_compression.quantization.reference import tensor_scale_of
 
 if TYPE_CHECKING:
-    from ov_weight_compression.calibration import LayerInput, Seen, Stage
+    from ov_weight_compression.calibration import LayerInput, Seen
 
 
 def code_shared_tables(plan: Plan, data: Measurements, spool: Spool) -> dict[str, StoredWeight]:
@@ -69,7 +69,6 @@ def code_shared_tables(plan: Plan, data: Measurements, spool: Spool) -> dict[str
         quiet=data.options.quiet,
         sources=data.sources,
     )
-    damping = DAMPING if method.tuning.gptq_damping is None else method.tuning.gptq_damping
     stored = {}
     for one in tables:
         name = one.weight.name
@@ -77,7 +76,8 @@ def code_shared_tables(plan: Plan, data: Measurements, spool: Spool) -> dict[str
             continue
         try:
             matrix = plan.sources.by_name[name].read_all()
-            encoded = fit_rows(matrix, one.spec, hessian_of(grams[name], damping=damping), method.steps)
+            hessian = hessian_of(grams[name], damping=method.tuning.gptq_damping)
+            encoded = fit_rows(matrix, one.spec, hessian, method.steps)
         except (ValueError, np.linalg.LinAlgError) as error:
             if isinstance(error, CompressionError):
                 raise
@@ -104,9 +104,10 @@ def encode_layer_by_layer(plan: Plan, data: Measurements) -> tuple[Plan, tuple[s
         return plan, ()
     from ov_weight_compression.calibration import open_streams
 
-    method = plan.method
-    encoded = _Encoded(wanted, plan, data.options.executor)
-    encoded.weights |= code_shared_tables(plan, data, encoded.spool)
+    method, executor, spool = plan.method, data.options.executor, Spool()
+    stored = code_shared_tables(plan, data, spool)
+    adapters: dict[str, StoredAdapters | None] = {}  # None where there is nothing to correct
+    left_out: list[str] = []
     with open_streams(
         data.model,
         [one.weight for one in plan.weights],
@@ -118,104 +119,33 @@ def encode_layer_by_layer(plan: Plan, data: Measurements) -> tuple[Plan, tuple[s
         measured=wanted,
         outputs={name for name, one in wanted.items() if not plan.folding.touches(one.weight)},
         bf16=all(one.spec.format.bits <= _COARSE for one in wanted.values()),
-    ) as streams:
-        for stage in streams:
-            encoded.take(stage)
-    weights = tuple(replace(one, stored=encoded.weights.get(one.weight.name)) for one in plan.weights)
-    return replace(plan, weights=weights, adapters=encoded.adapters), tuple(encoded.left_out)
-
-
-@dataclass
-class _Encoded:
-    """What has been encoded of the wanted weights so far, by the weight's name."""
-
-    wanted: Mapping[str, PlannedWeight]
-    plan: Plan
-    executor: Executor | None = None
-    """What codes the layers; this thread where there is none."""
-    spool: Spool = field(default_factory=Spool)
-    weights: dict[str, StoredWeight] = field(default_factory=dict)
-    adapters: dict[str, StoredAdapters | None] = field(default_factory=dict)
-    """None where there is nothing to correct."""
-    left_out: list[str] = field(default_factory=list)
-
-    def take(self, stage: Stage) -> None:
-        """Encode every wanted weight of a stage; the layers after it see the result, and tables that were coded."""
-        method, values_of = self.plan.method, self.plan.sources.unfolded
-        for name in stage.others:
-            if name in self.weights and method.two_streams:
-                one = self.wanted[name]
-                values = decode_rows(self.weights[name].everything(), one.spec)
-                stage.replace(name, values_of(one.weight, values.astype(np.float16)))
-        batches = (batch for layer_input in stage.inputs for batch in self._batches(layer_input))
-        for batch in batches if self.executor is None else list(batches):
-            try:
-                self._store(*batch, stage)
-            except (ValueError, np.linalg.LinAlgError) as error:
-                if isinstance(error, CompressionError):
-                    raise
-                raise WorkError(f"{', '.join(one.weight.name for one in batch[0])}: {error}") from error
-
-    def _batches(self, layer_input: LayerInput) -> Iterator[_Batch]:
-        """The wanted weights that read one input, in batches that an executor is at work on, where there is one."""
-        wanted = [self.wanted[name] for name in layer_input.weights if name in self.wanted]
-        if not wanted:
-            return
-        method, columns = self.plan.method, self.plan.folding.columns
-        seen = layer_input.measure(drift=method.two_streams)
-        self.left_out += [one.weight.name for one in wanted] if layer_input.left_out else []
-        elements = sum(one.weight.elements for one in wanted)
-        infos: dict[int, list[HessianInfo]] = {}
-        for together in self._together(wanted):
-            first = together[0]
-            factors = columns.get(first.weight.name)
-            if id(factors) not in infos:
-                infos[id(factors)] = _hessian_info_of(seen, elements, factors, method.tuning.gptq_damping)
-            known = infos[id(factors)]
-            matrices = [self.plan.sources[one.weight].read_all() for one in together]
-            rows = matrices[0] if len(matrices) == 1 else np.concatenate(matrices)
-            scale = tensor_scale_of(first.absmax, first.spec.format)
-            code = partial(_encode_layer, rows, first.spec, known, method.steps, scale)
-            yield together, matrices, known, code if self.executor is None else self.executor.submit(code).result
-
-    def _together(self, wanted: Iterable[PlannedWeight]) -> Iterator[list[PlannedWeight]]:
-        """Weights whose rows can be encoded as those of one: stored alike, scaled alike, without experts."""
-        batch: list[PlannedWeight] = []
-        columns = self.plan.folding.columns
-        for one in wanted:
-            if batch and not (
-                one.spec == batch[0].spec
-                and not one.spec.format.tensor_scale
-                and Kind.EXPERTS not in (one.weight.kind, batch[0].weight.kind)
-                and columns.get(one.weight.name) is columns.get(batch[0].weight.name)  # the same fold
-                and sum(each.weight.elements for each in (*batch, one)) <= _TOGETHER
-            ):
-                yield batch
-                batch = []
-            batch.append(one)
-        yield batch
-
-    def _store(
-        self,
-        planned: Sequence[PlannedWeight],
-        matrices: Sequence[Float32],
-        known: list[HessianInfo],
-        coded: Callable[[], Encoded],
-        stage: Stage,
-    ) -> None:
-        """Keep a batch's codes, fit adapters where they are asked for, and let the stage have the values."""
-        method, encoded, begin = self.plan.method, coded(), 0
-        for one, matrix in zip(planned, matrices, strict=True):
-            name, own = one.weight.name, encoded.rows(begin, begin + len(matrix))
-            begin += len(matrix)
-            self.weights[name] = keep(own, self.spool)
-            values: Array = decode_rows(own, one.spec)
-            if Algorithm.LORA in one.algorithms and not obstacle(one.weight):
-                fitted = fit_adapters(matrix, values, known[0], method.lora_rank, self.spool, method.tuning.lora_rounds)
-                self.adapters[name] = fitted
-                values = values if fitted is None else values + fitted.values()
-            if method.two_streams:
-                stage.replace(name, self.plan.sources.unfolded(one.weight, values))
+    ) as stages:
+        for stage in stages:
+            for name in stage.others:
+                if name in stored and method.two_streams:
+                    table = decode_rows(stored[name].everything(), wanted[name].spec).astype(np.float16)
+                    stage.replace(name, plan.sources.unfolded(wanted[name].weight, table))
+            batches = (batch for one in stage.inputs for batch in _batches(one, wanted, plan, executor, left_out))
+            for planned, matrices, known, coded in batches if executor is None else list(batches):
+                try:
+                    encoded, begin = coded(), 0
+                    for one, matrix in zip(planned, matrices, strict=True):
+                        name, own = one.weight.name, encoded.rows(begin, begin + len(matrix))
+                        begin += len(matrix)
+                        stored[name] = keep(own, spool)
+                        values: Array = decode_rows(own, one.spec)
+                        if Algorithm.LORA in one.algorithms and not obstacle(one.weight):
+                            found = fit_adapters(matrix, values, known[0], method, spool)
+                            adapters[name] = found
+                            values = values if found is None else values + found.values()
+                        if method.two_streams:  # the layers after it see the result
+                            stage.replace(name, plan.sources.unfolded(one.weight, values))
+                except (ValueError, np.linalg.LinAlgError) as error:
+                    if isinstance(error, CompressionError):
+                        raise
+                    raise WorkError(f"{', '.join(one.weight.name for one in planned)}: {error}") from error
+    weights = tuple(replace(one, stored=stored.get(one.weight.name)) for one in plan.weights)
+    return replace(plan, weights=weights, adapters=adapters), tuple(left_out)
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,25 +154,19 @@ class HessianInfo:
 
     gram: Array
     """H [in, in] of what the compressed layer reads; zeros where nothing was seen."""
+    damping: float | None
+    """What is added to the diagonal of H, as a share of its median; None for what is usual."""
     correction: Float32 | None = None
     """K, [in, in]: the layer aims at `W + W K`; None where the streams are one, or K was not worth computing."""
     drift: Array | None = None
     """D, [in, in], in place of K where the layers have fewer rows than it."""
     outputs: Array | None = None
     """Σ y x̂ᵀ [rows, in] in place of both, with the outputs `y` of the one layer in the float model."""
-    damping: float | None = None
-    """What is added to the diagonal of H, as a share of its median; None for what is usual."""
-
-    @cached_property
-    def energy(self) -> Float32 | None:
-        """`H_jj` [in], in units of its mean; None where nothing was seen."""
-        diagonal = np.diagonal(self.gram).astype(np.float32)
-        return diagonal / np.float32(diagonal.mean(dtype=np.float64)) if np.any(diagonal) else None
 
     @cached_property
     def hessian(self) -> Hessian:
         """H, prepared for GPTQ."""
-        return hessian_of(self.gram, damping=DAMPING if self.damping is None else self.damping)
+        return hessian_of(self.gram, damping=self.damping)
 
     def target(self, weight: Float32) -> Float32:
         """What the layer aims at, for rows of its weight."""
@@ -258,9 +182,50 @@ _Batch: TypeAlias = tuple[Sequence[PlannedWeight], Sequence[Float32], list[Hessi
 one after the other: computed when it is called, or waited for."""
 
 
-def _hessian_info_of(
-    seen: Seen, elements: int, factors: Float32 | None = None, damping: float | None = None
-) -> list[HessianInfo]:
+def _batches(
+    layer_input: LayerInput,
+    wanted: Mapping[str, PlannedWeight],
+    plan: Plan,
+    executor: Executor | None,
+    left_out: list[str],
+) -> Iterator[_Batch]:
+    """The wanted weights that read one input, in batches that the executor is at work on, where there is one; their
+    names are added to `left_out` where samples were."""
+    readers = [wanted[name] for name in layer_input.weights if name in wanted]
+    if not readers:
+        return
+    method, columns, seen = plan.method, plan.folding.columns, layer_input.measure()
+    left_out += [one.weight.name for one in readers] if seen.left_out else []
+    together: list[list[PlannedWeight]] = []  # what can be encoded as the rows of one: stored alike, scaled alike
+    for one in readers:
+        first = together[-1][0] if together else None
+        if (
+            first is not None
+            and one.spec == first.spec
+            and not one.spec.format.tensor_scale
+            and Kind.EXPERTS not in (one.weight.kind, first.weight.kind)
+            and columns.get(one.weight.name) is columns.get(first.weight.name)  # the same fold
+            and sum(each.weight.elements for each in (*together[-1], one)) <= _TOGETHER
+        ):
+            together[-1].append(one)
+        else:
+            together.append([one])
+    elements = sum(one.weight.elements for one in readers)
+    infos: dict[int, list[HessianInfo]] = {}
+    for planned in together:
+        first = planned[0]
+        factors = columns.get(first.weight.name)
+        if id(factors) not in infos:
+            infos[id(factors)] = _infos_of(seen, elements, factors, method.tuning.gptq_damping)
+        known = infos[id(factors)]
+        matrices = [plan.sources[one.weight].read_all() for one in planned]
+        rows = matrices[0] if len(matrices) == 1 else np.concatenate(matrices)
+        scale = tensor_scale_of(first.absmax, first.spec.format)
+        code = partial(_encode_rows, rows, first.spec, known, method.steps, scale)
+        yield planned, matrices, known, code if executor is None else executor.submit(code).result
+
+
+def _infos_of(seen: Seen, elements: int, factors: Float32 | None, damping: float | None) -> list[HessianInfo]:
     """One entry, or one per expert. With `factors` [in], or [experts, in], the layers will see the input divided by
     them. The weights that read it have so many `elements`."""
     grams: Array = seen.gram if seen.gram.ndim == 3 else seen.gram[None]
@@ -270,19 +235,19 @@ def _hessian_info_of(
         inverse = (each[:, :, None] * each[:, None, :]).astype(np.float32)
         grams, drifts = grams * inverse, None if drifts is None else drifts * inverse
     if seen.outputs is not None:
-        return [HessianInfo(grams[0], outputs=seen.outputs, damping=damping)]
+        return [HessianInfo(grams[0], damping, outputs=seen.outputs)]
     found = []
     for number, gram in enumerate(grams):
         if drifts is None or not np.any(np.diagonal(gram)):
-            found.append(HessianInfo(gram, damping=damping))
+            found.append(HessianInfo(gram, damping))
         elif elements < grams.size:
-            found.append(HessianInfo(gram, drift=drifts[number], damping=damping))
+            found.append(HessianInfo(gram, damping, drift=drifts[number]))
         else:
-            found.append(HessianInfo(gram, input_correction(gram, drifts[number]), damping=damping))
+            found.append(HessianInfo(gram, damping, input_correction(gram, drifts[number])))
     return found
 
 
-def _encode_layer(
+def _encode_rows(
     weight: Float32,
     spec: Spec,
     known: list[HessianInfo],
@@ -295,10 +260,12 @@ def _encode_layer(
     """
     parts = []
     for rows, one in zip(np.split(weight, len(known)), known, strict=True):
-        if one.energy is None:
+        energy = np.diagonal(one.gram).astype(np.float32)
+        if not np.any(energy):
             parts.append(encode_rows(rows, spec, tensor_scale=tensor_scale))
         elif steps is None:
-            parts.append(encode_rows(rows, spec, importance=one.energy, weighting="data", tensor_scale=tensor_scale))
+            energy /= np.float32(energy.mean(dtype=np.float64))
+            parts.append(encode_rows(rows, spec, importance=energy, weighting="data", tensor_scale=tensor_scale))
         else:
             parts.append(fit_rows(one.target(rows), spec, one.hessian, steps, tensor_scale=tensor_scale))
     return join_rows(parts)

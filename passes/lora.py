@@ -39,7 +39,7 @@ from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.ir_utils.weight_source import Layout
 from ov_weight_compression.ir_utils.worker_pool import Part, Pipeline
 from ov_weight_compression.passes.encoding import StoredWeight, WeightEncoding, keep
-from ov_weight_compression.passes.plan import Algorithm, Plan, stored_parts
+from ov_weight_compression.passes.plan import Algorithm, Method, Plan, stored_parts
 from ov_weight_compression.patterns import Consumer, Kind, Roles, Weight, find_compressed, find_weights, parse_roles
 from ov_weight_compression.quantization.encode import decode_rows, encode_rows
 from ov_weight_compression.quantization.formats import FORMATS, Encoded, Spec
@@ -65,14 +65,14 @@ class Adapters:
     left: float  # the objective as a share of that without adapters
 
 
-def lora_adapters(missing: Float32, gram: Float32, rank: int, *, rounds: int = ROUNDS) -> Adapters | None:
+def lora_adapters(missing: Float32, gram: Float32, rank: int, *, rounds: int | None = None) -> Adapters | None:
     """Fit adapters to what a layer's weight has lost.
 
     Args:
         missing: E [rows, in], the weight (or its target) less its stored values.
         gram: H [in, in] of the layer's input, in any scale.
         rank: of the correction; at most min(rows, in) is of use.
-        rounds: alternations of rounding one matrix and fitting the other.
+        rounds: alternations of rounding one matrix and fitting the other; by default 2.
 
     Returns:
         The adapters, or None where nothing is missing or the input is always zero.
@@ -83,7 +83,7 @@ def lora_adapters(missing: Float32, gram: Float32, rank: int, *, rounds: int = R
         return None
     up = _leading(missing, gram, rank)
     best: Adapters | None = None
-    for _ in range(max(rounds, 1)):
+    for _ in range(max(ROUNDS if rounds is None else rounds, 1)):
         down, down_values = _rounded(_balanced(_solve(up.T @ up, up.T @ missing), up))
         weighted = np.asarray(down_values @ gram, dtype=np.float32)
         inner, outer = weighted @ down_values.T, missing @ weighted.T
@@ -204,17 +204,17 @@ def _adapter_parts(weight: Weight, rank: int) -> tuple[dict[str, Part], dict[str
 
 
 def fit_adapters(
-    weight: Float32, values: Float32, known: HessianInfo, rank: int, spool: Spool, rounds: int | None = None
+    weight: Float32, values: Float32, known: HessianInfo, method: Method, spool: Spool
 ) -> StoredAdapters | None:
     """Adapters for a weight `[rows, in]` that is stored as `values`; None where they would correct nothing."""
-    if known.energy is None:
-        return None
     gram = known.gram
     size = float(np.diagonal(gram).max())
+    if not size > 0:
+        return None
     if not 2.0**-_USUAL < size < 2.0**_USUAL:  # its products with weights may leave the range of f32
         gram = np.ldexp(gram, -int(np.log2(size)))
     with np.errstate(over="ignore", invalid="ignore"):
-        found = lora_adapters(known.target(weight) - values, gram, rank, rounds=ROUNDS if rounds is None else rounds)
+        found = lora_adapters(known.target(weight) - values, gram, method.lora_rank, rounds=method.tuning.lora_rounds)
     if found is None or any(unusable(side.scale, ADAPTER_SPEC.scale_type) for side in (found.down, found.up)):
         return None
     return StoredAdapters(keep(found.down, spool), keep(found.up, spool), found.left)

@@ -24,7 +24,7 @@ from ov_weight_compression.passes.plan import Method
 from ov_weight_compression.patterns import Kind, Roles, Sources, Weight, find_weights, sources_of
 from ov_weight_compression.quantization.encode import Weighting, decode_rows, encode_rows
 from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL, Spec
-from ov_weight_compression.quantization.gptq import DAMPING, fit_rows, gptq, hessian_of
+from ov_weight_compression.quantization.gptq import fit_rows, gptq, hessian_of
 from ov_weight_compression.quantization.reference import tensor_scale_of
 
 if TYPE_CHECKING:
@@ -42,15 +42,13 @@ class Quantiser:
     by_data: bool
     """Data weigh the scale search."""
     by_gptq: bool
-    damping: float = DAMPING
+    damping: float | None = None
     """Of GPTQ's Hessians."""
 
 
 def quantiser_of(method: Method) -> Quantiser:
     """Of a run's method."""
-    damping = method.tuning.gptq_damping
-    damping = DAMPING if damping is None else damping
-    return Quantiser(method.weighted, method.steps is not None, damping)
+    return Quantiser(method.weighted, method.steps is not None, method.tuning.gptq_damping)
 
 
 def probe_spec(weight: Weight) -> Spec:

@@ -160,12 +160,12 @@ class Hessian:
     diagonal: Float32
 
 
-def hessian_of(gram: Array, *, damping: float = DAMPING) -> Hessian:
+def hessian_of(gram: Array, *, damping: float | None = None) -> Hessian:
     """Prepare `gram` [in, in] (any float type, positive semidefinite, not changed).
 
     Args:
         gram: H, in any scale: only its shape matters.
-        damping: λ.
+        damping: λ; by default 0.15.
     """
     mean = np.diagonal(gram).astype(np.float64).mean()
     if not np.isfinite(mean):
@@ -175,7 +175,7 @@ def hessian_of(gram: Array, *, damping: float = DAMPING) -> Hessian:
     alive = energy > 0
     ridged[~alive, :] = 0
     ridged[:, ~alive] = 0
-    ridge = damping * float(np.median(energy[alive])) if alive.any() else 1.0
+    ridge = (DAMPING if damping is None else damping) * float(np.median(energy[alive])) if alive.any() else 1.0
     energy = np.where(alive, energy, 0) + np.float32(max(ridge, 1e-6))
     ridged[np.diag_indices_from(ridged)] = energy
     order = np.argsort(-energy, kind="stable")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ov_weight_compression.calibration import grams
-from ov_weight_compression.calibration.grams import BATCH_ROWS, GramSums, Kernels, Products
+from ov_weight_compression.calibration.grams import BATCH_ROWS, GramSums, Products
 
 needs_bf16 = pytest.mark.skipif(not grams.computes_bf16(), reason="this CPU does not multiply in bf16")
 WIDTH = 640
@@ -54,7 +54,7 @@ def test_sums_take_every_row_once(bf16: bool, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(grams, "computes_bf16", lambda: bf16)
     rows = 6500
     hat, x = activations(rows), activations(rows, seed=1)
-    sums = GramSums(WIDTH, Kernels())
+    sums = GramSums(WIDTH, {})
     for begin, end in ((0, 300), (300, 1900), (1900, 2300), (2300, 2500), (2500, rows)):
         given = hat[None, begin:end].copy(), x[None, begin:end].copy()
         sums.add(*given)
@@ -69,6 +69,8 @@ def test_sums_take_every_row_once(bf16: bool, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_few_channels_and_cpus_without_it_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert Kernels().of(64) is None
-    monkeypatch.setattr(grams, "computes_bf16", lambda: False)
-    assert Kernels().of(WIDTH) is None
+    for width, bf16 in ((64, True), (WIDTH, False)):
+        monkeypatch.setattr(grams, "computes_bf16", lambda bf16=bf16: bf16)
+        kernels: grams.Kernels = {}
+        GramSums(width, kernels).add(np.ones((1, 4, width), np.float32))
+        assert not kernels

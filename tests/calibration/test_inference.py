@@ -15,9 +15,8 @@ def requests(threads: int = 0, side_by_side: int = 2) -> Requests:
     """Of a model that squares its input, which may have any number of rows, by a matrix of 4."""
     x = ops.parameter([-1, 4], np.float32)
     four = ops.constant(np.eye(4, dtype=np.float32))
-    return Requests(
-        ov.Model([ops.result(ops.matmul(ops.multiply(x, x), four, False, False))], [x]), {}, threads, side_by_side
-    )
+    model = ov.Model([ops.result(ops.matmul(ops.multiply(x, x), four, False, False))], [x])
+    return Requests(model, threads=threads, side_by_side=side_by_side)
 
 
 @pytest.mark.parametrize(("threads", "side_by_side"), [(0, 1), (0, 2), (1, 2)])

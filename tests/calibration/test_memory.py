@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -102,7 +103,7 @@ def test_tensors_take_the_memory_of_those_that_are_not_read_any_more() -> None:
         return [store.get(key, window).__array_interface__["data"][0] for window in range(windows)]
 
     ones = np.ones((4, 64), np.float32)
-    with Pool(4 * ones.nbytes) as pool:
+    with closing(Pool(4 * ones.nbytes)) as pool:
         store = Store(pool)
         for window in range(2):
             store.put((0, 0), window, ones)

@@ -126,15 +126,14 @@ def test_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_wide_gram_matrices_are_made_of_panels() -> None:
     rng, width = np.random.default_rng(0), 1030  # a panel has 1024 rows
     windows = [rng.standard_normal((30, width)).astype(np.float32) for _ in range(3)]
-    gram, cross = np.zeros((width, width), np.float32), np.zeros((width, width), np.float32)
+    sums = grams.GramSums(width, {})
     for x in windows:
-        grams.add_gram(gram, x)
-        grams.add_cross(cross, x, 2 * x)
-    grams.mirror(gram)
-    rows = np.concatenate(windows)
-    np.testing.assert_allclose(gram, rows.T @ rows, atol=1e-3)
-    np.testing.assert_array_equal(gram, gram.T)
-    np.testing.assert_allclose(cross, 2 * rows.T @ rows, atol=1e-3)
+        sums.add(x[None], 3 * x[None])
+    seen, rows = sums.result(), np.concatenate(windows)
+    assert seen.drift is not None
+    np.testing.assert_allclose(seen.gram, rows.T @ rows, atol=1e-3)
+    np.testing.assert_array_equal(seen.gram, seen.gram.T)
+    np.testing.assert_allclose(seen.drift, 2 * rows.T @ rows, atol=1e-3)
 
 
 def test_sums_of_two_sets_of_rows() -> None:
