@@ -24,6 +24,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import math
 import mmap
 import os
 import stat
@@ -36,7 +37,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,25 +47,24 @@ import openvino as ov
 from ov_weight_compression.ir_utils.errors import WorkError
 from ov_weight_compression.ir_utils.types import Array
 
-KEPT_BYTES = 64 << 20  # on their way; given back when so much has been written after them
 _SMALL_BYTES = 1 << 16
 _WATCHED_BYTES = 16 << 20  # between two looks at whether there is a thread
 _LOOK_SECONDS = 0.01
-IDLE_LOOKS = 20
-SLOW_SECONDS = 0.05
 _SLOW_RATE = 1e9  # bytes a second: a large constant is written in one go
 
 
+@dataclass(eq=False)
 class WriteBehind:
-    """What has been written of one open file, from any thread; at most `kept` bytes of it are on their way. A call that
+    """What has been written of one open file, from any thread; at most `most` bytes of it are on their way. A call that
     takes more than `slow` seconds, and longer than a disk needs for so much, is the last."""
 
-    def __init__(self, descriptor: int, kept: int = KEPT_BYTES, slow: float = SLOW_SECONDS) -> None:
-        self._descriptor, self._most, self._slow = descriptor, kept, slow
-        self._written: deque[tuple[int, int]] = deque()
-        self._kept = 0
-        self._lock = threading.Lock()
-        self._active = hasattr(os, "posix_fadvise")
+    descriptor: int
+    most: int = 64 << 20
+    slow: float = 0.05
+    _kept: int = 0
+    _written: deque[tuple[int, int]] = field(default_factory=deque)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _active: bool = hasattr(os, "posix_fadvise")
 
     def note(self, offset: int, size: int) -> None:
         """So many bytes have just been written."""
@@ -74,17 +74,18 @@ class WriteBehind:
         with self._lock:
             self._written.append((offset, size))
             self._kept += size
-            while self._kept > self._most:
+            while self._kept > self.most:
                 ready.append(self._written.popleft())
                 self._kept -= ready[-1][1]
         begun = time.perf_counter()
         for place, length in ready:
             # Dirty pages are sent to the disk by this call, clean ones given back: each stretch gets it twice.
-            os.posix_fadvise(self._descriptor, place, length, os.POSIX_FADV_DONTNEED)
-        patience = max(self._slow, sum(length for _, length in ready) / _SLOW_RATE)
+            os.posix_fadvise(self.descriptor, place, length, os.POSIX_FADV_DONTNEED)
+        patience = max(self.slow, sum(length for _, length in ready) / _SLOW_RATE)
         self._active = time.perf_counter() - begun < patience
 
 
+@dataclass(eq=False)
 class ForeignFiles:
     """The weights that OpenVINO itself is writing, of which nothing is known but that this process has a .bin file open
     for writing. While constants are `handed_out`, a thread sees to it that what is added to it goes to the disk.
@@ -92,10 +93,11 @@ class ForeignFiles:
     Advice about pages of the page cache changes nothing that is in a file, whichever file it turns out to be.
     """
 
-    def __init__(self, idle_looks: int = IDLE_LOOKS) -> None:
-        self._bytes, self._idle_looks = 0, idle_looks
-        self._thread: threading.Thread | None = None
-        self._seen: dict[tuple[int, int, int], tuple[WriteBehind, int]] = {}
+    idle_looks: int = 20
+    """After which the thread ends."""
+    _bytes: int = 0
+    _thread: threading.Thread | None = None
+    _seen: dict[tuple[int, int, int], tuple[WriteBehind, int]] = field(default_factory=dict)
 
     def handed_out(self, size: int) -> None:
         """A constant of so many bytes is about to be written."""
@@ -111,7 +113,7 @@ class ForeignFiles:
 
     def _watch(self) -> None:
         idle = 0
-        while idle < self._idle_looks:
+        while idle < self.idle_looks:
             idle = 0 if self.look() else idle + 1
             time.sleep(_LOOK_SECONDS)
 
@@ -162,15 +164,6 @@ def reserve(descriptor: int, size: int) -> bool:
 _moving = threading.Lock()
 
 
-def read_at(descriptor: int, size: int, place: int) -> bytes:
-    """At most `size` bytes from `place` on; none at the end of the file."""
-    if hasattr(os, "pread"):
-        return os.pread(descriptor, size, place)
-    with _moving:
-        os.lseek(descriptor, place, os.SEEK_SET)
-        return os.read(descriptor, size)
-
-
 def read_into(descriptor: int, view: memoryview, place: int) -> int:
     """Fill a view of bytes with what lies from `place` on: how many; fewer than it holds only where the file ends."""
     filled = 0
@@ -178,7 +171,9 @@ def read_into(descriptor: int, view: memoryview, place: int) -> int:
         if hasattr(os, "preadv"):
             count = os.preadv(descriptor, [view[filled:]], place + filled)
         else:
-            data = read_at(descriptor, len(view) - filled, place + filled)
+            with _moving:
+                os.lseek(descriptor, place + filled, os.SEEK_SET)
+                data = os.read(descriptor, len(view) - filled)
             count = len(data)
             view[filled : filled + count] = data
         if not count:
@@ -214,21 +209,14 @@ class Spool:
         with self._lock:
             offset, self._end = self._end, self._end + values.nbytes
         write_at(self._file.fileno(), values.reshape(-1).view(np.uint8).data, offset)
-        return Spooled(self, offset, values.shape, values.dtype)
-
-    def read(self, offset: int, count: int, dtype: np.dtype[Any]) -> Array:
-        """`count` elements from byte `offset`."""
-        values: Array = np.empty(count, dtype=dtype)
-        if read_into(self._file.fileno(), values.view(np.uint8).data, offset) < values.nbytes:
-            raise EOFError("the temporary file is shorter than what was written")
-        return values
+        return Spooled(self._file, offset, values.shape, values.dtype)
 
 
 @dataclass(frozen=True, eq=False)
 class Spooled:
-    """An array in a spool."""
+    """An array in the file of a spool."""
 
-    spool: Spool
+    file: Any
     offset: int
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -236,9 +224,11 @@ class Spooled:
     def rows(self, start: int = 0, stop: int | None = None) -> Array:
         """The rows from `start` to `stop` (of the first axis), all by default."""
         stop = self.shape[0] if stop is None else min(stop, self.shape[0])
-        width = int(np.prod(self.shape[1:], dtype=np.int64))
-        first = self.offset + start * width * self.dtype.itemsize
-        return self.spool.read(first, (stop - start) * width, self.dtype).reshape(stop - start, *self.shape[1:])
+        values: Array = np.empty((stop - start, *self.shape[1:]), dtype=self.dtype)
+        place = self.offset + start * math.prod(self.shape[1:]) * self.dtype.itemsize
+        if read_into(self.file.fileno(), values.reshape(-1).view(np.uint8).data, place) < values.nbytes:
+            raise EOFError("the temporary file is shorter than what was written")
+        return values
 
 
 _madvise: Any = ctypes.CDLL(None).madvise if sys.platform.startswith("linux") else None

@@ -211,7 +211,7 @@ class LazyWeight:
         bulk, stored = next(iter(self.encoding.parts.items()))
         kind = _MAPPED.get(stored.type)
         if kind is None or stored.nbytes < _LARGE_BYTES:
-            return ov.op.Constant(self.computed(name), shared_memory=True)
+            return ov.op.Constant(self.pipeline.take(self._number, name), shared_memory=True)
         kept: dict[str, Any] = self.__dict__.setdefault("_mapped", threading.local()).__dict__
         if name not in kept:
             with tempfile.TemporaryFile(prefix="ov-weight-compression-") as file:

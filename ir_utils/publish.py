@@ -47,26 +47,118 @@ try:
 except ImportError:  # Windows: no locks, and nothing of others is removed
     _fcntl = None
 
-BEGUN = "begun"
+_BEGUN = "begun"
 """A file of the hidden folder: where there are no links, the moves of new files to their places have begun."""
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EACCES)
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
 _LONGEST_NAME = 120  # bytes of the target's name in the hidden folder's, which must fit in 255 itself
-PATIENCE = 60.0
+_PATIENCE = 60.0
 """Seconds for the turn of others, which takes milliseconds."""
+_TEMPORARY = "ov-weight-compression-"
 
 
-def prefix(name: str) -> str:
-    """What the names of hidden folders for a target begin with."""
-    raw = os.fsencode(name)
-    if len(raw) > _LONGEST_NAME:
-        short = os.fsdecode(raw[: _LONGEST_NAME - 20]).encode("utf-8", "ignore").decode()
-        name = f"{short}~{hashlib.sha256(raw).hexdigest()[:16]}"
-    return f".{name}."
+class Publication:
+    """Files or a folder on the way to a name: a context that gives the path to write to. At its end that, and what lies
+    beside it under the names in `beside`, take their places, and what was there is gone; after an exception they are
+    discarded.
+
+    Raises:
+        OSError: by the constructor and at the end: the place cannot be written.
+    """
+
+    def __init__(self, target: Path, beside: Sequence[str] = ()) -> None:
+        self._target, self._names = target, (target.name, *beside)
+        self._folder = target.with_name(f"{_prefix(target.name)}{os.urandom(8).hex()}.partial")
+        self.path = self._folder / "new" / target.name
+        self._lock: int | None = None
+        self.placing = False
+        """Whether names are changing hands."""
+        self._made: list[Path] = []
+        _open.add(self)
+        try:
+            missing, folder = [], target.parent
+            while not folder.exists() and folder != folder.parent:
+                missing.append(folder)
+                folder = folder.parent
+            for path in reversed(missing):
+                with contextlib.suppress(FileExistsError):
+                    path.mkdir()
+                    self._made.append(path)
+                    note("made", path)
+            if not target.parent.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target.parent))
+            note("writes", target)
+            with _turn(target.parent):
+                _sweep(target, self._names)
+                self._folder.mkdir()
+                self._lock = _hold(self._folder)
+                self.path.parent.mkdir()
+        except BaseException:
+            self.discard()
+            raise
+
+    def __enter__(self) -> Path:
+        return self.path
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if error is not None:
+            self.discard()
+            return
+        place = self._target.parent
+        try:
+            # On the disk before it gets its name: otherwise a name may survive a power cut that its contents do not.
+            for file in self.path.parent.rglob("*"):
+                if os.name != "nt" and not file.is_symlink() and file.is_file():
+                    _sync(file)
+            self.placing = True
+            with _turn(place):
+                _finish_links(self._target, self._names)
+                for name in self._names if self.path.is_file() else ():
+                    if (place / name).is_dir():
+                        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(place / name))
+                if len(self._names) > 1 and os.path.lexists(self._target):
+                    _swap_files(self._folder, place, self._names)
+                elif self.path.is_dir() and os.path.lexists(self._target):
+                    _swap_folder(self._folder, self._target)
+                else:  # of a pair, what readers look for last
+                    for name in reversed(self._names):
+                        if (self.path.parent / name).exists():
+                            os.replace(self.path.parent / name, place / name)
+                with contextlib.suppress(OSError):
+                    _sync(place)
+            self._made = []
+        finally:
+            self.discard()
+            self.placing = False
+
+    def discard(self) -> None:
+        """Remove what was not committed, and the folders that were made for it."""
+        with contextlib.suppress(OSError):  # what cannot be removed now is removed by the next write
+            folder = self._folder
+            if self._lock is not None:
+                with contextlib.suppress(OSError):  # somebody may have renamed a folder above it
+                    found = Path(os.readlink(f"/proc/self/fd/{self._lock}"))
+                    if found.name == folder.name and found.is_dir():
+                        folder = found
+            # What is at the target would go with the folder where names were changing hands.
+            places = [folder.with_name(name) for name in self._names]
+            if any(path.is_symlink() and os.readlink(path).startswith(folder.name) for path in places):
+                with _turn(folder.parent):
+                    _finish_links(places[0], self._names)
+            if not (folder / _BEGUN).exists():
+                shutil.rmtree(folder)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+        for path in reversed(self._made):
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        self._made = []
+        _open.discard(self)
 
 
-def swap_files(folder: Path, place: Path, names: Sequence[str]) -> None:
+def _swap_files(folder: Path, place: Path, names: Sequence[str]) -> None:
     """Give files the places of others at once (see the module's text)."""
     old, now = folder / "old", folder / "now"
     try:
@@ -88,31 +180,12 @@ def swap_files(folder: Path, place: Path, names: Sequence[str]) -> None:
             os.replace(folder / name, place / name)
         for one in (folder, place):
             with contextlib.suppress(OSError):
-                sync(one)
+                _sync(one)
         os.replace(folder / "to", now)
         with contextlib.suppress(OSError):
-            sync(folder)
+            _sync(folder)
     finally:  # forwards or, where the last step was not reached, backwards
-        finish_links(place / names[0], names)
-
-
-def finish_links(target: Path, names: Sequence[str]) -> None:
-    """Put files in the places of links through `now`, which a killed process left there."""
-    place = target.parent
-    for name in names:
-        path = place / name
-        if not path.is_symlink():
-            continue
-        through = Path(os.readlink(path))
-        if through.parts[1:2] != ("now",) or not through.parts[0].startswith(prefix(target.name)):
-            continue
-        if not os.path.lexists(place / through):  # the model that is in force has no such file
-            path.unlink()
-            continue
-        fresh = place / through.parts[0] / name
-        fresh.unlink(missing_ok=True)
-        _link(place / through, fresh)
-        os.replace(fresh, path)
+        _finish_links(place / names[0], names)
 
 
 def _link(source: Path, target: Path) -> None:
@@ -124,31 +197,17 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _move_files(folder: Path, place: Path, names: Sequence[str]) -> None:
-    """As `swap_files` where there are no links: begun is begun, and `finish_moves` goes on from wherever it ended."""
-    (folder / BEGUN).write_text("\n".join(names), encoding="utf-8")
+    """As `_swap_files` where there are no links: begun is begun, and `_finish_moves` goes on from wherever it ended."""
+    (folder / _BEGUN).write_text("\n".join(names), encoding="utf-8")
     try:
-        finish_moves(folder, place / names[0])
+        _finish_moves(folder, place / names[0])
     except OSError:
         if os.path.lexists(place / names[0]):  # it goes first: nothing has moved, and nothing is to be finished later
-            (folder / BEGUN).unlink()
+            (folder / _BEGUN).unlink()
         raise
 
 
-def finish_moves(folder: Path, target: Path) -> None:
-    """Go on with moves that were begun and not ended."""
-    if (folder / BEGUN).exists():
-        first, *others = (folder / BEGUN).read_text(encoding="utf-8").split("\n")
-        if (folder / "new" / first).exists():
-            (target.parent / first).unlink(missing_ok=True)
-        for name in (*others, first):
-            if (folder / "new" / name).exists():
-                os.replace(folder / "new" / name, target.parent / name)
-        (folder / BEGUN).unlink()
-    elif (folder / "aside").exists() and not os.path.lexists(target):
-        os.rename(folder / "aside", target)
-
-
-def swap_folder(folder: Path, target: Path) -> None:
+def _swap_folder(folder: Path, target: Path) -> None:
     """Exchange the new folder with what is there."""
     new = folder / "new" / target.name
     if not _exchange(new, target):
@@ -169,7 +228,88 @@ def _exchange(one: Path, other: Path) -> bool:
     return rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0
 
 
-def hold(folder: Path, wait: bool = False) -> int | None:
+def _finish_links(target: Path, names: Sequence[str]) -> None:
+    """Put files in the places of links through `now`, which a killed process left there."""
+    place = target.parent
+    for name in names:
+        path = place / name
+        if not path.is_symlink():
+            continue
+        through = Path(os.readlink(path))
+        if through.parts[1:2] != ("now",) or not through.parts[0].startswith(_prefix(target.name)):
+            continue
+        if not os.path.lexists(place / through):  # the model that is in force has no such file
+            path.unlink()
+            continue
+        fresh = place / through.parts[0] / name
+        fresh.unlink(missing_ok=True)
+        _link(place / through, fresh)
+        os.replace(fresh, path)
+
+
+def _finish_moves(folder: Path, target: Path) -> None:
+    """Go on with moves that were begun and not ended."""
+    if (folder / _BEGUN).exists():
+        first, *others = (folder / _BEGUN).read_text(encoding="utf-8").split("\n")
+        if (folder / "new" / first).exists():
+            (target.parent / first).unlink(missing_ok=True)
+        for name in (*others, first):
+            if (folder / "new" / name).exists():
+                os.replace(folder / "new" / name, target.parent / name)
+        (folder / _BEGUN).unlink()
+    elif (folder / "aside").exists() and not os.path.lexists(target):
+        os.rename(folder / "aside", target)
+
+
+def _sweep(target: Path, names: Sequence[str]) -> None:
+    """Finish and remove what killed processes left on their way to `target`. To be called in one's turn."""
+    _finish_links(target, names)
+    begin, length = _prefix(target.name), len(_prefix(target.name)) + len(".partial") + 16
+    for folder in target.parent.iterdir():
+        name = folder.name
+        if not (name.startswith(begin) and name.endswith(".partial") and len(name) == length):
+            continue
+        descriptor = _hold(folder)
+        if descriptor is not None:
+            try:
+                _finish_moves(folder, target)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(descriptor)
+
+
+def mend(target: Path) -> None:
+    """Finish what a killed process had begun to put at `target`, a model or a folder, if there is anything of that."""
+    with contextlib.suppress(OSError):
+        # Looked at without a lock first: nearly always there is nothing, and readers wait for nobody.
+        if any(path.name.startswith(_prefix(target.name)) for path in target.parent.iterdir()):
+            with _turn(target.parent):
+                _sweep(target, [target.name, target.with_suffix(".bin").name])
+
+
+def _prefix(name: str) -> str:
+    """What the names of hidden folders for a target begin with."""
+    raw = os.fsencode(name)
+    if len(raw) > _LONGEST_NAME:
+        short = os.fsdecode(raw[: _LONGEST_NAME - 20]).encode("utf-8", "ignore").decode()
+        name = f"{short}~{hashlib.sha256(raw).hexdigest()[:16]}"
+    return f".{name}."
+
+
+@contextlib.contextmanager
+def _turn(folder: Path) -> Iterator[None]:
+    """Alone among those that change names in a folder."""
+    descriptor = _hold(folder, wait=True)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            # Unlocked by name: a forked child that shares the descriptor would keep the lock.
+            _fcntl.flock(descriptor, _fcntl.LOCK_UN)
+            os.close(descriptor)
+
+
+def _hold(folder: Path, wait: bool = False) -> int | None:
     """The locked descriptor of a folder; None where it is another's, or there are no locks."""
     if _fcntl is None:
         return None
@@ -179,7 +319,7 @@ def hold(folder: Path, wait: bool = False) -> int | None:
         if wait:
             raise
         return None
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + _PATIENCE
     try:
         while True:
             try:
@@ -200,142 +340,13 @@ def hold(folder: Path, wait: bool = False) -> int | None:
     return None
 
 
-@contextlib.contextmanager
-def turn(folder: Path) -> Iterator[None]:
-    """Alone among those that change names in a folder."""
-    descriptor = hold(folder, wait=True)
-    try:
-        yield
-    finally:
-        if descriptor is not None:
-            # Unlocked by name: a forked child that shares the descriptor would keep the lock.
-            _fcntl.flock(descriptor, _fcntl.LOCK_UN)
-            os.close(descriptor)
-
-
-def sync(path: Path) -> None:
+def _sync(path: Path) -> None:
     """Have a file's contents, or a folder's names, on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-_TEMPORARY = "ov-weight-compression-"
-
-
-class Publication:
-    """Files or a folder on the way to a name. `path` is where to write; `commit` gives it, and what lies beside it
-    under the names in `beside`, their places; `discard` forgets them. As a context it commits at its end, and discards
-    after an exception.
-
-    Raises:
-        OSError: by all of them: the place cannot be written.
-    """
-
-    def __init__(self, target: Path, beside: Sequence[str] = ()) -> None:
-        self._target, self._names = target, (target.name, *beside)
-        self._folder = target.with_name(f"{prefix(target.name)}{os.urandom(8).hex()}.partial")
-        self.path = self._folder / "new" / target.name
-        self._lock: int | None = None
-        self._placing = False
-        self._made: list[Path] = []
-        _open.add(self)
-        try:
-            missing, folder = [], target.parent
-            while not folder.exists() and folder != folder.parent:
-                missing.append(folder)
-                folder = folder.parent
-            for path in reversed(missing):
-                with contextlib.suppress(FileExistsError):
-                    path.mkdir()
-                    self._made.append(path)
-                    note("made", path)
-            if not target.parent.is_dir():
-                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target.parent))
-            note("writes", target)
-            with turn(target.parent):
-                _sweep(target, self._names)
-                self._folder.mkdir()
-                self._lock = hold(self._folder)
-                self.path.parent.mkdir()
-        except BaseException:
-            self.discard()
-            raise
-
-    def commit(self) -> None:
-        """Give everything its place; what was there is gone after that."""
-        place = self._target.parent
-        try:
-            # On the disk before it gets its name: otherwise a name may survive a power cut that its contents do not.
-            for file in self.path.parent.rglob("*"):
-                if os.name != "nt" and not file.is_symlink() and file.is_file():
-                    sync(file)
-            self._placing = True
-            with turn(place):
-                finish_links(self._target, self._names)
-                for name in self._names if self.path.is_file() else ():
-                    if (place / name).is_dir():
-                        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(place / name))
-                if len(self._names) > 1 and os.path.lexists(self._target):
-                    swap_files(self._folder, place, self._names)
-                elif self.path.is_dir() and os.path.lexists(self._target):
-                    swap_folder(self._folder, self._target)
-                else:  # of a pair, what readers look for last
-                    for name in reversed(self._names):
-                        if (self.path.parent / name).exists():
-                            os.replace(self.path.parent / name, place / name)
-                with contextlib.suppress(OSError):
-                    sync(place)
-            self._made = []
-        finally:
-            self.discard()
-            self._placing = False
-
-    def discard(self) -> None:
-        """Remove what was not committed, and the folders that were made for it."""
-        with contextlib.suppress(OSError):  # what cannot be removed now is removed by the next write
-            folder = self._folder
-            if self._lock is not None:
-                with contextlib.suppress(OSError):  # somebody may have renamed a folder above it
-                    found = Path(os.readlink(f"/proc/self/fd/{self._lock}"))
-                    if found.name == folder.name and found.is_dir():
-                        folder = found
-            target = folder.with_name(self._target.name)
-            if self._half_placed(folder):
-                with turn(target.parent):
-                    finish_links(target, self._names)
-            if not self._half_placed(folder):
-                shutil.rmtree(folder)
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
-        for path in reversed(self._made):
-            with contextlib.suppress(OSError):
-                path.rmdir()
-        self._made = []
-        _open.discard(self)
-
-    @property
-    def placing(self) -> bool:
-        """Whether names are changing hands."""
-        return self._placing
-
-    def __enter__(self) -> Path:
-        return self.path
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if error is None:
-            self.commit()
-        else:
-            self.discard()
-
-    def _half_placed(self, folder: Path) -> bool:
-        """Whether what is at the target would go with the hidden folder: names were changing hands."""
-        places = [folder.parent / name for name in self._names]
-        through = any(path.is_symlink() and os.readlink(path).startswith(folder.name) for path in places)
-        return through or (folder / BEGUN).exists()
 
 
 class TemporaryFolder:
@@ -348,7 +359,7 @@ class TemporaryFolder:
         _sweep_temporary()
         self.path = Path(tempfile.mkdtemp(prefix=_TEMPORARY))
         note("temporary", self.path)
-        self._lock = hold(self.path)
+        self._lock = _hold(self.path)
         _open.add(self)
 
     def discard(self) -> None:
@@ -366,6 +377,21 @@ class TemporaryFolder:
         self.discard()
 
 
+def _sweep_temporary() -> None:
+    """Remove what killed processes left; young folders may be about to be locked."""
+    with contextlib.suppress(OSError):
+        for folder in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}*"):
+            with contextlib.suppress(OSError):
+                known = folder.lstat()
+                young = time.time() - known.st_mtime < _PATIENCE
+                if young or not folder.is_dir() or not hasattr(os, "geteuid") or known.st_uid != os.geteuid():
+                    continue
+                descriptor = _hold(folder)
+                if descriptor is not None:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    os.close(descriptor)
+
+
 _open: set[Publication | TemporaryFolder] = set()
 
 
@@ -378,15 +404,6 @@ def discard_open() -> None:
     """Discard every publication of this process that is under way: it is about to end."""
     for publication in list(_open):
         publication.discard()
-
-
-def mend(target: Path) -> None:
-    """Finish what a killed process had begun to put at `target`, a model or a folder, if there is anything of that."""
-    with contextlib.suppress(OSError):
-        # Looked at without a lock first: nearly always there is nothing, and readers wait for nobody.
-        if any(path.name.startswith(prefix(target.name)) for path in target.parent.iterdir()):
-            with turn(target.parent):
-                _sweep(target, [target.name, target.with_suffix(".bin").name])
 
 
 def check_place(option: str, path: Path) -> Path:
@@ -445,35 +462,3 @@ def write_text(path: Path, text: str) -> None:
 def cannot_write(path: Path, error: Exception) -> WorkError:
     """The error for people: the file, and what the system says."""
     return WorkError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}")
-
-
-def _sweep(target: Path, names: Sequence[str]) -> None:
-    """Finish and remove what killed processes left on their way to `target`. To be called in one's turn."""
-    finish_links(target, names)
-    begin, length = prefix(target.name), len(prefix(target.name)) + len(".partial") + 16
-    for folder in target.parent.iterdir():
-        name = folder.name
-        if not (name.startswith(begin) and name.endswith(".partial") and len(name) == length):
-            continue
-        descriptor = hold(folder)
-        if descriptor is not None:
-            try:
-                finish_moves(folder, target)
-                shutil.rmtree(folder, ignore_errors=True)
-            finally:
-                os.close(descriptor)
-
-
-def _sweep_temporary() -> None:
-    """Remove what killed processes left; young folders may be about to be locked."""
-    with contextlib.suppress(OSError):
-        for folder in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}*"):
-            with contextlib.suppress(OSError):
-                known = folder.lstat()
-                young = time.time() - known.st_mtime < PATIENCE
-                if young or not folder.is_dir() or not hasattr(os, "geteuid") or known.st_uid != os.geteuid():
-                    continue
-                descriptor = hold(folder)
-                if descriptor is not None:
-                    shutil.rmtree(folder, ignore_errors=True)
-                    os.close(descriptor)

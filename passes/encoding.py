@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from math import prod
 from typing import Protocol
@@ -43,28 +43,19 @@ class StoredRows(Protocol):
 
 @dataclass(frozen=True)
 class StoredWeight:
-    """The codes, scales and zero points of one weight in a spool; scalars and tables as they are."""
+    """The codes, scales and zero points of one weight in a spool; tensor scale and table as they are."""
 
     codes: Spooled
     scale: Spooled
     zero_point: Spooled | None
-    rest: Encoded
-    """`Encoded` without its arrays: tensor scale and table."""
-
-    @property
-    def tensor_scale(self) -> np.float32 | None:
-        """The weight's f32 scalar, where its format has one."""
-        return self.rest.tensor_scale
+    tensor_scale: np.float32 | None
+    codebook: Array | None
 
     def rows(self, slab: Slab) -> Encoded:
         """Some rows of the weight."""
         zero = None if self.zero_point is None else self.zero_point.rows(slab.start, slab.stop)
-        return replace(
-            self.rest,
-            codes=self.codes.rows(slab.start, slab.stop),
-            scale=self.scale.rows(slab.start, slab.stop),
-            zero_point=zero,
-        )
+        codes, scale = (array.rows(slab.start, slab.stop) for array in (self.codes, self.scale))
+        return Encoded(codes, scale, zero, self.tensor_scale, self.codebook)
 
     def everything(self) -> Encoded:
         """All rows of the weight."""
@@ -74,13 +65,9 @@ class StoredWeight:
 
 def keep(encoded: Encoded, spool: Spool) -> StoredWeight:
     """Move a weight's arrays to disk."""
-    nothing = np.empty(0, dtype=np.uint8)
-    return StoredWeight(
-        codes=spool.put(encoded.codes),
-        scale=spool.put(encoded.scale),
-        zero_point=None if encoded.zero_point is None else spool.put(encoded.zero_point),
-        rest=replace(encoded, codes=nothing, scale=nothing, zero_point=None),
-    )
+    codes, scale = spool.put(encoded.codes), spool.put(encoded.scale)
+    zero = None if encoded.zero_point is None else spool.put(encoded.zero_point)
+    return StoredWeight(codes, scale, zero, encoded.tensor_scale, encoded.codebook)
 
 
 def encoding_of(planned: PlannedWeight, plan: Plan) -> WeightEncoding:
@@ -125,6 +112,9 @@ class WeightEncoding:
     """Whether pieces come packed from the quantiser, which is faster: where every row ends on a whole byte."""
     together: Hashable | None = field(init=False, repr=False)
     """Equal for small weights that one run of the quantiser encodes."""
+    pieces: tuple[int, int] = field(init=False, repr=False)
+    """How rows are cut (see `Layout.slabs`): whole blocks of the quantiser, none of two experts with an importance
+    each."""
 
     def __post_init__(self) -> None:
         layout, spec, elements = self.layout, self.spec, self.layout.rows * self.layout.columns
@@ -139,7 +129,18 @@ class WeightEncoding:
         if self.source is not None and not alone:
             together = self.source.element_type, layout, spec, self.scale_type
         scalar = tensor_scale_of(self.absmax, spec.format) if self.stored is None else self.stored.tensor_scale
-        follows = {"parts": parts, "nbytes": nbytes, "tensor_scale": scalar, "packs": packs, "together": together}
+        rows = _BLOCK_ELEMENTS // max(1, layout.columns)
+        rows = max(_ROWS_ALIGNMENT, rows // _ROWS_ALIGNMENT * _ROWS_ALIGNMENT) * _BLOCKS
+        seen = () if self.importance is None else (self.importance.seen, self.importance.factors)
+        experts = max((len(part) for part in seen if part is not None and part.ndim == 2), default=1)
+        follows = {
+            "parts": parts,
+            "nbytes": nbytes,
+            "tensor_scale": scalar,
+            "packs": packs,
+            "together": together,
+            "pieces": (rows, layout.rows // experts),
+        }
         for name, value in follows.items():
             object.__setattr__(self, name, value)
 
@@ -184,7 +185,7 @@ class WeightEncoding:
                     zeros[rows] = encoded.zero_point
 
         finish = partial(self._finish, jobs[0], scales, zeros, None if unpacked is None else (sink, unpacked))
-        return [partial(encode, slab) for slab in self._pieces()], finish
+        return [partial(encode, slab) for slab in layout.slabs(*self.pieces)], finish
 
     def _finish(self, job: Job, scales: Array, zeros: Array | None, unpacked: tuple[Sink, Array] | None = None) -> None:
         """Write codes that could not be written in pieces, and scales and zero points `[rows, groups]`, which are
@@ -201,18 +202,10 @@ class WeightEncoding:
             bits = element_type(self.parts["zero_point"].type).bitwidth
             job.sink("zero_point").write(0, pack(self.layout.scales_in_place(zeros, part.shape), bits))
 
-    def _pieces(self) -> Iterator[Slab]:
-        """What is encoded at a time: whole blocks of the quantiser, none of two experts with an importance each."""
-        rows = _BLOCK_ELEMENTS // max(1, self.layout.columns)
-        rows = max(_ROWS_ALIGNMENT, rows // _ROWS_ALIGNMENT * _ROWS_ALIGNMENT) * _BLOCKS
-        seen = () if self.importance is None else (self.importance.seen, self.importance.factors)
-        experts = max((len(part) for part in seen if part is not None and part.ndim == 2), default=1)
-        return self.layout.slabs(rows, self.layout.rows // experts)
-
     def values(self) -> Float32:
         """What the stored weight stands for, `[rows, columns]`."""
         whole = np.empty((self.layout.rows, self.layout.columns), np.float32)
-        for slab in self._pieces():
+        for slab in self.layout.slabs(*self.pieces):
             whole[slab.start : slab.stop] = decode_rows(self._encode(slab, None, packed=False), self.spec)
         return whole
 

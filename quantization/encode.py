@@ -35,7 +35,13 @@ from ov_weight_compression.ir_utils.file_io import FileRows
 from ov_weight_compression.ir_utils.types import Array, Float32, pack, tensor_bytes, to_f32
 from ov_weight_compression.quantization.formats import E4M3, Encoded, Spec
 from ov_weight_compression.quantization.kernels import SMALL, Key, build, cells
-from ov_weight_compression.quantization.reference import STARTS, decode_groups, encode_groups, tensor_scale_of
+from ov_weight_compression.quantization.reference import (
+    STARTS,
+    decode_codes,
+    encode_groups,
+    scale_values,
+    tensor_scale_of,
+)
 
 Weighting = Literal["graph", "data", "trial"]
 
@@ -400,16 +406,10 @@ class _Compiled:
 
 def decode_rows(encoded: Encoded, spec: Spec) -> Float32:
     """[rows, in] f32 from unpacked codes: exactly what OpenVINO computes from the stored chain with f32 inference."""
-    rows, width = encoded.codes.shape
-    zero_point = encoded.zero_point
-    groups = decode_groups(
-        encoded.codes.reshape(encoded.scale.size, -1),
-        encoded.scale.reshape(-1),
-        None if zero_point is None else zero_point.reshape(-1),
-        spec,
-        encoded.tensor_scale,
-    )
-    return groups.reshape(rows, width)
+    values = scale_values(encoded.scale, spec, encoded.tensor_scale)[..., None]
+    zero_point = None if encoded.zero_point is None else encoded.zero_point[..., None]
+    groups = encoded.codes.reshape(*encoded.scale.shape, -1)
+    return decode_codes(groups, values, zero_point, spec.format).reshape(encoded.codes.shape)
 
 
 def turn_over_first_group(encoded: Encoded, spec: Spec, *, packed: bool) -> Encoded:

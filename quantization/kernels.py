@@ -29,7 +29,7 @@ import numpy as np
 import openvino as ov
 import openvino.opset13 as op
 
-from ov_weight_compression.ir_utils.types import F16_MAX, Array
+from ov_weight_compression.ir_utils.types import F16_MAX, Array, element_type
 from ov_weight_compression.quantization.formats import E2M1, E4M3, Format, Spec
 from ov_weight_compression.quantization.reference import (
     LARGEST_CHANGE,
@@ -120,14 +120,6 @@ def power_of_two_below(x: Node, lowest: int, steps: Sequence[int]) -> tuple[Node
     return power, exponent
 
 
-def parameter(shape: Sequence[int], element_type: str, name: str) -> Node:
-    """A named input."""
-    node = op.parameter(list(shape), getattr(ov.Type, element_type))
-    node.set_friendly_name(name)
-    node.output(0).get_tensor().set_names({name})
-    return node
-
-
 def transposed(x: Node) -> Node:
     """[a, b] -> [b, a]."""
     return op.transpose(x, op.constant(np.array([1, 0], dtype=np.int64)))
@@ -173,15 +165,15 @@ def build(key: Key, block: int) -> ov.Model:
     """
     spec = key.spec
     format = spec.format
-    inputs = [parameter([block, key.group], key.source, "groups")]
-    groups: Node = op.convert(inputs[0], "f32")
-    importance = tensor_scale = None
+    inputs: dict[str, Node] = {"groups": op.parameter([block, key.group], element_type(key.source))}
     if key.importance:
-        importance = parameter([block, key.group], "f32", "importance")
-        inputs.append(importance)
+        inputs["importance"] = op.parameter([block, key.group], ov.Type.f32)
     if format.tensor_scale:
-        tensor_scale = parameter([1], "f32", "tensor_scale")
-        inputs.append(tensor_scale)
+        inputs["tensor_scale"] = op.parameter([1], ov.Type.f32)
+    for name, node in inputs.items():
+        node.output(0).set_names({name})
+    groups: Node = op.convert(inputs["groups"], "f32")
+    importance, tensor_scale = inputs.get("importance"), inputs.get("tensor_scale")
     scale, zero_point, absmax = _plain_scales(groups, format, block)
     if spec.search > 1:
         weight = _error_weights(groups, absmax, key.group, importance, key.graph, format)
@@ -197,7 +189,7 @@ def build(key: Key, block: int) -> ov.Model:
     ]
     if zero_point is not None:
         outputs.append(op.convert(zero_point, "u8"))
-    return ov.Model([op.result(output) for output in outputs], inputs, f"{format.name}_{key.group}")
+    return ov.Model([op.result(output) for output in outputs], [*inputs.values()], f"{format.name}_{key.group}")
 
 
 def _patterns(ratio: Node, zero_point: Node | None, format: Format) -> Node:

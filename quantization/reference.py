@@ -161,18 +161,6 @@ def encode_groups(
     return codes, stored, None if zero_point is None else zero_point.astype(np.uint8)
 
 
-def decode_groups(
-    codes: Array,
-    stored: Array,
-    zero_point: npt.NDArray[np.uint8] | None,
-    spec: Spec,
-    tensor_scale: np.float32 | None = None,
-) -> Float32:
-    """[n, g] f32 from what ``encode_groups`` returned."""
-    values = scale_values(stored, spec, tensor_scale)[:, None]
-    return decode_codes(codes, values, None if zero_point is None else zero_point[:, None], spec.format)
-
-
 def plain_scales(groups: Float32, format: Format) -> tuple[Float32, Float32 | None]:
     """The unrounded scale of each group and, for an asymmetric format, its zero point.
 

@@ -243,8 +243,8 @@ def test_nothing_is_left_in_a_folder_that_is_renamed_meanwhile(tmp_path: Path) -
     publication = Publication(tmp_path / "place" / "o.xml", ["o.bin"])
     publication.path.write_text("half")
     (tmp_path / "place").rename(tmp_path / "elsewhere")
-    with pytest.raises(FileNotFoundError):
-        publication.commit()
+    with pytest.raises(FileNotFoundError), publication:
+        pass
     assert [path.name for path in tmp_path.rglob("*")] == ["elsewhere"]
 
 
@@ -256,10 +256,9 @@ def test_a_process_that_ends_discards_what_is_under_way(tmp_path: Path) -> None:
 
 
 def test_what_another_process_is_writing_is_left_alone(tmp_path: Path) -> None:
-    other = Publication(tmp_path / "m.xml")
-    other.path.write_text("other")
-    write_text(tmp_path / "m.xml", "mine")
-    other.commit()
+    with Publication(tmp_path / "m.xml") as other:
+        other.write_text("other")
+        write_text(tmp_path / "m.xml", "mine")
     assert (tmp_path / "m.xml").read_text() == "other"
     assert [path.name for path in tmp_path.iterdir()] == ["m.xml"]
 
