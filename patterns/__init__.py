@@ -4,16 +4,8 @@ from ov_weight_compression.patterns.compressed import CompressedWeight, find_com
 from ov_weight_compression.patterns.find import find_weights
 from ov_weight_compression.patterns.ignored_scope import IgnoredScope, Subgraph
 from ov_weight_compression.patterns.provenance import NormGain, RowNormProduct, RowNorms, importance_sources
-from ov_weight_compression.patterns.roles import Activation, Kind, Refusal, Role, Roles, parse_roles
-from ov_weight_compression.patterns.weight import (
-    Consumer,
-    GivenSources,
-    Skip,
-    Sources,
-    Weight,
-    given_sources,
-    sources_of,
-)
+from ov_weight_compression.patterns.roles import Activation, Consumer, Kind, Refusal, Role, Roles, parse_roles
+from ov_weight_compression.patterns.weight import GivenSources, Skip, Sources, Weight, given_sources, sources_of
 
 __all__ = [
     "Activation",

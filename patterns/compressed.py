@@ -31,8 +31,7 @@ import openvino as ov
 
 from ov_weight_compression.ir_utils.types import sizes_of
 from ov_weight_compression.patterns.graphs import Graph, bytes_of, graphs_of, is_postponed
-from ov_weight_compression.patterns.roles import ROLES, Kind, Refusal, Role, Roles, follow
-from ov_weight_compression.patterns.weight import Consumer
+from ov_weight_compression.patterns.roles import ROLES, Consumer, Kind, Refusal, Role, Roles, follow
 
 _INTEGER_TYPES = frozenset({"u1", "u2", "u3", "u4", "u6", "u8", "i4", "i8"})
 _FLOAT8_TYPES = frozenset({"f8e4m3", "f8e5m2"})
@@ -146,16 +145,43 @@ def find_compressed(model: ov.Model, roles: Roles | None = None) -> list[Compres
 def compressed_in(graph: Graph, roles: Roles) -> list[CompressedWeight]:
     """The compressed weights of one level of a model."""
     found = []
-    for codes, storage in graph.constants:
-        if storage not in _STORAGE_TYPES | _INDEX_TYPES or len(codes.shape) == 0:
+    starts = [  # one for each constant of codes, unless several layers decompress them each for itself
+        (codes, storage, target.get_node())
+        for codes, storage in graph.constants
+        if storage in _STORAGE_TYPES | _INDEX_TYPES and len(codes.shape)
+        for target in codes.output(0).get_target_inputs()
+        if target.get_index() == 0 and target.get_node().get_type_name() == "Convert"
+    ]
+    for codes, storage, convert in starts:
+        chain = _chain_of(codes, storage, convert) if convert in graph.position else None
+        if chain is None:
             continue
-        # One chain, unless several layers decompress the codes each for itself.
-        for target in codes.output(0).get_target_inputs():
-            node = target.get_node()
-            if target.get_index() == 0 and node.get_type_name() == "Convert" and node in graph.position:
-                chain = _chain_of(codes, storage, node)
-                weight = None if chain is None else _read_by_layers(graph, chain, roles)
-                found += [] if weight is None else [weight]
+        last = chain.nodes[-1]
+        read = [(use, use.role) for use in follow(graph, last, roles) if isinstance(use.role, Role)]
+        if not read or isinstance(view := read[0][0].view, Refusal):
+            continue  # no layer reads the end of the chain as a weight
+        kinds = {role.kind for _, role in read}
+        reduction = {piece.axis for dimension in read[0][1].reduction for piece in view[dimension]}
+        found.append(
+            CompressedWeight(
+                name=codes.get_friendly_name().removesuffix("_nncf_codebook_idxs"),
+                codes=codes,
+                zero_point=chain.zero_point,
+                scale=chain.scales[0] if chain.scales else None,
+                tensor_scale=chain.scales[1] if len(chain.scales) > 1 else None,
+                table=chain.table,
+                chain=chain.nodes,
+                last=last,
+                shape=sizes_of(last.get_output_shape(0)),
+                code_shape=chain.code_shape,
+                reduction_axes=tuple(sorted(reduction)),
+                group_axis=chain.group_axis,
+                group_size=-1 if chain.group_axis is None else chain.code_shape[chain.group_axis + 1],
+                kind=next(kind for kind in reversed(Kind) if kind in kinds),
+                consumers=tuple(Consumer(use.node, use.port, use.node.get_friendly_name(), role) for use, role in read),
+                body=graph.path,
+            )
+        )
     return found
 
 
@@ -163,7 +189,6 @@ def compressed_in(graph: Graph, roles: Roles) -> list[CompressedWeight]:
 class _Chain:
     """The links between codes and a layer."""
 
-    codes: ov.Node
     nodes: tuple[ov.Node, ...]
     """From the first Convert on."""
     zero_point: ov.Node | None
@@ -214,7 +239,7 @@ def _chain_of(codes: ov.Node, storage: str, convert: ov.Node) -> _Chain | None:
         if _merged_axis(code_shape, sizes_of(reshape.get_output_shape(0)), scale_shape) is not None:
             nodes.append(reshape)
     axis = _merged_axis(code_shape, sizes_of(nodes[-1].get_output_shape(0)), scale_shape)
-    return _Chain(codes, tuple(nodes), zero_point, scales, table, code_shape, axis)
+    return _Chain(tuple(nodes), zero_point, scales, table, code_shape, axis)
 
 
 def _reader(node: ov.Node, kind: str, port: int = 0) -> list[ov.Node]:
@@ -258,39 +283,6 @@ def _merged_axis(codes: tuple[int, ...], weight: tuple[int, ...], scale: tuple[i
         if same and prod(joined) == codes[axis] * group and cuts:
             return axis
     return None
-
-
-def _read_by_layers(graph: Graph, chain: _Chain, roles: Roles) -> CompressedWeight | None:
-    """The compressed weight, if a layer reads the end of the chain as one."""
-    last = chain.nodes[-1]
-    uses = [use for use in follow(graph, last, roles) if isinstance(use.role, Role)]
-    consumers = tuple(
-        Consumer(use.node, use.port, use.node.get_friendly_name(), use.role)
-        for use in uses
-        if isinstance(use.role, Role)
-    )
-    if not uses or isinstance(uses[0].view, Refusal):
-        return None
-    kinds = {consumer.role.kind for consumer in consumers}
-    reduction = {piece.axis for dimension in consumers[0].role.reduction for piece in uses[0].view[dimension]}
-    return CompressedWeight(
-        name=chain.codes.get_friendly_name().removesuffix("_nncf_codebook_idxs"),
-        codes=chain.codes,
-        zero_point=chain.zero_point,
-        scale=chain.scales[0] if chain.scales else None,
-        tensor_scale=chain.scales[1] if len(chain.scales) > 1 else None,
-        table=chain.table,
-        chain=chain.nodes,
-        last=last,
-        shape=sizes_of(last.get_output_shape(0)),
-        code_shape=chain.code_shape,
-        reduction_axes=tuple(sorted(reduction)),
-        group_axis=chain.group_axis,
-        group_size=-1 if chain.group_axis is None else chain.code_shape[chain.group_axis + 1],
-        kind=next(kind for kind in reversed(Kind) if kind in kinds),
-        consumers=consumers,
-        body=graph.path,
-    )
 
 
 OWN_SECTION = "weight_compression"

@@ -41,8 +41,7 @@ from ov_weight_compression.ir_utils.constant_values import depends_on_constants
 from ov_weight_compression.patterns.compressed import CompressedWeight
 from ov_weight_compression.patterns.experts import block_operations, tiled_block_of
 from ov_weight_compression.patterns.graphs import is_constant
-from ov_weight_compression.patterns.roles import Kind
-from ov_weight_compression.patterns.weight import Consumer
+from ov_weight_compression.patterns.roles import Consumer, Kind
 
 _SMALLEST_ROWS = 16
 

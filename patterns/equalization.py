@@ -33,8 +33,8 @@ from ov_weight_compression.patterns.fold_targets import (
 )
 from ov_weight_compression.patterns.graphs import dimensions
 from ov_weight_compression.patterns.provenance import keeps_channels
-from ov_weight_compression.patterns.roles import Kind
-from ov_weight_compression.patterns.weight import Consumer, Weight
+from ov_weight_compression.patterns.roles import Consumer, Kind
+from ov_weight_compression.patterns.weight import Weight
 
 _ACTIVATIONS = frozenset(
     {

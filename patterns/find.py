@@ -46,6 +46,7 @@ from ov_weight_compression.patterns.ignored_scope import IgnoredScope
 from ov_weight_compression.patterns.roles import (
     RECURRENT,
     ROLES,
+    Consumer,
     Kind,
     Refusal,
     Role,
@@ -55,7 +56,7 @@ from ov_weight_compression.patterns.roles import (
     pieces_of,
     reshaped,
 )
-from ov_weight_compression.patterns.weight import Consumer, Skip, Weight
+from ov_weight_compression.patterns.weight import Skip, Weight
 
 REPORTED_ELEMENTS = 1024
 """From this many elements on, a constant that no layer uses is reported too."""

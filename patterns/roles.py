@@ -310,6 +310,24 @@ class Use:
     """What the operation makes of it, or why it refuses; None for an operation that takes no weights."""
 
 
+@dataclass(frozen=True, eq=False)
+class Consumer:
+    """A layer, and the port that a weight arrives at behind any Convert, Reshape, Transpose or FakeConvert."""
+
+    node: ov.Node
+    port: int
+    name: str
+    """The layer's friendly name."""
+    role: Role
+    """What it makes of the tensor that arrives there, in the dimensions of that."""
+
+    @property
+    def input(self) -> ov.Output | None:
+        """The tensor that the layer multiplies the weight with, as the graph is now; None where it multiplies none."""
+        meets = self.role.activation
+        return None if meets is None else self.node.input_value(meets.port)
+
+
 def follow(graph: Graph, constant: ov.Node, roles: Roles = ROLES) -> list[Use]:
     """The operations of a graph that read a constant, in graph order, through everything that only converts or
     rearranges it, and what they make of it by the table `roles`.

@@ -33,25 +33,7 @@ from ov_weight_compression.ir_utils.file_io import FileMappings
 from ov_weight_compression.ir_utils.option_kinds import shown
 from ov_weight_compression.ir_utils.types import FLOAT_TYPES, Array, Float32, float_constant
 from ov_weight_compression.ir_utils.weight_source import ChainSource, ConstantSource, FoldedSource, Layout, WeightSource
-from ov_weight_compression.patterns.roles import Kind, Role
-
-
-@dataclass(frozen=True, eq=False)
-class Consumer:
-    """A layer, and the port that a weight arrives at behind any Convert, Reshape, Transpose or FakeConvert."""
-
-    node: ov.Node
-    port: int
-    name: str
-    """The layer's friendly name."""
-    role: Role
-    """What it makes of the tensor that arrives there, in the dimensions of that."""
-
-    @property
-    def input(self) -> ov.Output | None:
-        """The tensor that the layer multiplies the weight with, as the graph is now; None where it multiplies none."""
-        meets = self.role.activation
-        return None if meets is None else self.node.input_value(meets.port)
+from ov_weight_compression.patterns.roles import Consumer, Kind
 
 
 @dataclass(frozen=True, eq=False)
