@@ -75,7 +75,7 @@ def insert_codes(model: Any, found: Mapping[Any, QuantisedWeight], devices: Devi
     fitted = [_fitted(weight, quantised, devices) for weight, quantised in pairs]
     plan = with_equal_weights(with_telltale(Plan(tuple(fitted))))
     recipe = {"mode": "checkpoint"} | ({"device": ",".join(one.value for one in devices)} if devices else {})
-    report = make_report(plan, recipe)
+    report = make_report(plan, recipe, devices)
     rewrite(plan, Pipeline(), lazy)
     for edit in edits:
         edit()

@@ -110,7 +110,7 @@ def _made(folder: Path, source: Path, reports: Mapping[str, Report], asked: Reci
         if report.rows:
             yield ""
             yield from _formats(name if len(reports) > 1 else "", report)
-    options = options_as_json(asked)
+    options = options_as_json(asked.options)
     data = {} if asked.data is None else {"data": asked.data if asked.data in ("self", "random") else "a file"}
     recipe = json.dumps({"recipe": 1, "options": options, **data}, indent=1, ensure_ascii=False)
     yield from ("", "What was asked for, as `ov-compress --recipe` reads it:", "", "```json", recipe, "```")

@@ -40,7 +40,7 @@ from ov_weight_compression.passes.layer_losses import LayerLosses, layer_losses
 from ov_weight_compression.passes.measurements import Measurements
 from ov_weight_compression.passes.option_values import Device, Devices, FragileLayers, GroupSizeFallback, Mode
 from ov_weight_compression.passes.options import Options
-from ov_weight_compression.passes.plan import DecidedBy, FormatRequest, Method, PlannedWeight
+from ov_weight_compression.passes.plan import DecidedBy, FormatRequest, Method, Plan, PlannedWeight
 from ov_weight_compression.passes.planning import fit
 from ov_weight_compression.passes.targets import BudgetOutcome, CurvePoint, FormatChoice, UniformChoice
 from ov_weight_compression.patterns import Kind, Skip, Sources, Weight
@@ -248,13 +248,11 @@ def survey(
     return Survey(options, tuple(settled), tuple(items), tuple(others), held, known, data.sources, times)
 
 
-def share_out(
-    found: Survey, correction: float = 1.0, uniform: str = "", other: bool = False
-) -> tuple[list[PlannedWeight | Skip], BudgetOutcome]:
-    """What becomes of each weight, and what is told of the choice.
+def with_choice(plan: Plan, correction: float = 1.0, uniform: str = "", other: bool = False) -> Plan:
+    """A plan that a budget is chosen for, with what becomes of each weight, and what is told of the choice.
 
     Args:
-        found: what there is.
+        plan: one with a survey of what there is.
         correction: measured over predicted divergence, of an earlier choice.
         uniform: the format of `UniformChoice` that all weights get, in place of a choice for each. What bytes that
             leaves are spent where they gain most, on weights that lose no more in a larger format.
@@ -266,8 +264,8 @@ def share_out(
     Raises:
         OptionError: not even the best formats reach the target.
     """
-    if other:
-        found = replace(found, items=found.others)
+    assert plan.survey is not None
+    found = replace(plan.survey, items=plan.survey.others) if other else plan.survey
     options, items, held, known = found.options, found.items, found.held, found.known
     all_uniform, remarks = _uniform(found, correction), []
     chosen = _solved_from(found, uniform, correction) if uniform else _solved(found, correction).formats
@@ -306,7 +304,7 @@ def share_out(
         prompt_time=_time(weights, found.times, lambda one: one.many_rows),
         remarks=tuple(remarks),
     )
-    return settled, outcome
+    return replace(plan, weights=tuple(weights), budget=outcome)
 
 
 def _without_few_bits(found: list[PlannedWeight]) -> list[PlannedWeight]:

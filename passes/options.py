@@ -64,6 +64,7 @@ from ov_weight_compression.passes.targets import (
     slowdown,
 )
 from ov_weight_compression.patterns import GivenSources, IgnoredScope, Roles, given_sources, parse_roles
+from ov_weight_compression.patterns.ignored_scope import SCOPE
 from ov_weight_compression.quantization.formats import CODEBOOK_TYPES, FORMATS, PER_CHANNEL, Format, with_codebook
 from ov_weight_compression.quantization.lloyd import stand_in
 
@@ -144,7 +145,6 @@ _EXECUTOR = OptionKind("an executor as concurrent.futures has them", _read_execu
 _ROLES = OptionKind("", parse_roles, "Roles")
 _STEPS = functions("Step", "target, draft, hessian, grid")
 _CODEBOOK = replace(table(), annotation="Sequence[float] | NDArray[Any] | Codebook")
-_SCOPE = OptionKind("", IgnoredScope.of, "Any")
 _HINTS = OptionKind("a dict of runtime hints' names and values", parse_runtime_hints, "Mapping[str, Any]")
 _SOURCES = OptionKind("a mapping from weights' names to their sources, or a function", given_sources, "GivenSources")
 
@@ -187,7 +187,7 @@ class Options:
         recorded="always",
         usual="the mode's own",
     )
-    ignored_scope: IgnoredScope | None = declared(None, _SCOPE, "what to leave alone", flag=None)
+    ignored_scope: IgnoredScope | None = declared(None, SCOPE, "what to leave alone", flag=None)
     all_layers: bool = declared(
         False, flag(), "the mode for embeddings and the last layer too", recorded="always", below_8_bits=True
     )

@@ -88,7 +88,7 @@ def make_plan(
     ]
     sound = [(*pair, found) for pair, found in zip(wanted, ranges, strict=True) if not found.bad]
     if options.budget is not None:
-        from ov_weight_compression.passes.budget import survey
+        from ov_weight_compression.passes.budget import survey, with_choice
 
         ranged = [
             (weight, None if request is None else fit(weight, request, values, options, data.method), values)
@@ -113,16 +113,6 @@ def make_plan(
     left += [one for one in fitted if isinstance(one, Skip)]
     planned = tuple(one for one in fitted if isinstance(one, PlannedWeight))
     return Plan(planned, (*left, *nonfinite), tuple(nonfinite), data.sources, data.method)
-
-
-def with_choice(plan: Plan, correction: float = 1.0, uniform: str = "", other: bool = False) -> Plan:
-    """A plan that a budget is chosen for, with the choice; see `budget.share_out`."""
-    from ov_weight_compression.passes.budget import share_out
-
-    assert plan.survey is not None
-    settled, outcome = share_out(plan.survey, correction, uniform, other)
-    weights = tuple(one for one in settled if isinstance(one, PlannedWeight))
-    return replace(plan, weights=weights, budget=outcome)
 
 
 def _with_equal_experts(

@@ -83,7 +83,7 @@ def save_recipe(path: str | os.PathLike[str], recipe: Recipe, layers: Mapping[st
         WorkError: the file cannot be written.
     """
     place = Path(path)
-    said: dict[str, Any] = {"recipe": _FORM, "options": _as_json(recipe.options)}
+    said: dict[str, Any] = {"recipe": _FORM, "options": options_as_json(recipe.options)}
     if recipe.data is not None:
         said["data"] = _named_data(recipe.data, place)
     if recipe.task is not None:
@@ -107,14 +107,9 @@ def save_recipe(path: str | os.PathLike[str], recipe: Recipe, layers: Mapping[st
     write_text(place, json.dumps(said, indent=1, ensure_ascii=False) + "\n")
 
 
-def options_as_json(recipe: Recipe) -> dict[str, Any]:
-    """The options that a recipe's file has, as plain JSON types."""
-    return _as_json(recipe.options)
-
-
 def option_lines(recipe: Recipe) -> list[tuple[str, str]]:
     """What was asked for, as names and values for people."""
-    said = _as_json(recipe.options)
+    said = options_as_json(recipe.options)
     lines = [(name, value if isinstance(value, str) else json.dumps(value)) for name, value in said.items()]
     more = (("data", recipe.data), ("task", recipe.task))
     return [*lines, *((name, value) for name, value in more if value is not None)]
@@ -122,14 +117,15 @@ def option_lines(recipe: Recipe) -> list[tuple[str, str]]:
 
 def _file_as_json(own: Mapping[str, Any], place: Path) -> dict[str, Any]:
     data = own.get("data")
-    options = _as_json({name: value for name, value in own.items() if name != "data"})
+    options = options_as_json({name: value for name, value in own.items() if name != "data"})
     return {
         **({"options": options} if options else {}),
         **({} if data is None else {"data": _named_data(data, place)}),
     }
 
 
-def _as_json(options: Mapping[str, Any]) -> dict[str, Any]:
+def options_as_json(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as a recipe's file has them, in plain JSON types."""
     found = {}
     for name, value in options.items():
         if name in _LEFT_OUT or value is None:

@@ -17,7 +17,7 @@ from ov_weight_compression.ir_utils.option_kinds import check_model
 from ov_weight_compression.ir_utils.printing import as_text, format_name, human_bytes, terminal_table
 from ov_weight_compression.ir_utils.publish import write_text
 from ov_weight_compression.passes.device_rules import CHECKED, device_warnings, release_of
-from ov_weight_compression.passes.option_values import Device, parse_devices
+from ov_weight_compression.passes.option_values import Device, Devices
 from ov_weight_compression.passes.plan import DecidedBy, Plan
 from ov_weight_compression.passes.targets import BudgetOutcome
 from ov_weight_compression.patterns import Skip
@@ -113,24 +113,22 @@ class Report:
     @property
     def shares(self) -> tuple[Share, ...]:
         """The weights summed by mode and group, the largest share first."""
-        keys = Counter({(row.mode, row.group_size): 0 for row in self.rows})
+        grouped: dict[tuple[str, int], list[Row]] = {}
         for row in self.rows:
-            keys[row.mode, row.group_size] += row.elements
-        return tuple(self._share(mode, group) for (mode, group), _ in keys.most_common())
-
-    def _share(self, mode: str, group: int) -> Share:
-        rows = [row for row in self.rows if (row.mode, row.group_size) == (mode, group)]
-        decided = [row for row in rows if row.in_ratio]
-        return Share(
-            mode,
-            group,
-            len(rows),
-            sum(row.elements for row in rows),
-            sum(row.bytes_before for row in rows),
-            sum(row.bytes_after for row in rows),
-            len(decided),
-            sum(row.elements for row in decided),
-        )
+            grouped.setdefault((row.mode, row.group_size), []).append(row)
+        found = [
+            Share(
+                *key,
+                weights=len(rows),
+                elements=sum(row.elements for row in rows),
+                bytes_before=sum(row.bytes_before for row in rows),
+                bytes_after=sum(row.bytes_after for row in rows),
+                ratio_weights=sum(row.in_ratio for row in rows),
+                ratio_elements=sum(row.elements for row in rows if row.in_ratio),
+            )
+            for key, rows in grouped.items()
+        ]
+        return tuple(sorted(found, key=lambda share: -share.elements))
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain JSON types."""
@@ -166,9 +164,8 @@ class Report:
         return as_text(lambda console: print_report(self, console), 120)
 
 
-def make_report(plan: Plan, recipe: dict[str, str]) -> Report:
+def make_report(plan: Plan, recipe: dict[str, str], devices: Devices) -> Report:
     """The report of a plan: sizes follow from shapes and formats, so they are exact before anything is computed."""
-    devices = parse_devices(recipe["device"]) if "device" in recipe else ()
     warnings = plan.remarks + device_warnings(devices, ((one.weight, one.spec.format) for one in plan.weights))
     release = release_of(ov.get_version())
     if (not devices or Device.CPU in devices) and release not in CHECKED:

@@ -237,32 +237,30 @@ _TELLING_STORAGE = frozenset({"i4", "u4", "i8", "u8", "nf4", "f8e4m3", "f8e5m2"}
 
 
 def with_telltale(plan: Plan) -> Plan:
-    """The plan with one weight that tells, where there can be one."""
-    weights = list(plan.weights)
-    telling = [place for place, planned in enumerate(weights) if _would_tell(planned)]
-    wide: list[PlannedWeight] = []
-    if not telling:
-        wide = [replace(planned, scales_in_f32=planned.spec.scale_type == "f16") for planned in weights]
-        telling = [place for place, planned in enumerate(wide) if _would_tell(planned)]
+    """The plan with one weight that tells, where there can be one: the smallest, of those that need not store their
+    scales as f32 for it where there are such."""
+    telling: list[tuple[bool, int, int]] = []
+    for place, planned in enumerate(plan.weights):
+        format, scales = planned.spec.format, planned.stored_scale_type
+        if planned.weight.body or format.codebook_type is not None:
+            continue
+        if format.tensor_scale:
+            tells, widened = scales == "f8e4m3" and not planned.kept_from_codes, False  # they are codes of eight bits
+        else:
+            expanded = planned.expanded or planned.kept_from_codes or format.storage in EXPANDED_STORAGE
+            in_f32, known = expanded or planned.beyond_f16, format.storage in _TELLING_STORAGE
+            tells, widened = known and scales == ("f32" if in_f32 else "f16"), known and in_f32 and scales == "f16"
+        if tells or widened:
+            telling.append((not tells, planned.weight.elements, place))
     if not telling:
         return plan
-    place = min(telling, key=lambda place: weights[place].weight.elements)
-    if wide:  # those that may have the same values too, so that equal weights are still stored once
-        shape, absmax, spec = weights[place].weight.shape, weights[place].absmax, weights[place].spec
-        for number, one in enumerate(plan.weights):
-            if (one.weight.shape, one.absmax, one.spec) == (shape, absmax, spec):
-                weights[number] = wide[number]
+    widened, _, place = min(telling)
+    told, weights = plan.weights[place], list(plan.weights)
+    if widened:  # those that may have the same values too, so that equal weights are still stored once
+        key = told.weight.shape, told.absmax, told.spec
+        weights = [
+            replace(one, scales_in_f32=True) if (one.weight.shape, one.absmax, one.spec) == key else one
+            for one in weights
+        ]
     weights[place] = replace(weights[place], tells=True)
     return replace(plan, weights=tuple(weights))
-
-
-def _would_tell(planned: PlannedWeight) -> bool:
-    format = planned.spec.format
-    if planned.weight.body or format.codebook_type is not None:
-        return False
-    if format.tensor_scale:
-        return planned.spec.scale_type == "f8e4m3" and not planned.kept_from_codes  # the scales are codes of eight bits
-    if format.storage not in _TELLING_STORAGE:
-        return False
-    in_f32 = planned.expanded or planned.kept_from_codes or planned.beyond_f16 or format.storage in EXPANDED_STORAGE
-    return planned.stored_scale_type == ("f32" if in_f32 else "f16")

@@ -239,7 +239,7 @@ class WeightCompression(ModelPass):
             if options.target_divergence is not None:
                 plan = prepare_plan(plan, data, options)
             warn_caller(plan.remarks)
-            return make_report(with_equal_weights(with_telltale(plan)), options.as_recipe())
+            return make_report(with_equal_weights(with_telltale(plan)), options.as_recipe(), options.device)
 
     def run_on_model(self, model: Any) -> bool:
         """Rewrite `model` in place; whether anything changed."""
@@ -247,7 +247,7 @@ class WeightCompression(ModelPass):
         with kept_kernels():
             plan, data = self._planned(model)
             plan = with_equal_weights(with_telltale(prepare_plan(plan, data, options)))
-            report = make_report(plan, options.as_recipe() | data.recipe)
+            report = make_report(plan, options.as_recipe() | data.recipe, options.device)
             warn_caller(report.warnings)  # the last that may be an error, by a filter: the model is edited from here on
             # Chains are first, for with `lazy=False` they are computed before the first edit; adapters read what their
             # layer reads, behind a Multiply that a fold inserts.

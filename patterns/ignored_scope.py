@@ -50,7 +50,7 @@ class IgnoredScope:
         Raises:
             OptionError: the value is none of these, or a field does not exist or has the wrong type.
         """
-        found: IgnoredScope | None = _SCOPE.parse("ignored_scope", value)
+        found: IgnoredScope | None = SCOPE.parse("ignored_scope", value)
         return found
 
     @classmethod
@@ -178,4 +178,4 @@ def _subgraph(value: Any) -> Subgraph:
     return Subgraph(_strings("subgraph inputs", inputs), _strings("subgraph outputs", outputs))
 
 
-_SCOPE = OptionKind("an IgnoredScope, a dict or a list of names", IgnoredScope._of, "Any")
+SCOPE = OptionKind("an IgnoredScope, a dict or a list of names", IgnoredScope._of, "Any")

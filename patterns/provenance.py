@@ -32,6 +32,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 
 import openvino as ov
@@ -312,29 +313,23 @@ class Origins:
         return (Origin(weight, 0, (*view, whole_axis(ROWS, sizes[-1]))),)
 
     def _same(self, node: ov.Node, _index: int, depth: int) -> tuple[Origin, ...] | None:
-        return self.of(node.input_value(0), depth)
-
-    def _state(self, node: ov.Node, _index: int, depth: int) -> tuple[Origin, ...] | None:
-        """A variable that starts from a value and keeps it: keys and values of an encoder."""
+        """Of a variable, the value that it starts from and keeps: keys and values of an encoder."""
         return self.of(node.input_value(0), depth) if node.get_input_size() else None
 
-    def _sum(self, node: ov.Node, _index: int, depth: int) -> tuple[Origin, ...] | None:
-        """A bias moves channels, it does not mix them; a sum of two activations is of unknown make."""
-        return self._beside_constant(node, depth, any_size=True)
-
-    def _limit(self, node: ov.Node, _index: int, depth: int) -> tuple[Origin, ...] | None:
-        return self._beside_constant(node, depth, any_size=False)
-
-    def _beside_constant(self, node: ov.Node, depth: int, *, any_size: bool) -> tuple[Origin, ...] | None:
+    def _beside_constant(
+        self, node: ov.Node, _index: int, depth: int, any_size: bool = False
+    ) -> tuple[Origin, ...] | None:
+        """Beside a scalar, or a bias of any size, which moves channels and does not mix them; what two activations make
+        is of unknown make."""
         for port in (1, 0):
             constant = constant_of(node.input_value(port))
             if constant is not None and (any_size or prod(sizes_of(constant.shape)) == 1):
                 return _widened(self.of(node.input_value(1 - port), depth), node)
         return None
 
-    def _product(self, node: ov.Node, _index: int, depth: int) -> tuple[Origin, ...] | None:
+    def _product(self, node: ov.Node, index: int, depth: int) -> tuple[Origin, ...] | None:
         """The factors of both sides. A side that is the same for all channels (a norm's divisor) does not count."""
-        scaled = self._beside_constant(node, depth, any_size=False)
+        scaled = self._beside_constant(node, index, depth)
         if scaled is not None or any(constant_of(value) is not None for value in node.input_values()):
             return scaled
         left, right = (self.of(value, depth) for value in node.input_values())
@@ -433,14 +428,11 @@ class Origins:
         return _each(found, lambda view: _replaced(view, axis, [sizes[axis]]))
 
     def _attention(self, node: ov.Node, _index: int, depth: int) -> tuple[Origin, ...] | None:
-        return self._mixed(node, 2, depth)
-
-    def _mixed_rows(self, node: ov.Node, _index: int, depth: int) -> tuple[Origin, ...] | None:
-        """A MatMul of two activations, `weights of attention @ V`."""
-        return None if node.get_attributes()["transpose_b"] else self._mixed(node, 1, depth)
-
-    def _mixed(self, node: ov.Node, port: int, depth: int) -> tuple[Origin, ...] | None:
-        """Sums over positions, the last dimension but one; channels stay where they are."""
+        """In one operation, or as a MatMul of two activations, `weights @ V`: sums over positions, the last dimension
+        but one; channels stay where they are."""
+        port = 1 if node.get_type_name() == "MatMul" else 2
+        if port == 1 and node.get_attributes()["transpose_b"]:
+            return None
         before, after = dimensions(node.input_value(port)), dimensions(node.output(0))
         found = self.of(node.input_value(port), depth)
         if before is None or after is None or not found or len(before) < 2:
@@ -462,14 +454,13 @@ def _is_state(value: ov.Output) -> bool:
 _Rule = Callable[[Origins, ov.Node, int, int], "tuple[Origin, ...] | None"]
 
 _BOUNDED = frozenset({"Tanh", "Sigmoid", "Erf", "HSigmoid", "HardSigmoid"})
-_ELEMENTWISE = ("Convert", "Swish", "Gelu", "Relu", "Mish", "HSwish", "SoftPlus", "Elu", "Selu", "Clamp")
+_AS_THEY_ARE = ("ReadValue", "Convert", "Swish", "Gelu", "Relu", "Mish", "HSwish", "SoftPlus", "Elu", "Selu", "Clamp")
 _RULES: dict[str, _Rule] = {
-    **dict.fromkeys(_ELEMENTWISE, Origins._same),
-    "ReadValue": Origins._state,
-    "Add": Origins._sum,
-    "Subtract": Origins._sum,
-    "Minimum": Origins._limit,
-    "Maximum": Origins._limit,
+    **dict.fromkeys(_AS_THEY_ARE, Origins._same),
+    "Add": partial(Origins._beside_constant, any_size=True),
+    "Subtract": partial(Origins._beside_constant, any_size=True),
+    "Minimum": Origins._beside_constant,
+    "Maximum": Origins._beside_constant,
     "Multiply": Origins._product,
     "Divide": Origins._quotient,
     "Power": Origins._power,
@@ -485,7 +476,7 @@ _RULES: dict[str, _Rule] = {
     "Gather": Origins._gather,
     "Concat": Origins._concat,
     "ScaledDotProductAttention": Origins._attention,
-    "MatMul": Origins._mixed_rows,
+    "MatMul": Origins._attention,
 }
 
 
