@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 
 from ov_weight_compression.cli.command import command_parser
-from ov_weight_compression.passes.device_rules import CPU_EXECUTED, GATHER, MATMUL
+from ov_weight_compression.passes.device_rules import EXECUTED, GATHER, MATMUL
 from ov_weight_compression.passes.options import OPTIONS
 from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL, Format
 
@@ -40,7 +40,7 @@ def formats() -> str:
 
 
 def _executed(row: Format, layer: str) -> bool:
-    return row.codebook_type is None and row.storage in CPU_EXECUTED[layer]
+    return row.codebook_type is None and row.storage in EXECUTED["CPU"][layer]
 
 
 def usage(command: str) -> str:

@@ -31,7 +31,7 @@ from ov_weight_compression.ir_utils.errors import WorkError
 from ov_weight_compression.ir_utils.ir_file import openvino_reason
 from ov_weight_compression.passes.device_rules import CHECKED, layer_of, misread
 from ov_weight_compression.patterns import CompressedWeight, Consumer, Roles, find_compressed
-from ov_weight_compression.patterns.device_layer import PATTERNS, cut_rows, layer_kind, single_layer, unmatched
+from ov_weight_compression.patterns.device_layer import PATTERNS, cut_rows, layer_kind, single_layer
 from ov_weight_compression.patterns.experts import tiled_block_of
 from ov_weight_compression.patterns.graphs import graphs_of
 
@@ -199,7 +199,7 @@ def check_device(
 
 def _by_patterns(weights: Sequence[CompressedWeight], device: str) -> DeviceCheck:
     def matched(weight: CompressedWeight, consumer: Consumer) -> Execution:
-        reason = unmatched(weight, consumer, device)
+        reason = PATTERNS[device](weight, consumer)
         if reason is not None:
             return Execution(consumer.name, "unmatched", reason=reason)
         return Execution(consumer.name, "matched", weight.storage)

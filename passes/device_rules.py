@@ -116,16 +116,9 @@ EXECUTED: dict[str, dict[str, frozenset[str]]] = {
     for device in ("CPU", "GPU", "NPU")
 }
 """By device and kind of layer the storage types that run from codes; what is not in the table is not known."""
-CPU_EXECUTED = EXECUTED["CPU"]
 
 NPU_GROUP = 128
 """The size of groups that an NPU is known to take."""
-
-EXPERT_STORAGE = _INTEGERS
-"""What experts side by side are run from at all, on CPUs and GPUs; other types are expanded to floats."""
-
-NPU_EXPERT_STORAGE = _SYMMETRIC
-"""What an NPU chooses experts from, one scale a channel."""
 
 _BITS = {"i8": 8, "u8": 8, "i4": 4, "u4": 4, "nf4": 4, "f4e2m1": 4, "u2": 2}
 _SMALLEST_GROUP = 4
@@ -143,7 +136,7 @@ def misread(layer: str, storage: str, group: int, columns: int, rows: int = 2) -
         rows: output channels; a MatMul with a single one is not run from codes.
     """
     layer = MATMUL if layer == SINGLE else layer  # it runs as a matrix
-    if layer not in (MATMUL, GROUPED_MATMUL, TILED_EXPERTS) or storage not in CPU_EXECUTED[layer]:
+    if layer not in (MATMUL, GROUPED_MATMUL, TILED_EXPERTS) or storage not in EXECUTED["CPU"][layer]:
         return None
     if group not in (-1, columns):
         if group < _SMALLEST_GROUP or group & (group - 1) == 0 or (layer == MATMUL and rows == 1):
@@ -166,11 +159,6 @@ def working_groups(columns: int | None = None, smallest: int = 16) -> tuple[int,
 def release_of(version: str) -> str:
     """The release, "2026.4", of a version as `openvino.get_version()` says it: "2026.4.1-22982-…"."""
     return ".".join(version.split("-")[0].split(".")[:2])
-
-
-def is_checked(version: str) -> bool:
-    """Whether what is misread was measured with this version."""
-    return release_of(version) in CHECKED
 
 
 @dataclass(frozen=True)
@@ -264,10 +252,10 @@ def executed_instead(devices: Devices, weight: Weight, format: Format, group: in
 def _for_experts(devices: Devices, format: Format, group: int) -> Instead | None:
     nearest, size = _nearest(format, group)[0]
     if Device.NPU in devices:
-        if format.storage in NPU_EXPERT_STORAGE and group == PER_CHANNEL:
+        if format.storage in EXECUTED["NPU"][TILED_EXPERTS] and group == PER_CHANNEL:
             return None
         return nearest, PER_CHANNEL, "NPU chooses among experts with one scale a channel alone"
-    if format.codebook_type is not None or format.storage not in EXPERT_STORAGE:
+    if format.codebook_type is not None or format.storage not in EXECUTED["CPU"][TILED_EXPERTS]:
         if nearest.name == "int4_sym" and Device.GPU in devices:
             nearest = FORMATS["int4_asym"]
         return nearest, size, f"experts run from integers of 4 and 8 bits, {format.name} would be expanded"
@@ -370,7 +358,7 @@ def refused_on_cpu(devices: Devices, weight: Weight, format: Format, group: int)
         return None
     batch = prod(weight.shape[axis] for axis in weight.batch_axes)
     for use in weight.consumers:
-        if layer_of(use) == GROUPED_MATMUL and batch == 1 and format.storage in CPU_EXECUTED[GROUPED_MATMUL]:
+        if layer_of(use) == GROUPED_MATMUL and batch == 1 and format.storage in EXECUTED["CPU"][GROUPED_MATMUL]:
             return f"CPUs refuse {format.storage} in a GroupedMatMul of one expert"
         if use.role.kind is Kind.EXPERTS and weight.batch_axes != tuple(range(len(weight.batch_axes))):
             return "CPUs mix up the axes of weights side by side behind a Transpose"

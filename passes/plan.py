@@ -32,7 +32,7 @@ from ov_weight_compression.ir_utils.option_kinds import shown
 from ov_weight_compression.ir_utils.types import F16_MAX
 from ov_weight_compression.ir_utils.weight_source import Layout
 from ov_weight_compression.ir_utils.worker_pool import Part
-from ov_weight_compression.passes.device_rules import CPU_EXECUTED, GATHER
+from ov_weight_compression.passes.device_rules import EXECUTED, GATHER
 from ov_weight_compression.passes.option_values import Accuracy
 from ov_weight_compression.passes.scale_folding import Folding
 from ov_weight_compression.passes.targets import BudgetOutcome
@@ -248,7 +248,7 @@ class PlannedWeight:
         # In groups the chain ends in a Reshape, which the CPU plugin of OpenVINO 2026.4 looks through in front of a
         # Gather only where the table has two dimensions: left unfolded, others are expanded at every inference.
         behind_reshape = self.spec.group_size != PER_CHANNEL and len(self.weight.shape) > 2
-        gathered_in_floats = format.storage not in CPU_EXECUTED[GATHER] or behind_reshape
+        gathered_in_floats = format.storage not in EXECUTED["CPU"][GATHER] or behind_reshape
         scale_type = "f32" if self.scales_in_f32 else self.spec.scale_type
         has_unit_factor = self.kept_from_codes and not format.tensor_scale
         parts = stored_parts(self.weight.layout, self.spec, scale_type)

@@ -156,17 +156,6 @@ _NPU_WIDE = 2048
 """Channels from which on the host multiplies an embedding out."""
 
 
-def unmatched(weight: CompressedWeight, consumer: Consumer, device: str) -> str | None:
-    """Why none of a device's patterns takes a weight in one of its layers; None where one does.
-
-    Args:
-        weight: as `find_compressed` finds it.
-        consumer: one of its layers.
-        device: `GPU` or `NPU`.
-    """
-    return PATTERNS[device](weight, consumer)
-
-
 def _gpu(weight: CompressedWeight, consumer: Consumer) -> str | None:
     if consumer.role.kind is Kind.CONVOLUTION:
         return _gpu_convolution(weight, consumer)
@@ -329,3 +318,4 @@ def _is_constant_or_converted(value: ov.Output) -> bool:
 
 
 PATTERNS: dict[str, Callable[[CompressedWeight, Consumer], str | None]] = {"GPU": _gpu, "NPU": _npu}
+"""By device: why none of its patterns takes a weight in one of its layers; None where one does."""

@@ -14,13 +14,13 @@ from openvino import opset13 as op
 from ov_weight_compression.evaluation import inspect
 from ov_weight_compression.passes import WeightCompression
 from ov_weight_compression.patterns import find_compressed
-from ov_weight_compression.patterns.device_layer import unmatched
+from ov_weight_compression.patterns.device_layer import PATTERNS
 from tests import expert_models, models
 
 
 def reasons(model: ov.Model, device: str) -> dict[str, str | None]:
     found = find_compressed(model)
-    return {weight.name: unmatched(weight, use, device) for weight in found for use in weight.consumers}
+    return {weight.name: PATTERNS[device](weight, use) for weight in found for use in weight.consumers}
 
 
 def llama(dtype: str) -> ov.Model:
