@@ -146,7 +146,10 @@ def read_graph(
     clone, twins = stateless_copy(model)
     nodes = tuple(clone.get_ordered_ops())
     index = {node.get_name(): number for number, node in enumerate(nodes)}
-    sources = tuple(tuple(_key(value, index) for value in node.input_values()) for node in nodes)
+    sources: tuple[tuple[TensorKey, ...], ...] = tuple(
+        tuple((index[value.get_node().get_name()], int(value.get_index())) for value in node.input_values())
+        for node in nodes
+    )
     twin = {name: index[copied.get_name()] for name, copied in twins.items() if copied.get_name() in index}
     uses = [use for weight in weights if not weight.body for use in _uses_of(weight, twin, nodes, sources)]
     layers = {use.layer for use in uses}
@@ -157,8 +160,8 @@ def read_graph(
         below = max((levels[source] for source, _ in keys if not constant[source]), default=0)
         levels.append(below + (number in layers))
     taps = _taps([use for use in uses if use.tap and not constant[use.tap[0][0]]], nodes, levels)
-    results = [result.input_value(0) for result in clone.get_results()]
-    ends = tuple(_key(results[number], index) for number in outputs)
+    results = [sources[index[result.get_name()]][0] for result in clone.get_results()]
+    ends = tuple(results[number] for number in outputs)
 
     wanted: set[int] = set()  # everything that the taps and the outputs depend on
     pending = [*(tap.key[0] for tap in taps), *(key[0] for key in ends)]
@@ -208,10 +211,6 @@ def read_graph(
         given={name: partial(values.constant, weight) for name, weight in given.items() if values is not None},
         given_at=given_at,
     )
-
-
-def _key(value: ov.Output, index: dict[str, int]) -> TensorKey:
-    return index[value.get_node().get_name()], int(value.get_index())
 
 
 def _uses_of(

@@ -97,13 +97,25 @@ def make_samples(
         )
         return Samples(lambda: map(embedded.inputs, samples), samples.description)
     if isinstance(dataset, str):
-        tokens = _made(model, inputs, dataset, subset_size, context_length, seed, quiet)
-        how = "random tokens" if dataset == "random" else "tokens that the model wrote itself"
-        assert language is not None
-        return _language_samples(language, list(tokens), how, which)
+        if language is None:
+            raise OptionError(
+                f"dataset='{dataset}': only a language model can be given tokens that are made up, and this model has "
+                f"no input of token ids: give dictionaries with the keys {inputs.listed}"
+            )
+        length = language.length or min(context_length, language.positions or context_length)
+        if dataset == "random":
+            tokens = random_tokens(language.vocabulary, subset_size or _RANDOM_WINDOWS, length, seed)
+            return _language_samples(language, list(tokens), "random tokens", which)
+        tokens = written_tokens(model, language, subset_size or _WRITTEN_WINDOWS, length, seed, quiet=quiet)
+        return _language_samples(language, list(tokens), "tokens that the model wrote itself", which)
     limit = subset_size or SUBSET_SIZE
     dataset = readable(dataset, "dataset")
-    arrays = _arrays(dataset, inputs)
+    arrays: tuple[Array, ...] | dict[str, Array] | None = None
+    if isinstance(dataset, Mapping):
+        arrays = sort_arrays({name: inputs.array(value, 1, str(name)) for name, value in dataset.items()}, inputs)
+    elif isinstance(dataset, np.ndarray) and dataset.ndim > 1 and len(dataset):
+        # Rows of token ids come one by one, as windows in a list do.
+        arrays = None if language and _is_tokens(inputs, dataset) else sort_arrays(dataset, inputs)
     if isinstance(arrays, tuple):
         assert language is not None
         cut = [window for array in arrays for window in as_windows(array, language, context_length, limit)]
@@ -139,17 +151,6 @@ def make_samples(
         raise OptionError(_TOO_FEW)
     source = dataset.source
     return Samples(windows.__iter__, f"{min(limit, len(source)) if isinstance(source, Sequence) else 'given'} inputs")
-
-
-def _arrays(dataset: Any, inputs: ModelInputs) -> tuple[Array, ...] | dict[str, Array] | None:
-    """What bare arrays are to the model; None for data that come one by one, rows of token ids among them."""
-    if isinstance(dataset, Mapping):
-        return sort_arrays({name: inputs.array(value, 1, str(name)) for name, value in dataset.items()}, inputs)
-    if not isinstance(dataset, np.ndarray) or dataset.ndim < 2 or not len(dataset):
-        return None
-    if inputs.language and _is_tokens(inputs, dataset):
-        return None
-    return sort_arrays(dataset, inputs)
 
 
 def readable(dataset: Any, option: str) -> Any:
@@ -237,28 +238,6 @@ class Told:
 
 def _said(error: Exception) -> str:
     return one_line(f"{type(error).__name__}: {error}", 120)
-
-
-def _made(
-    model: ov.Model,
-    inputs: ModelInputs,
-    dataset: str,
-    subset_size: int | None,
-    context_length: int,
-    seed: int,
-    quiet: bool,
-) -> NDArray[np.int64]:
-    language = inputs.language
-    if language is None:
-        raise OptionError(
-            f"dataset='{dataset}': only a language model can be given tokens that are made up, and this model has no "
-            f"input of token ids: give dictionaries with the keys {inputs.listed}"
-        )
-    length = min(context_length, language.positions or context_length)
-    length = language.length or length
-    if dataset == "random":
-        return random_tokens(language.vocabulary, subset_size or _RANDOM_WINDOWS, length, seed)
-    return written_tokens(model, language, subset_size or _WRITTEN_WINDOWS, length, seed, quiet=quiet)
 
 
 def opened(dataset: Any, model: ov.Model) -> Any:

@@ -355,7 +355,7 @@ class ModelInputs:
         self.language = read_language_model(model)
         self.ids = self.language.ids if self.language else "input_ids"
         """The input of token ids."""
-        self.takes_tokens = self.language is not None and not self.missing({self.ids})
+        self.takes_tokens = self.language is not None and self.language.needs_only_ids
         """Whether token ids alone are enough."""
 
     def rank(self, name: str) -> int | None:

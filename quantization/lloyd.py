@@ -121,51 +121,41 @@ def _table(mass: Doubles, count: int, codebook_type: str, start: Sequence[float]
         return np.linspace(-unit, unit, count), unit
     best: Doubles = np.empty(0)
     unit, least = 1.0, np.inf
-    free = _lloyd(_CENTRES, mass, _start(_CENTRES, mass, count) if start is None else _normalised(start))
+    if start is None:
+        density = np.cumsum(np.cbrt(mass))
+        free: Doubles = np.interp((np.arange(count) + 0.5) / count, density / density[-1], _CENTRES)
+    else:
+        free = np.sort(np.asarray(start, dtype=np.float64))
+        free = free / max(np.abs(free).max(), 1e-300)
+    for _ in range(_STEPS):
+        moved = _centroids(mass, free)
+        if np.abs(moved - free).max() < 1e-7:
+            break
+        free = moved
     for multiple in _MULTIPLES[codebook_type]:
         entries = free
         for _ in range(4):
             stored = round_to_type((entries * multiple).astype(np.float32), codebook_type)
             rounded = np.unique(stored).astype(np.float64) / multiple
-            error = _error(_CENTRES, mass, rounded)
+            error = _error(mass, rounded)
             if error < least and rounded.any():
                 best, unit, least = rounded * multiple, multiple, error
-            entries = _centroids(_CENTRES, mass, rounded)
+            entries = _centroids(mass, rounded)
     if best.size == 0:  # entries so near to zero that they all become it: what is left to tell apart are the largest
         unit = _MULTIPLES[codebook_type][0]
         pairs = (np.array([-1.0, 0.0]), np.array([0.0, 1.0]))
-        best = min(pairs, key=lambda pair: _error(_CENTRES, mass, pair)) * unit
+        best = min(pairs, key=lambda pair: _error(mass, pair)) * unit
     return best, unit
 
 
-def _start(centres: Doubles, mass: Doubles, count: int) -> Doubles:
-    density = np.cumsum(np.cbrt(mass))
-    density /= density[-1]
-    return np.interp((np.arange(count) + 0.5) / count, density, centres)
-
-
-def _normalised(start: Sequence[float]) -> Doubles:
-    entries = np.sort(np.asarray(start, dtype=np.float64))
-    return np.asarray(entries / max(np.abs(entries).max(), 1e-300))
-
-
-def _lloyd(centres: Doubles, mass: Doubles, entries: Doubles) -> Doubles:
-    for _ in range(_STEPS):
-        moved = _centroids(centres, mass, entries)
-        if np.abs(moved - entries).max() < 1e-7:
-            break
-        entries = moved
-    return entries
-
-
-def _centroids(centres: Doubles, mass: Doubles, entries: Doubles) -> Doubles:
+def _centroids(mass: Doubles, entries: Doubles) -> Doubles:
     """Each entry moved to the centre of mass of the cells nearest to it; one without mass stays where it is."""
-    owner = np.searchsorted((entries[1:] + entries[:-1]) / 2, centres)
+    owner = np.searchsorted((entries[1:] + entries[:-1]) / 2, _CENTRES)
     total = np.bincount(owner, mass, len(entries))
-    moment = np.bincount(owner, mass * centres, len(entries))
+    moment = np.bincount(owner, mass * _CENTRES, len(entries))
     return np.where(total > 0, moment / np.maximum(total, 1e-300), entries)
 
 
-def _error(centres: Doubles, mass: Doubles, entries: Doubles) -> float:
-    owner = np.searchsorted((entries[1:] + entries[:-1]) / 2, centres)
-    return float((mass * (centres - entries[owner]) ** 2).sum())
+def _error(mass: Doubles, entries: Doubles) -> float:
+    owner = np.searchsorted((entries[1:] + entries[:-1]) / 2, _CENTRES)
+    return float((mass * (_CENTRES - entries[owner]) ** 2).sum())
