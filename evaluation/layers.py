@@ -32,7 +32,7 @@ their outputs fit into a budget; every such chunk compiles both models once more
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -257,9 +257,10 @@ def weigh(layer: PairedLayer) -> None:
         layer.energy.add(left, right if factors is None else right * factors.columns * factors.rows[rows])
 
 
-def _side_by_side(
-    base: ConstantValues, compressed: ConstantValues, elements: int = _PIECE
-) -> Iterator[tuple[slice, Float32, Float32]]:
+_Rows = tuple[slice, Float32, Float32]
+
+
+def _side_by_side(base: ConstantValues, compressed: ConstantValues, elements: int = _PIECE) -> Iterator[_Rows]:
     """The same rows of two weights of one shape, some at a time."""
     rows, columns = math.prod(base.shape[:-1]), base.shape[-1] if base.shape else 1
     step = max(_TOGETHER, elements // max(1, columns) // _TOGETHER * _TOGETHER)
@@ -273,32 +274,29 @@ def factors_between(base: ConstantValues, compressed: ConstantValues) -> Channel
     shape = base.shape
     if len(shape) != 2 or min(shape) < 2:
         return None
+    sample = next(_side_by_side(base, compressed, min(_SAMPLE_ELEMENTS, _SAMPLE * shape[1])))
+    (_, w, q), found = sample, _fitted(lambda: [sample], (len(sample[1]), shape[1]), 2)
     plain, scaled = SignalNoise(), SignalNoise()
-    w, q = (part[:_SAMPLE] for part in next(_side_by_side(base, compressed, _SAMPLE_ELEMENTS))[1:])
-    columns: Array = np.ones((1, shape[1]), np.float32)
-    for _ in range(2):
-        rows = _fit((w * (q * columns)).sum(1), np.square(q * columns).sum(1))[:, None]
-        columns = _fit((w * (q * rows)).sum(0), np.square(q * rows).sum(0))[None]
     plain.add(w, q)
-    scaled.add(w, q * rows * columns)
+    scaled.add(w, q * found.rows * found.columns)
     if not plain.noise > _GAIN * scaled.noise:
         return None
-    columns, rows = np.ones((1, shape[1])), np.ones((shape[0], 1))
-    for _ in range(_ROUNDS):
-        above, below = np.zeros(shape[1]), np.zeros(shape[1])
-        for span, left, right in _side_by_side(base, compressed):
+    return _fitted(lambda: _side_by_side(base, compressed), (shape[0], shape[1]), _ROUNDS)
+
+
+def _fitted(pieces: Callable[[], Iterable[_Rows]], shape: tuple[int, int], rounds: int) -> ChannelFactors:
+    """The factors by least squares, 1 where there is nothing; `pieces` gives the rows once more each round."""
+    rows, columns = np.ones((shape[0], 1)), np.ones((1, shape[1]))
+    for _ in range(rounds):
+        above, below = np.zeros_like(columns), np.zeros_like(columns)
+        for span, left, right in pieces():
             w, q = left.astype(np.float64), right.astype(np.float64)
-            rows[span] = _fit((w * (q * columns)).sum(1), np.square(q * columns).sum(1))[:, None]
+            met, square = (w * (q * columns)).sum(1), np.square(q * columns).sum(1)
+            rows[span, 0] = np.divide(met, square, out=np.ones_like(met), where=(met > 0) & (square > 0))
             q *= rows[span]
             above, below = above + (w * q).sum(0), below + (q * q).sum(0)
-        columns = _fit(above, below)[None]
+        columns = np.divide(above, below, out=np.ones_like(columns), where=(above > 0) & (below > 0))
     return ChannelFactors(rows.astype(np.float32), columns.astype(np.float32))
-
-
-def _fit(above: Any, below: Any) -> Any:
-    """`above / below`, 1 where there is nothing."""
-    usable = (below > 0) & (above > 0)
-    return np.where(usable, above / np.where(usable, below, 1), 1)
 
 
 def formats_of(model: ov.Model, layers: Sequence[PairedLayer]) -> tuple[FormatFigures, ...]:
