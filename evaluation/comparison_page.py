@@ -18,6 +18,7 @@ from ov_weight_compression.evaluation.page import (
     fragment,
     heading,
     html_table,
+    key_of,
     pairs_of,
     section,
     svg,
@@ -327,14 +328,11 @@ def _layer_chart(layers: Sequence[LayerFigures]) -> str:
     end = _LEFT + pitch * len(layers)
     if end > _LEFT + 160:
         parts.append(f'<text x="{end:.1f}" y="{bottom + 20}" text-anchor="end">last layer</text>')
-    key = "".join(
-        f'<span><i style="background:{colour(n)}"></i>{escape(format_name(*one))}</span>'
-        for n, one in enumerate(formats)
-    )
     what = "SNR of the layer's own output, dB" if own else "SNR of the weight, dB"
     form, mark = ("line", "") if pitch < _RING_PITCH else ("ring", '<i class="ring"></i>')
     ring = f"<span>{mark}{form}: SNR of the output with the error of all layers before, dB</span>" if rings else ""
-    return f'<div class="key"><span>bar: {what}</span>{ring}{key}</div>' + svg(height, parts, "SNR of every layer")
+    key = key_of(((colour(n), format_name(*one)) for n, one in enumerate(formats)), f"<span>bar: {what}</span>{ring}")
+    return key + svg(height, parts, "SNR of every layer")
 
 
 def _rings(places: Sequence[tuple[float, float]], pitch: float) -> list[str]:

@@ -156,8 +156,8 @@ def check_device(
     weights: Sequence[CompressedWeight],
     device: str,
     whole_elements: int = WHOLE_ELEMENTS,
-    roles: Roles | None = None,
     layer_elements: int = LAYER_ELEMENTS,
+    roles: Roles | None = None,
 ) -> DeviceCheck:
     """Compile a model, or a layer of each kind, and say how each of its compressed weights is executed.
 
@@ -169,8 +169,8 @@ def check_device(
         weights: its compressed weights, as `find_compressed` gives them.
         device: a name that OpenVINO knows: `CPU`, `GPU.1`, `NPU`, …
         whole_elements: compile the whole model if its compressed weights have at most so many elements.
-        roles: those that the weights were found with.
         layer_elements: cut a weight whose layer is compiled by itself to about so many elements.
+        roles: those that the weights were found with.
 
     Raises:
         OptionError: there is no such device; the message lists those there are.
@@ -184,16 +184,26 @@ def check_device(
     methods = []
     if sum(weight.elements for weight in weights) <= whole_elements:
         methods.append(_whole(model, weights, arithmetic, found))
-    left = [(number, use) for number, weight in enumerate(weights) for use in range(len(weight.consumers))]
-    left = [pair for pair in left if _key(weights[pair[0]], weights[pair[0]].consumers[pair[1]]) not in found]
+    uses = [[(number, use) for use in range(len(weight.consumers))] for number, weight in enumerate(weights)]
+    left = [use for own in uses for use in own if use not in found]
     if left:
-        methods.append(_layers(model, weights, left, arithmetic, found, roles, layer_elements))
+        copy = model.clone()  # held until the end: what lies behind a layer lives only as long as its model
+        copies = find_compressed(copy, roles)
+        kinds: dict[tuple[object, ...], list[tuple[int, int]]] = {}
+        for number, use in left:
+            kinds.setdefault(layer_kind(weights[number], weights[number].consumers[use]), []).append((number, use))
+        for members in kinds.values():  # one of each is compiled, and the others are taken to be like it
+            number, use = max(members, key=lambda one: (weights[one[0]].elements <= layer_elements, -one[0]))
+            sample = _look(copies[number], use, arithmetic, layer_elements)
+            for other, place in members:
+                found[other, place] = replace(sample, layer=weights[other].consumers[place].name)
+        methods.append(f"one layer of each kind was compiled ({len(kinds)} for {len(left)} layers)")
     return DeviceCheck(
         device=device,
         name=_name(device),
         openvino=ov.get_version(),
         method="; ".join(methods),
-        executions=tuple(tuple(found[_key(weight, use)] for use in weight.consumers) for weight in weights),
+        executions=tuple(tuple(found[use] for use in own) for own in uses),
     )
 
 
@@ -213,12 +223,8 @@ def _by_patterns(weights: Sequence[CompressedWeight], device: str) -> DeviceChec
     )
 
 
-def _key(weight: CompressedWeight, consumer: Consumer) -> tuple[str, str]:
-    return weight.body, f"{consumer.name}/{consumer.port}"
-
-
-Found = dict[tuple[str, str], Execution]
-"""By body, layer and port."""
+Found = dict[tuple[int, int], Execution]
+"""By the numbers of a weight and of a layer that reads it."""
 
 
 def _whole(model: ov.Model, weights: Sequence[CompressedWeight], arithmetic: Arithmetic, found: Found) -> str:
@@ -228,36 +234,12 @@ def _whole(model: ov.Model, weights: Sequence[CompressedWeight], arithmetic: Ari
         graph = RuntimeGraph(arithmetic.compile(model, "the model"), originals)
     except (WorkError, RuntimeError) as error:
         return f"the whole model was tried ({openvino_reason(error)})"
-    for weight in weights:
-        for consumer in weight.consumers:
+    for number, weight in enumerate(weights):
+        for use, consumer in enumerate(weight.consumers):
             edge = _edge_of(graph, consumer, weight.elements) if not weight.body else None
             if edge is not None:
-                found[_key(weight, consumer)] = _execution(weight, consumer, edge, arithmetic.device)
+                found[number, use] = _execution(weight, consumer, edge, arithmetic.device)
     return "the whole model was compiled"
-
-
-def _layers(
-    model: ov.Model,
-    weights: Sequence[CompressedWeight],
-    left: Sequence[tuple[int, int]],
-    arithmetic: Arithmetic,
-    found: Found,
-    roles: Roles | None,
-    layer_elements: int,
-) -> str:
-    """Compile one layer of each kind among those that are left, and take the others of its kind to be like it."""
-    copy = model.clone()  # held until the end: what lies behind a layer lives only as long as its model
-    copies = find_compressed(copy, roles)
-    kinds: dict[tuple[object, ...], list[tuple[int, int]]] = {}
-    for number, use in left:
-        kinds.setdefault(layer_kind(weights[number], weights[number].consumers[use]), []).append((number, use))
-    for members in kinds.values():
-        number, use = max(members, key=lambda pair: (weights[pair[0]].elements <= layer_elements, -pair[0]))
-        sample = _look(copies[number], use, arithmetic, layer_elements)
-        for other, place in members:
-            consumer = weights[other].consumers[place]
-            found[_key(weights[other], consumer)] = replace(sample, layer=consumer.name)
-    return f"one layer of each kind was compiled ({len(kinds)} for {len(left)} layers)"
 
 
 def _look(weight: CompressedWeight, use: int, arithmetic: Arithmetic, layer_elements: int) -> Execution:

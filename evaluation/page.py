@@ -69,10 +69,10 @@ def pairs_of(pairs: Iterable[tuple[str, str]]) -> str:
     return f"<dl>{''.join(f'<dt>{escape(name)}</dt><dd>{escape(value)}</dd>' for name, value in pairs)}</dl>"
 
 
-def key_of(entries: Iterable[tuple[str, str]]) -> str:
-    """What the colours of a chart mean: CSS colours and names."""
+def key_of(entries: Iterable[tuple[str, str]], before: str = "") -> str:
+    """What the colours of a chart mean: CSS colours and names, behind what else is to be said of it."""
     inside = "".join(f'<span><i style="background:{colour}"></i>{escape(name)}</span>' for colour, name in entries)
-    return f'<div class="key">{inside}</div>'
+    return f'<div class="key">{before}{inside}</div>'
 
 
 def folded(title: str, inside: str) -> str:

@@ -36,7 +36,6 @@ def render_report(
     title: str,
     told: str,
     asked: Sequence[tuple[str, str]],
-    cards: Sequence[tuple[str, str, str]] = (),
     planned: bool = False,
 ) -> str:
     """The whole page.
@@ -46,10 +45,9 @@ def render_report(
         title: what was compressed.
         told: one line on what was done.
         asked: names and values of what was asked for, and with what it was made.
-        cards: further figures for the top: name, value, remark.
         planned: nothing of it was done.
     """
-    return document(title, _sections(reports, title, told, asked, cards, planned))
+    return document(title, _sections(reports, title, told, asked, planned))
 
 
 def _sections(
@@ -57,14 +55,13 @@ def _sections(
     title: str,
     told: str,
     asked: Sequence[tuple[str, str]],
-    cards: Sequence[tuple[str, str, str]],
     planned: bool,
 ) -> Iterator[str]:
     rows = [row for report in reports.values() for row in report.rows]
     colours = _colours(rows)
     notes = dict.fromkeys(text for report in reports.values() for text in report.warnings)
     yield heading(title, "planned" if planned else "compressed", told, notes)
-    yield cards_of([*_cards(list(reports.values())), *cards])
+    yield cards_of(_cards(list(reports.values())))
     for name, report in reports.items():
         if len(reports) > 1:
             yield f"<h1 class=part>{escape(name)}</h1>"
