@@ -28,7 +28,7 @@ from ov_weight_compression.passes.device_rules import misread_on_cpu, refused_on
 from ov_weight_compression.passes.option_values import Devices
 from ov_weight_compression.passes.plan import Plan, PlannedWeight
 from ov_weight_compression.passes.report import Report, make_report
-from ov_weight_compression.passes.rewrite import rewrite, with_equal_weights, with_telltale
+from ov_weight_compression.passes.rewrite import as_stored, rewrite
 from ov_weight_compression.patterns import Kind, Weight, find_weights
 from ov_weight_compression.quantization.formats import Encoded
 
@@ -73,7 +73,7 @@ def insert_codes(model: Any, found: Mapping[Any, QuantisedWeight], devices: Devi
     pairs = [(weight, found[constant]) for constant, weight in weights.items() if constant in found]
     pairs, edits = bring_into_order(pairs)
     fitted = [_fitted(weight, quantised, devices) for weight, quantised in pairs]
-    plan = with_equal_weights(with_telltale(Plan(tuple(fitted))))
+    plan = as_stored(Plan(tuple(fitted)))
     recipe = {"mode": "checkpoint"} | ({"device": ",".join(one.value for one in devices)} if devices else {})
     report = make_report(plan, recipe, devices)
     rewrite(plan, Pipeline(), lazy)

@@ -280,24 +280,26 @@ def _is_head(weight: Weight) -> bool:
     )
 
 
-def refused_by_name(devices: Devices, mode: Mode, group: int | None, rules: Iterable[Rule]) -> str | None:
-    """What is asked for by name and one device cannot take, with what to do; None where there is nothing.
+def check_by_name(device: Device, mode: Mode, group: int, rules: Iterable[Rule]) -> None:
+    """Refuse what is asked for by name and the only device that is named cannot take.
 
     For several devices, and for a GPU or CPU whatever the mode is, weights get what they take in its place; an NPU runs
     so little else that its compiler fails on the rest, and a rule has its way with any other device than it names.
+
+    Raises:
+        OptionError: with what to do.
     """
-    if devices == (Device.NPU,) and mode.value not in ("int8_asym", "int8_sym"):
-        problem = _not_for_npu(mode, FORMATS[mode.value].default_group if group is None else group)
-        if problem is not None:
-            return f"{'group_size' if mode is Mode.INT4_SYM else 'mode'}: {problem}"
+    asked = []
+    if device is Device.NPU and not mode.is_int8:
+        asked.append(("group_size" if mode is Mode.INT4_SYM else "mode", mode, group))
     for number, rule in enumerate(rules):
-        if rule.mode is None or len(devices) != 1:
-            continue
-        size = FORMATS[rule.mode.value].default_group if rule.group_size is None else rule.group_size
-        problem = _not_for_npu(rule.mode, size) if devices == (Device.NPU,) else _not_for_gpu(rule.mode, size, devices)
+        if rule.mode is not None:
+            own = FORMATS[rule.mode.value].default_group if rule.group_size is None else rule.group_size
+            asked.append((f"rules[{number}]", rule.mode, own))
+    for where, mode, group in asked if device is not Device.CPU else ():
+        problem = _not_for_npu(mode, group) if device is Device.NPU else _not_for_gpu(mode, group)
         if problem is not None:
-            return f"rules[{number}]: {problem}"
-    return None
+            raise OptionError(f"{where}: {problem}")
 
 
 def _not_for_npu(mode: Mode, group: int) -> str | None:
@@ -311,9 +313,7 @@ def _not_for_npu(mode: Mode, group: int) -> str | None:
     )
 
 
-def _not_for_gpu(mode: Mode, group: int, devices: Devices) -> str | None:
-    if devices != (Device.GPU,):
-        return None
+def _not_for_gpu(mode: Mode, group: int) -> str | None:
     format = FORMATS[mode.value]
     if format.bits == 8 and format.zero_point == "group" and group != PER_CHANNEL:
         return f"a GPU expands {mode.value} in groups of {group}; use int8_sym, or -1 for one scale a channel"

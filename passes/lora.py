@@ -297,7 +297,7 @@ def _fitting(name: str, layer: Consumer | None, down: Array, up: Array) -> tuple
 def attach_adapters(model: Any, plan: Plan, threads: int, lazy: bool) -> None:
     """Put the adapters that were fitted beside their layers, as the graph is now.
 
-    Where no weight tells OpenVINO that the model is compressed (see `rewrite.with_telltale`), the first adapters do.
+    Where no weight tells OpenVINO that the model is compressed (see `rewrite`), the first adapters do.
     """
     pipeline = Pipeline(threads=threads)
     told = any(planned.tells for planned in plan.weights)
@@ -316,7 +316,7 @@ def _attach(weight: Weight, adapters: StoredAdapters, pipeline: Pipeline, lazy: 
     """Add adapters beside the only layer of `weight`, whose channels may be the last dimension or the one before.
 
     With `lazy` the pipeline reads the constants from where the adapters are kept when the model is saved or compiled.
-    `tells`: by these adapters OpenVINO recognises that the model is compressed (see `rewrite.with_telltale`).
+    `tells`: by these adapters OpenVINO recognises that the model is compressed (see `rewrite`).
     """
     layer = weight.consumers[0]
     assert layer.input is not None, "see `obstacle`"

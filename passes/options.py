@@ -37,7 +37,7 @@ from ov_weight_compression.ir_utils.option_kinds import (
     unknown_option,
 )
 from ov_weight_compression.ir_utils.worker_pool import default_threads
-from ov_weight_compression.passes.device_rules import refused_by_name
+from ov_weight_compression.passes.device_rules import check_by_name
 from ov_weight_compression.passes.option_values import (
     DEVICES,
     Accuracy,
@@ -591,11 +591,8 @@ def _check_together(options: Options, asked: Mapping[str, Any]) -> None:
         except ValueError as error:
             raise OptionError(str(error)) from None
     _check_formats(options, asked)
-    refused = (
-        refused_by_name(options.device, options.mode, options.group_size, options.rules) if options.device else None
-    )
-    if refused is not None:
-        raise OptionError(refused)
+    if len(options.device) == 1:
+        check_by_name(options.device[0], options.mode, options.effective_group, options.rules)
 
 
 def _check_formats(options: Options, asked: Mapping[str, Any]) -> None:

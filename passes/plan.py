@@ -222,7 +222,7 @@ class PlannedWeight:
     regrouped: bool = False
     """CPUs would misread it in groups of the size that the caller named: it has another."""
     tells: bool = False
-    """By this weight OpenVINO recognises that the model is compressed (see `rewrite.with_telltale`)."""
+    """By this weight OpenVINO recognises that the model is compressed (see `rewrite`)."""
     scales_in_f32: bool = False
     """Its f16 scales are stored as f32: the same numbers, and the same codes."""
     exact: bool = False
@@ -281,7 +281,7 @@ class Plan:
     """AWQ's factors, and what has to take them."""
     equal: tuple[tuple[int, ...], ...] = ()
     """The places of weights that are stored as the same bytes, each by itself where it has no equal; every weight has
-    one once `rewrite.with_equal_weights` has seen the plan."""
+    one once `rewrite.as_stored` has seen the plan."""
     budget: BudgetOutcome | None = None
     """What a budget has decided, and why."""
     survey: Survey | None = None
@@ -334,12 +334,6 @@ def stored_parts(layout: Layout, spec: Spec, scale_type: str | None = None) -> d
 def joined_reasons(first: str, second: str) -> str:
     """Two reasons in one."""
     return f"{first}; {second}" if first else second
-
-
-def skipped(weight: Weight, reason: str) -> Skip:
-    """A weight that is left alone after all."""
-    consumer = weight.consumers[0].name
-    return Skip(weight.name, consumer, weight.shape, weight.element_type, reason, weight.bytes)
 
 
 def _others(found: Sized) -> str:

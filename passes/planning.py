@@ -41,7 +41,6 @@ from ov_weight_compression.passes.plan import (
     Statistic,
     is_beyond_f16,
     joined_reasons,
-    skipped,
 )
 from ov_weight_compression.passes.rules import Rule, rules_by_weight
 from ov_weight_compression.patterns import Kind, Skip, Weight
@@ -77,12 +76,12 @@ def make_plan(
         if isinstance(request, Skip):
             left.append(request)
         elif request is None and shared_out:
-            left.append(skipped(weight, "left alone when the model was compressed with this ratio"))
+            left.append(weight.skipped("left alone when the model was compressed with this ratio"))
         else:
             wanted.append((weight, request))
     ranges = in_threads(lambda weight: data.sources[weight].scan(), [weight for weight, _ in wanted], options.threads)
     nonfinite = [
-        skipped(weight, f"{found.bad} NaN or infinite {'value' if found.bad == 1 else 'values'}")
+        weight.skipped(f"{found.bad} NaN or infinite {'value' if found.bad == 1 else 'values'}")
         for (weight, _), found in zip(wanted, ranges, strict=True)
         if found.bad
     ]
@@ -144,11 +143,11 @@ def _forced(weight: Weight, rule: Rule | None, options: Options) -> FormatReques
     """What a weight gets whatever the ratio or the budget; None where one of them decides."""
     if rule is not None:
         if rule.mode is None:
-            return skipped(weight, f"rule {rule.pattern!r} leaves it alone")
+            return weight.skipped(f"rule {rule.pattern!r} leaves it alone")
         group = FORMATS[rule.mode.value].default_group if rule.group_size is None else rule.group_size
         return FormatRequest(options.format_of(rule.mode), group, f"rule {rule.pattern!r}", (DecidedBy.RULE,))
     if weight.fragile and options.fragile_layers is FragileLayers.FLOAT:
-        return skipped(weight, f"{weight.fragile}, and fragile_layers is float")
+        return weight.skipped(f"{weight.fragile}, and fragile_layers is float")
     if options.budget is not None:
         return None
     own = FORMATS[options.mode.value]
@@ -167,7 +166,7 @@ def _backup(
     weight: Weight, options: Options, reason: str, decider: DecidedBy = DecidedBy.BACKUP
 ) -> FormatRequest | Skip:
     if options.backup_mode is BackupMode.NONE:
-        return skipped(weight, f"{reason}, and backup_mode is none")
+        return weight.skipped(f"{reason}, and backup_mode is none")
     format = FORMATS[options.backup_mode.value]
     return FormatRequest(format, format.default_group, reason, (decider,))
 
@@ -234,9 +233,9 @@ def fit(
     if problem is not None:
         reason = joined_reasons(reason, f"{problem}, so it is stored in a way that they expand")
     if absmax > _LARGEST * min(1.0, format.top):
-        return skipped(weight, f"values up to {absmax:.1e}, beyond what scales reach")
+        return weight.skipped(f"values up to {absmax:.1e}, beyond what scales reach")
     if 2 * absmax > F16_MAX and _is_read_in_f16(weight):
-        return skipped(weight, f"values up to {absmax:g}, which f16 does not hold once they are rounded")
+        return weight.skipped(f"values up to {absmax:g}, which f16 does not hold once they are rounded")
     scale_type = format.scale
     if scale_type == "f16" and is_beyond_f16(format, absmax):
         scale_type = "f32"
@@ -278,7 +277,7 @@ def _fit(weight: Weight, request: FormatRequest, options: Options) -> FormatRequ
     request = request if instead is None else request.instead(*instead, DecidedBy.DEVICE)
     format, group, fallback = request.format, request.group, options.group_size_fallback
     if format.storage == weight.element_type:
-        return skipped(weight, f"stored as {format.storage} already")
+        return weight.skipped(f"stored as {format.storage} already")
     if weight.kind is Kind.CONVOLUTION and not format.everywhere:
         return _fall_back(weight, request, options, f"{format.name} is not for convolutions")
     if group == PER_CHANNEL or (group == weight.columns and not format.fixed_group):
@@ -306,7 +305,7 @@ def _adjust(weight: Weight, request: FormatRequest, options: Options, problem: s
     if fallback is GroupSizeFallback.ERROR:
         raise OptionError(_group_error(weight, request.group, f"it has {weight.columns} channels"))
     if fallback is GroupSizeFallback.IGNORE:
-        return skipped(weight, problem)
+        return weight.skipped(problem)
     if not format.fixed_group:
         if Device.NPU in options.device:
             return request.instead(format, PER_CHANNEL, problem, DecidedBy.FALLBACK)
@@ -322,9 +321,9 @@ def _adjust(weight: Weight, request: FormatRequest, options: Options, problem: s
 def _fall_back(weight: Weight, request: FormatRequest, options: Options, problem: str) -> FormatRequest | Skip:
     """The backup mode, per channel 8 bits if that has groups which do not fit either, or a skip."""
     if options.group_size_fallback is GroupSizeFallback.IGNORE:
-        return skipped(weight, joined_reasons(request.reason, problem))
+        return weight.skipped(joined_reasons(request.reason, problem))
     if options.backup_mode is BackupMode.NONE:
-        return skipped(weight, f"{joined_reasons(request.reason, problem)}, and backup_mode is none")
+        return weight.skipped(f"{joined_reasons(request.reason, problem)}, and backup_mode is none")
     format = FORMATS[options.backup_mode.value]
     fits = format.default_group == PER_CHANNEL or (weight.groupable and weight.columns % format.default_group == 0)
     if not fits or (weight.kind is Kind.CONVOLUTION and not format.everywhere):

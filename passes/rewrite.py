@@ -31,7 +31,7 @@ expands the weight, and where the chain is not folded first it does so at each i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -119,7 +119,7 @@ def rewrite(plan: Plan, pipeline: Pipeline, lazy: bool) -> None:
     Raises:
         WorkError: a weight could not be computed (only with `lazy=False`); the model is unchanged.
     """
-    assert sum(map(len, plan.equal)) == len(plan.weights), "a weight without a place: see `with_equal_weights`"
+    assert sum(map(len, plan.equal)) == len(plan.weights), "a weight without a place: see `as_stored`"
     stored = []
     for places in plan.equal:  # what is planned for the first one, with the consumers of all
         equal = [plan.weights[place] for place in places]
@@ -155,34 +155,65 @@ def rewrite(plan: Plan, pipeline: Pipeline, lazy: bool) -> None:
                 take_over_transpose(consumer)
 
 
-def with_equal_weights(plan: Plan) -> Plan:
-    """The plan with the places of weights that are stored as the same bytes in the same chain; asked last, when it is
-    known what scales are stored in (see `with_telltale`).
+def as_stored(plan: Plan) -> Plan:
+    """The plan with what is decided last: which weight tells that the model is compressed, and which ones are stored as
+    the same bytes in the same chain.
 
     OpenVINO stores equal plain constants once, but postponed ones as often as there are nodes. Tied weights that an
     exporter left as two constants of one place in its file would be stored twice.
     """
+    plan = replace(plan, weights=tuple(_with_telltale(plan.weights)))
     sizes = Counter((planned.weight.shape, planned.absmax) for planned in plan.weights)
     found: list[list[int]] = []
-    candidates: dict[Hashable, list[list[int]]] = {}
-
-    def source(place: int) -> WeightSource:
-        return plan.sources[plan.weights[place].weight]
-
+    candidates: dict[Hashable, list[tuple[WeightSource, list[int]]]] = {}
     for place, planned in enumerate(plan.weights):
-        others: list[list[int]] = []
+        equals: list[int] = []
         may_equal = sizes[planned.weight.shape, planned.absmax] > 1
         identity = encoding_of(planned, plan).identity if may_equal else None
         if identity is not None:
+            source = plan.sources[planned.weight]
             chain = (planned.weight.body, planned.expanded, planned.kept_from_codes)
-            others = candidates.setdefault((identity[:-1], chain, source(place).fingerprint), [])
-        equals = next((places for places in others if source(places[0]).equals(source(place))), None)
-        if equals is None:
-            equals = []
-            others.append(equals)
+            others = candidates.setdefault((identity[:-1], chain, source.fingerprint), [])
+            equals = next((places for one, places in others if one.equals(source)), equals)
+            if not equals:
+                others.append((source, equals))
+        if not equals:
             found.append(equals)
         equals.append(place)
     return replace(plan, equal=tuple(map(tuple, found)))
+
+
+_TELLING_STORAGE = frozenset({"i4", "u4", "i8", "u8", "nf4", "f8e4m3", "f8e5m2"})
+
+
+def _with_telltale(weights: Sequence[PlannedWeight]) -> Sequence[PlannedWeight]:
+    """A plan's weights with one that tells, where there can be one: the smallest, of those that need not store their
+    scales as f32 for it where there are such."""
+    telling: list[tuple[bool, int, int]] = []
+    for place, planned in enumerate(weights):
+        format, scales = planned.spec.format, planned.stored_scale_type
+        if planned.weight.body or format.codebook_type is not None:
+            continue
+        if format.tensor_scale:
+            tells, widened = scales == "f8e4m3" and not planned.kept_from_codes, False  # they are codes of eight bits
+        else:
+            expanded = planned.expanded or planned.kept_from_codes or format.storage in EXPANDED_STORAGE
+            in_f32, known = expanded or planned.beyond_f16, format.storage in _TELLING_STORAGE
+            tells, widened = known and scales == ("f32" if in_f32 else "f16"), known and in_f32 and scales == "f16"
+        if tells or widened:
+            telling.append((not tells, planned.weight.elements, place))
+    if not telling:
+        return weights
+    widened, _, place = min(telling)
+    told, weights = weights[place], list(weights)
+    if widened:  # those that may have the same values too, so that equal weights are still stored once
+        key = told.weight.shape, told.absmax, told.spec
+        weights = [
+            replace(one, scales_in_f32=True) if (one.weight.shape, one.absmax, one.spec) == key else one
+            for one in weights
+        ]
+    weights[place] = replace(weights[place], tells=True)
+    return weights
 
 
 def hold_small_constants(model: Any) -> None:
@@ -231,36 +262,3 @@ def _constants(weight: LazyWeight, encoding: WeightEncoding, planned: PlannedWei
 
 def _same(tensor: ov.Tensor) -> ov.Tensor:
     return tensor
-
-
-_TELLING_STORAGE = frozenset({"i4", "u4", "i8", "u8", "nf4", "f8e4m3", "f8e5m2"})
-
-
-def with_telltale(plan: Plan) -> Plan:
-    """The plan with one weight that tells, where there can be one: the smallest, of those that need not store their
-    scales as f32 for it where there are such."""
-    telling: list[tuple[bool, int, int]] = []
-    for place, planned in enumerate(plan.weights):
-        format, scales = planned.spec.format, planned.stored_scale_type
-        if planned.weight.body or format.codebook_type is not None:
-            continue
-        if format.tensor_scale:
-            tells, widened = scales == "f8e4m3" and not planned.kept_from_codes, False  # they are codes of eight bits
-        else:
-            expanded = planned.expanded or planned.kept_from_codes or format.storage in EXPANDED_STORAGE
-            in_f32, known = expanded or planned.beyond_f16, format.storage in _TELLING_STORAGE
-            tells, widened = known and scales == ("f32" if in_f32 else "f16"), known and in_f32 and scales == "f16"
-        if tells or widened:
-            telling.append((not tells, planned.weight.elements, place))
-    if not telling:
-        return plan
-    widened, _, place = min(telling)
-    told, weights = plan.weights[place], list(plan.weights)
-    if widened:  # those that may have the same values too, so that equal weights are still stored once
-        key = told.weight.shape, told.absmax, told.spec
-        weights = [
-            replace(one, scales_in_f32=True) if (one.weight.shape, one.absmax, one.spec) == key else one
-            for one in weights
-        ]
-    weights[place] = replace(weights[place], tells=True)
-    return replace(plan, weights=tuple(weights))

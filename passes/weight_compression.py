@@ -48,7 +48,7 @@ from ov_weight_compression.passes.options import OPTIONS, Options, read_options
 from ov_weight_compression.passes.plan import Plan, method_of
 from ov_weight_compression.passes.planning import make_plan
 from ov_weight_compression.passes.report import REPORTS, Report, make_report
-from ov_weight_compression.passes.rewrite import hold_small_constants, rewrite, with_equal_weights, with_telltale
+from ov_weight_compression.passes.rewrite import as_stored, hold_small_constants, rewrite
 from ov_weight_compression.passes.rules import RulesLike
 from ov_weight_compression.patterns import GivenSources, Roles, find_weights, sources_of
 from ov_weight_compression.patterns.compressed import OWN_SECTION, read_metadata, write_metadata
@@ -239,14 +239,14 @@ class WeightCompression(ModelPass):
             if options.target_divergence is not None:
                 plan = prepare_plan(plan, data, options)
             warn_caller(plan.remarks)
-            return make_report(with_equal_weights(with_telltale(plan)), options.as_recipe(), options.device)
+            return make_report(as_stored(plan), options.as_recipe(), options.device)
 
     def run_on_model(self, model: Any) -> bool:
         """Rewrite `model` in place; whether anything changed."""
         options = self.options
         with kept_kernels():
             plan, data = self._planned(model)
-            plan = with_equal_weights(with_telltale(prepare_plan(plan, data, options)))
+            plan = as_stored(prepare_plan(plan, data, options))
             report = make_report(plan, options.as_recipe() | data.recipe, options.device)
             warn_caller(report.warnings)  # the last that may be an error, by a filter: the model is edited from here on
             # Chains are first, for with `lazy=False` they are computed before the first edit; adapters read what their

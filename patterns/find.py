@@ -142,8 +142,7 @@ def _ignore(found: list[_Found], names: Mapping[str, bool]) -> list[str]:
         for entry in found:
             one = entry.result
             if isinstance(one, Weight) and (entry in own or any(layer.name == name for layer in one.consumers)):
-                reason = f"ignored: name '{name}'"
-                entry.result = Skip(one.name, one.consumers[0].name, one.shape, one.element_type, reason, one.bytes)
+                entry.result = one.skipped(f"ignored: name '{name}'")
         if not own and not exists:
             missing.append(f"name '{name}'")
     return missing

@@ -59,20 +59,17 @@ class IgnoredScope:
             return value
         if isinstance(value, str):
             return cls(names=(value,))
-        known = [field.name for field in fields(cls)]
+        known, values = [field.name for field in fields(cls)], value
         if isinstance(value, Mapping):
             for key in value:
                 if key not in known:
                     raise OptionError(f"ignored_scope: unknown field {shown(key)}; it has {', '.join(known)}")
-            return cls._read(value)
-        if hasattr(value, "names") and hasattr(value, "patterns"):
-            return cls._read({name: getattr(value, name) for name in known if hasattr(value, name)})
-        if not isinstance(value, Iterable) or isinstance(value, (bytes, bytearray)):
+        elif hasattr(value, "names") and hasattr(value, "patterns"):
+            values = {name: getattr(value, name) for name in known if hasattr(value, name)}
+        elif isinstance(value, Iterable) and not isinstance(value, (bytes, bytearray)):
+            values = {"names": value}
+        else:
             raise TypeError
-        return cls(names=_strings("names", value))
-
-    @classmethod
-    def _read(cls, values: Mapping[str, Any]) -> IgnoredScope:
         subgraphs = values.get("subgraphs")
         if isinstance(subgraphs, str) or not isinstance(subgraphs, (Iterable, NoneType)):
             raise OptionError(f"ignored_scope: subgraphs must be a list, got {shown(subgraphs)}")

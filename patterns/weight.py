@@ -107,6 +107,10 @@ class Weight:
         for name, value in follows.items():
             object.__setattr__(self, name, value)
 
+    def skipped(self, reason: str) -> Skip:
+        """It, left alone after all."""
+        return Skip(self.name, self.consumers[0].name, self.shape, self.element_type, reason, self.bytes)
+
 
 @dataclass(frozen=True)
 class Skip:
