@@ -187,28 +187,6 @@ def pack(codes: Codes, bits: int, out: Bytes | None = None) -> Bytes:
     return out
 
 
-def unpack(data: Bytes, bits: int, count: int) -> Codes:
-    """The inverse of ``pack``: ``count`` bit patterns, uint8 (uint16 for 16 bits), shape ``[count]``.
-
-    Raises:
-        ValueError: ``bits`` is a width that no OpenVINO type has, or ``data`` is too short for ``count`` elements.
-    """
-    data = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
-    needed = -(-count // _BLOCKS[bits][0]) * _BLOCKS[bits][1]
-    if data.size < needed:
-        raise ValueError(f"{count} elements of {bits} bits take {needed} bytes, not {data.size}")
-    if bits == 16:
-        return data.view("<u2")[:count]
-    if bits == 8:
-        return data[:count]
-    if bits == 1:
-        return np.unpackbits(data, count=count)
-    if bits in (2, 4):
-        shifts = np.arange(0, 8, bits, dtype=np.uint8)
-        return ((data[:, None] >> shifts) & np.uint8((1 << bits) - 1)).reshape(-1)[:count]
-    return _unpack_split(data, bits)[:count]
-
-
 # One multiplication moves four two-bit numbers, a byte each, to their places in the highest byte: a factor has a bit
 # for each of them, 8 less per byte, and no two of the products' other bits meet.
 _TWO_LOWEST_FIRST = np.uint32(1 << 24 | 1 << 18 | 1 << 12 | 1 << 6)
@@ -236,16 +214,4 @@ def _pack_six(flat: Bytes) -> Bytes:
     out = np.empty((flat.size // 4, 3), dtype=np.uint8)
     out[:, :2] = ((low[:, 0] << np.uint8(4)) | low[:, 1]).reshape(-1, 2)
     out[:, 2] = _gather(flat >> np.uint8(4), _TWO_HIGHEST_FIRST)
-    return out.reshape(-1)
-
-
-def _unpack_split(data: Bytes, bits: int) -> Bytes:
-    low, high = (2, 1) if bits == 3 else (4, 2)
-    blocks = data[: data.size // 3 * 3].reshape(-1, 3)
-    out = np.empty((len(blocks), 8 // high), dtype=np.uint8)
-    half = out.shape[1] // 2
-    for k in range(out.shape[1]):
-        bottom = (blocks[:, k // half] >> np.uint8(8 - low - low * (k % half))) & np.uint8((1 << low) - 1)
-        top = (blocks[:, 2] >> np.uint8(8 - high - high * k)) & np.uint8((1 << high) - 1)
-        out[:, k] = bottom | (top << np.uint8(low))
     return out.reshape(-1)

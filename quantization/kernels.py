@@ -61,21 +61,6 @@ def rint(x: Node) -> Node:
     return op.round(x, "half_to_even")
 
 
-def unsqueeze(x: Node, axis: int) -> Node:
-    """A new axis of length one."""
-    return op.unsqueeze(x, op.constant(np.int64(axis)))
-
-
-def column(x: Node) -> Node:
-    """[n] -> [n, 1]. Numbers that belong to a group are computed on [n], where vectors run across groups."""
-    return unsqueeze(x, 1)
-
-
-def flat(x: Node) -> Node:
-    """[.., 1] -> [..]: back from ``total`` or ``largest`` to where vectors run across groups."""
-    return op.squeeze(x, op.constant(np.int64(-1)))
-
-
 def total(x: Node) -> Node:
     """[.., g] -> [.., 1]: only a reduction that keeps its axis becomes one loop with what it sums up."""
     return op.reduce_sum(x, [-1], keep_dims=True)
@@ -118,16 +103,6 @@ def power_of_two_below(x: Node, lowest: int, steps: Sequence[int]) -> tuple[Node
         power = op.select(take, higher, power)
         exponent = op.select(take, op.add(exponent, constant(float(size))), exponent)
     return power, exponent
-
-
-def transposed(x: Node) -> Node:
-    """[a, b] -> [b, a]."""
-    return op.transpose(x, op.constant(np.array([1, 0], dtype=np.int64)))
-
-
-def with_shape(x: Node, shape: Sequence[int]) -> Node:
-    """The same numbers in another shape."""
-    return op.reshape(x, op.constant(np.array(shape, dtype=np.int64)), special_zero=False)
 
 
 SMALL = 16  # levels up to which a sum of steps is used
@@ -181,12 +156,18 @@ def build(key: Key, block: int) -> ov.Model:
         if key.starts:
             scale = _refit(groups, block, scale, zero_point, weight, spec, tensor_scale, key.starts)
     value = _stored_value(scale, spec, tensor_scale)
-    ratio = divide(groups, column(value))
-    pattern = _patterns(ratio, None if zero_point is None else column(zero_point), format)
-    outputs = [
-        op.convert(pattern, "u8" if format.bits <= 8 else "u16"),
-        _stored_pattern(scale, value, spec, tensor_scale),
-    ]
+    ratio = divide(groups, op.unsqueeze(value, 1))
+    pattern = _patterns(ratio, None if zero_point is None else op.unsqueeze(zero_point, 1), format)
+    stored = value  # what is stored for each scale: of an f8 type its bits
+    if spec.scale_type == "f16":
+        stored = op.convert(value, "f16")
+    elif spec.scale_type == "f8e8m0":
+        _, exponent = _power_above(scale)
+        stored = op.convert(op.add(exponent, constant(27)), "u8")
+    elif spec.scale_type == "f8e4m3":
+        bits, _ = _e4m3_scale(scale, tensor_scale)
+        stored = op.convert(bits, "u8")
+    outputs = [op.convert(pattern, "u8" if format.bits <= 8 else "u16"), stored]
     if zero_point is not None:
         outputs.append(op.convert(zero_point, "u8"))
     return ov.Model([op.result(output) for output in outputs], [*inputs.values()], f"{format.name}_{key.group}")
@@ -313,9 +294,9 @@ def _plain_scales(groups: Node, format: Format, block: int) -> tuple[Node, Node 
     # there a multiplication.
     top = constant(np.full(block, format.top))
     if format.levels is not None:
-        absmax = flat(largest(op.abs(groups)))
+        absmax = op.squeeze(largest(op.abs(groups)), -1)
         return divide(absmax, top), None, absmax
-    low, high = op.negative(flat(largest(op.negative(groups)))), flat(largest(groups))
+    low, high = op.negative(op.squeeze(largest(op.negative(groups)), -1)), op.squeeze(largest(groups), -1)
     absmax = op.maximum(op.negative(low), high)
     if format.asymmetric:
         low, high = op.minimum(low, constant(0)), op.maximum(high, constant(0))
@@ -342,17 +323,6 @@ def _stored_value(scale: Node, spec: Spec, tensor_scale: Node | None) -> Node:
         unit = op.multiply(power, constant(2.0**-10))
         magnitude = op.multiply(rint(divide(magnitude, unit)), unit)
     return op.select(op.less(scale, constant(0)), op.negative(magnitude), magnitude)
-
-
-def _stored_pattern(scale: Node, value: Node, spec: Spec, tensor_scale: Node | None) -> Node:
-    """What is stored for each scale: f16 or f32 from its stored ``value``, or the u8 bits of an f8 type."""
-    if spec.scale_type == "f8e8m0":
-        _, exponent = _power_above(scale)
-        return op.convert(op.add(exponent, constant(27)), "u8")
-    if spec.scale_type == "f8e4m3":
-        pattern, _ = _e4m3_scale(scale, tensor_scale)
-        return op.convert(pattern, "u8")
-    return op.convert(value, spec.scale_type) if spec.scale_type == "f16" else value
 
 
 def _power_above(scale: Node) -> tuple[Node, Node]:
@@ -385,7 +355,7 @@ def _error_weights(
     """[n, g] weights of the elements' errors (``reference.group_weights``); ``absmax`` is [n]."""
     result = importance
     if graph:
-        fraction = column(divide(constant(1024), op.maximum(absmax, constant(2.0**-100))))
+        fraction = op.unsqueeze(divide(constant(1024), op.maximum(absmax, constant(2.0**-100))), 1)
         magnitude = rint(op.multiply(op.abs(groups), fraction))
         unit = 2.0 ** -max(0, int(np.ceil(np.log2(group))) - 4)
         squares = rint(op.multiply(op.multiply(magnitude, magnitude), constant(unit)))
@@ -405,17 +375,17 @@ def _best_scales(
     factors = candidate_factors(spec)
     count = len(factors)
     # Rounded as [count, n], so that vectors run along the long axis, then turned round: they are few.
-    candidates = op.multiply(unsqueeze(scale, 0), constant(factors[:, None]))
-    values = transposed(_stored_value(candidates, spec, tensor_scale))  # [n, count]
-    low = None if zero_point is None else unsqueeze(column(op.negative(zero_point)), 2)
-    ratio = op.multiply(unsqueeze(groups, 1), unsqueeze(divide(constant(1), values), 2))  # [n, count, g]
+    candidates = op.multiply(op.unsqueeze(scale, 0), constant(factors[:, None]))
+    values = op.transpose(_stored_value(candidates, spec, tensor_scale), [1, 0])  # [n, count]
+    low = None if zero_point is None else op.unsqueeze(op.negative(zero_point), [1, 2])
+    ratio = op.multiply(op.unsqueeze(groups, 1), op.unsqueeze(divide(constant(1), values), 2))  # [n, count, g]
     apart = _distance(ratio, low, spec.format)
-    summands = op.multiply(op.multiply(apart, apart), unsqueeze(weight, 1))
+    summands = op.multiply(op.multiply(apart, apart), op.unsqueeze(weight, 1))
     summands = rint(op.minimum(summands, constant(SUM_LIMIT // group)))
-    relative = divide(values, column(_stored_value(scale, spec, tensor_scale)))
-    errors = op.multiply(op.multiply(flat(total(summands)), relative), relative)
+    relative = divide(values, op.unsqueeze(_stored_value(scale, spec, tensor_scale), 1))
+    errors = op.multiply(op.multiply(op.squeeze(total(summands), -1), relative), relative)
     errors = op.multiply(errors, constant(np.where(np.arange(count) == 0, 1, MARGIN)[None]))
-    return _first_of_least(transposed(candidates), errors, count)
+    return _first_of_least(op.transpose(candidates, [1, 0]), errors, count)
 
 
 def _first_of_least(candidates: Node, errors: Node, count: int) -> Node:
@@ -440,15 +410,15 @@ def _refit(
     run on, and [n, starts, 1] beside the groups."""
     format, count = spec.format, len(starts)
     far, finer, unit = refit_units(format)
-    plain = column(_stored_value(scale, spec, tensor_scale))
-    first = with_shape(op.multiply(plain, constant(np.ones((1, count)))), [block * count])
+    plain = op.unsqueeze(_stored_value(scale, spec, tensor_scale), 1)
+    first = op.reshape(op.multiply(plain, constant(np.ones((1, count)))), [block * count], special_zero=False)
     current = op.multiply(first, constant(np.tile(np.asarray(starts, dtype=np.float32), block)))
-    low = None if zero_point is None else unsqueeze(column(op.negative(zero_point)), 2)
-    groups, weight = unsqueeze(groups, 1), unsqueeze(op.multiply(weight, constant(finer)), 1)
+    low = None if zero_point is None else op.unsqueeze(op.negative(zero_point), [1, 2])
+    groups, weight = op.unsqueeze(groups, 1), op.unsqueeze(op.multiply(weight, constant(finer)), 1)
     best = least = None
     for left in range(REFITS, -1, -1):
         value = _stored_value(current, spec, tensor_scale)
-        ratio = op.multiply(groups, with_shape(divide(constant(1), value), [block, count, 1]))
+        ratio = op.multiply(groups, op.reshape(divide(constant(1), value), [block, count, 1], special_zero=False))
         levels, apart = _levels(ratio, low, format)
         apart = op.clamp(apart, -float(far), float(far))
         weighted = op.multiply(apart, weight)
@@ -456,7 +426,7 @@ def _refit(
         if left:
             levels = op.multiply(levels, constant(unit))
             sums += [op.multiply(levels, weighted), op.multiply(levels, op.multiply(levels, weight))]
-        error, *fit = [with_shape(total(rint(each)), [block * count]) for each in sums]
+        error, *fit = [op.reshape(total(rint(each)), [block * count], special_zero=False) for each in sums]
         relative = divide(value, first)
         error = op.multiply(op.multiply(error, relative), relative)
         if best is None:
@@ -470,7 +440,11 @@ def _refit(
             current = op.multiply(value, op.add(change, constant(1)))
     if count == 1:
         return best
-    return _first_of_least(with_shape(best, [block, count]), with_shape(least, [block, count]), count)
+    return _first_of_least(
+        op.reshape(best, [block, count], special_zero=False),
+        op.reshape(least, [block, count], special_zero=False),
+        count,
+    )
 
 
 def _levels(ratio: Node, low: Node | None, format: Format) -> tuple[Node, Node]:

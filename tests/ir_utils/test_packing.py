@@ -7,7 +7,7 @@ import openvino as ov
 import openvino.opset13 as op
 import pytest
 
-from ov_weight_compression.ir_utils.types import PACKED_BITS, pack, tensor_bytes, unpack
+from ov_weight_compression.ir_utils.types import PACKED_BITS, pack, tensor_bytes
 
 TYPES = {"u1": 1, "u2": 2, "u3": 3, "u4": 4, "i4": 4, "nf4": 4, "f4e2m1": 4, "u6": 6, "u8": 8, "f8e4m3": 8, "u16": 16}
 
@@ -36,7 +36,7 @@ def test_openvino_reads_each_element_where_pack_put_it(type_name: str) -> None:
     alone = converted([pack(code[None], bits) for code in used], type_name, 1)
     values = dict(zip(used.tolist(), (float(v[0]) for v in alone), strict=True))
     assert len(set(values.values())) >= len(values) - 1  # -0.0 and 0.0 at most fall together
-    for count in (3, 7, 8, 29, 96):
+    for count in (*range(1, 10), 15, 17, 29, 96):
         codes = rng.choice(used, count)
         (read,) = converted([pack(codes, bits)], type_name, count)
         np.testing.assert_array_equal(read, [values[c] for c in codes.tolist()])
@@ -44,12 +44,11 @@ def test_openvino_reads_each_element_where_pack_put_it(type_name: str) -> None:
 
 @pytest.mark.parametrize("bits", PACKED_BITS)
 @pytest.mark.parametrize("count", range(1, 20))
-def test_unpack_inverts_pack_at_every_length(bits: int, count: int) -> None:
+def test_as_many_bytes_as_a_tensor_takes(bits: int, count: int) -> None:
     codes = np.random.default_rng(count).integers(0, 1 << bits, count).astype(np.uint16 if bits == 16 else np.uint8)
     packed = pack(codes, bits)
     assert packed.dtype == np.uint8
     assert packed.size == tensor_bytes(count, bits)
-    np.testing.assert_array_equal(unpack(packed, bits, count), codes)
 
 
 @pytest.mark.parametrize(("type_name", "bits"), [("u1", 1), ("u2", 2), ("u3", 3), ("u4", 4), ("u6", 6), ("u16", 16)])
@@ -74,5 +73,3 @@ def test_shape_does_not_matter() -> None:
 def test_a_width_that_no_type_has_is_refused() -> None:
     with pytest.raises(ValueError, match="bits is 5"):
         pack(np.zeros(3, np.uint8), 5)
-    with pytest.raises(ValueError, match="take 2 bytes, not 1"):
-        unpack(np.zeros(1, np.uint8), 4, 3)
