@@ -32,8 +32,8 @@ from numpy.typing import NDArray
 
 from ov_weight_compression.calibration.data_files import read_file, recorded_data, rows_of, sort_arrays
 from ov_weight_compression.calibration.generate import random_tokens, written_tokens
+from ov_weight_compression.calibration.grams import unfit
 from ov_weight_compression.calibration.model_inputs import LanguageModel, ModelInputs, with_embeddings
-from ov_weight_compression.calibration.statistics import check_sample
 from ov_weight_compression.ir_utils.errors import CompressionError, OptionError, one_line
 from ov_weight_compression.ir_utils.file_io import file_of
 from ov_weight_compression.ir_utils.option_kinds import PATH, count, shown
@@ -294,8 +294,41 @@ def _window(inputs: ModelInputs, number: int, item: Any) -> Window:
     given = inputs.named(item, number)
     window = inputs.complete(given)
     for name, array in given.items():
-        check_sample(number, name, array, window[name].dtype)
+        _check_sample(number, name, array, window[name].dtype)
     return window
+
+
+_ROOT = 1.8e19
+"""The square of a larger value is infinity in f32."""
+
+
+def _check_sample(number: int, name: str, array: NDArray[Any], dtype: np.dtype[Any]) -> None:
+    """Refuse an input of a sample that is no data.
+
+    Masks may hold -infinity and the like: that is how they take something out of a sum.
+
+    Args:
+        number: of the sample, from 1.
+        name: of the model's input.
+        array: of any type.
+        dtype: that it will be given to the model as.
+
+    Raises:
+        OptionError: it holds NaN, infinity, or a value that is too large.
+    """
+    if array.dtype.kind != "f" or dtype.kind != "f" or unfit(array.reshape(-1), _ROOT) is None:
+        return
+    flat = array.reshape(-1)
+    wrong = np.isnan(flat) if "mask" in name else ~(np.abs(flat) <= _ROOT)
+    if not wrong.any():
+        return
+    first = float(flat[int(np.argmax(wrong))])
+    told = {"nan": "NaN", "inf": "infinity", "-inf": "-infinity"}.get(str(first), f"{first:g}")
+    more = "" if np.isfinite(first) else f" ({int(wrong.sum())} of {array.size} values are not finite or too large)"
+    limit = ", whose square overflows" if np.isfinite(first) else ""
+    raise OptionError(
+        f"dataset: sample {number}, input '{name}': it holds {told}{more}{limit}; mend the sample or leave it out"
+    )
 
 
 _LONGEST_TEXT = 8 << 20

@@ -20,14 +20,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
 
 import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
 from ov_weight_compression.calibration.grams import unfit
-from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.types import Float32
 
 
@@ -130,39 +128,6 @@ def fingerprint(model: ov.Model) -> str:
             sha.update(raw[start : start + _SAMPLE].tobytes())
         marks.append(sha.digest())
     return hashlib.sha256(b"".join(sorted(marks))).hexdigest()
-
-
-_ROOT = 1.8e19
-"""The square of a larger value is infinity in f32."""
-
-
-def check_sample(number: int, name: str, array: NDArray[Any], dtype: np.dtype[Any]) -> None:
-    """Refuse an input of a sample that is no data.
-
-    Masks may hold -infinity and the like: that is how they take something out of a sum.
-
-    Args:
-        number: of the sample, from 1.
-        name: of the model's input.
-        array: of any type.
-        dtype: that it will be given to the model as.
-
-    Raises:
-        OptionError: it holds NaN, infinity, or a value that is too large.
-    """
-    if array.dtype.kind != "f" or dtype.kind != "f" or unfit(array.reshape(-1), _ROOT) is None:
-        return
-    flat = array.reshape(-1)
-    wrong = np.isnan(flat) if "mask" in name else ~(np.abs(flat) <= _ROOT)
-    if not wrong.any():
-        return
-    first = float(flat[int(np.argmax(wrong))])
-    told = {"nan": "NaN", "inf": "infinity", "-inf": "-infinity"}.get(str(first), f"{first:g}")
-    more = "" if np.isfinite(first) else f" ({int(wrong.sum())} of {array.size} values are not finite or too large)"
-    limit = ", whose square overflows" if np.isfinite(first) else ""
-    raise OptionError(
-        f"dataset: sample {number}, input '{name}': it holds {told}{more}{limit}; mend the sample or leave it out"
-    )
 
 
 class Accumulator:

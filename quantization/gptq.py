@@ -271,9 +271,10 @@ class Grid:
         format = self.spec.format
         if format.levels is not None:
             return np.asarray(self._levels.values[np.searchsorted(self._levels.thresholds, ratio, side="left")])
+        low, high = np.float32(format.low), np.float32(format.high)  # numpy takes longer over whole numbers
         np.rint(ratio, out=ratio)
-        np.maximum(ratio, format.low if zero is None else -zero, out=ratio)
-        return np.asarray(np.minimum(ratio, format.high if zero is None else format.high - zero, out=ratio))
+        np.maximum(ratio, low if zero is None else -zero, out=ratio)
+        return np.asarray(np.minimum(ratio, high if zero is None else high - zero, out=ratio))
 
     def stored(self, scale: Float32) -> Float32:
         """The values that scales have once stored; the sign of a symmetric integer format's scale is kept."""
