@@ -83,7 +83,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
-from functools import cached_property
 from itertools import chain
 from typing import TypeAlias
 
@@ -255,23 +254,23 @@ class Draft:
         self.cost = None if mine is None or its is None else np.where(rows, its, mine)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Grid:
     """The levels and the scales that a spec allows; `tensor_scale` as in `encode_rows`."""
 
     spec: Spec
     tensor_scale: np.float32 | None = None
 
-    @cached_property
-    def _levels(self) -> LevelGrid:
-        return level_grid(self.spec.format)  # looked up once: a format with many levels takes long to hash
+    def __post_init__(self) -> None:
+        format = self.spec.format  # looked up once: a row of a weight is soon rounded
+        self._levels: LevelGrid | None = None if format.levels is None else level_grid(format)
+        self._low, self._high = np.float32(format.low), np.float32(format.high)
 
     def nearest(self, ratio: Float32, zero: Float32 | None) -> Float32:
         """The level nearest to `ratio` = weight / scale, any shape; `zero` broadcasts against it. May work in place."""
-        format = self.spec.format
-        if format.levels is not None:
+        if self._levels is not None:
             return np.asarray(self._levels.values[np.searchsorted(self._levels.thresholds, ratio, side="left")])
-        low, high = np.float32(format.low), np.float32(format.high)  # numpy takes longer over whole numbers
+        low, high = self._low, self._high
         np.rint(ratio, out=ratio)
         np.maximum(ratio, low if zero is None else -zero, out=ratio)
         return np.asarray(np.minimum(ratio, high if zero is None else high - zero, out=ratio))
