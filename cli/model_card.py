@@ -12,13 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import openvino as ov
-
 import ov_weight_compression
 from ov_weight_compression.ir_utils.errors import one_line
 from ov_weight_compression.ir_utils.model_folder import known_config
 from ov_weight_compression.ir_utils.printing import human_bytes, plain, with_error
-from ov_weight_compression.passes.device_rules import release_of
+from ov_weight_compression.passes.device_rules import RELEASE, release_of
 from ov_weight_compression.passes.recipe import options_as_json
 from ov_weight_compression.passes.report import Report, explained, share_cells
 
@@ -101,7 +99,7 @@ def _base_model(folder: Path) -> str:
 
 
 def _made(folder: Path, source: Path, reports: Mapping[str, Report], asked: Recipe) -> Iterator[str]:
-    versions = f"ov-weight-compression {ov_weight_compression.__version__}, OpenVINO {release_of(ov.get_version())}"
+    versions = f"ov-weight-compression {ov_weight_compression.__version__}, OpenVINO {RELEASE}"
     base = _base_model(folder) or source.resolve().name
     yield "## How it was compressed"
     yield ""

@@ -161,6 +161,10 @@ def release_of(version: str) -> str:
     return ".".join(version.split("-")[0].split(".")[:2])
 
 
+RELEASE = release_of(ov.get_version())
+"""Of OpenVINO, as it is here."""
+
+
 @dataclass(frozen=True)
 class FormatTime:
     """Time of a layer beside int4_sym in groups of 128."""

@@ -28,14 +28,12 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-import openvino as ov
-
 import ov_weight_compression
 from ov_weight_compression.ir_utils.errors import OptionError, one_line
 from ov_weight_compression.ir_utils.model_folder import names_file
 from ov_weight_compression.ir_utils.option_kinds import shown, unknown_option, whole_from_text
 from ov_weight_compression.ir_utils.publish import expanded, write_text
-from ov_weight_compression.passes.device_rules import release_of
+from ov_weight_compression.passes.device_rules import RELEASE
 from ov_weight_compression.passes.options import OPTIONS
 from ov_weight_compression.passes.rules import Rule
 from ov_weight_compression.patterns import IgnoredScope
@@ -102,8 +100,7 @@ def save_recipe(path: str | os.PathLike[str], recipe: Recipe, layers: Mapping[st
         }
     if parts:  # names before patterns: the first that matches counts
         said["files"] = dict(sorted(parts.items(), key=lambda part: part[0] not in (layers or {})))
-    openvino = release_of(ov.get_version())
-    said["made_with"] = {"ov_weight_compression": ov_weight_compression.__version__, "openvino": openvino}
+    said["made_with"] = {"ov_weight_compression": ov_weight_compression.__version__, "openvino": RELEASE}
     write_text(place, json.dumps(said, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -274,7 +271,7 @@ class _Reader:
         return {**self.options(own, f"{where} "), **({} if data is None else {"data": data})}
 
     def remarks(self, said: Any) -> Iterator[str]:
-        own = {"ov_weight_compression": ov_weight_compression.__version__, "openvino": release_of(ov.get_version())}
+        own = {"ov_weight_compression": ov_weight_compression.__version__, "openvino": RELEASE}
         for name, here in own.items():
             there = said.get(name, here) if isinstance(said, dict) else here
             if there != here:

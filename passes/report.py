@@ -16,7 +16,7 @@ from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.option_kinds import check_model
 from ov_weight_compression.ir_utils.printing import as_text, format_name, human_bytes, terminal_table
 from ov_weight_compression.ir_utils.publish import write_text
-from ov_weight_compression.passes.device_rules import CHECKED, device_warnings, release_of
+from ov_weight_compression.passes.device_rules import CHECKED, RELEASE, device_warnings
 from ov_weight_compression.passes.option_values import Device, Devices
 from ov_weight_compression.passes.plan import DecidedBy, Plan
 from ov_weight_compression.passes.targets import BudgetOutcome
@@ -167,11 +167,10 @@ class Report:
 def make_report(plan: Plan, recipe: dict[str, str], devices: Devices) -> Report:
     """The report of a plan: sizes follow from shapes and formats, so they are exact before anything is computed."""
     warnings = plan.remarks + device_warnings(devices, ((one.weight, one.spec.format) for one in plan.weights))
-    release = release_of(ov.get_version())
-    if (not devices or Device.CPU in devices) and release not in CHECKED:
+    if (not devices or Device.CPU in devices) and RELEASE not in CHECKED:
         warnings += (
             f"what CPUs misread was measured with OpenVINO {', '.join(CHECKED)}, and nobody has looked at "
-            f"{release}: `ov-compress verify` does",
+            f"{RELEASE}: `ov-compress verify` does",
         )
     lines: tuple[Correction, ...] = ()
     if plan.method.lora_rank:
