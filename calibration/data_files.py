@@ -78,6 +78,13 @@ def read_file(file: object, places: Sequence[Path | None], most: int | None = No
         return load_arrays(path), path.name
     text = _read_text(path, most)
     tokenizer = find_tokenizer(places)
+    if tokenizer is None:
+        looked = ", ".join(dict.fromkeys(str(place) for place in places if place is not None))
+        raise OptionError(
+            "data: text needs a tokenizer, openvino_tokenizer.xml or tokenizer.json beside the model (looked in "
+            f"{looked or 'nowhere: the models were not given as files'}): put one there or, to compare, name one as "
+            "tokenizer; or give token ids (.npy)"
+        )
     return tokenizer.encode(text), f"{path.name} (through {Path(tokenizer.source).name})"
 
 
@@ -262,40 +269,30 @@ class Tokenizer:
         return pieces
 
 
-def find_tokenizer(folders: Sequence[Path | None]) -> Tokenizer:
-    """The first tokenizer that can be used, of those in some folders (a path to a file is taken as it is).
+def find_tokenizer(folders: Sequence[Path | None]) -> Tokenizer | None:
+    """The first tokenizer that can be used, of those in some folders (a path to a file is taken as it is); None where
+    there is none.
 
     Raises:
-        OptionError: there is none.
-        MissingExtraError: there is one, and what it needs is not installed.
+        OptionError: a file is of another kind.
+        MissingExtraError: there is a tokenizer, and what it needs is not installed.
     """
-    files = tokenizer_files(folders)
-    for file in files:
-        if find_spec(_NEEDS[file.suffix][0]) is not None:
-            return _open_xml(file) if file.suffix == ".xml" else _open_json(file)
-    if files:
-        module, extra = _NEEDS[files[-1].suffix]
-        raise MissingExtraError(module, extra, f"reading text with {files[-1]}")
-    places = dict.fromkeys(str(place) for place in folders if place is not None)
-    looked = ", ".join(places) or "nowhere: the models were not given as files"
-    raise OptionError(
-        "data: text needs a tokenizer, openvino_tokenizer.xml or tokenizer.json beside the model "
-        f"(looked in {looked}): put one there or, to compare, name one as tokenizer; or give token ids (.npy)"
-    )
-
-
-_NEEDS = {".xml": ("openvino_tokenizers", "genai"), ".json": ("tokenizers", "text")}
-
-
-def tokenizer_files(folders: Sequence[Path | None]) -> list[Path]:
-    """Those that lie in some folders, the ones to be preferred first; raises OptionError for a file of another kind."""
     found: list[Path] = []
     for place in filter(None, folders):
         if place.is_file() and place.suffix not in _NEEDS:
             raise OptionError(f"tokenizer={str(place)!r}: must be an openvino_tokenizer.xml or a tokenizer.json")
         files = [place] if place.is_file() else [place / name for name in TOKENIZERS]
         found += [file for file in files if file.is_file()]
-    return found
+    for file in found:
+        if find_spec(_NEEDS[file.suffix][0]) is not None:
+            return _open_xml(file) if file.suffix == ".xml" else _open_json(file)
+    if not found:
+        return None
+    module, extra = _NEEDS[found[-1].suffix]
+    raise MissingExtraError(module, extra, f"reading text with {found[-1]}")
+
+
+_NEEDS = {".xml": ("openvino_tokenizers", "genai"), ".json": ("tokenizers", "text")}
 
 
 def _open_json(file: Path) -> Tokenizer:

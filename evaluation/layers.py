@@ -250,9 +250,17 @@ def weigh(layer: PairedLayer) -> None:
         last = consumer.node.input_value(consumer.port).get_node()
     lead = max(1, len(layer.original.shape) - 1)
     base, compressed = (ConstantValues(node.output(0), lead) for node in (layer.original, last))
-    factors = layer.factors = factors_between(base, compressed)
-    if factors is not None:
-        layer.note = layer.note or "channels scaled (AWQ), compared as if they were not"
+    shape = base.shape
+    if len(shape) == 2 and min(shape) > 1:
+        _, w, q = sample = next(_side_by_side(base, compressed, min(_SAMPLE_ELEMENTS, _SAMPLE * shape[1])))
+        found = _fitted(lambda: [sample], (len(w), shape[1]), 2)
+        plain, scaled = SignalNoise(), SignalNoise()
+        plain.add(w, q)
+        scaled.add(w, q * found.rows * found.columns)
+        if plain.noise > _GAIN * scaled.noise:
+            layer.factors = _fitted(lambda: _side_by_side(base, compressed), (shape[0], shape[1]), _ROUNDS)
+            layer.note = layer.note or "channels scaled (AWQ), compared as if they were not"
+    factors = layer.factors
     for rows, left, right in _side_by_side(base, compressed):
         layer.energy.add(left, right if factors is None else right * factors.columns * factors.rows[rows])
 
@@ -267,21 +275,6 @@ def _side_by_side(base: ConstantValues, compressed: ConstantValues, elements: in
     for start in range(0, rows, step):
         stop = min(start + step, rows)
         yield slice(start, stop), base.rows(start, stop), compressed.rows(start, stop)
-
-
-def factors_between(base: ConstantValues, compressed: ConstantValues) -> ChannelFactors | None:
-    """The factors between two weights of one shape; None where they are not scaled or not 2-D."""
-    shape = base.shape
-    if len(shape) != 2 or min(shape) < 2:
-        return None
-    sample = next(_side_by_side(base, compressed, min(_SAMPLE_ELEMENTS, _SAMPLE * shape[1])))
-    (_, w, q), found = sample, _fitted(lambda: [sample], (len(sample[1]), shape[1]), 2)
-    plain, scaled = SignalNoise(), SignalNoise()
-    plain.add(w, q)
-    scaled.add(w, q * found.rows * found.columns)
-    if not plain.noise > _GAIN * scaled.noise:
-        return None
-    return _fitted(lambda: _side_by_side(base, compressed), (shape[0], shape[1]), _ROUNDS)
 
 
 def _fitted(pieces: Callable[[], Iterable[_Rows]], shape: tuple[int, int], rounds: int) -> ChannelFactors:

@@ -47,7 +47,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ov_weight_compression.calibration.data_files import Tokenizer, find_tokenizer, tokenizer_files
+from ov_weight_compression.calibration.data_files import Tokenizer, find_tokenizer
 from ov_weight_compression.evaluation.logits_file import kept_while_run, read_again
 from ov_weight_compression.evaluation.models import OnProgress, Pair, Runner
 from ov_weight_compression.evaluation.samples import (
@@ -196,14 +196,14 @@ def compare_text(pair: Pair, samples: InputSets, request: CompareRequest, progre
     if not any((one.batch.following != NO_TOKEN).any() for one in scored):
         raise OptionError("data: it has no token with a next one to predict")
     figures = summarise(Scores.concatenate([one.scores for one in scored]))
-    note = "" if tokenizer_files(samples.places) else "there is no tokenizer beside the models."
     try:
-        tokenizer = None if note else find_tokenizer(samples.places)
+        tokenizer = find_tokenizer(samples.places)
+        note = "" if tokenizer else "Tokens are shown as ids: there is no tokenizer beside the models."
         positions, passages = worst_positions(scored, tokenizer), worst_passages(scored, tokenizer)
     except (CompressionError, ImportError) as error:
-        positions, passages, note = worst_positions(scored, None), worst_passages(scored, None), str(error)
-    told = f"Tokens are shown as ids: {note}" if note else ""
-    return TextFound(figures, positions, passages, len(scored), told)
+        note = f"Tokens are shown as ids: {error}"
+        positions, passages = worst_positions(scored, None), worst_passages(scored, None)
+    return TextFound(figures, positions, passages, len(scored), note)
 
 
 def logits_of(runner: Runner, batch: Batch) -> Float32:

@@ -14,7 +14,7 @@ from ov_weight_compression.calibration.data_files import find_tokenizer
 from ov_weight_compression.evaluation import ComparisonProtocol, compare
 from ov_weight_compression.ir_utils.errors import MissingExtraError, ModelError, OptionError
 from ov_weight_compression.passes import apply_weight_compression
-from tests.evaluation.small import found_figures, plain_figures
+from tests.evaluation.small import VOCABULARY, found_figures, language_model, plain_figures
 
 TEXT = "def add(left, right):\n    return left + right  # naïve, “quoted” and 漢字\n" * 3
 
@@ -84,11 +84,13 @@ def test_tokenizers_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelError, match=r"tokenizer .*tokenizer\.json cannot be read"):
         find_tokenizer([tmp_path])
-    with pytest.raises(OptionError, match="looked in nowhere"):
-        find_tokenizer([None])
+    assert find_tokenizer([None]) is None
     (tmp_path / "vocabulary.txt").write_text("a")
     with pytest.raises(OptionError, match=r"must be an openvino_tokenizer\.xml or a tokenizer\.json"):
         find_tokenizer([tmp_path / "vocabulary.txt"])
+    tokens, same = np.arange(40) % VOCABULARY, language_model()
+    found = compare(same, same, tokens, tokenizer=tmp_path / "vocabulary.txt", layers=False)
+    assert found.notes[-1].startswith("Tokens are shown as ids: tokenizer=")
 
 
 LANGUAGE = ("gpt2", "opt", "bloom", "mamba", "gemma2", "gpt_oss", "qwen2_moe", "whisper/openvino_decoder_model.xml")
