@@ -17,8 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -33,7 +33,7 @@ from ov_weight_compression.passes.plan import Algorithm, Plan, PlannedWeight, St
 from ov_weight_compression.patterns import Kind
 from ov_weight_compression.quantization.encode import decode_rows, encode_rows
 from ov_weight_compression.quantization.formats import Encoded, Spec, join_rows
-from ov_weight_compression.quantization.gptq import Hessian, Step, fit_rows, hessian_of, input_correction
+from ov_weight_compression.quantization.gptq import Objective, Step, fit_rows, hessian_of, input_correction
 from ov_weight_compression.quantization.reference import tensor_scale_of
 
 if TYPE_CHECKING:
@@ -148,36 +148,7 @@ def encode_layer_by_layer(plan: Plan, data: Measurements) -> tuple[Plan, tuple[s
     return replace(plan, weights=weights, adapters=adapters), tuple(left_out)
 
 
-@dataclass(frozen=True, eq=False)
-class HessianInfo:
-    """What one input (of one expert) says to the layers that read it."""
-
-    gram: Array
-    """H [in, in] of what the compressed layer reads; zeros where nothing was seen."""
-    damping: float | None
-    """What is added to the diagonal of H, as a share of its median; None for what is usual."""
-    correction: Float32 | None = None
-    """K, [in, in]: the layer aims at `W + W K`; None where the streams are one, or K was not worth computing."""
-    drift: Array | None = None
-    """D, [in, in], in place of K where the layers have fewer rows than it."""
-    outputs: Array | None = None
-    """Σ y x̂ᵀ [rows, in] in place of both, with the outputs `y` of the one layer in the float model."""
-
-    @cached_property
-    def hessian(self) -> Hessian:
-        """H, prepared for GPTQ."""
-        return hessian_of(self.gram, damping=self.damping)
-
-    def target(self, weight: Float32) -> Float32:
-        """What the layer aims at, for rows of its weight."""
-        if self.outputs is not None:
-            return weight + input_correction(self.gram, self.outputs - weight @ self.gram)
-        if self.drift is not None:
-            return weight + input_correction(self.gram, weight @ self.drift)
-        return weight if self.correction is None else weight + weight @ self.correction
-
-
-_Batch: TypeAlias = tuple[Sequence[PlannedWeight], Sequence[Float32], list[HessianInfo], Callable[[], Encoded]]
+_Batch: TypeAlias = tuple[Sequence[PlannedWeight], Sequence[Float32], list[Objective], Callable[[], Encoded]]
 """Weights that are encoded as one, their values [rows, in], what is known of their input, and what gives their codes,
 one after the other: computed when it is called, or waited for."""
 
@@ -211,13 +182,13 @@ def _batches(
         else:
             together.append([one])
     elements = sum(one.weight.elements for one in readers)
-    infos: dict[int, list[HessianInfo]] = {}
+    objectives: dict[int, list[Objective]] = {}
     for planned in together:
         first = planned[0]
         factors = columns.get(first.weight.name)
-        if id(factors) not in infos:
-            infos[id(factors)] = _infos_of(seen, elements, factors, method.tuning.gptq_damping)
-        known = infos[id(factors)]
+        if id(factors) not in objectives:
+            objectives[id(factors)] = _objectives_of(seen, elements, factors, method.tuning.gptq_damping)
+        known = objectives[id(factors)]
         matrices = [plan.sources[one.weight].read_all() for one in planned]
         rows = matrices[0] if len(matrices) == 1 else np.concatenate(matrices)
         scale = tensor_scale_of(first.absmax, first.spec.format)
@@ -225,7 +196,7 @@ def _batches(
         yield planned, matrices, known, code if executor is None else executor.submit(code).result
 
 
-def _infos_of(seen: Seen, elements: int, factors: Float32 | None, damping: float | None) -> list[HessianInfo]:
+def _objectives_of(seen: Seen, elements: int, factors: Float32 | None, damping: float | None) -> list[Objective]:
     """One entry, or one per expert. With `factors` [in], or [experts, in], the layers will see the input divided by
     them. The weights that read it have so many `elements`."""
     grams: Array = seen.gram if seen.gram.ndim == 3 else seen.gram[None]
@@ -235,22 +206,22 @@ def _infos_of(seen: Seen, elements: int, factors: Float32 | None, damping: float
         inverse = (each[:, :, None] * each[:, None, :]).astype(np.float32)
         grams, drifts = grams * inverse, None if drifts is None else drifts * inverse
     if seen.outputs is not None:
-        return [HessianInfo(grams[0], damping, outputs=seen.outputs)]
+        return [Objective(grams[0], damping, outputs=seen.outputs)]
     found = []
     for number, gram in enumerate(grams):
         if drifts is None or not np.any(np.diagonal(gram)):
-            found.append(HessianInfo(gram, damping))
+            found.append(Objective(gram, damping))
         elif elements < grams.size:
-            found.append(HessianInfo(gram, damping, drift=drifts[number]))
+            found.append(Objective(gram, damping, drift=drifts[number]))
         else:
-            found.append(HessianInfo(gram, damping, input_correction(gram, drifts[number])))
+            found.append(Objective(gram, damping, input_correction(gram, drifts[number])))
     return found
 
 
 def _encode_rows(
     weight: Float32,
     spec: Spec,
-    known: list[HessianInfo],
+    known: list[Objective],
     steps: tuple[Step, ...] | None,
     tensor_scale: np.float32 | None,
 ) -> Encoded:

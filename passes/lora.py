@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import openvino as ov
@@ -43,11 +43,8 @@ from ov_weight_compression.passes.plan import Algorithm, Method, Plan, stored_pa
 from ov_weight_compression.patterns import Consumer, Kind, Roles, Weight, find_compressed, find_weights, parse_roles
 from ov_weight_compression.quantization.encode import decode_rows, encode_rows
 from ov_weight_compression.quantization.formats import FORMATS, Encoded, Spec
+from ov_weight_compression.quantization.gptq import Objective
 from ov_weight_compression.quantization.reference import unusable
-
-if TYPE_CHECKING:
-    from ov_weight_compression.passes.layer_by_layer import HessianInfo
-
 
 ADAPTER_SPEC = Spec(FORMATS["int8_asym"])
 ROUNDS = 2
@@ -204,7 +201,7 @@ def _adapter_parts(weight: Weight, rank: int) -> tuple[dict[str, Part], dict[str
 
 
 def fit_adapters(
-    weight: Float32, values: Float32, known: HessianInfo, method: Method, spool: Spool
+    weight: Float32, values: Float32, known: Objective, method: Method, spool: Spool
 ) -> StoredAdapters | None:
     """Adapters for a weight `[rows, in]` that is stored as `values`; None where they would correct nothing."""
     gram = known.gram

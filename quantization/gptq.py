@@ -83,6 +83,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import cached_property
 from itertools import chain
 from typing import TypeAlias
 
@@ -214,6 +215,36 @@ def input_correction(gram: Array, drift: Array, *, damping: float = TARGET_DAMPI
         return np.ascontiguousarray(solve_positive(damped, sides.T).T)
     except np.linalg.LinAlgError:  # f32 cannot tell: channels far larger than the others, and hardly any damping
         return np.ascontiguousarray(np.linalg.solve(damped, sides.T).T)
+
+
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """What layers are fitted to that read one input (of one expert): H, and what they aim at where they are not to
+    stay what they are."""
+
+    gram: Array
+    """H [in, in] of what the compressed layer reads; zeros where nothing was seen."""
+    damping: float | None
+    """What is added to the diagonal of H, as a share of its median; None for what is usual."""
+    correction: Float32 | None = None
+    """K, [in, in]: the layer aims at `W + W K`; None where the streams are one, or K was not worth computing."""
+    drift: Array | None = None
+    """D, [in, in], in place of K where the layers have fewer rows than it."""
+    outputs: Array | None = None
+    """Σ y x̂ᵀ [rows, in] in place of both, with the outputs `y` of the one layer in the float model."""
+
+    @cached_property
+    def hessian(self) -> Hessian:
+        """H, prepared for GPTQ."""
+        return hessian_of(self.gram, damping=self.damping)
+
+    def target(self, weight: Float32) -> Float32:
+        """What the layer aims at, for rows of its weight."""
+        if self.outputs is not None:
+            return weight + input_correction(self.gram, self.outputs - weight @ self.gram)
+        if self.drift is not None:
+            return weight + input_correction(self.gram, weight @ self.drift)
+        return weight if self.correction is None else weight + weight @ self.correction
 
 
 _ONE = np.ones(1, np.float32)
