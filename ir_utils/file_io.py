@@ -164,7 +164,7 @@ def reserve(descriptor: int, size: int) -> bool:
 _moving = threading.Lock()
 
 
-def read_into(descriptor: int, view: memoryview, place: int) -> int:
+def read_at(descriptor: int, view: memoryview, place: int) -> int:
     """Fill a view of bytes with what lies from `place` on: how many; fewer than it holds only where the file ends."""
     filled = 0
     while filled < len(view):
@@ -226,7 +226,7 @@ class Spooled:
         stop = self.shape[0] if stop is None else min(stop, self.shape[0])
         values: Array = np.empty((stop - start, *self.shape[1:]), dtype=self.dtype)
         place = self.offset + start * math.prod(self.shape[1:]) * self.dtype.itemsize
-        if read_into(self.file.fileno(), values.reshape(-1).view(np.uint8).data, place) < values.nbytes:
+        if read_at(self.file.fileno(), values.reshape(-1).view(np.uint8).data, place) < values.nbytes:
             raise EOFError("the temporary file is shorter than what was written")
         return values
 
@@ -290,7 +290,7 @@ class FileRange:
         """
         assert self.file is not None
         place = self.offset + values.__array_interface__["data"][0] - self.start
-        if read_into(self.file, target.reshape(-1).view(np.uint8).data, place) < values.nbytes:
+        if read_at(self.file, target.reshape(-1).view(np.uint8).data, place) < values.nbytes:
             self.check(values)
             raise WorkError(f"{self.path}: cannot be read any more")
 

@@ -109,24 +109,6 @@ def convert_path(
     return [(model, target / model.relative_to(source), one) for model, one in zip(models, results, strict=True)]
 
 
-def _settle_target(source: Path, target: Path, force: bool) -> Path:
-    """The destination with its name completed, once it is certain that nothing is overwritten unasked."""
-    if source.is_file() and target.suffix != ".xml":
-        if target.suffix or target.is_file():
-            raise OptionError(f"output: {target} must end in .xml, or be a folder")
-        target = target / (source.stem + ".xml")
-    if force:
-        return target
-    if target.exists() and source.exists() and target.resolve() == source.resolve():
-        raise OptionError(f"output: {target} is the input; write somewhere else, or add --force to replace it")
-    if target.is_dir() and not any(target.iterdir()):
-        return target
-    for path in (target, target.with_suffix(".bin")) if source.is_file() else (target,):
-        if path.exists():
-            raise OptionError(f"output: {path} exists; write somewhere else, or add --force to replace it")
-    return target
-
-
 def build_folder(source: Path, target: Path, build: Callable[[Path], T], force: bool = False) -> tuple[Path, T]:
     """Make a folder from `source`: `build` fills the one that it is given, which then takes its name.
 
@@ -141,9 +123,21 @@ def build_folder(source: Path, target: Path, build: Callable[[Path], T], force: 
 
 
 def _checked_target(source: Path, target: Path, force: bool) -> Path:
-    """The destination, once it is certain that it can be written."""
+    """The destination with its name completed, once it is certain that it can be written and that nothing is
+    overwritten unasked."""
     try:
-        target = _settle_target(source, expanded("output", target), force)
+        target = expanded("output", target)
+        if source.is_file() and target.suffix != ".xml":
+            if target.suffix or target.is_file():
+                raise OptionError(f"output: {target} must end in .xml, or be a folder")
+            target = target / (source.stem + ".xml")
+        if not force:
+            if target.exists() and source.exists() and target.resolve() == source.resolve():
+                raise OptionError(f"output: {target} is the input; write somewhere else, or add --force to replace it")
+            empty = target.is_dir() and not any(target.iterdir())
+            for path in (target, target.with_suffix(".bin")) if source.is_file() else (target,):
+                if path.exists() and not empty:
+                    raise OptionError(f"output: {path} exists; write somewhere else, or add --force to replace it")
         Publication(target).discard()  # a place where nothing can be written is found out before any work
     except OSError as error:
         raise cannot_write(target, error) from error

@@ -145,14 +145,15 @@ class WeightEncoding:
             object.__setattr__(self, name, value)
 
     @property
-    def identity(self) -> tuple[Hashable, ...] | None:
-        """Equal for weights that are encoded to the same bytes; None where that cannot be told beforehand. Without its
-        last item, the source's, equal for those that are if their values are equal."""
-        values = None if self.stored is not None or self.source is None else self.source.identity
+    def identity(self) -> tuple[Hashable, Hashable] | None:
+        """Equal for weights that are encoded to the same bytes: how they are encoded, and what their values are; None
+        where that cannot be told beforehand."""
+        values = None if self.source is None else self.source.identity
         if values is None or self.source is None:
             return None
         importance = None if self.importance is None else self.importance.identity
-        return self.source.element_type, self.layout, self.spec, self.scale_type, self.absmax, importance, values
+        how = self.source.element_type, self.layout, self.spec, self.scale_type, self.absmax, importance
+        return how, values
 
     def begin(self, jobs: Sequence[Job]) -> tuple[Sequence[Task], Task]:
         """One task for each piece of rows; with other weights that are encoded together with this one, one for all."""
@@ -250,7 +251,7 @@ def _encode_together(jobs: Sequence[Job]) -> None:
     """Encode small weights that are alike (see `WeightEncoding.together`) in one run."""
     first: WeightEncoding = jobs[0].encoding
     rows = first.layout.rows
-    whole = Slab(0, rows, (slice(0, rows),))
+    (whole,) = first.layout.slabs(rows)
     values, importance = [], []
     for job in jobs:
         one: WeightEncoding = job.encoding

@@ -173,7 +173,7 @@ def as_stored(plan: Plan) -> Plan:
         if identity is not None:
             source = plan.sources[planned.weight]
             chain = (planned.weight.body, planned.expanded, planned.kept_from_codes)
-            others = candidates.setdefault((identity[:-1], chain, source.fingerprint), [])
+            others = candidates.setdefault((identity[0], chain, source.fingerprint), [])
             equals = next((places for one, places in others if one.equals(source)), equals)
             if not equals:
                 others.append((source, equals))
