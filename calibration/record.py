@@ -245,10 +245,12 @@ def record_inputs(
 
     Raises:
         ModelError: the folder holds no model.
-        OptionError: a limit that cannot be.
+        OptionError: what is given is no folder, or a limit cannot be.
         WorkError: the temporary folder cannot be written.
     """
     source: Path = PATH.parse("folder", folder)
+    if not source.is_dir():
+        raise OptionError(f"folder: {source} is no folder; it is that of the models")
     samples, size = (
         count(1).parse("most_samples", most_samples),
         count(1 << 20, 1 << 48).parse("most_bytes", most_bytes),

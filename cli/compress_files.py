@@ -76,8 +76,7 @@ def compress_path(
 
     @functools.cache
     def shared() -> dict[str, FileOptions]:
-        models = models_in(source) if source.is_dir() else [source]
-        names = [model.relative_to(folder).as_posix() for model in models]
+        names = [model.relative_to(folder).as_posix() for model in models_in(source)]
         return options_by_file(names, asked, lambda name: read_model(folder / name))
 
     given = given_to_passes(folder)

@@ -34,8 +34,7 @@ def run_inspect(args: argparse.Namespace) -> int:
 
     source = expanded("MODEL", args.model)
     place = json_place(args.json)
-    models = models_in(source) if source.is_dir() else [source]
-    found = [inspect(model, args.device) for model in models]
+    found = [inspect(model, args.device) for model in models_in(source)]
     place.write(lambda: of_models([one.to_dict() for one in found]))
     if not place.printed:
         for one in found:
@@ -59,7 +58,7 @@ def run_verify(args: argparse.Namespace) -> int:
     from ov_weight_compression.ir_utils.model_folder import models_in
 
     source, place = expanded("MODEL", args.model), json_place(args.json)
-    return verify_files(models_in(source) if source.is_dir() else [source], args.device, args.all, place)
+    return verify_files(models_in(source), args.device, args.all, place)
 
 
 def verify_files(models: list[Path], device: str, every: bool, place: JsonPlace) -> int:

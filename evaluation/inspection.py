@@ -17,8 +17,9 @@ import openvino as ov
 from ov_weight_compression.evaluation.device import DeviceCheck, Execution, check_device
 from ov_weight_compression.evaluation.layers import mode_of, zero_point_of
 from ov_weight_compression.ir_utils import option_kinds
+from ov_weight_compression.ir_utils.errors import ModelError
 from ov_weight_compression.ir_utils.ir_file import read_model
-from ov_weight_compression.ir_utils.model_folder import the_model_of
+from ov_weight_compression.ir_utils.model_folder import models_in
 from ov_weight_compression.ir_utils.printing import (
     as_text,
     human_bytes,
@@ -247,8 +248,11 @@ def inspect(
         name, read = str(model.get_friendly_name()), model
     else:
         path = expanded("model", option_kinds.PATH.parse("model", model))
-        path = the_model_of(path) if path.is_dir() else path
-        name, read = str(path), read_model(path)
+        models = models_in(path)
+        if len(models) > 1:
+            names = ", ".join(str(one.relative_to(path)) for one in models)
+            raise ModelError(f"{path}: several models ({names}); name one of the files")
+        name, read = str(models[0]), read_model(models[0])
     own = None if roles is None else parse_roles(roles)
     found = find_compressed(read, own)
     check = check_device(read, found, device, roles=own) if device is not None else None

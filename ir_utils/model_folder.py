@@ -28,11 +28,13 @@ T = TypeVar("T")
 
 
 def models_in(folder: Path) -> list[Path]:
-    """The models of a folder, in order of their names.
+    """The models of a folder, in order of their names; what is no folder is taken for a model itself.
 
     Raises:
         ModelError: there are none, or the folder cannot be looked through.
     """
+    if not folder.is_dir():
+        return [folder]
     try:
         found = sorted(
             path
@@ -48,19 +50,6 @@ def models_in(folder: Path) -> list[Path]:
             "compress also a checkpoint's folder, with config.json and *.safetensors)"
         )
     return found
-
-
-def the_model_of(folder: Path) -> Path:
-    """The only model of a folder.
-
-    Raises:
-        ModelError: there are none, or several.
-    """
-    found = models_in(folder)
-    if len(found) > 1:
-        names = ", ".join(str(path.relative_to(folder)) for path in found)
-        raise ModelError(f"{folder}: several models ({names}); name one of the files")
-    return found[0]
 
 
 def convert_path(
