@@ -324,7 +324,7 @@ def _write_page(
     results: Sequence[FileResult],
     told: str,
     usage: Usage,
-    planned: bool = False,
+    planned: bool,
 ) -> None:
     """Write the page; `told` is one line on what was done, `planned`: nothing of it was."""
     import openvino as ov
@@ -334,7 +334,7 @@ def _write_page(
     from ov_weight_compression.passes.recipe import option_lines
 
     made = [("input", str(source.absolute())), *option_lines(asked)]
-    made.append(("time", usage.told(sum(one.report.bytes_before for one in results))))
+    made.append(("time", usage.told(_bytes_of(results)[0])))
     made.append(("OpenVINO", ov.get_version()))
     reports = {name: one.report for name, one in zip(_names_in(source, results), results, strict=True)}
     write_text(path, render_report(reports, source.absolute().stem, told, made, planned=planned))
@@ -374,7 +374,7 @@ def _weights_bar(quiet: bool) -> Iterator[Progress | None]:
 
 
 def _summarise(results: Sequence[FileResult], dry_run: bool) -> None:
-    from ov_weight_compression.ir_utils.printing import human_bytes, result_console
+    from ov_weight_compression.ir_utils.printing import result_console
     from ov_weight_compression.passes.report import print_report
 
     console = result_console()

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ov_weight_compression.checkpoints.folder import foreign_weights, is_checkpoint
 from ov_weight_compression.cli.file_options import FileOptions, given_to_passes, options_by_file
@@ -25,9 +25,6 @@ from ov_weight_compression.passes.recipe import Recipe
 from ov_weight_compression.passes.report import Report, joined, with_origins
 from ov_weight_compression.passes.weight_compression import WeightCompression
 from ov_weight_compression.patterns.graphs import graphs_of
-
-if TYPE_CHECKING:
-    from ov_weight_compression.checkpoints.opening import OpenedModel
 
 _MODEL_FILES = (".xml", ".onnx")
 _OPTIMUM_DTYPES = ("int4", "int8", "mxfp4", "nf4", "cb4")
@@ -214,7 +211,11 @@ def _compress_checkpoint(
             model = open_exported(exported, name, opened, devices)
             written = None if target is None else folder / name
             if leaves_floats:
-                report = _save(model, written, check_unchanged, exported.unused)
+                assert model.kept is not None
+                if written is not None:
+                    _settle(model.model, default_threads())
+                    save_model(model.model, written, after_write=check_unchanged)
+                report = with_origins(model.kept, model.origins, exported.unused)
             else:
                 own = shared[name]
                 report = _compress_model(
@@ -275,14 +276,3 @@ def _with_tokenizer_checked(results: list[FileResult], source: Path, folder: Pat
     warn_caller([told])
     first = results[0].report
     return [replace(results[0], report=replace(first, warnings=(*first.warnings, told))), *results[1:]]
-
-
-def _save(
-    model: OpenedModel, target: Path | None, check_unchanged: Callable[[], None], unused: Mapping[str, str]
-) -> Report:
-    """Write a model as it is."""
-    assert model.kept is not None
-    if target is not None:
-        _settle(model.model, default_threads())
-        save_model(model.model, target, after_write=check_unchanged)
-    return with_origins(model.kept, model.origins, unused)
