@@ -102,7 +102,7 @@ def make_samples(
                 f"dataset='{dataset}': only a language model can be given tokens that are made up, and this model has "
                 f"no input of token ids: give dictionaries with the keys {inputs.listed}"
             )
-        length = language.length or min(context_length, language.positions or context_length)
+        length = language.window_length(context_length)
         if dataset == "random":
             tokens = random_tokens(language.vocabulary, subset_size or _RANDOM_WINDOWS, length, seed)
             return _language_samples(language, list(tokens), "random tokens", which)
@@ -118,7 +118,7 @@ def make_samples(
         arrays = None if language and _is_tokens(inputs, dataset) else sort_arrays(dataset, inputs)
     if isinstance(arrays, tuple):
         assert language is not None
-        cut = [window for array in arrays for window in as_windows(array, language, context_length, limit)]
+        cut = [window for array in arrays for window in _as_windows(array, language, context_length, limit)]
         return _language_samples(language, cut[:limit], "tokens of given data", which)
     if arrays is not None:
         dataset = Again(partial(rows_of, arrays, inputs, 1))
@@ -138,7 +138,7 @@ def make_samples(
         )
     if language is not None and _is_tokens(inputs, first):
         given = dataset.source if isinstance(dataset.source, np.ndarray) else dataset
-        cut = as_windows(given, language, context_length, limit)
+        cut = _as_windows(given, language, context_length, limit)
         return _language_samples(language, cut, "tokens of given data", which)
     windows = Again(
         lambda: (
@@ -276,7 +276,7 @@ def _language_samples(
     chosen = [window for number, window in enumerate(windows) if which is None or which(number)]
     if windows and not chosen:
         raise OptionError(_TOO_FEW)
-    groups = list(batches(chosen, language.batch))
+    groups = list(_batches(chosen, language.batch))
     language.inputs(groups[0])  # refuses a model with inputs that do not follow from token ids
     total = sum(window.size for window in chosen)
     return Samples(lambda: (language.inputs(group) for group in groups), f"{len(chosen)} windows, {total} {how}")
@@ -360,7 +360,7 @@ _TOKENS_A_RUN = 1024
 """Enough rows for a matrix product to run at full speed, few enough for activations to stay small."""
 
 
-def as_windows(
+def _as_windows(
     dataset: Iterable[Any], language: LanguageModel, context_length: int, limit: int
 ) -> list[NDArray[np.int64]]:
     """Token ids, flat or in rows, as at most `limit` windows `[length]`.
@@ -375,7 +375,7 @@ def as_windows(
             raise OptionError(f"dataset: token ids must be whole numbers, this array holds {array.dtype}")
     if (isinstance(rows, np.ndarray) and rows.ndim == 1) or all(np.ndim(row) == 0 for row in rows):
         flat = np.asarray(rows).astype(np.int64)
-        length = min(language.length or min(context_length, language.positions or context_length), flat.size)
+        length = min(language.window_length(context_length), flat.size)
         whole = flat[: flat.size // length * length].reshape(-1, length)
         taken = np.linspace(0, len(whole) - 1, min(limit, len(whole))).round().astype(int)
         windows = list(whole[taken])
@@ -398,7 +398,7 @@ def as_windows(
     return windows
 
 
-def batches(windows: Iterable[NDArray[Any]], batch: int | None) -> Iterator[NDArray[Any]]:
+def _batches(windows: Iterable[NDArray[Any]], batch: int | None) -> Iterator[NDArray[Any]]:
     """Windows of one length side by side, `[batch, length]`: `batch` of them, or as many as make about 1,024 tokens.
 
     With a prescribed batch, windows that do not fill the last one are left out, unless there would be none.

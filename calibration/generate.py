@@ -90,7 +90,7 @@ def written_windows(model: ov.Model, windows: int, length: int, *, quiet: bool =
     language = read_language_model(model)
     if language is None or not language.needs_only_ids:
         return None
-    length = language.length or min(length, language.positions or length)
+    length = language.window_length(length)
     if not language.predicts:
         return random_tokens(language.vocabulary, windows, length, _SEED)
     return written_tokens(model, language, windows, length, _SEED, quiet=quiet)

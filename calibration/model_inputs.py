@@ -74,6 +74,10 @@ class LanguageModel:
         """Whether all other inputs follow from the token ids: not where it looks at a picture or at an encoder."""
         return all(input_label(node) == self.ids or self.made_up(node) is not None for node in self.parameters)
 
+    def window_length(self, tokens: int) -> int:
+        """How long windows are that are to have so many tokens."""
+        return self.length or min(tokens, self.positions or tokens)
+
     def inputs(
         self, ids: NDArray[Any], given: dict[str, NDArray[Any]] | None = None, *, past: int = 0
     ) -> dict[str, NDArray[Any]]:
