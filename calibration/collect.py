@@ -7,10 +7,9 @@ runs once by itself, and what counts is looked at wherever it comes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from math import prod
-from typing import TypeAlias
 
 import openvino as ov
 
@@ -23,8 +22,6 @@ from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.printing import progress_bar
 from ov_weight_compression.ir_utils.types import Array, Float32
 from ov_weight_compression.patterns import Sources, Weight
-
-_Add: TypeAlias = Callable[[Float32], None]
 
 DEFAULT_MEMORY = 2 << 30
 """`calibration_memory` where a caller says nothing: 2 GiB."""
@@ -56,7 +53,7 @@ def collect(
             f"{total} bytes, and at most half of it is for them: give calibration_memory={2 * total} or more"
         )
     sums = {tap: Accumulator(tap.width) for tap in graph.taps}
-    _run(graph, samples, {tap: one.add for tap, one in sums.items()}, calibration_memory, quiet, "Calibrating")
+    _run(graph, samples, sums, lambda tap, rows: sums[tap].add(rows), calibration_memory, quiet, "Calibrating")
     layers: dict[str, LayerStatistics] = {}
     for tap, one in sums.items():
         result = one.result()
@@ -67,16 +64,22 @@ def collect(
 
 
 def _run(
-    graph: ActivationGraph, samples: Samples, taps: Mapping[Tap, _Add], memory: int, quiet: bool, title: str
+    graph: ActivationGraph,
+    samples: Samples,
+    taps: Iterable[Tap],
+    add: Callable[[Tap, Float32], None],
+    memory: int,
+    quiet: bool,
+    title: str,
 ) -> None:
-    """One pass, in which what each tap looks at is handed to its function, `[experts, sequences, tokens, in]`."""
+    """One pass, in which what each tap looks at is added, `[experts, sequences, tokens, in]`."""
     by_key: dict[TensorKey, list[Tap]] = {}
     for tap in taps:
         by_key.setdefault(tap.key, []).append(tap)
 
     def receive(window: int, key: TensorKey, array: Array) -> None:
         for tap in by_key[key]:
-            taps[tap](rows_by_expert(array, tap.reduction, tap.batch))
+            add(tap, rows_by_expert(array, tap.reduction, tap.batch))
 
     with closing(Pool(memory // 4)) as pool, progress_bar(quiet=quiet) as bar:
         store, limit = Store(pool), memory // 6
@@ -112,13 +115,9 @@ def grams_of_inputs(
     taps = [tap for tap in graph.taps if not tap.batch]
     sums = {name: GramSums(tap.width, kernels) for tap in taps for name in tap.weights}
 
-    def add_to(names: Sequence[str]) -> _Add:
-        def add(rows: Float32) -> None:
-            for name in names:
-                sums[name].add(rows)
+    def add(tap: Tap, rows: Float32) -> None:
+        for name in tap.weights:
+            sums[name].add(rows)
 
-        return add
-
-    added = {tap: add_to(tap.weights) for tap in taps}
-    _run(graph, samples, added, calibration_memory, quiet, "Looking at what tables meet")
+    _run(graph, samples, taps, add, calibration_memory, quiet, "Looking at what tables meet")
     return {name: one.result().gram for name, one in sums.items()}
