@@ -24,7 +24,7 @@ import openvino as ov
 
 from ov_weight_compression.calibration import filled_copy
 from ov_weight_compression.evaluation.layers import FormatFigures, LayerFigures, compare_layers
-from ov_weight_compression.evaluation.models import Arithmetic, Loaded, OnProgress, Pair, choose, load
+from ov_weight_compression.evaluation.models import Arithmetic, Loaded, OnProgress, Pair, arithmetic_for, load
 from ov_weight_compression.evaluation.outputs import OutputFigures, compare_outputs
 from ov_weight_compression.evaluation.predictions import Estimate, LanguageFigures, Passage, Surprise, compare_text
 from ov_weight_compression.evaluation.samples import (
@@ -130,7 +130,7 @@ def compare(
     if request.tokenizer and not Path(request.tokenizer).exists():
         raise OptionError(f"tokenizer={str(request.tokenizer)!r}: there is no such file or folder")
     with ExitStack() as stack:
-        arithmetic = choose(request.device, request.as_deployed)
+        arithmetic = arithmetic_for(request.device, request.as_deployed)
         pair = Pair(load(base, "base", stack), load(compressed, "compressed", stack), arithmetic)
         if request.sources is not None:
             pair = replace(pair, base=_filled(pair.base, request.sources, request.roles))
@@ -313,7 +313,7 @@ def _tables(comparison: Comparison) -> Iterator[Table]:
         yield _named(
             "Outputs",
             ("output", "rows", *cosines, "rel. L2", "SNR dB", "10-NN"),
-            map(_output_row, comparison.outputs),
+            output_rows(comparison),
         )
     if comparison.formats:
         head = ("format", "weights", "elements", "bytes", "bits", "SNR dB", "lowest")
@@ -330,15 +330,24 @@ def _named(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> Ta
     return terminal_table(title, {head[0]: "text", **dict.fromkeys(head[1:], "number")}, rows)
 
 
-def _output_row(one: OutputFigures) -> tuple[str, ...]:
-    cosines = (plain(value, 5) for value in (one.cosine_mean, one.cosine_min, one.cosine_p1))
-    error = plain(one.relative_l2, 3), db(one.snr_db), percent(one.neighbours)
-    return (one.name, thousands(one.rows), *cosines, *error)
-
-
 def _layer_row(one: LayerFigures) -> tuple[str, ...]:
     name, format = short_name(layer_name(one.layer, one.name), 56), short_format(one.mode, one.group_size)
     return (name, format, db(one.weight_snr_db), db(one.own_snr_db), db(one.output_snr_db))
+
+
+def output_rows(comparison: Comparison) -> list[tuple[str, ...]]:
+    """Of each output its name, rows, cosines (mean, minimum, 1 %), relative L2, SNR in dB and share of neighbours."""
+    return [
+        (
+            one.name,
+            thousands(one.rows),
+            *(plain(value, 6) for value in (one.cosine_mean, one.cosine_min, one.cosine_p1)),
+            plain(one.relative_l2),
+            db(one.snr_db),
+            percent(one.neighbours),
+        )
+        for one in comparison.outputs
+    ]
 
 
 def format_rows(comparison: Comparison) -> list[tuple[str, ...]]:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from ov_weight_compression.evaluation.comparison import Comparison, format_rows, language_rows
+from ov_weight_compression.evaluation.comparison import Comparison, format_rows, language_rows, output_rows
 from ov_weight_compression.evaluation.layers import LayerFigures
 from ov_weight_compression.evaluation.page import (
     WIDTH,
@@ -104,18 +104,8 @@ def _outputs(comparison: Comparison) -> str:
         return ""
     cosines = ("cosine mean", "minimum", "1 %")
     head = ("output", "rows", "a row is", *cosines, "relative L2", "SNR dB", "10 neighbours kept")
-    rows = [
-        (
-            one.name,
-            thousands(one.rows),
-            one.row,
-            *(plain(value, 6) for value in (one.cosine_mean, one.cosine_min, one.cosine_p1)),
-            plain(one.relative_l2),
-            db(one.snr_db),
-            percent(one.neighbours),
-        )
-        for one in comparison.outputs
-    ]
+    found = zip(comparison.outputs, output_rows(comparison), strict=True)
+    rows = [(name, count, one.row, *figures) for one, (name, count, *figures) in found]
     return section("How far outputs moved", html_table(head, rows))
 
 

@@ -26,7 +26,7 @@ from typing import Any
 
 import openvino as ov
 
-from ov_weight_compression.evaluation.models import Arithmetic, choose, core
+from ov_weight_compression.evaluation.models import Arithmetic, arithmetic_for, core
 from ov_weight_compression.ir_utils.errors import WorkError
 from ov_weight_compression.ir_utils.ir_file import openvino_reason
 from ov_weight_compression.passes.device_rules import CHECKED, layer_of, misread
@@ -179,7 +179,7 @@ def check_device(
     kind = device.split(".")[0].upper()
     if kind in PATTERNS and kind not in {name.split(".")[0] for name in core().available_devices}:
         return _by_patterns(weights, kind)
-    arithmetic = choose(device, as_deployed=True)
+    arithmetic = arithmetic_for(device, as_deployed=True)
     found: Found = {}
     methods = []
     if sum(weight.elements for weight in weights) <= whole_elements:

@@ -83,7 +83,7 @@ class Arithmetic:
         return f"{self.device}, f32 execution, activations and KV cache not quantised{missing}"
 
 
-def choose(device: str, as_deployed: bool) -> Arithmetic:
+def arithmetic_for(device: str, as_deployed: bool) -> Arithmetic:
     """The arithmetic for a device; raises `OptionError` where there is no such device."""
     available = core().available_devices
     if device.split(".")[0].split(":")[0] not in {name.split(".")[0] for name in available} | {"AUTO", "HETERO"}:

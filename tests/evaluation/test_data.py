@@ -17,7 +17,7 @@ from ov_weight_compression.calibration import make_samples, read_data
 from ov_weight_compression.calibration.generate import fitting_window
 from ov_weight_compression.calibration.model_inputs import ModelInputs, read_language_model
 from ov_weight_compression.evaluation import compare
-from ov_weight_compression.evaluation.models import Pair, choose, load
+from ov_weight_compression.evaluation.models import Pair, arithmetic_for, load
 from ov_weight_compression.evaluation.samples import CompareRequest, Data, open_data, prepare
 from ov_weight_compression.ir_utils.errors import ModelError, OptionError, WorkError
 from tests.evaluation.small import VOCABULARY, language_model, perceptron
@@ -203,7 +203,7 @@ def test_a_graph_is_looked_at_once() -> None:
 
 
 def test_the_first_inputs_are_known_before_any_is_run() -> None:
-    pair = Pair(load(perceptron(), "base"), load(perceptron(), "compressed"), choose("CPU", False))
+    pair = Pair(load(perceptron(), "base"), load(perceptron(), "compressed"), arithmetic_for("CPU", False))
     data = ({"x": np.full((2, 24), number, dtype=np.float32)} for number in range(4))
     samples = prepare(pair, data, CompareRequest(layer_samples=3))
     assert [inputs["x"][0, 0] for inputs in samples.first] == [0, 1, 2]
