@@ -35,7 +35,7 @@ from ov_weight_compression.ir_utils.file_io import WriteBehind, reserve
 from ov_weight_compression.ir_utils.ir_file import openvino_reason
 from ov_weight_compression.ir_utils.lazy_weight import LazyWeight, here
 from ov_weight_compression.ir_utils.publish import Publication, cannot_write
-from ov_weight_compression.ir_utils.worker_pool import FileSink, Job, Pipeline
+from ov_weight_compression.ir_utils.worker_pool import FileSink, Job
 
 _STUB_BYTES = 16
 _DATA = re.compile(rb'<data element_type="[^"]*" shape="[^"]*" offset="(\d+)" size="(\d+)" />')
@@ -83,11 +83,9 @@ def save_model(model: Any, path: str | Path, after_write: Callable[[], None] | N
                     behind, sinks = WriteBehind(descriptor), dict[LazyWeight, dict[str, FileSink]]()
                     for mark, (weight, part) in stood_for.items():
                         sinks.setdefault(weight, {})[part] = FileSink(descriptor, places[mark], behind)
-                    jobs: dict[Pipeline, list[Job]] = {}
-                    for weight, of_parts in sinks.items():
-                        jobs.setdefault(weight.pipeline, []).append(Job(weight.encoding, of_parts))
-                    for pipeline, together in jobs.items():
-                        pipeline.run_all(together)
+                    for pipeline in dict.fromkeys(weight.pipeline for weight in sinks):
+                        own = [weight for weight in sinks if weight.pipeline is pipeline]
+                        pipeline.run_all([Job(weight.encoding, sinks[weight]) for weight in own])
                 finally:
                     os.close(descriptor)
             if after_write is not None:
@@ -119,18 +117,16 @@ def stubbing() -> Iterator[Stubs]:
     """Let makers of constants that this thread calls hand over stubs; they are in what is returned. Parts of weights
     whose constants are the same bytes have one in common."""
     stubs: Stubs = {}
-    first: dict[Hashable, LazyWeight] = {}
-    """Of those that are alike, by their identity and by each of them."""
     marks: dict[tuple[LazyWeight, str], bytes] = {}
+    first: dict[Hashable, LazyWeight] = {}  # of those that are alike, by their identity and by each of them
 
     def stub(weight: LazyWeight, part: str) -> ov.Tensor:
         if weight not in first:
             identity = weight.encoding.identity
             first[weight] = weight if identity is None else first.setdefault(identity, weight)
-        owned = first[weight], part
-        new = b"to be filled" + (len(marks) + 1).to_bytes(_STUB_BYTES - 12, "little")
-        mark = marks.setdefault(owned, new)
-        stubs[mark] = owned
+        constant = first[weight], part
+        mark = marks.setdefault(constant, b"to be filled" + (len(marks) + 1).to_bytes(_STUB_BYTES - 12, "little"))
+        stubs[mark] = constant
         tensor = ov.Tensor(ov.Type.u8, ov.Shape([_STUB_BYTES]))
         tensor.data[:] = np.frombuffer(mark, dtype=np.uint8)
         return tensor
