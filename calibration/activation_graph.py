@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
+from typing import NamedTuple
 
 import numpy as np
 import openvino as ov
@@ -56,8 +57,13 @@ class Tap:
     level: int
 
 
-_Reading = tuple[TensorKey, tuple[int, ...], int, tuple[tuple[int, int], ...]]
-"""A tensor that a layer reads, and how: a tap's `key`, `reduction`, `width` and `batch`."""
+class Reading(NamedTuple):
+    """A tensor that a layer reads, and how; as in `Tap`."""
+
+    key: TensorKey
+    reduction: tuple[int, ...]
+    width: int
+    batch: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +74,7 @@ class LayerUse:
     consumer: Consumer
     layer: int
     """Its index in `ActivationGraph.nodes`."""
-    tap: _Reading | None
+    tap: Reading | None
     """What it multiplies the weight with; None where it multiplies nothing."""
 
 
@@ -159,7 +165,7 @@ def read_graph(
         constant.append(node.get_type_name() not in _NEVER_CONSTANT and all(constant[source] for source, _ in keys))
         below = max((levels[source] for source, _ in keys if not constant[source]), default=0)
         levels.append(below + (number in layers))
-    taps = _taps([use for use in uses if use.tap and not constant[use.tap[0][0]]], nodes, levels)
+    taps = _taps([use for use in uses if use.tap and not constant[use.tap.key[0]]], nodes, levels)
     results = [sources[index[result.get_name()]][0] for result in clone.get_results()]
     ends = tuple(results[number] for number in outputs)
 
@@ -228,14 +234,14 @@ def _uses_of(
             shape = nodes[layer].get_input_partial_shape(consumer.port)
             sizes = [shape[dim].get_length() for dim in role.batch]
             batch = tuple(zip(role.activation.batch, sizes, strict=True)) if prod(sizes) > 1 else ()
-            tap = (sources[layer][role.activation.port], role.activation.reduction, weight.columns, batch)
+            tap = Reading(sources[layer][role.activation.port], role.activation.reduction, weight.columns, batch)
         found.append(LayerUse(weight, consumer, layer, tap))
     return found
 
 
 def _taps(uses: Sequence[LayerUse], nodes: Sequence[ov.Node], levels: Sequence[int]) -> tuple[Tap, ...]:
     """One tap for all layers that read the same tensor in the same way."""
-    readers: dict[_Reading, list[str]] = {}
+    readers: dict[Reading, list[str]] = {}
     for use in uses:
         if use.tap is not None:
             names = readers.setdefault(use.tap, [])

@@ -1,7 +1,7 @@
 """Two streams through a model, the float one and the one whose weights are already compressed, side by side.
 
-    with open_streams(model, weights, samples) as streams:
-        for stage in streams:                            # in graph order
+    with open_streams(model, weights, samples) as stages:
+        for stage in stages:                             # in graph order
             for layer_input in stage.inputs:             # q, k, v share one; gate, up share one
                 seen = layer_input.measure()
                 for name in layer_input.weights:
@@ -12,7 +12,8 @@ q/k/v, o, gate/up, down, and each sees the replacements of those before it. In a
 one layer. Both streams run the stage's layers on every window, once: the float stream with the weights as they were, in
 a thread of its own on half of the processors, while the caller is at work on what it has measured of the stage (numpy
 on the other half), for nothing that it does there matters to it; the compressed stream with the replacements, when the
-loop asks for the next stage. Between two stages only the tensors at the border exist, in memory or on disk.
+loop asks for the next stage. Between two stages only the tensors at the border exist, in memory or on disk. Where the
+caller wants the float stream alone, several levels run at once, and what will be measured is summed up meanwhile.
 
 Weights that meet no activation (embeddings, convolutions) are in `stage.others`, before anything reads them. A weight
 that several layers share belongs to the first stage that reads it.
@@ -244,7 +245,7 @@ def _outputs_for_inputs(
     `wanted` and is `x Wᵀ`, with fewer outputs than inputs, so that the last dimension of each holds its channels."""
     found: dict[TensorKey, TensorKey] = {}
     for tap in [tap for level in levels for tap in level.taps]:
-        readers = [use for use in graph.uses if use.tap is not None and use.tap[0] == tap.key]
+        readers = [use for use in graph.uses if use.tap is not None and use.tap.key == tap.key]
         names = [name for name in tap.weights if name in measured]
         own = [use for use in readers if use.weight.name in names]
         if not len(names) == len(own) == 1 == len({use.tap for use in readers}):
