@@ -82,7 +82,9 @@ class DecompressWeights(ModelPass):
         # constants in it from memory that is not theirs.
         computed = {graph.path for graph in graphs_of(model) if graph.path and not graph.varying}
         constants = [
-            new.constant("values") if self.lazy and one.body not in computed else _plain(new)
+            new.constant("values")
+            if self.lazy and one.body not in computed
+            else ov.op.Constant(new.computed("values"), shared_memory=True)
             for one, new in zip(found, lazy, strict=True)
         ]
         if not self.lazy:
@@ -123,10 +125,6 @@ def apply_weight_decompression(
     check_model(model)
     DecompressWeights(dtype, lazy, roles=roles).run_on_model(model)
     return model
-
-
-def _plain(weight: LazyWeight) -> Any:
-    return ov.op.Constant(weight.computed("values"), shared_memory=True)
 
 
 def _bound(weight: CompressedWeight) -> float:

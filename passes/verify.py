@@ -166,12 +166,11 @@ def verify(
         for use, consumer in enumerate(weight.consumers):
             key = (number, use) if every else (*layer_kind(weight, consumer), _size_class(weight))
             kinds.setdefault(key, []).append((weight, consumer))
-    checks = [_check(*min(group, key=_elements), len(group), arithmetic, runner) for group in kinds.values()]
+    checks = [
+        _check(*min(group, key=lambda member: member[0].elements), len(group), arithmetic, runner)
+        for group in kinds.values()
+    ]
     return Verification(device, ov.get_version(), tuple(checks))
-
-
-def _elements(member: tuple[CompressedWeight, Consumer]) -> int:
-    return member[0].elements
 
 
 def _size_class(weight: CompressedWeight) -> tuple[int, ...]:

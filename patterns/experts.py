@@ -17,6 +17,7 @@ OpenVINO 2026.4 (transformations/common_optimizations/convert_tiled_moe_block_to
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import openvino as ov
 
@@ -63,18 +64,18 @@ def _before(value: ov.Output | None, owner: dict[ov.Node, int]) -> Iterator[ov.N
             waiting += [source.get_node() for source in node.input_values()]
 
 
+@dataclass(frozen=True, eq=False)
 class TiledBlock:
     """A block that is run on gathered experts."""
 
-    def __init__(self, layers: Sequence[ov.Node], end: ov.Node, tokens: ov.Output, router: ov.Node) -> None:
-        self.layers = tuple(layers)
-        """Its MatMuls, the one that makes its output last."""
-        self.end = end
-        """The ReduceSum."""
-        self.tokens = tokens
-        """What is tiled."""
-        self.router = router
-        """The ScatterElementsUpdate that spreads the chosen experts' weights."""
+    layers: tuple[ov.Node, ...]
+    """Its MatMuls, the one that makes its output last."""
+    end: ov.Node
+    """The ReduceSum."""
+    tokens: ov.Output
+    """What is tiled."""
+    router: ov.Node
+    """The ScatterElementsUpdate that spreads the chosen experts' weights."""
 
 
 def tiled_block_of(layer: ov.Node) -> TiledBlock | None:
@@ -130,7 +131,7 @@ def _block(end: ov.Node) -> TiledBlock | None:
     return None
 
 
-_Experts = tuple[list[ov.Node], ov.Output]
+_Experts = tuple[tuple[ov.Node, ...], ov.Output]
 """The MatMuls, and what is tiled."""
 
 
@@ -148,7 +149,7 @@ def _three_layers(value: ov.Output) -> _Experts | None:
             continue
         tokens = _tiled(gate.input_value(0), readers=2)
         if tokens is not None:
-            return [gate, up, down], tokens
+            return (gate, up, down), tokens
     return None
 
 
@@ -166,7 +167,7 @@ def _two_layers(value: ov.Output) -> _Experts | None:
         both = _biased(up, readers=2)
         tokens = None if both is None else _tiled(both.input_value(0), readers=1)
         if both is not None and tokens is not None and tokens.get_node().get_type_name() == "Reshape":
-            return [both, down], tokens
+            return (both, down), tokens
     return None
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from itertools import islice
 from types import NoneType
 from typing import Any
@@ -89,20 +89,31 @@ class IgnoredScope:
             OptionError: a rule matches nothing (unless `validate` is off), or a pattern is no regular expression.
         """
         graphs = list(graphs)
-        scope = replace(self, names=tuple(name for name in self.names if name not in later))
         named = {
             node.get_friendly_name(): kind
             for graph in graphs
             for node, kind in zip(graph.operations, graph.types, strict=True)
         }
+        matched = [(f"name '{name}'", [name] if name in named else []) for name in self.names if name not in later]
+        for pattern in self.patterns:
+            try:
+                expression = re.compile(pattern)
+            except (re.error, OverflowError, RecursionError) as error:
+                reason = one_line(str(error), 80)
+                raise OptionError(
+                    f"ignored_scope: pattern {shown(pattern)} is no regular expression: {reason}"
+                ) from None
+            matched.append((f"pattern '{pattern}'", [name for name in named if expression.match(name)]))
+        for kind in self.types:
+            matched.append((f"type '{kind}'", [name for name, own in named.items() if own == kind]))
+        for subgraph in self.subgraphs:
+            rule = f"subgraph from {list(subgraph.inputs)} to {list(subgraph.outputs)}"
+            matched.append((rule, [name for graph in graphs for name in _between(graph, subgraph)]))
+        self.check_found([rule for rule, names in matched if not names])
         rules: dict[str, str] = {}
-        missing: list[str] = []
-        for rule, matched in scope._matches(graphs, named):
-            if not matched:
-                missing.append(rule)
-            for name in matched:
+        for rule, names in matched:
+            for name in names:
                 rules.setdefault(name, rule)
-        self.check_found(missing)
         return rules
 
     def check_found(self, missing: Sequence[str]) -> None:
@@ -113,24 +124,6 @@ class IgnoredScope:
                 f"ignored_scope: nothing in the model matches {one_line(missing[0], 100)}{more}. "
                 "Correct it, or pass validate=False to let rules match nothing"
             )
-
-    def _matches(self, graphs: list[Graph], named: dict[str, str]) -> Iterable[tuple[str, list[str]]]:
-        for name in self.names:
-            yield f"name '{name}'", [name] if name in named else []
-        for pattern in self.patterns:
-            try:
-                expression = re.compile(pattern)
-            except (re.error, OverflowError, RecursionError) as error:
-                reason = one_line(str(error), 80)
-                raise OptionError(
-                    f"ignored_scope: pattern {shown(pattern)} is no regular expression: {reason}"
-                ) from None
-            yield f"pattern '{pattern}'", [name for name in named if expression.match(name)]
-        for kind in self.types:
-            yield f"type '{kind}'", [name for name, own in named.items() if own == kind]
-        for subgraph in self.subgraphs:
-            rule = f"subgraph from {list(subgraph.inputs)} to {list(subgraph.outputs)}"
-            yield rule, [name for graph in graphs for name in _between(graph, subgraph)]
 
 
 def _between(graph: Graph, subgraph: Subgraph) -> list[str]:

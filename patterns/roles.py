@@ -33,6 +33,7 @@ import math
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from itertools import pairwise
 from math import prod
 from typing import NamedTuple
@@ -213,14 +214,10 @@ def _gather(node: ov.Node, port: int, shape: tuple[int, ...]) -> Role | Refusal:
     return Role(Kind.GATHER, batch, (axis,), reduction)
 
 
-def _convolution(batch: tuple[int, ...], channel: int) -> Callable[[ov.Node, int, tuple[int, ...]], Role | Refusal]:
+def _convolution(node: ov.Node, port: int, shape: tuple[int, ...], *, batch: tuple[int, ...], channel: int) -> Role:
     """A kernel whose output channels are dimension `channel`: a scale covers input channels and taps."""
-
-    def role(node: ov.Node, port: int, shape: tuple[int, ...]) -> Role | Refusal:
-        reduction = tuple(dim for dim in range(len(shape)) if dim != channel and dim not in batch)
-        return Role(Kind.CONVOLUTION, batch, (channel,), reduction)
-
-    return role
+    reduction = tuple(dim for dim in range(len(shape)) if dim != channel and dim not in batch)
+    return Role(Kind.CONVOLUTION, batch, (channel,), reduction)
 
 
 ROLES: Roles = {
@@ -228,10 +225,10 @@ ROLES: Roles = {
     ("MatMul", 1): _matmul,
     ("GroupedMatMul", 1): _grouped_matmul,
     ("Gather", 0): _gather,
-    ("Convolution", 1): _convolution((), 0),
-    ("GroupConvolution", 1): _convolution((0,), 1),
-    ("ConvolutionBackpropData", 1): _convolution((), 1),
-    ("GroupConvolutionBackpropData", 1): _convolution((0,), 2),
+    ("Convolution", 1): partial(_convolution, batch=(), channel=0),
+    ("GroupConvolution", 1): partial(_convolution, batch=(0,), channel=1),
+    ("ConvolutionBackpropData", 1): partial(_convolution, batch=(), channel=1),
+    ("GroupConvolutionBackpropData", 1): partial(_convolution, batch=(0,), channel=2),
 }
 
 _EXAMPLE = "{('MyLinear', 1): Role(channel=(0,), reduction=(1,))}"
