@@ -29,7 +29,6 @@ the constant's axes that is, and whether each of them is there as a whole.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -471,7 +470,7 @@ def reshape_partly(view: View, before: Sequence[int | None], after: Sequence[int
         return None
     result: list[tuple[Piece, ...]] = [()] * len(after)
     for source, target in runs:
-        if any(math.prod(piece.size for piece in view[dim]) != before[dim] for dim in source):
+        if any(prod(piece.size for piece in view[dim]) != before[dim] for dim in source):
             return None
         part = reshape(view[source.start : source.stop], [after[dim] or 1 for dim in target])
         if part is None:
@@ -501,7 +500,7 @@ def repeat(view: View, before: Sequence[int | None], after: Sequence[int | None]
 def cut(view: View, dimension: int, start: int, length: int, step: int) -> tuple[View, dict[int, int]] | None:
     """The view of `length` positions of a dimension, and how far each axis has moved; None where pieces would break."""
     pieces = view[dimension]
-    inner = math.prod(piece.size for piece in pieces[1:])
+    inner = prod(piece.size for piece in pieces[1:])
     if not pieces or (inner > 1 and (step != 1 or start % inner or length % inner)) or step < 1:
         return None
     axis, _, stride = pieces[0]
@@ -511,7 +510,7 @@ def cut(view: View, dimension: int, start: int, length: int, step: int) -> tuple
 
 def _product(sizes: Sequence[int | None], run: range) -> int:
     """The number of positions in a run of known dimensions."""
-    return math.prod(sizes[dim] or 1 for dim in run)
+    return prod(sizes[dim] or 1 for dim in run)
 
 
 def _runs(sizes: Sequence[int | None]) -> list[range]:
