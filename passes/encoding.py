@@ -19,7 +19,7 @@ from ov_weight_compression.ir_utils.worker_pool import Job, Part, Sink, Task
 from ov_weight_compression.passes.channel_importance import Importance
 from ov_weight_compression.passes.plan import Plan, PlannedWeight, stored_parts
 from ov_weight_compression.quantization.encode import decode_rows, encode_rows, turn_over_first_group
-from ov_weight_compression.quantization.formats import Encoded, Spec
+from ov_weight_compression.quantization.formats import SCALE_DTYPES, Encoded, Spec
 from ov_weight_compression.quantization.reference import tensor_scale_of, unusable
 
 _BLOCK_ELEMENTS = 1 << 19  # of the quantiser: what is cut into whole blocks leaves none half empty
@@ -161,8 +161,7 @@ class WeightEncoding:
             return [partial(_encode_together, jobs)], lambda: None
         layout, bits, columns = self.layout, self.spec.format.bits, self.layout.columns
         sink, shape = jobs[0].sink("codes"), (layout.rows, prod(self.parts["scale"].shape) // max(1, layout.rows))
-        scale_dtype = {"f16": np.float16, "f32": np.float32}.get(self.spec.scale_type, np.uint8)
-        scales: Array = np.empty(shape, dtype=scale_dtype)
+        scales: Array = np.empty(shape, dtype=SCALE_DTYPES[self.spec.scale_type])
         zeros: Array | None = np.empty(shape, dtype=np.uint8) if self.spec.format.asymmetric else None
         unpacked: Array | None = None if layout.contiguous else np.empty(layout.shape, self.spec.format.code_dtype)
 

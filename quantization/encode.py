@@ -33,7 +33,7 @@ import openvino as ov
 
 from ov_weight_compression.ir_utils.file_io import FileRows
 from ov_weight_compression.ir_utils.types import Array, Float32, pack, tensor_bytes, to_f32
-from ov_weight_compression.quantization.formats import E4M3, Encoded, Spec
+from ov_weight_compression.quantization.formats import E4M3, SCALE_DTYPES, Encoded, Spec
 from ov_weight_compression.quantization.kernels import SMALL, Key, build, cells
 from ov_weight_compression.quantization.reference import (
     STARTS,
@@ -44,8 +44,6 @@ from ov_weight_compression.quantization.reference import (
 )
 
 Weighting = Literal["graph", "data", "trial"]
-
-_SCALE_DTYPES = {"f16": np.float16, "f32": np.float32, "f8e8m0": np.uint8, "f8e4m3": np.uint8}
 
 # Elements that the reference works on at a time.
 _REFERENCE_ELEMENTS = 1 << 17
@@ -116,7 +114,7 @@ def encode_rows(
     if into is not None:
         scale, zero_point = into.scale, into.zero_point
     else:
-        scale = np.empty((rows, width // group), dtype=_SCALE_DTYPES[spec.scale_type])
+        scale = np.empty((rows, width // group), dtype=SCALE_DTYPES[spec.scale_type])
         zero_point = np.empty(scale.shape, dtype=np.uint8) if format.asymmetric else None
     source = "f16" if groups.dtype == np.float16 else "f32"
     kernel = kernel_for(Key(spec, group, source, graph, energy is not None, starts), groups.size)

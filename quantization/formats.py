@@ -17,6 +17,8 @@ import numpy.typing as npt
 from ov_weight_compression.ir_utils.types import F16_MAX, Array, Float32
 
 PER_CHANNEL = -1
+SCALE_DTYPES = {"f16": np.float16, "f32": np.float32, "f8e8m0": np.uint8, "f8e4m3": np.uint8}
+"""numpy's type of stored scales, by OpenVINO's name of theirs: bit patterns of what numpy does not know."""
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ import numpy.typing as npt
 from ov_weight_compression.ir_utils.errors import ModelError, WorkError
 from ov_weight_compression.ir_utils.types import Array, Float32, bf16_to_f32
 from ov_weight_compression.quantization.encode import decode_rows, encode_rows
-from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL, Encoded, Format, Spec
+from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL, SCALE_DTYPES, Encoded, Format, Spec
 from ov_weight_compression.quantization.reference import scale_values, unusable
 
 Rows = Callable[[int, int], Encoded]
@@ -230,7 +230,6 @@ CodeRows = npt.NDArray[np.uint8]
 _FORMATS = {2: ("int2_sym", "int2_asym"), 4: ("int4_sym", "int4_asym"), 8: ("int8_sym", "int8_asym")}
 _SMALLEST_GROUP = 4
 """Smaller groups would take more bytes than the codes they are for."""
-_DTYPES = {"f16": np.float16, "f32": np.float32, "f8e8m0": np.uint8, "f8e4m3": np.uint8}
 _NAN = 0x7F
 """e4m3's only codes that are no number: all ones but for the sign."""
 
@@ -276,7 +275,7 @@ def integer_weight(
         if symmetric and width > 2:
             codes = (codes - np.uint8(middle)) & np.uint8((1 << width) - 1)
         own = None if symmetric or zeros is None else np.ascontiguousarray(grouping.spread(zeros))
-        wide = grouping.spread(scales).astype(_DTYPES[scale_type], copy=False)
+        wide = grouping.spread(scales).astype(SCALE_DTYPES[scale_type], copy=False)
         return Encoded(grouping.ordered(codes), np.ascontiguousarray(wide), own)
 
     def read(first: int, last: int) -> Encoded:
@@ -329,7 +328,7 @@ def level_weight(
         codes = grouping.ordered(source.codes(first, last))
         if row.storage == "f8e4m3" and bool(((codes & _NAN) == _NAN).any()):
             raise WorkError(f"{name}: a value is not a number: the checkpoint is broken")
-        scales = grouping.spread(source.scales(first, last)).astype(_DTYPES[scale_type], copy=False)
+        scales = grouping.spread(source.scales(first, last)).astype(SCALE_DTYPES[scale_type], copy=False)
         return Encoded(codes, np.ascontiguousarray(scales), None, tensor_scale, table)
 
     group, whole = said_group or grouping.size, grouping.size == grouping.columns and not row.fixed_group
