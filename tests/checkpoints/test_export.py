@@ -85,7 +85,7 @@ def test_constants_are_the_files_and_the_report_says_which(llama: Path, tmp_path
     origins = {row.name: row.origin for row in result.report.rows}
     assert (
         origins["self.model.layers.0.mlp.up_proj._openvino_orig_weight"]
-        == "model.safetensors: model.layers.0.mlp.up_proj.weight"
+        == "model-00002-of-00003.safetensors: model.layers.0.mlp.up_proj.weight"
     )
     assert all(origins.values())
 
