@@ -303,3 +303,9 @@ def test_a_model_in_a_folder_of_its_own_is_found_wherever_the_pipeline_lies(tmp_
         OptionError, match=r"no samples in this folder for vae/openvino_model.xml: expected vae/openvin"
     ):
         recorded_data(tmp_path, [Path("vae/openvino_model.xml")])
+
+
+def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
+    for what in ("nothing", __file__):
+        with pytest.raises(OptionError, match=r"^folder: .* is no folder"), record_inputs(what):
+            pass
