@@ -285,6 +285,13 @@ class Draft:
         self.cost = None if mine is None or its is None else np.where(rows, its, mine)
 
 
+def side_by_side(drafts: list[Draft]) -> Draft:
+    """One draft with the rows of all of them, which are of one shape."""
+    zeros = [draft.zero for draft in drafts if draft.zero is not None]
+    levels, scale = np.hstack([draft.levels for draft in drafts]), np.hstack([draft.scale for draft in drafts])
+    return Draft(levels, scale, np.hstack(zeros) if zeros else None)
+
+
 @dataclass(eq=False)
 class Grid:
     """The levels and the scales that a spec allows; `tensor_scale` as in `encode_rows`."""
@@ -517,11 +524,7 @@ class BestOf:
         if target.size * count > _ABREAST:
             found = (self.step(target, one, hessian, grid) for one in drafts)
         else:  # side by side, as rows of one draft: what a channel costs by itself is paid once
-            every = list(drafts)
-            levels, scale = np.hstack([one.levels for one in every]), np.hstack([one.scale for one in every])
-            zeros = [one.zero for one in every if one.zero is not None]
-            wide = Draft(levels, scale, np.hstack(zeros) if zeros else None)
-            wide = self.step(np.tile(target, count), wide, hessian, grid)
+            wide = self.step(np.tile(target, count), side_by_side(list(drafts)), hessian, grid)
             spans = (slice(begin, begin + len(rows)) for begin in range(0, count * len(rows), len(rows)))
             found = (
                 Draft(
