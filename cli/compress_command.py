@@ -196,9 +196,9 @@ _METAVARS = {"int": "N", "float": "X", "str | PathLike[str]": "PATH"}
 
 def _options(parsed: argparse.Namespace) -> dict[str, Any]:
     """The pass's options from the command line's; only those that were given."""
-    from ov_weight_compression.passes.option_values import parse_hint_text
     from ov_weight_compression.passes.options import OPTIONS
     from ov_weight_compression.passes.rules import parse_rule_text
+    from ov_weight_compression.passes.runtime_hints import parse_hint_text
 
     options: dict[str, Any] = {"quiet": parsed.quiet}
     for name, option in OPTIONS.items():

@@ -21,8 +21,8 @@ from ov_weight_compression.evaluation.page import (
     svg,
 )
 from ov_weight_compression.ir_utils.printing import format_name, human_bytes, layer_name, percent, plain, thousands
+from ov_weight_compression.passes.budget_outcome import BudgetOutcome, budget_lines
 from ov_weight_compression.passes.report import Report, Row, exceptions, left_in_floats, ratio_line, share_cells
-from ov_weight_compression.passes.targets import BudgetOutcome, budget_lines
 
 _BLOCK = re.compile(r"^(.*?[./_]\d+)(?=[./_])")
 """The part of a layer's name that names its block."""

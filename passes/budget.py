@@ -29,6 +29,7 @@ import numpy as np
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.printing import plain, thousands
 from ov_weight_compression.ir_utils.weight_source import ValueRange
+from ov_weight_compression.passes.budget_outcome import BudgetOutcome, CurvePoint, UniformChoice
 from ov_weight_compression.passes.device_rules import (
     FormatTimes,
     read_format_times,
@@ -42,7 +43,7 @@ from ov_weight_compression.passes.option_values import Device, Devices, FragileL
 from ov_weight_compression.passes.options import Options
 from ov_weight_compression.passes.plan import DecidedBy, FormatRequest, Method, Plan, PlannedWeight
 from ov_weight_compression.passes.planning import fit
-from ov_weight_compression.passes.targets import BudgetOutcome, CurvePoint, FormatChoice, UniformChoice
+from ov_weight_compression.passes.targets import FormatChoice
 from ov_weight_compression.patterns import Kind, Skip, Sources, Weight
 from ov_weight_compression.patterns.equalization import EqualizationGroup, equalization_groups
 from ov_weight_compression.patterns.experts import expert_blocks, is_run_as_one

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING
 from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.printing import plain
 from ov_weight_compression.passes.budget import with_choice
+from ov_weight_compression.passes.budget_outcome import BudgetOutcome, UniformChoice
 from ov_weight_compression.passes.layer_losses import measured_divergence
 from ov_weight_compression.passes.measurements import Measurements
 from ov_weight_compression.passes.plan import Plan
-from ov_weight_compression.passes.targets import BudgetOutcome, UniformChoice
 
 if TYPE_CHECKING:
     from ov_weight_compression.calibration.divergence import MeasuredDivergence

@@ -50,11 +50,10 @@ from ov_weight_compression.passes.option_values import (
     GroupSizeFallback,
     Mode,
     SensitivityMetric,
-    check_hints_for_cpu,
-    parse_runtime_hints,
 )
 from ov_weight_compression.passes.plan import Tuning
 from ov_weight_compression.passes.rules import Rule, parse_rules
+from ov_weight_compression.passes.runtime_hints import check_hints_for_cpu, parse_runtime_hints
 from ov_weight_compression.passes.targets import (
     BUDGETS,
     FormatChoice,

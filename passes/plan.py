@@ -32,10 +32,10 @@ from ov_weight_compression.ir_utils.option_kinds import shown
 from ov_weight_compression.ir_utils.types import F16_MAX
 from ov_weight_compression.ir_utils.weight_source import Layout
 from ov_weight_compression.ir_utils.worker_pool import Part
+from ov_weight_compression.passes.budget_outcome import BudgetOutcome
 from ov_weight_compression.passes.device_rules import EXECUTED, GATHER
 from ov_weight_compression.passes.option_values import Accuracy
 from ov_weight_compression.passes.scale_folding import Folding
-from ov_weight_compression.passes.targets import BudgetOutcome
 from ov_weight_compression.patterns import Kind, Skip, Sources, Weight
 from ov_weight_compression.quantization.formats import PER_CHANNEL, Format, Spec
 

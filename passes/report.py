@@ -16,10 +16,10 @@ from ov_weight_compression.ir_utils.errors import OptionError
 from ov_weight_compression.ir_utils.option_kinds import check_model
 from ov_weight_compression.ir_utils.printing import as_text, format_name, human_bytes, terminal_table
 from ov_weight_compression.ir_utils.publish import write_text
+from ov_weight_compression.passes.budget_outcome import BudgetOutcome
 from ov_weight_compression.passes.device_rules import CHECKED, RELEASE, device_warnings
 from ov_weight_compression.passes.option_values import Device, Devices
 from ov_weight_compression.passes.plan import DecidedBy, Plan
-from ov_weight_compression.passes.targets import BudgetOutcome
 from ov_weight_compression.patterns import Skip
 
 if TYPE_CHECKING:
@@ -371,7 +371,7 @@ def print_report(report: Report, console: Any, notes: bool = True, planned: bool
         columns = {"why": "text", "constants": "number", "size": "number"}
         console.print(terminal_table("Left in floats, and why", columns, left), highlight=False)
     if report.budget is not None:
-        from ov_weight_compression.passes.targets import print_budget
+        from ov_weight_compression.passes.budget_outcome import print_budget
 
         print_budget(report.budget, console)
     for line in (*_scaling_lines(report), *_correction_lines(report)):

@@ -42,7 +42,6 @@ from ov_weight_compression.passes.option_values import (
     GroupSizeFallback,
     Mode,
     SensitivityMetric,
-    write_runtime_hints,
 )
 from ov_weight_compression.passes.options import OPTIONS, Options, read_options
 from ov_weight_compression.passes.plan import Plan, method_of
@@ -50,6 +49,7 @@ from ov_weight_compression.passes.planning import make_plan
 from ov_weight_compression.passes.report import REPORTS, Report, make_report
 from ov_weight_compression.passes.rewrite import as_stored, hold_small_constants, rewrite
 from ov_weight_compression.passes.rules import RulesLike
+from ov_weight_compression.passes.runtime_hints import write_runtime_hints
 from ov_weight_compression.patterns import GivenSources, Roles, find_weights, sources_of
 from ov_weight_compression.patterns.compressed import OWN_SECTION, read_metadata, write_metadata
 from ov_weight_compression.quantization.encode import kept_kernels
@@ -125,7 +125,7 @@ class WeightCompression(ModelPass):
         device: choose formats that this device executes compressed: `"CPU"`, `"GPU"` or `"NPU"`; with several
             (`"CPU,GPU"` or a list), or `"AUTO"` for all, those that each of them takes.
         runtime_hints: what a device is to do at inference, such as `{"KV_CACHE_PRECISION": "u8"}`: written into the
-            model beside those that it has; see `ov_weight_compression.passes.option_values`.
+            model beside those that it has; see `ov_weight_compression.passes.runtime_hints`.
         lazy: False computes everything now and inserts plain constants.
         verify: with `lazy=False`, run one compressed layer of each kind on the device (the CPU where none is named) and
             compare it with its stored weights; a difference that its arithmetic does not explain is an error.

@@ -19,11 +19,11 @@ from ov_weight_compression.passes import (
     report_of,
     save_model,
 )
+from ov_weight_compression.passes.budget_outcome import BudgetOutcome
 from ov_weight_compression.passes.layer_losses import LayerLosses
 from ov_weight_compression.passes.measurements import Measurements
 from ov_weight_compression.passes.options import read_options
 from ov_weight_compression.passes.recipe import Recipe, save_recipe
-from ov_weight_compression.passes.targets import BudgetOutcome
 from ov_weight_compression.quantization.formats import Spec
 from tests.models import constant, in_f32, layers
 

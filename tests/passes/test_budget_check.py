@@ -19,11 +19,11 @@ from ov_weight_compression.passes import (
     report_of,
     save_model,
 )
+from ov_weight_compression.passes.budget_outcome import BudgetOutcome
 from ov_weight_compression.passes.layer_losses import LayerLosses, measured_divergence
 from ov_weight_compression.passes.measurements import Measurements
 from ov_weight_compression.passes.plan import Plan
 from ov_weight_compression.passes.recipe import Recipe, save_recipe
-from ov_weight_compression.passes.targets import BudgetOutcome
 from ov_weight_compression.quantization.formats import Spec
 from tests.calibration import small
 from tests.passes.test_budget import SMALLEST_LAYER, network
