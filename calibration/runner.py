@@ -436,43 +436,56 @@ class Stream:
         What later operations read is kept in the store. The `watched` tensors are handed to their function, or are
         kept as well where it is None. The `forced` ones are not computed but taken from the store.
         """
-        graph, ends = self.graph, self.graph.level_ends
-        self._nodes = self._nodes or graph.model.clone().get_ordered_ops()
+        self._nodes = self._nodes or self.graph.model.clone().get_ordered_ops()
+        ends = self.graph.level_ends
         middle = min(max(ends[0], begin), end) if self.bf16 and ends else begin
-        before = split(graph, begin, middle, self.limit)
-        for first, last in (*before, *split(graph, middle, end, self.limit)):
-            within = graph.order[first:last]
-            made = {(index, port) for index in within for port in range(graph.nodes[index].get_output_size())}
-            kept = set(graph.outputs_of(first, last)) - set(forced)
-            kept |= {key for key, receive in watched.items() if receive is None} & made
-            # What stands for weights that are read here, where it is not the model's constant.
-            read, given = (
-                {name for place in range(first, last) for name in at.get(place, ())}
-                for at in (graph.layers, graph.given_at)
-            )
-            replaced = {name: graph.given[name]() for name in sorted(given - self._replaced.keys())}
-            piece = CompiledPiece(
-                graph,
-                self._nodes,
-                first,
-                last,
-                self.store,
-                sorted(kept | (made & watched.keys())),
-                forced=[key for key in forced if key in made],
-                replaced=replaced | {name: node for name, node in self._replaced.items() if name in read},
-                bf16=self.bf16 and first >= middle,
-                threads=self.threads,
-                side_by_side=self.side_by_side,
-            )
-            for window, outputs in piece.run(self.store, self.windows):
-                for key, array in outputs.items():
-                    if key in kept:
-                        self.store.put(key, window, array)
-                    if receive := watched.get(key):
-                        receive(window, key, array)
-                self.tick(1)
-            graph.give_back(first, last)
+        before = split(self.graph, begin, middle, self.limit)
+        for first, last in (*before, *split(self.graph, middle, end, self.limit)):
+            self._run(first, last, watched, forced, bf16=self.bf16 and first >= middle)
+            self.graph.give_back(first, last)
             self.forget(last, watched, since=begin)
+
+    def _run(
+        self,
+        begin: int,
+        end: int,
+        watched: Mapping[TensorKey, Receive | None],
+        forced: Sequence[TensorKey],
+        bf16: bool,
+    ) -> None:
+        """The operations of one piece; see `advance`. What it took is gone with this function: the next piece, compiled
+        beside it, would double the memory."""
+        graph = self.graph
+        made = {
+            (index, port) for index in graph.order[begin:end] for port in range(graph.nodes[index].get_output_size())
+        }
+        kept = set(graph.outputs_of(begin, end)) - set(forced)
+        kept |= {key for key, receive in watched.items() if receive is None} & made
+        # What stands for weights that are read here, where it is not the model's constant.
+        read, given = (
+            {name for place in range(begin, end) for name in at.get(place, ())} for at in (graph.layers, graph.given_at)
+        )
+        replaced = {name: graph.given[name]() for name in sorted(given - self._replaced.keys())}
+        piece = CompiledPiece(
+            graph,
+            self._nodes,
+            begin,
+            end,
+            self.store,
+            sorted(kept | (made & watched.keys())),
+            forced=[key for key in forced if key in made],
+            replaced=replaced | {name: node for name, node in self._replaced.items() if name in read},
+            bf16=bf16,
+            threads=self.threads,
+            side_by_side=self.side_by_side,
+        )
+        for window, outputs in piece.run(self.store, self.windows):
+            for key, array in outputs.items():
+                if key in kept:
+                    self.store.put(key, window, array)
+                if receive := watched.get(key):
+                    receive(window, key, array)
+            self.tick(1)
 
     def forget(self, front: int, kept: Container[TensorKey], since: int | None = None) -> None:
         """Drop tensors from before the front that nothing at or after it reads, and replaced weights likewise.

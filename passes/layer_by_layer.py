@@ -144,6 +144,8 @@ def encode_layer_by_layer(plan: Plan, data: Measurements) -> tuple[Plan, tuple[s
                     if isinstance(error, CompressionError):
                         raise
                     raise WorkError(f"{', '.join(one.weight.name for one in planned)}: {error}") from error
+                # Gram matrices are large: nothing of this input is kept while the next one is measured.
+                del matrices, known, coded, encoded, own, values
     weights = tuple(replace(one, stored=stored.get(one.weight.name)) for one in plan.weights)
     return replace(plan, weights=weights, adapters=adapters), tuple(left_out)
 
