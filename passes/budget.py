@@ -46,7 +46,7 @@ from ov_weight_compression.passes.planning import fit
 from ov_weight_compression.passes.targets import FormatChoice
 from ov_weight_compression.patterns import Kind, Skip, Sources, Weight
 from ov_weight_compression.patterns.equalization import EqualizationGroup, equalization_groups
-from ov_weight_compression.patterns.experts import expert_blocks, is_run_as_one
+from ov_weight_compression.patterns.experts import expert_blocks
 from ov_weight_compression.patterns.fold_targets import RowsTarget
 from ov_weight_compression.patterns.graphs import bytes_of, graphs_of, is_postponed
 from ov_weight_compression.quantization.allocation import Allocation, allocate, curve
@@ -326,8 +326,7 @@ def _items(
     devices run as a whole. Of a block that none does each layer is run by itself, whatever the others have."""
     groups: dict[object, list[int]] = {}
     weights = [every[place][0].weight for place in places]
-    whole = [block for block in expert_blocks(weights) if is_run_as_one(block)]
-    blocks = {weight.name: number for number, block in enumerate(whole) for weight in block}
+    blocks = {weight.name: number for number, block in enumerate(expert_blocks(weights)) for weight in block}
     for place, weight in zip(places, weights, strict=True):
         key: object = ("block", blocks[weight.name]) if weight.name in blocks else _input_of(weight) if tied else place
         groups.setdefault(key if len(every[place]) > 1 else place, []).append(place)

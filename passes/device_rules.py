@@ -48,7 +48,7 @@ from ov_weight_compression.ir_utils.option_kinds import shown
 from ov_weight_compression.passes.option_values import Device, Devices, Mode
 from ov_weight_compression.passes.rules import Rule
 from ov_weight_compression.patterns import Consumer, Kind, Weight
-from ov_weight_compression.patterns.experts import expert_blocks, is_run_as_one, tiled_block_of
+from ov_weight_compression.patterns.experts import expert_blocks, tiled_block_of
 from ov_weight_compression.patterns.graphs import dimensions
 from ov_weight_compression.quantization.formats import FORMATS, PER_CHANNEL, Format
 
@@ -389,7 +389,7 @@ def device_warnings(devices: Devices, choices: Iterable[tuple[Weight, Format]]) 
     chosen = list(choices)
     formats = {weight.name: format.name for weight, format in chosen}
     blocks = expert_blocks(weight for weight, _ in chosen) if len(set(formats.values())) > 1 else []
-    named = [{formats[one.name]: one.name for one in block} for block in blocks if is_run_as_one(block)]
+    named = [{formats[one.name]: one.name for one in block} for block in blocks]
     mixed = [names for names in named if len(names) > 1]
     told: tuple[str, ...] = ()
     if mixed:

@@ -37,7 +37,8 @@ _STEPS = 10
 
 
 def expert_blocks(weights: Iterable[Weight]) -> list[tuple[Weight, ...]]:
-    """The weights of experts side by side, those that compute one after the other or from one input together."""
+    """The weights of experts side by side that plugins run together, on those that are chosen: of layers that compute
+    one after the other or from one input. Where no plugin does, each layer runs by itself, and is in no block."""
     experts = [weight for weight in weights if weight.kind is Kind.EXPERTS]
     owner = {layer.node: place for place, weight in enumerate(experts) for layer in weight.consumers}
     first = list(range(len(experts)))  # the least place of each one's block, once it is settled
@@ -46,7 +47,10 @@ def expert_blocks(weights: Iterable[Weight]) -> list[tuple[Weight, ...]]:
             for other in _before(layer.input, owner):
                 least, last = sorted((first[place], first[owner[other]]))
                 first = [least if one == last else one for one in first]
-    return [tuple(one for one, own in zip(experts, first, strict=True) if own == least) for least in sorted(set(first))]
+    blocks = [
+        tuple(one for one, own in zip(experts, first, strict=True) if own == least) for least in sorted(set(first))
+    ]
+    return [block for block in blocks if any(tiled_block_of(use.node) for weight in block for use in weight.consumers)]
 
 
 def _before(value: ov.Output | None, owner: dict[ov.Node, int]) -> Iterator[ov.Node]:
@@ -91,11 +95,6 @@ def tiled_block_of(layer: ov.Node) -> TiledBlock | None:
             return block if block is not None and layer in block.layers else None
         node = following
     return None
-
-
-def is_run_as_one(block: Iterable[Weight]) -> bool:
-    """Whether plugins run the experts of a block together, on those that are chosen; else each layer runs by itself."""
-    return any(tiled_block_of(use.node) is not None for weight in block for use in weight.consumers)
 
 
 def block_operations(block: TiledBlock) -> set[ov.Node]:

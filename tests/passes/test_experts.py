@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import openvino as ov
 import pytest
+from openvino import opset13 as op
 
 from ov_weight_compression.passes import Report, WeightCompression
 from ov_weight_compression.passes.decompress import apply_weight_decompression
@@ -86,6 +87,16 @@ def test_the_group_that_fits_one_expert_is_that_of_all() -> None:
     reasons = {row.name: row.reason for row in report.rows}
     assert reasons["gate"] == "as the other experts of its block"
     assert reasons["down"] == "96 channels cannot be cut into groups of 64"
+
+
+def test_what_no_device_runs_as_a_block_is_planned_layer_by_layer() -> None:
+    """The backup mode of the last layer is none of the others' business."""
+    x = op.parameter([3, -1, 64], np.float32)
+    values = np.random.default_rng(0).standard_normal((2, 3, 64, 64)).astype(np.float32)
+    inner = op.matmul(x, op.constant(values[0], name="inner"), False, True)
+    last = op.matmul(op.relu(inner), op.constant(values[1], name="last"), False, True)
+    report = compressed(ov.Model([last], [x]), mode="int4_sym", group_size=32)
+    assert formats(report) == {"inner": "int4_sym 32", "last": "int8_asym -1"}
 
 
 @pytest.mark.parametrize("ratio", [0.3, 0.5, 0.9])
